@@ -1,0 +1,149 @@
+"""The command line, made from the configuration dataclasses."""
+
+import argparse
+import dataclasses
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Generic, TypeVar
+
+import tyro
+
+from edl_jax.errors import ConfigError, EDLError
+from edl_jax.evolution import PretrainConfig
+from edl_jax.pretraining import pretrain
+from edl_jax.runs import default_run_dir
+from edl_jax.studies import CompareConfig, DemoConfig, compare, demo
+from edl_jax.studies.plots import plot_accuracy, plot_evolution, plot_loss
+from edl_jax.training import TrainConfig, train
+
+Config = TypeVar("Config")
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments(Generic[Config]):
+    """What every command takes besides its configuration."""
+
+    settings: Annotated[Config, tyro.conf.arg(name="")]
+    config: Path | None = None
+    """Python file with a `get_config()`; the other arguments override what it gives."""
+    run_dir: Path | None = None
+    """Run folder, taken up where it stopped if it exists; runs/COMMAND-DATE-TIME unless given."""
+    quiet: bool = False
+    """Show no progress bars."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `edl COMMAND [ARGUMENTS]`; returns the exit status, 2 for a refused request."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] not in _COMMANDS:
+        return _usage(argv)
+    name, *rest = argv
+    config_type, run, summary = _COMMANDS[name]
+    try:
+        default = _configured(rest, config_type)
+        arguments = tyro.cli(
+            Arguments[config_type],
+            args=rest,
+            default=Arguments(default),
+            prog=f"edl {name}",
+            description=summary,
+        )
+        run_dir = arguments.run_dir or default_run_dir(name)
+        run(arguments.settings, run_dir, not arguments.quiet and sys.stderr.isatty())
+    except EDLError as error:
+        print(f"edl {name}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def load_config(path: Path, config_type: type[Config]) -> Config:
+    """The configuration that a file's `get_config()` gives. Runs the file.
+
+    Raises:
+      ConfigError: if there is no such file, or it gives no `config_type`.
+    """
+    if not path.is_file():
+        raise ConfigError(f"there is no config file at {path}; see configs/ for examples.")
+    spec = importlib.util.spec_from_file_location("edl_config", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path} is no Python file; expected one with a get_config().")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config() if hasattr(module, "get_config") else None
+    if not isinstance(config, config_type):
+        raise ConfigError(
+            f"{path} gives {type(config).__name__}; expected a get_config() that returns a "
+            f"{config_type.__name__}."
+        )
+    return config
+
+
+def _configured(argv: Sequence[str], config_type: type[Config]) -> Config:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", type=Path)
+    path = parser.parse_known_args(argv)[0].config
+    return config_type() if path is None else load_config(path, config_type)
+
+
+def _pretrain(config: PretrainConfig, run_dir: Path, progress: bool) -> None:
+    result = pretrain(config, run_dir=run_dir, progress=progress)
+    plot_evolution(result.history, run_dir / "evolution.png")
+    num_classes = config.class_counts[len(config.class_counts) // 2]
+    plot_loss({"evolved": result.loss}, run_dir / "loss.png", num_classes=num_classes)
+    _print_metrics(result.metrics)
+    print(f"\nThe loss is in {run_dir / 'loss.safetensors'}")
+
+
+def _train(config: TrainConfig, run_dir: Path, progress: bool) -> None:
+    result = train(config, run_dir=run_dir, progress=progress)
+    print(f"Data: {result.source}")
+    print(f"Test accuracy after the last epoch: {100 * result.test_accuracy:.2f} %")
+    print(f"Run folder: {run_dir}")
+
+
+def _compare(config: CompareConfig, run_dir: Path, progress: bool) -> None:
+    result = compare(config, run_dir=run_dir, progress=progress)
+    plot_accuracy(result.cells, run_dir / "accuracy.png")
+    print(f"Data: {result.source}\n\n{result.table}\nRun folder: {run_dir}")
+
+
+def _demo(config: DemoConfig, run_dir: Path, progress: bool) -> None:
+    evolved, compared = demo(config, run_dir, progress=progress)
+    print("The evolved loss, on synthetic pairs it was not evolved on:")
+    _print_metrics(evolved.metrics)
+    print(f"\nData: {compared.source}\n\n{compared.table}")
+    print(f"Run folder, with evolution.png, loss.png and accuracy.png: {run_dir}")
+
+
+def _print_metrics(metrics: dict[str, float]) -> None:
+    """The metrics over all class counts; the rest is in the run folder."""
+    for name, value in metrics.items():
+        if " classes: " not in name:
+            print(f"  {name:38} {value:.4f}")
+
+
+_COMMANDS: dict[str, tuple[type, Any, str]] = {
+    "pretrain": (PretrainConfig, _pretrain, "Evolve a loss on synthetic prediction-label pairs."),
+    "train": (TrainConfig, _train, "Train a classifier on real images with one loss."),
+    "compare": (CompareConfig, _compare, "Train with several losses over the same seeds."),
+    "demo": (DemoConfig, _demo, "Evolve a loss, then train with cross-entropy and with it."),
+}
+
+
+def _usage(argv: Sequence[str]) -> int:
+    asked_for_help = argv[:1] in (["-h"], ["--help"])
+    stream = sys.stdout if asked_for_help or not argv else sys.stderr
+    if argv and not asked_for_help:
+        print(f"edl: unknown command {argv[0]!r}", file=stream)
+    print(
+        "usage: edl COMMAND [ARGUMENTS]; edl COMMAND --help explains each argument\n", file=stream
+    )
+    for name, (_, _, summary) in _COMMANDS.items():
+        print(f"  {name:10} {summary}", file=stream)
+    return 0 if asked_for_help else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,25 @@
+"""The package's own exceptions: every refusal names the value, what was expected and what to do."""
+
+
+class EDLError(Exception):
+    """Base of every exception that `edl_jax` raises on purpose."""
+
+
+class ConfigError(EDLError, ValueError):
+    """A configuration field holds a value that cannot work."""
+
+
+class InputError(EDLError, ValueError):
+    """An array argument has the wrong shape, dtype or range."""
+
+
+class DataError(EDLError):
+    """A data set is missing, damaged or cannot be prepared."""
+
+
+class LossFileError(EDLError):
+    """A loss file is truncated, foreign, or does not fit its own header."""
+
+
+class RunFolderError(EDLError):
+    """A run folder belongs to another configuration or is damaged."""

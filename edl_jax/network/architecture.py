@@ -1,0 +1,61 @@
+"""Everything needed to rebuild a loss network, as plain data: what a loss file's header holds."""
+
+import dataclasses
+from typing import Literal
+
+import jax
+from flax import nnx
+
+from edl_jax.errors import ConfigError
+from edl_jax.network.class_agnostic import ClassAgnosticNetwork
+from edl_jax.network.loss_network import ACTIVATIONS, LossNetwork
+from edl_jax.network.pair import PairNetwork
+from edl_jax.validation import check_choice
+
+NETWORKS = ("class_agnostic", "pair")
+MAX_LAYERS, MAX_WIDTH = 16, 4096  # far above any useful loss; bounds what a file can ask for
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """A loss network's structure.
+
+    Attributes:
+      network: "class_agnostic" or "pair".
+      hidden: widths of the hidden layers.
+      activation: name in `ACTIVATIONS`.
+      num_classes: class count of a "pair" network; None for "class_agnostic".
+
+    Raises:
+      ConfigError: if the fields do not describe a network.
+    """
+
+    network: Literal["class_agnostic", "pair"]
+    hidden: tuple[int, ...]
+    activation: str
+    num_classes: int | None = None
+
+    def __post_init__(self) -> None:
+        check_choice(self, "network", NETWORKS)
+        check_choice(self, "activation", ACTIVATIONS)
+        if len(self.hidden) > MAX_LAYERS or not all(1 <= w <= MAX_WIDTH for w in self.hidden):
+            raise ConfigError(
+                f"hidden is {self.hidden}; expected at most {MAX_LAYERS} widths between 1 and "
+                f"{MAX_WIDTH}."
+            )
+        if (self.network == "pair") != (self.num_classes is not None):
+            raise ConfigError(
+                f"num_classes is {self.num_classes} for a {self.network!r} network; a 'pair' "
+                "network has exactly one class count, a 'class_agnostic' one has none."
+            )
+
+    def build(self, key: jax.Array) -> LossNetwork:
+        """A network of this structure with initial weights from `key`."""
+        rngs = nnx.Rngs(key)
+        if self.num_classes is not None:
+            return PairNetwork(self.num_classes, self.hidden, self.activation, rngs=rngs)
+        return ClassAgnosticNetwork(self.hidden, self.activation, rngs=rngs)
+
+    def abstract(self) -> tuple[nnx.GraphDef, nnx.State]:
+        """Graph definition and the shapes of the parameters, without making any array."""
+        return nnx.split(nnx.eval_shape(lambda: self.build(jax.random.key(0))))

@@ -1,0 +1,64 @@
+"""The presumed plain form of the paper's loss network."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from edl_jax.errors import ConfigError, InputError
+from edl_jax.network.loss_network import LossNetwork
+
+
+class PairNetwork(LossNetwork):
+    """An MLP on the prediction and the one-hot label side by side, for one fixed class count.
+
+    Args:
+      num_classes: class count of the predictions, at least 2.
+      hidden: widths of the hidden layers.
+      activation: name in `ACTIVATIONS`.
+      rngs: NNX random number generators for the initial weights.
+
+    Raises:
+      ConfigError: for a class count below 2, an unknown activation or a hidden width below 1.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        hidden: Sequence[int] = (16, 16),
+        activation: str = "softplus",
+        *,
+        rngs: nnx.Rngs,
+    ):
+        if num_classes < 2:
+            raise ConfigError(f"num_classes is {num_classes}; expected at least 2.")
+        super().__init__(2 * num_classes, hidden, activation, rngs=rngs)
+        self.num_classes = num_classes
+
+    def features(self, log_probabilities: jax.Array, labels: jax.Array) -> jax.Array:
+        """`concat(p, onehot(y))`, `[2 num_classes, ...]`.
+
+        Raises:
+          InputError: if the predictions have another class count than the network.
+        """
+        self._check(log_probabilities)
+        probabilities = jnp.exp(log_probabilities)
+        one_hot = jax.nn.one_hot(labels, self.num_classes, dtype=probabilities.dtype)
+        return jnp.moveaxis(jnp.concatenate([probabilities, one_hot], axis=-1), -1, 0)
+
+    def features_of_every_class(self, log_probabilities: jax.Array) -> jax.Array:
+        """`concat(p, onehot(k))` for every class k, `[2 num_classes, ..., num_classes]`."""
+        self._check(log_probabilities)
+        labels = jnp.broadcast_to(jnp.arange(self.num_classes), log_probabilities.shape)
+        every = jnp.broadcast_to(
+            log_probabilities[..., None, :], (*log_probabilities.shape, self.num_classes)
+        )
+        return self.features(every, labels)
+
+    def _check(self, log_probabilities: jax.Array) -> None:
+        if log_probabilities.shape[-1] != self.num_classes:
+            raise InputError(
+                f"predictions have {log_probabilities.shape[-1]} classes; this PairNetwork was "
+                f"made for {self.num_classes}. Use a ClassAgnosticNetwork for other class counts."
+            )

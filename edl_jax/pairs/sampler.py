@@ -1,0 +1,117 @@
+"""Draw synthetic prediction-label pairs from the mixture of regimes."""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from edl_jax.errors import InputError
+from edl_jax.pairs.mixture import Mixture
+from edl_jax.pairs.regimes import REGIMES, Chances
+
+
+class Pairs(NamedTuple):
+    """Synthetic prediction-label pairs.
+
+    Attributes:
+      probabilities: predictions on the simplex, `[num_pairs, num_classes]` float32.
+      labels: true classes, `[num_pairs]` int32.
+      regimes: index into `REGIMES` of the regime each pair was drawn from, `[num_pairs]` int32.
+    """
+
+    probabilities: jax.Array
+    labels: jax.Array
+    regimes: jax.Array
+
+
+def sample_pairs(
+    key: jax.Array, num_pairs: int, num_classes: int, *, mixture: Mixture | None = None
+) -> Pairs:
+    """Draw synthetic prediction-label pairs, in random order.
+
+    A regime's expected count is exactly its share of `num_pairs`; its count varies only by the
+    rounding of that share, so that no generation is short of a regime by bad luck.
+
+    Args:
+      key: a key from `jax.random.key`.
+      num_pairs: how many pairs to draw, at least 1.
+      num_classes: class count of the predictions, at least 2.
+      mixture: the weights of the regimes; equal weights unless given.
+
+    Returns:
+      `Pairs`. Nothing is kept between calls: supply is unlimited.
+
+    Raises:
+      InputError: if `num_pairs` or `num_classes` is too small.
+
+    >>> pairs = sample_pairs(jax.random.key(0), 8, 10)
+    >>> pairs.probabilities.shape, pairs.labels.shape
+    ((8, 10), (8,))
+    """
+    if num_pairs < 1:
+        raise InputError(f"num_pairs is {num_pairs}; expected at least 1.")
+    if num_classes < 2:
+        raise InputError(f"num_classes is {num_classes}; expected at least 2.")
+    return _sample_pairs(key, num_pairs, num_classes, mixture or Mixture())
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _sample_pairs(key: jax.Array, num_pairs: int, num_classes: int, mixture: Mixture) -> Pairs:
+    key_gamma, key_normal, key_chances, key_kept = jax.random.split(key, 4)
+    expected = [share * num_pairs for share in mixture.shares()]
+    sizes = [math.ceil(count - 1e-6) for count in expected]  # rounded up, thinned out below
+    uniforms = jax.random.uniform(key_chances, (sum(sizes), len(Chances._fields) + 1))
+    blocks = [
+        (regime, Chances(*rows.T[:-1]))
+        for regime, rows in zip(REGIMES.values(), _split(uniforms, sizes), strict=True)
+    ]
+
+    concentrations = [r.concentration(c) for r, c in blocks if r.concentration is not None]
+    gamma_rows = jnp.concatenate(concentrations)
+    gamma = jax.random.loggamma(
+        key_gamma, jnp.broadcast_to(gamma_rows[:, None], (gamma_rows.size, num_classes))
+    )
+    normal = jax.random.normal(key_normal, (sum(sizes) - gamma_rows.size, num_classes))
+    gammas = iter(_split(gamma, [c.size for c in concentrations]))
+    normals = iter(_split(normal, [c.coin.size for r, c in blocks if r.concentration is None]))
+    shaped = [
+        regime.shape(next(normals if regime.concentration is None else gammas), chances)
+        for regime, chances in blocks
+    ]
+
+    logits, labels = (jnp.concatenate(parts) for parts in zip(*shaped, strict=True))
+    regimes = jnp.concatenate(
+        [jnp.full((size,), index, jnp.int32) for index, size in enumerate(sizes)]
+    )
+    order = _thinned_order(uniforms[:, -1], key_kept, expected, sizes)[:num_pairs]
+    return Pairs(jax.nn.softmax(logits[order]), labels[order], regimes[order])
+
+
+def _split(rows: jax.Array, sizes: list[int]) -> list[jax.Array]:
+    return jnp.split(rows, [sum(sizes[: index + 1]) for index in range(len(sizes) - 1)])
+
+
+def _thinned_order(
+    chance: jax.Array, key: jax.Array, expected: list[float], sizes: list[int]
+) -> jax.Array:
+    """A random order that puts the surplus of the rounding last.
+
+    Systematic sampling: with one shared uniform draw `u`, a regime gives up its last pair where
+    the running total of surpluses passes an integer plus `u`. Over `u`, that is with probability
+    equal to its surplus, and the number given up is the total surplus, an integer.
+    """
+    surplus = [size - count for size, count in zip(sizes, expected, strict=True)]
+    running = jnp.asarray([sum(surplus[:index]) for index in range(len(surplus) + 1)])
+    total = round(sum(surplus))
+    crossed = jnp.floor(running.at[-1].set(total) + jax.random.uniform(key))
+    gives_up = jnp.diff(crossed) > 0
+    last = jnp.asarray([sum(sizes[: index + 1]) - 1 for index in range(len(sizes))])
+    # A regime without pairs has nothing to give: its surplus is 0, so it never crosses.
+    return jnp.argsort(chance.at[last].add(jnp.where(gives_up, 2.0, 0.0)))
+
+
+def log_probabilities(probabilities: jax.Array) -> jax.Array:
+    """Logarithms of probabilities, those below the smallest normal float32 raised to it."""
+    return jnp.log(jnp.maximum(probabilities, jnp.finfo(jnp.float32).tiny))

@@ -1,0 +1,43 @@
+"""The ranking-consistency objective that evolution minimises."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from edl_jax.ranking.severity import Margin
+
+
+def margin_violation(
+    losses: jax.Array, severities: jax.Array, *, margin: Margin, num_opponents: int
+) -> jax.Array:
+    """How much of the margins that severity asks for a loss fails to keep.
+
+    Each pair i meets `num_opponents` others j. With e the severities, L the losses and
+    `m = margin(e_i, e_j)` for the one with `e_i > e_j`, the value is
+
+        sum max(0, m - (L_i - L_j)) / sum m
+
+    so 0 means that every margin is kept and 1 is what a constant loss scores. Pairs of equal
+    severity ask for nothing.
+
+    Args:
+      losses: `[num_pairs]`.
+      severities: `[num_pairs]`, in random order: opponents are taken by position.
+      margin: one of `MARGINS`, or any function of the worse and the better severity.
+      num_opponents: how many others each pair meets, between 1 and `num_pairs - 1`.
+
+    Returns:
+      The scalar violation, at least 0.
+    """
+    chex.assert_equal_shape([losses, severities])
+    violated = demanded = jnp.zeros((), losses.dtype)
+    for shift in range(1, num_opponents + 1):
+        other_losses, other_severities = jnp.roll(losses, shift), jnp.roll(severities, shift)
+        sign = jnp.sign(severities - other_severities)
+        asked = jnp.abs(sign) * margin(
+            jnp.maximum(severities, other_severities), jnp.minimum(severities, other_severities)
+        )
+        kept = sign * (losses - other_losses)
+        violated += jnp.sum(jax.nn.relu(asked - kept))
+        demanded += jnp.sum(asked)
+    return violated / jnp.maximum(demanded, jnp.finfo(demanded.dtype).tiny)

@@ -1,0 +1,122 @@
+"""Run folders: configuration, versions, seed, metrics and results of one run, side by side."""
+
+import dataclasses
+import json
+import platform
+import time
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from edl_jax.errors import RunFolderError
+from edl_jax.storage import write_atomically
+
+_LIBRARIES = ("edl_jax", "jax", "jaxlib", "flax", "optax", "evosax", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that shape a result."""
+    found = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def default_run_dir(command: str) -> Path:
+    """`runs/COMMAND-DATE-TIME`, under the working directory."""
+    return Path("runs") / f"{command}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+class RunFolder:
+    """A folder that belongs to one configuration.
+
+    Holds `config.json`, `environment.json`, `metrics.jsonl` and whatever the run adds.
+    """
+
+    def __init__(self, path: Path, config: Mapping[str, Any]):
+        """Create the folder, or take up the one that is there.
+
+        Args:
+          path: the folder.
+          config: all that shapes the run's result, as JSON data.
+
+        Raises:
+          RunFolderError: if the folder belongs to another configuration or is damaged.
+        """
+        self.path = path
+        config = json.loads(json.dumps(config))  # as it reads back: tuples become lists
+        if (path / "config.json").exists():
+            found = read_json(path / "config.json")
+            if found != config:
+                raise RunFolderError(
+                    f"{path} belongs to a run with another configuration: "
+                    f"{_difference(found, config)}. Choose another folder, or the same settings."
+                )
+        else:
+            self.write_json("config.json", config)
+            device = jax.devices()[0]
+            environment = {
+                "versions": versions(),
+                "backend": device.platform,
+                "device": device.device_kind,
+                "device_count": jax.device_count(),
+                "machine": platform.machine(),
+            }
+            self.write_json("environment.json", environment)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write `value` to the file `name`, whole or not at all."""
+        write_atomically(self.path / name, (json.dumps(value, indent=2) + "\n").encode())
+
+    def append_rows(self, rows: Iterable[Mapping[str, Any]], name: str = "metrics.jsonl") -> None:
+        """Append one JSON line for each row."""
+        with (self.path / name).open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+
+    def read_rows(self, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+        """The rows written so far; a last line cut short by a kill is dropped."""
+        path = self.path / name
+        rows = []
+        for line in path.read_text().splitlines() if path.exists() else []:
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+        return rows
+
+    def replace_rows(self, rows: Iterable[Mapping[str, Any]], name: str = "metrics.jsonl") -> None:
+        """Write all rows anew, whole or not at all."""
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        write_atomically(self.path / name, lines.encode())
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in a file of a run folder.
+
+    Raises:
+      RunFolderError: if the file is missing or no JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path} cannot be read ({error}); remove the run folder.") from error
+
+
+def as_json(config: Any) -> dict[str, Any]:
+    """A configuration dataclass as JSON data."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def _difference(old: Any, new: Any, name: str = "") -> str:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+        return ", ".join(
+            _difference(old.get(key), new.get(key), f"{name}.{key}".lstrip(".")) for key in keys
+        )
+    return f"{name} is {old!r} there and {new!r} here"

@@ -1,0 +1,157 @@
+"""Train with several losses over the same seeds, and compare them."""
+
+import dataclasses
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from edl_jax.errors import ConfigError
+from edl_jax.runs import RunFolder, as_json
+from edl_jax.studies.summary import Summary, format_table, summarise
+from edl_jax.training import TrainConfig
+from edl_jax.training.loop import Row, load_config_dataset, run_training
+from edl_jax.training.losses import resolve_loss
+from edl_jax.training.steps import make_train
+from edl_jax.validation import check_range
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareConfig:
+    """Which losses are compared, and how. Checked when made.
+
+    Everything but the loss is the same for all: settings, data, seeds (so initial weights, data
+    order and augmentation). The differences are therefore paired by seed.
+
+    Raises:
+      ConfigError: naming the first field that cannot work, its value and what was expected.
+    """
+
+    losses: tuple[str, ...] = ("cross_entropy", "edl")
+    """Losses, each named as in TrainConfig.loss; the first is what the others are compared with."""
+    num_seeds: int = 3
+    """Trainings of each loss, with the seeds train.seed, train.seed + 1, ..."""
+    train: TrainConfig = TrainConfig()
+    """Settings of every training; its loss is replaced by each of `losses`."""
+
+    def __post_init__(self) -> None:
+        if not self.losses or len(set(self.losses)) != len(self.losses):
+            raise ConfigError(
+                f"CompareConfig.losses is {self.losses}; expected one or more different losses."
+            )
+        check_range(self, "num_seeds", 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareResult:
+    """What `compare` gives.
+
+    Attributes:
+      cells: one for each finished training: `loss`, `seed`, `test_accuracy` and `epochs`, the rows
+        of its history.
+      summaries: one for each loss.
+      table: the summaries as a Markdown table.
+      source: a sentence that says which data was used.
+    """
+
+    cells: list[dict[str, Any]]
+    summaries: list[Summary]
+    table: str
+    source: str
+
+
+def compare(
+    config: CompareConfig | None = None,
+    *,
+    run_dir: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> CompareResult:
+    """Train with every loss over every seed and compare test accuracies of the last epoch.
+
+    Args:
+      config: what to compare; the defaults unless given.
+      run_dir: where cells are kept as they finish; a cell found there is not run again. Nothing is
+        written unless given.
+      progress: whether to show progress bars.
+
+    Raises:
+      ConfigError, DataError, LossFileError: if a name, the data or a file cannot be used.
+      RunFolderError: if `run_dir` holds another comparison.
+    """
+    config = config or CompareConfig()
+    losses = {name: resolve_loss(name) for name in config.losses}
+    dataset = load_config_dataset(config.train)
+    folder = None
+    if run_dir is not None:
+        identity = {"compare": as_json(config), "loss_files": _digests(config.losses)}
+        folder = RunFolder(Path(run_dir), identity)
+    cells = folder.read_rows("cells.jsonl") if folder is not None else []
+    finished = {(cell["loss"], cell["seed"]) for cell in cells}
+
+    seeds = range(config.train.seed, config.train.seed + config.num_seeds)
+    missing = [(name, seed) for name in losses for seed in seeds if (name, seed) not in finished]
+    functions = {
+        name: make_train(config.train, dataset, loss)
+        for name, loss in losses.items()
+        if any(name == missed for missed, _ in missing)
+    }
+    bar = tqdm(
+        total=len(missing) * config.train.epochs,
+        desc=f"{len(missing)} trainings",
+        unit="epoch",
+        disable=not progress,
+    )
+
+    def advance(_: Row) -> None:
+        bar.update()
+
+    def run(name: str, seed: int) -> dict[str, Any]:
+        result = run_training(config.train, dataset, functions[name], seed, report=advance)
+        return {
+            "loss": name,
+            "seed": seed,
+            "test_accuracy": result.test_accuracy,
+            "epochs": result.history,
+        }
+
+    with bar, ThreadPoolExecutor(_num_side_by_side()) as pool:
+        futures = [pool.submit(run, *cell) for cell in missing]
+        try:
+            for future in as_completed(futures):
+                cells.append(future.result())
+                if folder is not None:
+                    folder.append_rows([cells[-1]], "cells.jsonl")
+        finally:
+            pool.shutdown(cancel_futures=True)
+    cells.sort(key=lambda cell: (config.losses.index(cell["loss"]), cell["seed"]))
+
+    accuracies = {
+        name: np.asarray([cell["test_accuracy"] for cell in cells if cell["loss"] == name])
+        for name in config.losses
+    }
+    summaries = summarise(accuracies)
+    table = format_table(summaries)
+    if folder is not None:
+        results = [dataclasses.asdict(summary) for summary in summaries]
+        folder.write_json("results.json", {"data": dataset.source, "losses": results})
+        (folder.path / "table.md").write_text(table)
+    return CompareResult(cells, summaries, table, dataset.source)
+
+
+def _num_side_by_side() -> int:
+    """Trainings to run at once: XLA's CPU backend leaves cores idle in a small convolution."""
+    return min(4, os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
+
+
+def _digests(losses: tuple[str, ...]) -> dict[str, str]:
+    """SHA-256 of every loss given as a file: a changed file is another comparison."""
+    return {
+        name: hashlib.sha256(Path(name).read_bytes()).hexdigest()
+        for name in losses
+        if Path(name).is_file()
+    }

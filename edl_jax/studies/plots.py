@@ -1,0 +1,153 @@
+"""Figures of a run: the evolution, the evolved loss beside cross-entropy, accuracy over epochs."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from edl_jax.errors import EDLError
+
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
+# Colours of Okabe and Ito (2008), told apart with any colour vision, and in grey by their dashes.
+_STYLES = [("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", ":")]
+
+
+def plot_evolution(history: Mapping[str, np.ndarray], path: Path) -> None:
+    """Fitness, held-out pairwise accuracy and step size over the generations.
+
+    Args:
+      history: `PretrainResult.history`.
+      path: the PNG or SVG file to write.
+
+    Raises:
+      EDLError: if matplotlib is not installed.
+    """
+    figure, (left, right) = _subplots(2)
+    generations = np.arange(1, len(history["best_fitness"]) + 1)
+    for (color, dash), name in zip(_STYLES, ("best", "mean"), strict=False):
+        left.plot(generations, history[f"{name}_fitness"], dash, color=color, label=name)
+    left.set(
+        yscale="log",
+        xlabel="generation",
+        ylabel="fitness: share of the asked margins violated",
+        title="Fitness on fresh pairs (lower is better)",
+    )
+    left.legend()
+    watched = np.isfinite(history["held_out_accuracy"])
+    color, dash = _STYLES[0]
+    right.plot(
+        generations[watched],
+        history["held_out_accuracy"][watched],
+        f"o{dash}",
+        color=color,
+        markersize=4,
+        label="pairwise accuracy",
+    )
+    right.set(
+        xlabel="generation",
+        ylabel="pairwise accuracy of the leader",
+        title="Held-out pairs, and the step size",
+    )
+    steps = right.twinx()
+    color, dash = _STYLES[1]
+    steps.plot(generations, history["step_size"], dash, color=color, label="step size")
+    steps.set(yscale="log", ylabel="mutation step size (standard deviation)")
+    lines = [*right.get_lines(), *steps.get_lines()]
+    right.legend(lines, [line.get_label() for line in lines], loc="center right")
+    _save(figure, path)
+
+
+def plot_loss(losses: Mapping[str, Loss], path: Path, *, num_classes: int = 10) -> None:
+    """Loss and logit gradient against the true class's probability, beside cross-entropy.
+
+    Two slices of the simplex: the other classes share the rest evenly, or one rival has it all.
+
+    Args:
+      losses: losses by name, each of logits `[n, num_classes]` and integer labels `[n]`.
+      path: the PNG or SVG file to write.
+      num_classes: class count of the predictions.
+
+    Raises:
+      EDLError: if matplotlib is not installed.
+    """
+    curves = {"cross-entropy": optax.losses.softmax_cross_entropy_with_integer_labels, **losses}
+    own = np.linspace(0.002, 0.998, 250)
+    figure, axes = _subplots(2)
+    for (color, dash), (name, loss) in zip(_STYLES, curves.items(), strict=False):
+        for slice_name, logits in _slices(own, num_classes).items():
+            labels = jnp.zeros(len(own), jnp.int32)
+            gradient = jax.grad(lambda x, loss=loss: loss(x, labels).sum())(logits)  # noqa: B023
+            thin = {"linewidth": 1, "alpha": 0.6} if slice_name == "one rival" else {"linewidth": 2}
+            style = {"color": color, "linestyle": dash, "label": f"{name}, {slice_name}", **thin}
+            axes[0].plot(own, loss(logits, labels), **style)
+            axes[1].plot(own, jnp.linalg.norm(gradient, axis=-1), **style)
+    axes[0].set(xlabel="probability of the true class", ylabel="loss", title="Loss")
+    axes[1].set(
+        xlabel="probability of the true class",
+        ylabel="norm of the gradient by the logits",
+        title="What descent feels",
+    )
+    axes[0].legend()
+    _save(figure, path)
+
+
+def plot_accuracy(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Accuracy over the epochs, mean and standard deviation over the seeds of each loss.
+
+    Args:
+      cells: `CompareResult.cells`.
+      path: the PNG or SVG file to write.
+
+    Raises:
+      EDLError: if matplotlib is not installed.
+    """
+    figure, (axis,) = _subplots(1)
+    names = list(dict.fromkeys(cell["loss"] for cell in cells))
+    for (color, dash), name in zip(_STYLES, names, strict=False):
+        curves = 100 * np.asarray(
+            [[row["accuracy"] for row in c["epochs"]] for c in cells if c["loss"] == name]
+        )
+        epochs, mean, spread = 1 + np.arange(curves.shape[1]), curves.mean(0), curves.std(0)
+        axis.plot(epochs, mean, dash, color=color, label=f"{Path(name).stem}, n = {len(curves)}")
+        axis.fill_between(epochs, mean - spread, mean + spread, color=color, alpha=0.2)
+    split = {"val": "validation", "test": "test"}[cells[0]["epochs"][0]["evaluated_on"]]
+    axis.set(
+        xlabel="epoch",
+        ylabel=f"{split} accuracy, %",
+        title="Accuracy (mean, and standard deviation over seeds)",
+    )
+    axis.legend()
+    _save(figure, path)
+
+
+def _slices(own: np.ndarray, num_classes: int) -> dict[str, jax.Array]:
+    rest = np.broadcast_to((1 - own[:, None]) / (num_classes - 1), (len(own), num_classes - 1))
+    even = np.concatenate([own[:, None], rest], axis=1)
+    rival = np.full((len(own), num_classes), 1e-12)
+    rival[:, 0], rival[:, 1] = own, 1 - own
+    return {
+        "rest spread evenly": jnp.log(jnp.asarray(even, jnp.float32)),
+        "one rival": jnp.log(jnp.asarray(rival, jnp.float32)),
+    }
+
+
+def _subplots(columns: int) -> tuple[Any, Any]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise EDLError(f'plots need matplotlib ({error}): pip install "edl_jax[plots]"') from error
+    figure = Figure(figsize=(5.2 * columns, 3.8), layout="constrained")
+    axes = figure.subplots(1, columns, squeeze=False)[0]
+    for axis in axes:
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _save(figure: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)

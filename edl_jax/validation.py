@@ -1,0 +1,39 @@
+"""Checks that configurations share, each naming the field, its value and what was expected."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from edl_jax.errors import ConfigError
+
+
+def check_choice(config: Any, field: str, choices: Iterable[str]) -> None:
+    """Refuse a name that is not among `choices`.
+
+    Raises:
+      ConfigError: naming the field, its value and the choices.
+    """
+    value, choices = getattr(config, field), list(choices)
+    if value not in choices:
+        raise ConfigError(
+            f"{type(config).__name__}.{field} is {value!r}; expected one of {', '.join(choices)}."
+        )
+
+
+def check_range(
+    config: Any, field: str, low: float, high: float = math.inf, *, open_low: bool = False
+) -> None:
+    """Refuse a number outside `[low, high]`, or `(low, high]` if `open_low`; NaN is outside.
+
+    Raises:
+      ConfigError: naming the field, its value and the range.
+    """
+    value = getattr(config, field)
+    in_range = isinstance(value, int | float) and (low < value if open_low else low <= value)
+    if not (in_range and value <= high and math.isfinite(value)):
+        expected = f"more than {low}" if open_low else f"at least {low}"
+        if math.isfinite(high):
+            expected += f" and at most {high}"
+        raise ConfigError(
+            f"{type(config).__name__}.{field} is {value!r}; expected a finite number, {expected}."
+        )

@@ -1,0 +1,161 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from edl_jax.errors import ConfigError
+from edl_jax.training.resnet import Architecture, ResNet, create_model
+
+
+def images_of(*shape: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(1), shape)
+
+
+def size_of(model: nnx.Module) -> int:
+    leaves = jax.tree.leaves(nnx.state(model, nnx.Param))
+    return sum(leaf.size for leaf in leaves)
+
+
+@pytest.mark.parametrize(("name", "published"), [("resnet20", 269_722), ("resnet18", 11_173_962)])
+def test_parameter_count_is_the_published_one(name, published):
+    model = nnx.eval_shape(lambda: create_model(name, rngs=nnx.Rngs(0)))
+    assert size_of(model) == published
+
+
+@pytest.mark.parametrize(("blocks", "width"), [((1, 1, 1), 16), ((5, 5, 5), 16), ((3, 3, 3), 5)])
+def test_parameter_count_of_the_cifar_family_by_arithmetic(blocks, width):
+    """Counts by hand: a 3x3 kernel has 9 weights a channel pair; batch norm has 2 a channel."""
+
+    def conv(inputs: int, outputs: int) -> int:
+        return 9 * inputs * outputs + 2 * outputs
+
+    expected, channels = conv(3, width), width
+    for stage, count in enumerate(blocks):
+        for _ in range(count):
+            wide = width * 2**stage
+            expected += conv(channels, wide) + conv(wide, wide)
+            channels = wide
+    expected += channels * 10 + 10
+    architecture = Architecture(blocks, width=16, projection=False)
+    sizes = {"width": width, "num_classes": 10, "in_channels": 3}
+    model = nnx.eval_shape(
+        lambda: ResNet(architecture, **sizes, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    )
+    assert size_of(model) == expected
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet18"])
+@pytest.mark.parametrize("shape", [(2, 32, 32, 3), (3, 8, 8, 1)])
+def test_logits_are_float32_of_one_row_per_image(name, shape):
+    model = create_model(name, width=4, num_classes=7, in_channels=shape[-1], rngs=nnx.Rngs(0))
+    logits = nnx.jit(lambda model, images: model(images))(model, images_of(*shape))
+    assert logits.shape == (shape[0], 7)
+    assert logits.dtype == jnp.float32
+    assert np.isfinite(logits).all()
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32_state():
+    shape = (8, 8, 8, 3)
+    results = {}
+    for dtype in (jnp.float32, jnp.bfloat16):
+        model = create_model("resnet8", width=4, dtype=dtype, rngs=nnx.Rngs(0))
+        logits = model(images_of(*shape))
+        assert logits.dtype == jnp.float32
+        leaves = jax.tree.leaves(nnx.state(model, (nnx.Param, nnx.BatchStat)))
+        assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
+        assert model.blocks[0].first(jnp.ones((1, 8, 8, 4))).dtype == dtype
+        results[dtype] = logits
+    np.testing.assert_allclose(results[jnp.bfloat16], results[jnp.float32], atol=0.1, rtol=0.1)
+    assert np.any(results[jnp.bfloat16] != results[jnp.float32])
+
+
+def test_only_training_updates_the_batch_statistics():
+    model = create_model("resnet8", width=4, rngs=nnx.Rngs(0))
+    images = 3.0 + images_of(4, 8, 8, 3)
+
+    def statistics() -> list[np.ndarray]:
+        return [np.array(leaf) for leaf in jax.tree.leaves(nnx.state(model, nnx.BatchStat))]
+
+    before = statistics()
+    stem = np.array(model.stem.conv(images))
+    train_logits = model(images)
+    trained = statistics()
+    assert len(before) == 2 * 7  # mean and variance of the stem and of six convolutions
+    assert all(np.any(new != old) for new, old in zip(trained, before, strict=True))
+    expected = 0.1 * stem.mean(axis=(0, 1, 2))  # momentum 0.9 from a zero mean
+    np.testing.assert_allclose(model.stem.norm.mean[...], expected, rtol=1e-4, atol=1e-5)
+    model.eval()
+    eval_logits = model(images)
+    np.testing.assert_allclose(model(images[:1]), model(images)[:1], rtol=1e-4, atol=1e-5)
+    assert all(np.all(new == old) for new, old in zip(statistics(), trained, strict=True))
+    assert np.any(np.abs(eval_logits - train_logits) > 1e-3)
+    model.train()
+    model(images)
+    assert any(np.any(new != old) for new, old in zip(statistics(), trained, strict=True))
+
+
+def test_running_statistics_are_not_rounded_in_bfloat16():
+    model = create_model("resnet8", width=4, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    model.eval()
+    norm = model.stem.norm
+    norm.mean[...] = jnp.full(4, 1000.3)  # bfloat16 has 1000 and 1004
+    normalised = norm(jnp.full((1, 1, 1, 4), 1000.0, jnp.bfloat16))
+    np.testing.assert_allclose(normalised, -0.3, atol=1e-3)
+
+
+def test_pure_function_of_state_under_jit_and_grad():
+    model = create_model("resnet8", width=4, rngs=nnx.Rngs(0))
+    graph, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    images, labels = images_of(4, 8, 8, 3), jnp.arange(4)
+
+    @jax.jit
+    def step(params, stats):
+        def loss(params):
+            model = nnx.merge(graph, params, stats, copy=True)
+            log_probs = jax.nn.log_softmax(model(images))
+            return -log_probs[jnp.arange(4), labels].mean(), nnx.state(model, nnx.BatchStat)
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    (value, new_stats), grads = step(params, stats)
+    logits = model(images)
+    expected = -jax.nn.log_softmax(logits)[jnp.arange(4), labels].mean()
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    jax.tree.map(
+        lambda new, direct: np.testing.assert_allclose(new, direct, rtol=1e-4, atol=1e-5),
+        new_stats,
+        nnx.state(model, nnx.BatchStat),
+    )
+    gradients = jax.tree.leaves(grads)
+    assert len(gradients) == len(jax.tree.leaves(params))
+    assert all(np.isfinite(g).all() and np.any(g != 0) for g in gradients)
+
+
+def test_option_a_shortcut_subsamples_and_pads_with_zeros():
+    model = create_model("resnet8", width=4, rngs=nnx.Rngs(0))
+    x = images_of(2, 8, 8, 4)
+    y = model.blocks[1].shortcut(x)
+    assert y.shape == (2, 4, 4, 8)
+    np.testing.assert_array_equal(y[..., 2:6], x[:, ::2, ::2])
+    assert not np.any(y[..., :2])
+    assert not np.any(y[..., 6:])
+
+
+def test_initial_weights_are_he_normal_over_the_fan_out():
+    model = create_model("resnet20", width=64, rngs=nnx.Rngs(0))
+    for conv in (model.blocks[0].first.conv, model.blocks[3].first.conv):
+        fan_out = 9 * conv.out_features
+        kernel = np.asarray(conv.kernel[...])
+        np.testing.assert_allclose(kernel.std(), np.sqrt(2 / fan_out), rtol=0.02)
+
+
+def test_unknown_name_names_the_known_ones():
+    with pytest.raises(ConfigError, match=r"'resnet9'.*resnet8, resnet20, resnet18"):
+        create_model("resnet9", rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("field", ["width", "num_classes", "in_channels"])
+def test_sizes_must_be_positive(field):
+    with pytest.raises(ConfigError, match=f"{field}.*got 0"):
+        create_model("resnet8", **{field: 0}, rngs=nnx.Rngs(0))
