@@ -45,7 +45,7 @@ class PretrainConfig:
     """Mutation step size of the first generation; the 1/5th success rule adapts it."""
     pairs_per_generation: int = 4096
     """Fresh synthetic pairs on which a generation is scored."""
-    generations: int = 300
+    generations: int = 200
     """Generations to evolve."""
     generations_per_chunk: int = 25
     """Generations on the device between two reports to the host (log, checkpoint)."""

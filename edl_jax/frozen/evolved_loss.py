@@ -42,7 +42,7 @@ class Provenance:
         return hash(Provenance)
 
 
-class EvolvedLoss(struct.PyTreeNode):
+class EvolvedLoss(struct.PyTreeNode, eq=False):
     """A frozen evolved loss: a drop-in for a classification loss of `optax.losses`.
 
     A pytree whose leaves are the network's parameters and the scale, so `jit`, `grad`, `vmap` and
@@ -157,7 +157,8 @@ def _is_soft(shape: tuple[int, ...], labels: jax.Array, axis: int) -> bool:
             f"soft labels of shape {shape}."
         )
     if not isinstance(labels, Tracer) and labels.size:
-        low, high = int(labels.min()), int(labels.max())
+        values = np.asarray(labels)  # NumPy, so that a constant is checked inside a trace too
+        low, high = int(values.min()), int(values.max())
         if low < 0 or high >= shape[axis]:
             raise InputError(
                 f"labels range from {low} to {high}; expected classes in [0, {shape[axis]}), the "

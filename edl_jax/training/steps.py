@@ -123,8 +123,7 @@ def make_train(config: TrainConfig, dataset: Dataset, loss: Loss) -> TrainFuncti
 
         def objective(params: Any) -> tuple[jax.Array, tuple[Any, jax.Array]]:
             # Copied, because a model may only update variables made at its own level of tracing.
-            statistics = jax.tree.map(lambda x: x, state.statistics)
-            model = nnx.merge(graphdef, params, statistics)
+            model = nnx.merge(graphdef, params, state.statistics, copy=True)
             model.train()
             logits = model(images)
             statistics = nnx.state(model, nnx.Not(nnx.Param))

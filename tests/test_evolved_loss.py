@@ -1,0 +1,280 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.test_util import check_grads
+
+from edl_jax import EvolvedLoss, PretrainConfig, load_pretrained, sample_pairs
+from edl_jax.errors import ConfigError, InputError
+from edl_jax.frozen import PRETRAINED, Provenance, calibrated
+from edl_jax.network import Architecture
+
+
+def random_loss(seed: int = 0, num_classes: int | None = None) -> EvolvedLoss:
+    """A loss of random weights: what must hold for every loss should hold for it."""
+    kind = "class_agnostic" if num_classes is None else "pair"
+    architecture = Architecture(kind, (8, 8), "silu", num_classes)
+    params = nnx.to_pure_dict(nnx.state(architecture.build(jax.random.key(seed))))
+    return EvolvedLoss(params=params, scale=jnp.asarray(1.7), architecture=architecture)
+
+
+LOSSES = {"edl": load_pretrained(), "random": random_loss(), "pair": random_loss(1, 5)}
+
+
+@pytest.fixture(params=LOSSES)
+def loss(request):
+    return LOSSES[request.param]
+
+
+def logits_of(shape=(6, 5), seed=0, scale=3.0, dtype=jnp.float32):
+    return (scale * jax.random.normal(jax.random.key(seed), shape)).astype(dtype)
+
+
+LABELS = jnp.asarray([0, 1, 2, 3, 4, 0])
+
+
+def test_value_is_scale_times_the_network(loss):
+    log_p = jax.nn.log_softmax(logits_of())
+    expected = loss.scale * loss.network()(log_p, LABELS)
+    np.testing.assert_allclose(loss(logits_of(), LABELS), expected, rtol=1e-6)
+
+
+def test_gradients(loss):
+    check_grads(lambda x: loss(x, LABELS), (logits_of(),), order=1, modes=["rev", "fwd"], eps=1e-2)
+    soft = jax.nn.softmax(logits_of(seed=5))
+    check_grads(lambda x: loss(x, soft), (logits_of(),), order=1, modes=["rev", "fwd"], eps=1e-2)
+
+
+def test_one_hot_labels_equal_integer_labels(loss):
+    one_hot = jax.nn.one_hot(LABELS, 5)
+    hard, soft = loss(logits_of(), LABELS), loss(logits_of(), one_hot)
+    np.testing.assert_allclose(soft, hard, rtol=1e-6)
+    np.testing.assert_allclose(loss(logits_of(), one_hot.astype(int)), hard, rtol=1e-6)
+    gradients = [
+        jax.grad(lambda x, y=y: loss(x, y).sum())(logits_of()) for y in (LABELS, one_hot)
+    ]
+    np.testing.assert_allclose(*gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_soft_labels_give_the_label_weighted_mean(loss):
+    soft = jax.nn.softmax(logits_of(seed=5))
+    each = jnp.stack([loss(logits_of(), jnp.full((6,), k)) for k in range(5)], axis=-1)
+    np.testing.assert_allclose(loss(logits_of(), soft), (soft * each).sum(-1), rtol=1e-5)
+
+
+@given(seed=st.integers(0, 1000))
+def test_relabelling_the_classes_does_not_change_value_or_gradient(seed):
+    order = jax.random.permutation(jax.random.key(seed), 5)
+    logits = logits_of(seed=seed)
+    for loss in (LOSSES["edl"], LOSSES["random"]):
+
+        def total(x, y, loss=loss):
+            return loss(x, y).sum()
+
+        value, gradient = jax.value_and_grad(total)(logits, LABELS)
+        moved = jax.value_and_grad(total)(logits[:, order], jnp.argsort(order)[LABELS])
+        np.testing.assert_allclose(moved[0], value, rtol=1e-5)
+        np.testing.assert_allclose(moved[1], gradient[:, order], rtol=1e-3, atol=1e-5)
+
+
+def test_gradient_of_tied_logits_treats_the_tied_alike():
+    gradient = jax.grad(LOSSES["edl"])(jnp.zeros(5), jnp.asarray(2))
+    others = np.delete(np.asarray(gradient), 2)
+    np.testing.assert_allclose(others, others[0], rtol=1e-6)
+    assert gradient[2] < 0 < others[0]
+
+
+@given(
+    data=st.data(),
+    dtype=st.sampled_from([jnp.float32, jnp.bfloat16]),
+    soft=st.booleans(),
+    masked=st.booleans(),
+)
+def test_finite_and_not_negative_for_extreme_logits(data, dtype, soft, masked):
+    values = st.one_of(
+        st.sampled_from([-1e4, -1e2, 0.0, 1e-3, 1e2, 1e4]), st.floats(-1e4, 1e4, width=32)
+    )
+    rows = data.draw(st.lists(st.lists(values, min_size=5, max_size=5), min_size=3, max_size=3))
+    logits = jnp.asarray(rows, dtype)
+    labels = jnp.asarray(data.draw(st.lists(st.integers(0, 4), min_size=3, max_size=3)))
+    if soft:
+        labels = 0.9 * jax.nn.one_hot(labels, 5) + 0.02
+    where = None
+    if masked:
+        mask = st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=3, max_size=3)
+        where = jnp.asarray(data.draw(mask))
+    for loss in LOSSES.values():
+        values = loss(logits, labels, where=where)
+        gradient = jax.grad(lambda x, loss=loss: loss(x, labels, where=where).sum())(logits)
+        assert values.dtype == gradient.dtype == dtype
+        assert jnp.isfinite(values).all()
+        assert (values >= 0).all()
+        assert jnp.isfinite(gradient).all()
+
+
+def test_largest_finite_logits(loss):
+    big = jnp.finfo(jnp.float32).max
+    logits = jnp.asarray([[big, -big, 0, 0, 0], [-big, big, big, 0, 1]])
+    for label in (0, 1):
+        value, gradient = jax.value_and_grad(lambda x, y=label: loss(x, jnp.full(2, y)).sum())(
+            logits
+        )
+        assert jnp.isfinite(value)
+        assert jnp.isfinite(gradient).all()
+
+
+def test_bfloat16_is_float32_rounded_once(loss):
+    logits = logits_of(dtype=jnp.bfloat16)
+    expected = loss(logits.astype(jnp.float32), LABELS).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(loss(logits, LABELS), expected)
+
+
+@pytest.mark.parametrize("name", ["edl", "random"])
+def test_masked_classes_take_no_part(name):
+    loss, logits = LOSSES[name], logits_of((4, 6))
+    where = jnp.asarray([True, True, False, True, False, True])
+    labels = jnp.asarray([0, 1, 3, 5])
+    fewer = jnp.asarray([0, 1, 2, 3])
+    np.testing.assert_allclose(
+        loss(logits, labels, where=where), loss(logits[:, where], fewer), rtol=1e-6
+    )
+    gradient = jax.grad(lambda x: loss(x, labels, where=where).sum())(logits)
+    assert (gradient[:, ~where] == 0).all()
+    # As a label, a masked class adds nothing; cross-entropy in optax does the same.
+    assert (loss(logits, jnp.full(4, 2), where=where) == 0).all()
+    soft = 0.5 * jax.nn.one_hot(labels, 6) + 0.5 * jax.nn.one_hot(2, 6)
+    np.testing.assert_allclose(
+        loss(logits, soft, where=where), 0.5 * loss(logits, labels, where=where), rtol=1e-6
+    )
+
+
+def test_axis_and_leading_shapes(loss):
+    logits = logits_of((2, 3, 5))
+    labels = jnp.asarray([[0, 1, 2], [3, 4, 0]])
+    expected = loss(logits, labels)
+    assert expected.shape == (2, 3)
+    soft = jax.nn.softmax(logits_of((2, 3, 5), seed=9))
+    where = jnp.asarray([True, True, True, True, False])
+    for axis in (0, 1, 2, -1, -2, -3):
+        moved = jnp.moveaxis(logits, -1, axis)
+        np.testing.assert_array_equal(loss(moved, labels, axis=axis), expected)
+        mask = jnp.moveaxis(jnp.broadcast_to(where, logits.shape), -1, axis)
+        np.testing.assert_array_equal(
+            loss(moved, jnp.moveaxis(soft, -1, axis), axis=axis, where=mask),
+            loss(logits, soft, where=where),
+        )
+    assert loss(logits[0, 0], 3).shape == ()
+
+
+def test_is_a_pytree_for_jit_vmap_scan_and_stacking():
+    one, other = random_loss(0), random_loss(1)
+    one = one.replace(provenance=Provenance(metrics={"a": 1.0}))
+    logits = logits_of()
+    expected = jnp.stack([one(logits, LABELS), other(logits, LABELS)])
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), one, other)
+    both = jax.jit(jax.vmap(lambda loss: loss(logits, LABELS)))(stacked)
+    np.testing.assert_allclose(both, expected, rtol=1e-5)
+    _, scanned = jax.lax.scan(lambda c, loss: (c, loss(logits, LABELS)), None, stacked)
+    np.testing.assert_allclose(scanned, expected, rtol=1e-5)
+    assert jax.tree.map(lambda x: x, one).provenance.metrics == {"a": 1.0}
+    traced = jax.jit(lambda loss: loss)
+    traced(one)
+    traced(other)
+    assert traced._cache_size() == 1  # provenance is never compared
+
+
+def test_trains_like_a_loss_of_optax():
+    logits = jnp.zeros((6, 5))
+    optimizer = optax.adam(0.1)
+    loss = load_pretrained()
+
+    def step(carry, _):
+        logits, state = carry
+        value, gradient = jax.value_and_grad(lambda x: loss(x, LABELS).mean())(logits)
+        updates, state = optimizer.update(gradient, state)
+        return (optax.apply_updates(logits, updates), state), value
+
+    (logits, _), values = jax.lax.scan(step, (logits, optimizer.init(logits)), length=300)
+    assert (logits.argmax(-1) == LABELS).all()
+    assert values[-1] < 0.1 * values[0]
+
+
+def test_refuses_bad_input(loss):
+    logits = logits_of()
+    with pytest.raises(InputError, match="logits have dtype int32"):
+        loss(jnp.zeros((6, 5), jnp.int32), LABELS)
+    with pytest.raises(InputError, match=r"labels have shape \(4,\)"):
+        loss(logits, LABELS[:4])
+    with pytest.raises(InputError, match="dtype float32; .* expected integers"):
+        loss(logits, LABELS.astype(jnp.float32))
+    with pytest.raises(InputError, match=r"from 0 to 5; expected classes in \[0, 5\)"):
+        loss(logits, LABELS.at[0].set(5))
+    with pytest.raises(InputError, match="from -1 to 4"):
+        loss(logits, LABELS.at[0].set(-1))
+    with pytest.raises(InputError, match="axis is 2"):
+        loss(logits, LABELS, axis=2)
+    with pytest.raises(InputError, match=r"where has shape \(3,\)"):
+        loss(logits, LABELS, where=jnp.ones(3))
+    with pytest.raises(InputError, match="at least 2 classes"):
+        loss(jnp.zeros((6, 1)), jnp.zeros(6, jnp.int32))
+
+
+def test_label_out_of_range_under_jit_gives_nan(loss):
+    values = jax.jit(loss)(logits_of(), LABELS.at[0].set(5).at[1].set(-1))
+    np.testing.assert_array_equal(jnp.isnan(values), [True, True, False, False, False, False])
+
+
+def test_pair_network_refuses_another_class_count():
+    with pytest.raises(InputError, match="made for 5"):
+        LOSSES["pair"](jnp.zeros((2, 4)), jnp.zeros(2, jnp.int32))
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1.0, 50.0])
+def test_calibration_gives_cross_entropys_mean_gradient_norm(factor):
+    sets = [sample_pairs(jax.random.key(s), 500, k) for s, k in ((0, 3), (1, 10))]
+    loss = calibrated(random_loss().replace(scale=jnp.asarray(factor)), sets)
+    norms = np.zeros(2)
+    for pairs in sets:
+        logits = jnp.log(jnp.maximum(pairs.probabilities, 1e-37))
+        for index, function in enumerate(
+            (loss, optax.losses.softmax_cross_entropy_with_integer_labels)
+        ):
+            gradient = jax.grad(lambda x, f=function, p=pairs: f(x, p.labels).sum())(logits)
+            norms[index] += np.linalg.norm(gradient, axis=-1).sum()
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+
+
+def test_calibration_refuses_a_flat_loss():
+    flat = jax.tree.map(jnp.zeros_like, random_loss())
+    with pytest.raises(InputError, match="expected a slope"):
+        calibrated(flat, [sample_pairs(jax.random.key(0), 500, 3)])
+
+
+def test_shipped_losses():
+    for name in PRETRAINED:
+        loss = load_pretrained(name)
+        assert loss.provenance.metrics["pairwise_accuracy"] > 0.99
+        assert PretrainConfig(**_config(loss)) == PretrainConfig()
+    with pytest.raises(ConfigError, match="no pretrained loss 'edll'; expected one of edl"):
+        load_pretrained("edll")
+
+
+def _config(loss):
+    config = {k: tuple(v) if isinstance(v, list) else v for k, v in loss.provenance.config.items()}
+    return config | {"mixture": PretrainConfig().mixture}
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_lowers_for_accelerators(platform, dtype):
+    value_and_grad = jax.jit(jax.value_and_grad(lambda x, y: load_pretrained()(x, y).mean()))
+    shapes = (
+        jax.ShapeDtypeStruct((128, 10), dtype),
+        jax.ShapeDtypeStruct((128,), jnp.int32),
+    )
+    exported = jax.export.export(value_and_grad, platforms=[platform])(*shapes)
+    assert exported.platforms == (platform,)

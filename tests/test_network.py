@@ -1,0 +1,125 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edl_jax import ClassAgnosticNetwork, PairNetwork, sample_pairs
+from edl_jax.errors import ConfigError, InputError
+from edl_jax.network import ACTIVATIONS, Architecture
+from edl_jax.pairs import log_probabilities
+
+
+def agnostic(seed: int = 0, **options) -> ClassAgnosticNetwork:
+    return ClassAgnosticNetwork(rngs=nnx.Rngs(seed), **options)
+
+
+def pairs_of(num_classes: int, seed: int = 0, num_pairs: int = 200):
+    pairs = sample_pairs(jax.random.key(seed), num_pairs, num_classes)
+    return log_probabilities(pairs.probabilities), pairs.labels
+
+
+def test_summaries_against_float64():
+    log_p, labels = pairs_of(6)
+    p, y = np.exp(np.asarray(log_p, np.float64)), np.asarray(labels)
+    rows = np.arange(len(y))
+    others = p.copy()
+    others[rows, y] = -1
+    expected = [
+        p[rows, y],
+        -np.asarray(log_p, np.float64)[rows, y] / 4,
+        others.max(-1),
+        -(p * np.asarray(log_p, np.float64)).sum(-1) / 4,
+        (p**2).sum(-1),
+    ]
+    np.testing.assert_allclose(agnostic().features(log_p, labels), expected, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("network", [agnostic(), PairNetwork(5, rngs=nnx.Rngs(0))])
+def test_features_of_every_class_are_the_features_of_each(network):
+    log_p, _ = pairs_of(5)
+    every = network.features_of_every_class(log_p)
+    for label in range(5):
+        one = network.features(log_p, jnp.full((200,), label))
+        np.testing.assert_allclose(every[..., label], one, rtol=1e-6)
+
+
+@pytest.mark.parametrize("ties", [2, 3])
+def test_rival_of_a_tied_class_is_its_twin(ties):
+    p = jnp.asarray([0.3] * ties + [1 - 0.3 * ties])
+    rival = agnostic().features_of_every_class(jnp.log(p))[2]
+    np.testing.assert_allclose(rival[:ties], max(0.3, 1 - 0.3 * ties), rtol=1e-6)
+
+
+@given(seed=st.integers(0, 1000), num_classes=st.sampled_from([2, 3, 10, 50]))
+def test_relabelling_the_classes_does_not_change_the_loss(seed, num_classes):
+    log_p, labels = pairs_of(num_classes, seed, num_pairs=50)
+    order = jax.random.permutation(jax.random.key(seed), num_classes)
+    network = agnostic(seed)
+    # Only the order of sums over classes differs.
+    np.testing.assert_allclose(
+        network(log_p[:, order], jnp.argsort(order)[labels]), network(log_p, labels), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("seed", range(3))
+def test_losses_are_finite_and_not_negative(activation, seed):
+    for network, num_classes in (
+        (agnostic(seed, activation=activation), 7),
+        (PairNetwork(7, activation=activation, rngs=nnx.Rngs(seed)), 7),
+    ):
+        losses = network(*pairs_of(num_classes, seed))
+        assert losses.shape == (200,)
+        assert (losses >= 0).all()
+        assert jnp.isfinite(losses).all()
+
+
+def test_mlp_against_numpy():
+    network = PairNetwork(3, hidden=(4,), activation="tanh", rngs=nnx.Rngs(1))
+    log_p, labels = pairs_of(3)
+    x = np.concatenate([np.exp(log_p), np.eye(3)[np.asarray(labels)]], axis=-1)
+    first, last = (
+        (np.asarray(layer.kernel[...], np.float64), np.asarray(layer.bias[...], np.float64))
+        for layer in network.layers
+    )
+    z = np.tanh(x @ first[0] + first[1]) @ last[0] + last[1]
+    np.testing.assert_allclose(network(log_p, labels), np.log1p(np.exp(z[:, 0])), rtol=1e-5)
+
+
+def test_leading_shapes():
+    log_p, labels = pairs_of(4, num_pairs=24)
+    network = agnostic()
+    shaped = network(log_p.reshape(2, 3, 4, 4), labels.reshape(2, 3, 4))
+    np.testing.assert_allclose(shaped.ravel(), network(log_p, labels), rtol=1e-6)
+    np.testing.assert_allclose(network(log_p[0], labels[0]), network(log_p, labels)[0], rtol=1e-6)
+
+
+def test_architecture_rebuilds_a_network():
+    architecture = Architecture("pair", (8,), "relu", 4)
+    graphdef, shapes = architecture.abstract()
+    state = nnx.state(architecture.build(jax.random.key(3)))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), shapes) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), state
+    )
+    direct = PairNetwork(4, (8,), "relu", rngs=nnx.Rngs(jax.random.key(3)))
+    np.testing.assert_array_equal(
+        nnx.merge(graphdef, state)(*pairs_of(4)), direct(*pairs_of(4))
+    )
+
+
+def test_refuses_bad_arguments():
+    with pytest.raises(ConfigError, match="activation is 'sin'"):
+        agnostic(activation="sin")
+    with pytest.raises(ConfigError, match=r"hidden is \(4, 0\)"):
+        agnostic(hidden=(4, 0))
+    with pytest.raises(ConfigError, match="num_classes is 1"):
+        PairNetwork(1, rngs=nnx.Rngs(0))
+    with pytest.raises(InputError, match="4 classes; this PairNetwork was made for 3"):
+        PairNetwork(3, rngs=nnx.Rngs(0))(*pairs_of(4))
+    with pytest.raises(ConfigError, match="exactly one class count"):
+        Architecture("pair", (4,), "tanh")
+    with pytest.raises(ConfigError, match="at most 16 widths"):
+        Architecture("class_agnostic", (10**9,), "tanh")

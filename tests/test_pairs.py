@@ -1,0 +1,154 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from edl_jax import Mixture, sample_pairs
+from edl_jax.errors import ConfigError, InputError
+from edl_jax.pairs import REGIMES, log_probabilities
+from edl_jax.pairs.sampler import _thinned_order
+
+NUM_PAIRS = 7000
+
+
+def draw(regime: str):
+    """Probabilities, labels and true class's probabilities of one regime's pairs, 10 classes."""
+    pairs = sample_pairs(jax.random.key(0), NUM_PAIRS * len(REGIMES), 10)
+    mine = np.asarray(pairs.regimes) == list(REGIMES).index(regime)
+    probabilities, labels = np.asarray(pairs.probabilities)[mine], np.asarray(pairs.labels)[mine]
+    return probabilities, labels, probabilities[np.arange(NUM_PAIRS), labels]
+
+
+@pytest.mark.parametrize("num_classes", [2, 100])
+def test_pairs_are_distributions_with_labels_in_range(num_classes):
+    pairs = sample_pairs(jax.random.key(1), 1000, num_classes)
+    assert pairs.probabilities.dtype == jnp.float32
+    assert pairs.probabilities.shape == (1000, num_classes)
+    assert (pairs.probabilities >= 0).all()
+    np.testing.assert_allclose(pairs.probabilities.sum(-1), 1.0, atol=2e-6)
+    assert pairs.labels.dtype == pairs.regimes.dtype == jnp.int32
+    assert set(np.unique(pairs.labels)) <= set(range(num_classes))
+    assert np.bincount(pairs.regimes, minlength=7).tolist() == pytest.approx([1000 / 7] * 7, abs=1)
+
+
+def test_same_key_same_pairs_and_another_key_others():
+    first, same, other = (sample_pairs(jax.random.key(s), 64, 5) for s in (3, 3, 4))
+    for a, b in zip(first, same, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(first.probabilities, other.probabilities)
+
+
+def test_order_is_random():
+    regimes = np.asarray(sample_pairs(jax.random.key(0), NUM_PAIRS, 4).regimes)
+    # In blocks, neighbours would agree always; in random order, one time in seven.
+    agreement = (regimes[1:] == regimes[:-1]).mean()
+    assert agreement == pytest.approx(1 / 7, abs=0.02)
+
+
+def test_expected_counts_are_the_shares_even_for_one_pair():
+    mixture = Mixture(0.3, 0.0, 0.1, 1.0, 1.0, 0.0, 0.6)
+    keys = jax.random.split(jax.random.key(0), 30_000)
+    drawn = jax.vmap(lambda key: sample_pairs(key, 1, 3, mixture=mixture).regimes)(keys)
+    counts = np.bincount(np.asarray(drawn).ravel(), minlength=7)
+    shares = np.asarray(mixture.shares())
+    assert (counts[shares == 0] == 0).all()
+    assert stats.chisquare(counts[shares > 0], 30_000 * shares[shares > 0]).pvalue > 1e-4
+
+
+def test_a_regime_of_weight_zero_is_left_out():
+    mixture = Mixture(uniform=0, sparse=0, confident_wrong=0)
+    pairs = sample_pairs(jax.random.key(0), 400, 3, mixture=mixture)
+    assert np.bincount(pairs.regimes, minlength=7).tolist() == [0, 0, 100, 100, 0, 100, 100]
+
+
+@given(
+    weights=st.lists(st.floats(0, 10), min_size=7, max_size=7).filter(lambda w: sum(w) > 1e-3),
+    num_pairs=st.integers(1, 60),
+    seed=st.integers(0, 100),
+)
+def test_counts_are_shares_rounded_up_or_down(weights, num_pairs, seed):
+    expected = [share * num_pairs for share in Mixture(*weights).shares()]
+    sizes = [math.ceil(count - 1e-6) for count in expected]
+    chance, key = np.random.default_rng(seed).uniform(size=sum(sizes)), jax.random.key(seed)
+    kept = _thinned_order(jnp.asarray(chance), key, expected, sizes)[:num_pairs]
+    counts = np.bincount(np.repeat(range(7), sizes)[kept], minlength=7)
+    assert counts.sum() == num_pairs
+    assert (np.abs(counts - expected) < 1 + 1e-4).all()
+
+
+def test_uniform_regime_is_uniform_on_the_simplex():
+    probabilities, _, _ = draw("uniform")
+    # A coordinate of Dirichlet(1) over 10 classes is Beta(1, 9).
+    assert stats.kstest(probabilities[:, 3], stats.beta(1, 9).cdf).pvalue > 1e-4
+
+
+def test_sparse_regime_has_the_moments_of_its_dirichlet():
+    probabilities, _, _ = draw("sparse")
+    # E[sum p^2] of Dirichlet(a) over K classes is (a + 1) / (K a + 1), a log-uniform.
+    a = np.geomspace(0.03, 1.0, 20_001)
+    expected = np.mean((a + 1) / (10 * a + 1))
+    moments = (probabilities.astype(np.float64) ** 2).sum(-1)
+    assert moments.mean() == pytest.approx(expected, abs=4 * moments.std() / NUM_PAIRS**0.5)
+
+
+@pytest.mark.parametrize("regime", ["confident_correct", "confident_wrong"])
+def test_confident_regimes_leave_a_log_uniform_share(regime):
+    probabilities, labels, own = draw(regime)
+    is_right = probabilities.argmax(-1) == labels
+    assert is_right.all() if regime == "confident_correct" else not is_right.any()
+    # In float32 the rest of a probability near 1 is known to 1e-7 only.
+    others = np.sort(probabilities, axis=-1)[:, :-1].sum(-1, dtype=np.float64)
+    uniform = (np.log(others) - np.log(1e-5)) / (np.log(0.3) - np.log(1e-5))
+    assert stats.kstest(uniform, "uniform").pvalue > 1e-4
+    assert own.min() > 0
+
+
+def test_ambiguous_regime_ties_at_the_top():
+    probabilities, labels, _ = draw("ambiguous")
+    top = np.sort(probabilities, axis=-1)[:, -2:]
+    np.testing.assert_array_equal(top[:, 0], top[:, 1])
+    among = probabilities[np.arange(NUM_PAIRS), labels] == top[:, 1]
+    assert among.mean() == pytest.approx(0.5 + 0.5 * 2 / 10, abs=0.03)
+
+
+def test_untrained_regime_is_near_uniform_and_tempered_is_not():
+    assert draw("untrained")[0].max() < 0.6
+    assert draw("tempered")[0].max() > 0.999
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_no_class_is_favoured(regime):
+    probabilities, labels, _ = draw(regime)
+    assert stats.chisquare(np.bincount(labels, minlength=10)).pvalue > 1e-4
+    np.testing.assert_allclose(probabilities.mean(0), 0.1, atol=0.02)
+
+
+def test_calibrated_half_of_the_labels_follows_the_prediction():
+    probabilities, _, own = draw("uniform")
+    # E[p_y] is E[sum p^2] = 2 / (K + 1) for labels drawn from p, and 1 / K for uniform ones.
+    expected = 0.5 * 2 / 11 + 0.5 / 10
+    assert own.mean() == pytest.approx(expected, abs=0.01)
+    assert probabilities.shape == (NUM_PAIRS, 10)
+
+
+def test_log_probabilities_are_finite_where_probabilities_vanish():
+    result = log_probabilities(jnp.asarray([0.0, 1e-45, 1e-30, 1.0]))
+    np.testing.assert_allclose(result, [-87.33655, -87.33655, -69.07755, 0.0], rtol=1e-6)
+
+
+def test_refuses_bad_arguments():
+    with pytest.raises(InputError, match="num_pairs is 0"):
+        sample_pairs(jax.random.key(0), 0, 3)
+    with pytest.raises(InputError, match="num_classes is 1"):
+        sample_pairs(jax.random.key(0), 3, 1)
+    with pytest.raises(ConfigError, match=r"Mixture\.sparse is -1"):
+        Mixture(sparse=-1.0)
+    with pytest.raises(ConfigError, match=r"Mixture\.tempered is nan"):
+        Mixture(tempered=float("nan"))
+    with pytest.raises(ConfigError, match="only zero weights"):
+        Mixture(0, 0, 0, 0, 0, 0, 0)
