@@ -15,7 +15,7 @@ from edl_jax.evolution import PretrainConfig
 from edl_jax.pretraining import pretrain
 from edl_jax.runs import default_run_dir
 from edl_jax.studies import CompareConfig, DemoConfig, compare, demo
-from edl_jax.studies.plots import plot_accuracy, plot_evolution, plot_loss
+from edl_jax.studies.plots import check_matplotlib, plot_accuracy, plot_evolution, plot_loss
 from edl_jax.training import TrainConfig, train
 
 Config = TypeVar("Config")
@@ -88,6 +88,7 @@ def _configured(argv: Sequence[str], config_type: type[Config]) -> Config:
 
 
 def _pretrain(config: PretrainConfig, run_dir: Path, progress: bool) -> None:
+    check_matplotlib()
     result = pretrain(config, run_dir=run_dir, progress=progress)
     plot_evolution(result.history, run_dir / "evolution.png")
     num_classes = config.class_counts[len(config.class_counts) // 2]
@@ -104,17 +105,22 @@ def _train(config: TrainConfig, run_dir: Path, progress: bool) -> None:
 
 
 def _compare(config: CompareConfig, run_dir: Path, progress: bool) -> None:
+    check_matplotlib()
     result = compare(config, run_dir=run_dir, progress=progress)
     plot_accuracy(result.cells, run_dir / "accuracy.png")
     print(f"Data: {result.source}\n\n{result.table}\nRun folder: {run_dir}")
 
 
 def _demo(config: DemoConfig, run_dir: Path, progress: bool) -> None:
-    evolved, compared = demo(config, run_dir, progress=progress)
-    print("The evolved loss, on synthetic pairs it was not evolved on:")
+    evolved, compared = demo(config, run_dir, progress=progress, say=_say)
+    print("\nThe evolved loss, on synthetic pairs it was not evolved on:")
     _print_metrics(evolved.metrics)
-    print(f"\nData: {compared.source}\n\n{compared.table}")
+    print(f"\nOn real images ({compared.source}):\n\n{compared.table}")
     print(f"Run folder, with evolution.png, loss.png and accuracy.png: {run_dir}")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def _print_metrics(metrics: dict[str, float]) -> None:

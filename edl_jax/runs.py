@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import platform
 import time
 from collections.abc import Iterable, Mapping
@@ -111,6 +112,14 @@ def read_json(path: Path) -> Any:
 def as_json(config: Any) -> dict[str, Any]:
     """A configuration dataclass as JSON data."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def as_finite(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row with None for what JSON has no number for: infinities and NaN."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
+    }
 
 
 def _difference(old: Any, new: Any, name: str = "") -> str:

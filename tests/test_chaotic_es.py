@@ -78,9 +78,7 @@ def test_solutions_may_be_any_pytree():
     solution = {"a": jnp.zeros((2, 3)), "b": jnp.zeros(())}
     strategy = ChaoticES(4, solution)
     population = jax.tree.map(lambda x: jnp.ones((4, *x.shape)), solution)
-    state = strategy.init(
-        jax.random.key(0), population, jnp.arange(4.0), strategy.default_params
-    )
+    state = strategy.init(jax.random.key(0), population, jnp.arange(4.0), strategy.default_params)
     asked, _ = strategy.ask(jax.random.key(1), state, strategy.default_params)
     assert jax.tree.map(jnp.shape, asked) == {"a": (4, 2, 3), "b": (4,)}
 

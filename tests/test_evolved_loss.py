@@ -54,9 +54,7 @@ def test_one_hot_labels_equal_integer_labels(loss):
     hard, soft = loss(logits_of(), LABELS), loss(logits_of(), one_hot)
     np.testing.assert_allclose(soft, hard, rtol=1e-6)
     np.testing.assert_allclose(loss(logits_of(), one_hot.astype(int)), hard, rtol=1e-6)
-    gradients = [
-        jax.grad(lambda x, y=y: loss(x, y).sum())(logits_of()) for y in (LABELS, one_hot)
-    ]
+    gradients = [jax.grad(lambda x, y=y: loss(x, y).sum())(logits_of()) for y in (LABELS, one_hot)]
     np.testing.assert_allclose(*gradients, rtol=1e-4, atol=1e-6)
 
 
@@ -209,7 +207,7 @@ def test_refuses_bad_input(loss):
         loss(jnp.zeros((6, 5), jnp.int32), LABELS)
     with pytest.raises(InputError, match=r"labels have shape \(4,\)"):
         loss(logits, LABELS[:4])
-    with pytest.raises(InputError, match="dtype float32; .* expected integers"):
+    with pytest.raises(InputError, match=r"dtype float32; .* expected integers"):
         loss(logits, LABELS.astype(jnp.float32))
     with pytest.raises(InputError, match=r"from 0 to 5; expected classes in \[0, 5\)"):
         loss(logits, LABELS.at[0].set(5))

@@ -105,9 +105,7 @@ def test_architecture_rebuilds_a_network():
         lambda x: (x.shape, x.dtype), state
     )
     direct = PairNetwork(4, (8,), "relu", rngs=nnx.Rngs(jax.random.key(3)))
-    np.testing.assert_array_equal(
-        nnx.merge(graphdef, state)(*pairs_of(4)), direct(*pairs_of(4))
-    )
+    np.testing.assert_array_equal(nnx.merge(graphdef, state)(*pairs_of(4)), direct(*pairs_of(4)))
 
 
 def test_refuses_bad_arguments():

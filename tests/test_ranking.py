@@ -118,9 +118,7 @@ def test_gradient_metrics_of_known_losses():
     assert own["gradient_ratio"] == pytest.approx(1, rel=1e-4)
     assert own["gradient_ratio/0.4-0.5"] == pytest.approx(1, rel=1e-4)
     assert own["descent_rate"] > 0.999
-    doubled = gradient_metrics(
-        lambda x, y: 2 * cross_entropy(x, y), pairs, SEVERITIES["surprisal"]
-    )
+    doubled = gradient_metrics(lambda x, y: 2 * cross_entropy(x, y), pairs, SEVERITIES["surprisal"])
     assert doubled["gradient_ratio"] == pytest.approx(2, rel=1e-4)
     ascent = gradient_metrics(lambda x, y: -cross_entropy(x, y), pairs, SEVERITIES["surprisal"])
     assert ascent["descent_rate"] == 0

@@ -11,6 +11,7 @@ from flax import nnx, struct
 from jax.core import Tracer
 
 from edl_jax.errors import InputError
+from edl_jax.frozen.loss_file import Contents, read_loss_file, write_loss_file
 from edl_jax.network import Architecture, LossNetwork
 
 # Log-probabilities stay above this, and masked classes get it: its exponential is 0, and the
@@ -129,9 +130,12 @@ class EvolvedLoss(struct.PyTreeNode, eq=False):
         Raises:
           OSError: if the file cannot be written.
         """
-        from edl_jax.frozen.loss_file import save_loss
-
-        save_loss(self, path)
+        records = {
+            field.name: getattr(self.provenance, field.name)
+            for field in dataclasses.fields(self.provenance)
+        }
+        arrays = {"params": self.params, "scale": self.scale}
+        write_loss_file(path, Contents(self.architecture, arrays, records))
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> "EvolvedLoss":
@@ -140,9 +144,8 @@ class EvolvedLoss(struct.PyTreeNode, eq=False):
         Raises:
           LossFileError: if the file is missing, truncated, foreign, or at odds with its header.
         """
-        from edl_jax.frozen.loss_file import load_loss
-
-        return load_loss(path)
+        architecture, arrays, records = read_loss_file(path)
+        return EvolvedLoss(**arrays, architecture=architecture, provenance=Provenance(**records))
 
 
 def _is_soft(shape: tuple[int, ...], labels: jax.Array, axis: int) -> bool:

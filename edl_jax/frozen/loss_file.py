@@ -9,7 +9,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,31 +19,44 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from edl_jax.errors import ConfigError, LossFileError
-from edl_jax.frozen.evolved_loss import EvolvedLoss, Provenance
 from edl_jax.network import Architecture
 from edl_jax.storage import write_atomically
 
 FORMAT = "edl_jax.EvolvedLoss/1"
+_RECORDS = ("config", "metrics", "versions")
 
 
-def save_loss(loss: EvolvedLoss, path: str | os.PathLike[str]) -> None:
-    """Write `loss` to `path`, whole or not at all."""
+class Contents(NamedTuple):
+    """What a loss file holds.
+
+    Attributes:
+      architecture: the loss network's structure.
+      arrays: `{"params": ..., "scale": ...}`, pytrees of float32 arrays.
+      records: `config`, `metrics` and `versions`, JSON objects.
+    """
+
+    architecture: Architecture
+    arrays: dict[str, Any]
+    records: dict[str, dict[str, Any]]
+
+
+def write_loss_file(path: str | os.PathLike[str], contents: Contents) -> None:
+    """Write a loss to `path`, whole or not at all."""
     tensors = {
         name: np.asarray(value, np.float32, order="C")
-        for name, value in _flat({"params": loss.params, "scale": loss.scale}).items()
+        for name, value in _flat(contents.arrays).items()
     }
-    fields = {
-        "architecture": dataclasses.asdict(loss.architecture),
-        "config": loss.provenance.config,
-        "metrics": loss.provenance.metrics,
-        "versions": loss.provenance.versions,
-    }
+    fields = {"architecture": dataclasses.asdict(contents.architecture), **contents.records}
     header = {name: json.dumps(value, sort_keys=True) for name, value in fields.items()}
     write_atomically(Path(path), save(tensors, metadata={"format": FORMAT, **header}))
 
 
-def load_loss(path: str | os.PathLike[str]) -> EvolvedLoss:
-    """Read a loss, checking everything the header says against the arrays before reading them."""
+def read_loss_file(path: str | os.PathLike[str]) -> Contents:
+    """Read a loss, checking the header and the arrays' sizes before reading the arrays.
+
+    Raises:
+      LossFileError: if the file is missing, truncated, foreign, or at odds with its header.
+    """
     try:
         with safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}
@@ -54,10 +67,9 @@ def load_loss(path: str | os.PathLike[str]) -> EvolvedLoss:
                 )
             architecture = _architecture(path, header)
             names = list(file.keys())
-            shapes = {name: file.get_slice(name).get_shape() for name in names}
-            dtypes = {name: file.get_slice(name).get_dtype() for name in shapes}
-            _check_tensors(path, architecture, shapes, dtypes)
-            flat = {name: file.get_tensor(name) for name in shapes}
+            slices = {name: file.get_slice(name) for name in names}
+            _check_tensors(path, architecture, slices)
+            flat = {name: file.get_tensor(name) for name in names}
     except FileNotFoundError as error:
         raise LossFileError(f"there is no loss file at {path}; check the path.") from error
     except (SafetensorError, OSError) as error:
@@ -68,54 +80,42 @@ def load_loss(path: str | os.PathLike[str]) -> EvolvedLoss:
     for name, value in flat.items():
         if not np.isfinite(value).all():
             raise LossFileError(f"{path}: tensor {name!r} holds values that are not finite.")
-    tree: Any = _unflat(flat)
-    provenance = Provenance(
-        *(_json_field(path, header, name, dict) for name in ("config", "metrics", "versions"))
-    )
-    return EvolvedLoss(tree["params"], tree["scale"], architecture, provenance)
+    records = {name: _json_object(path, header, name) for name in _RECORDS}
+    return Contents(architecture, _unflat(flat), records)
 
 
-def _architecture(path: str | os.PathLike[str], header: dict[str, str]) -> Architecture:
-    fields = _json_field(path, header, "architecture", dict)
+def _architecture(path: Any, header: dict[str, str]) -> Architecture:
+    fields = _json_object(path, header, "architecture")
     try:
-        hidden = tuple(fields.pop("hidden"))
-        return Architecture(hidden=hidden, **fields)
+        return Architecture(**{**fields, "hidden": tuple(fields["hidden"])})
     except (ConfigError, KeyError, TypeError) as error:
         raise LossFileError(f"{path}: the header's architecture is unusable ({error}).") from error
 
 
-def _json_field(path: Any, header: dict[str, str], name: str, kind: type) -> Any:
+def _json_object(path: Any, header: dict[str, str], name: str) -> dict[str, Any]:
     try:
         value = json.loads(header[name])
     except (KeyError, ValueError, RecursionError) as error:
         raise LossFileError(f"{path}: the header's {name!r} is missing or no JSON.") from error
-    if not isinstance(value, kind):
+    if not isinstance(value, dict):
         raise LossFileError(
-            f"{path}: the header's {name!r} is a {type(value).__name__}; expected {kind.__name__}."
+            f"{path}: the header's {name!r} is a {type(value).__name__}; expected an object."
         )
     return value
 
 
-def _check_tensors(
-    path: Any, architecture: Architecture, shapes: dict[str, Any], dtypes: dict[str, str]
-) -> None:
-    _, abstract = architecture.abstract()
-    expected = {
-        name: tuple(leaf.shape)
-        for name, leaf in _flat(
-            {"params": nnx.to_pure_dict(abstract), "scale": jax.ShapeDtypeStruct((), jnp.float32)}
-        ).items()
-    }
-    found = {name: tuple(shape) for name, shape in shapes.items()}
+def _check_tensors(path: Any, architecture: Architecture, slices: dict[str, Any]) -> None:
+    params = nnx.to_pure_dict(architecture.abstract()[1])
+    scale = jax.ShapeDtypeStruct((), jnp.float32)
+    abstract = _flat({"params": params, "scale": scale})
+    expected = {name: (tuple(leaf.shape), "F32") for name, leaf in abstract.items()}
+    found = {name: (tuple(x.get_shape()), x.get_dtype()) for name, x in slices.items()}
     if found != expected:
-        odd = sorted(set(found.items()) ^ set(expected.items()))
+        odd = sorted(set(found.items()) ^ set(expected.items()))[:4]
         raise LossFileError(
             f"{path}: its tensors do not fit the architecture in its header; they differ in "
-            f"{', '.join(f'{name} {shape}' for name, shape in odd[:4])}."
+            f"{', '.join(f'{name} {dtype}{list(shape)}' for name, (shape, dtype) in odd)}."
         )
-    for name, dtype in dtypes.items():
-        if dtype != "F32":
-            raise LossFileError(f"{path}: tensor {name!r} has dtype {dtype}; expected F32.")
 
 
 def _flat(tree: dict[str, Any]) -> dict[str, Any]:

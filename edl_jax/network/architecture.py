@@ -13,7 +13,7 @@ from edl_jax.network.pair import PairNetwork
 from edl_jax.validation import check_choice
 
 NETWORKS = ("class_agnostic", "pair")
-MAX_LAYERS, MAX_WIDTH = 16, 4096  # far above any useful loss; bounds what a file can ask for
+MAX_LAYERS, MAX_SIZE = 16, 4096  # far above any useful loss; bounds what a file can ask for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,15 +38,16 @@ class Architecture:
     def __post_init__(self) -> None:
         check_choice(self, "network", NETWORKS)
         check_choice(self, "activation", ACTIVATIONS)
-        if len(self.hidden) > MAX_LAYERS or not all(1 <= w <= MAX_WIDTH for w in self.hidden):
+        if len(self.hidden) > MAX_LAYERS or not all(_is_size(width, 1) for width in self.hidden):
             raise ConfigError(
                 f"hidden is {self.hidden}; expected at most {MAX_LAYERS} widths between 1 and "
-                f"{MAX_WIDTH}."
+                f"{MAX_SIZE}."
             )
-        if (self.network == "pair") != (self.num_classes is not None):
+        is_pair, count = self.network == "pair", self.num_classes
+        if is_pair != (count is not None) or (count is not None and not _is_size(count, 2)):
             raise ConfigError(
-                f"num_classes is {self.num_classes} for a {self.network!r} network; a 'pair' "
-                "network has exactly one class count, a 'class_agnostic' one has none."
+                f"num_classes is {count!r} for a {self.network!r} network; a 'pair' network has "
+                f"exactly one class count, between 2 and {MAX_SIZE}, a 'class_agnostic' one none."
             )
 
     def build(self, key: jax.Array) -> LossNetwork:
@@ -59,3 +60,7 @@ class Architecture:
     def abstract(self) -> tuple[nnx.GraphDef, nnx.State]:
         """Graph definition and the shapes of the parameters, without making any array."""
         return nnx.split(nnx.eval_shape(lambda: self.build(jax.random.key(0))))
+
+
+def _is_size(value: object, low: int) -> bool:
+    return isinstance(value, int) and low <= value <= MAX_SIZE

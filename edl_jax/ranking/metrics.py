@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from edl_jax.pairs import REGIMES, Pairs, log_probabilities
 from edl_jax.ranking.severity import Severity
@@ -15,7 +16,7 @@ LogitLoss = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def rank_metrics(
-    losses: jax.Array, severities: jax.Array, regimes: jax.Array, *, tolerance: float = 0.01
+    losses: ArrayLike, severities: ArrayLike, regimes: ArrayLike, *, tolerance: float = 0.01
 ) -> dict[str, float]:
     """Exact ranking metrics over all comparisons of the pairs with one another.
 
@@ -34,8 +35,8 @@ def rank_metrics(
       tie counts as wrong); `pairwise_accuracy/REGIME`: the same among the pairs of one regime (a
       regime with nothing to compare is left out); `kendall_tau`: Kendall's tau-b (Kendall 1945).
     """
-    chex.assert_equal_shape([losses, severities, regimes])
     loss, severity, regime = (np.asarray(x) for x in (losses, severities, regimes))
+    chex.assert_equal_shape([loss, severity, regime])
     metrics = {"pairwise_accuracy": _pairwise_accuracy(loss, severity, tolerance)}
     for index, name in enumerate(REGIMES):
         mine = regime == index

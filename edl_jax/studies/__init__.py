@@ -1,6 +1,6 @@
 """Stage 8: studies over finished parts: comparisons, plots and the demonstration."""
 
-from edl_jax.studies.compare import CompareConfig, CompareResult, compare
-from edl_jax.studies.demo import DemoConfig, demo
+from edl_jax.studies.comparison import CompareConfig, CompareResult, compare
+from edl_jax.studies.demonstration import DemoConfig, demo
 
 __all__ = ["CompareConfig", "CompareResult", "DemoConfig", "compare", "demo"]

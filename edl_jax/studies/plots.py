@@ -1,5 +1,6 @@
 """Figures of a run: the evolution, the evolved loss beside cross-entropy, accuracy over epochs."""
 
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -135,11 +136,20 @@ def _slices(own: np.ndarray, num_classes: int) -> dict[str, jax.Array]:
     }
 
 
+def check_matplotlib() -> None:
+    """Refuse to go on where no plot can be drawn.
+
+    Raises:
+      EDLError: if matplotlib is not installed.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise EDLError('plots need matplotlib: pip install "edl_jax[plots]"')
+
+
 def _subplots(columns: int) -> tuple[Any, Any]:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise EDLError(f'plots need matplotlib ({error}): pip install "edl_jax[plots]"') from error
+    check_matplotlib()
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(5.2 * columns, 3.8), layout="constrained")
     axes = figure.subplots(1, columns, squeeze=False)[0]
     for axis in axes:

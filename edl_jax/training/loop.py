@@ -64,9 +64,10 @@ def train(
       EDLError: if training diverges.
     """
     config = config or TrainConfig()
+    identity = {"train": as_json(config), "loss_given": None if loss is None else repr(loss)}
     loss = resolve_loss(config.loss) if loss is None else loss
     dataset = load_config_dataset(config)
-    folder = None if run_dir is None else RunFolder(Path(run_dir), {"train": as_json(config)})
+    folder = None if run_dir is None else RunFolder(Path(run_dir), identity)
     functions = make_train(config, dataset, loss)
     bar = tqdm(
         total=config.epochs * functions.images_per_epoch,

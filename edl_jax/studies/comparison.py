@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from edl_jax.errors import ConfigError
-from edl_jax.runs import RunFolder, as_json
+from edl_jax.runs import RunFolder, as_finite, as_json
 from edl_jax.studies.summary import Summary, format_table, summarise
 from edl_jax.training import TrainConfig
 from edl_jax.training.loop import Row, load_config_dataset, run_training
@@ -137,7 +137,7 @@ def compare(
     summaries = summarise(accuracies)
     table = format_table(summaries)
     if folder is not None:
-        results = [dataclasses.asdict(summary) for summary in summaries]
+        results = [as_finite(dataclasses.asdict(summary)) for summary in summaries]
         folder.write_json("results.json", {"data": dataset.source, "losses": results})
         (folder.path / "table.md").write_text(table)
     return CompareResult(cells, summaries, table, dataset.source)

@@ -1,12 +1,13 @@
 """The main job in one call: evolve a loss, then train with it and with cross-entropy."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 from edl_jax.evolution import PretrainConfig
 from edl_jax.pretraining import PretrainResult, pretrain
-from edl_jax.studies.compare import CompareConfig, CompareResult, compare
-from edl_jax.studies.plots import plot_accuracy, plot_evolution, plot_loss
+from edl_jax.studies.comparison import CompareConfig, CompareResult, compare
+from edl_jax.studies.plots import check_matplotlib, plot_accuracy, plot_evolution, plot_loss
 from edl_jax.training import TrainConfig
 from edl_jax.training.datasets import load_dataset
 
@@ -24,9 +25,19 @@ class DemoConfig:
 
 
 def demo(
-    config: DemoConfig, run_dir: Path, *, progress: bool = False
+    config: DemoConfig,
+    run_dir: Path,
+    *,
+    progress: bool = False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> tuple[PretrainResult, CompareResult]:
     """Evolve a loss, train with cross-entropy and with it, and plot both; sized for two CPU cores.
+
+    Args:
+      config: what the demonstration was told.
+      run_dir: where everything is written.
+      progress: whether to show progress bars.
+      say: called with a line about each stage as it begins.
 
     Raises:
       DataError: if `data_dir` is given and holds no CIFAR-10 that can be read.
@@ -34,9 +45,13 @@ def demo(
     """
     # Looked up first: a missing data set should not cost a minute of evolution.
     data = load_dataset("auto", data_dir=config.data_dir, train_examples=1, test_examples=1)
+    check_matplotlib()
+    say(f"Data: {data.source}.")
+    say(f"Evolving a loss on synthetic pairs for {config.pretrain.generations} generations ...")
     evolved = pretrain(config.pretrain, run_dir=run_dir / "pretrain", progress=progress)
     plot_evolution(evolved.history, run_dir / "evolution.png")
     plot_loss({"evolved": evolved.loss}, run_dir / "loss.png")
+    say(f"Training with cross-entropy and with the evolved loss, {config.num_seeds} seeds each ...")
     compared = compare(
         CompareConfig(
             losses=("cross_entropy", str(run_dir / "pretrain" / "loss.safetensors")),

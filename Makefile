@@ -1,0 +1,32 @@
+# `make demo` and `make test` set up a virtual environment of their own in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint clean
+
+demo: .venv/demo.stamp ## evolve a loss and train with it; DATA_DIR=DIR for a prepared CIFAR-10
+	$(BIN)/edl demo $(if $(DATA_DIR),--data-dir "$(DATA_DIR)") $(ARGS)
+
+test: .venv/dev.stamp ## run the tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+lint: .venv/dev.stamp ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "edl_jax needs Python 3.11 or newer; set PYTHON=python3.12, say"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/demo.stamp: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[data,plots]"
+	touch $@
+
+.venv/dev.stamp: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+clean: ## remove the environment and caches, not the runs
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

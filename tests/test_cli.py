@@ -1,0 +1,129 @@
+import ast
+import dataclasses
+import inspect
+import itertools
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edl_jax import Mixture, PretrainConfig, TrainConfig, cli
+from edl_jax.errors import ConfigError
+from edl_jax.studies import CompareConfig, DemoConfig
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configs_load_and_their_headers_tell_command_time_and_result(path):
+    kind = {"pretrain": PretrainConfig, "train": TrainConfig, "compare": CompareConfig}
+    assert cli.load_config(path, kind[path.stem.split("_")[0]])
+    header = path.read_text()
+    for word in ("Command:", "Time:", "Result:", f"configs/{path.name}"):
+        assert word in header
+
+
+def test_pretrain_from_a_config_file_with_overrides(tmp_path, capsys):
+    config = tmp_path / "tiny.py"
+    config.write_text("from tests.test_evolution import TINY\ndef get_config(): return TINY\n")
+    run_dir = tmp_path / "run"
+    arguments = ["--config", str(config), "--generations", "3", "--run-dir", str(run_dir)]
+    assert cli.main(["pretrain", *arguments]) == 0
+    assert "pairwise_accuracy" in capsys.readouterr().out
+    assert len((run_dir / "metrics.jsonl").read_text().splitlines()) == 3
+    assert (run_dir / "loss.safetensors").exists()
+
+
+def test_train_and_compare_on_digits(tmp_path, capsys):
+    small = ["dataset", "digits", "width", "4", "epochs", "1", "train-examples", "256"]
+    flags = [f"--{x}" if i % 2 == 0 else x for i, x in enumerate(small)]
+    assert cli.main(["train", *flags, "--run-dir", str(tmp_path / "train")]) == 0
+    assert "Test accuracy after the last epoch" in capsys.readouterr().out
+    flags = [f"--train.{x}" if i % 2 == 0 else x for i, x in enumerate(small)]
+    run_dir = tmp_path / "compare"
+    assert cli.main(["compare", "--num-seeds", "1", *flags, "--run-dir", str(run_dir)]) == 0
+    assert "| edl | 1 |" in capsys.readouterr().out
+    assert (run_dir / "accuracy.png").exists()
+
+
+def documented_fields(kind: type) -> dict[str, str]:
+    """The docstring that follows each field of a dataclass, by field name."""
+    (definition,) = ast.parse(inspect.getsource(kind)).body
+    assert isinstance(definition, ast.ClassDef)
+    documented = {}
+    for field, after in itertools.pairwise(definition.body):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+            is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            documented[field.target.id] = str(after.value.value) if is_text else ""
+    return documented
+
+
+@pytest.mark.parametrize(
+    ("command", "kinds"),
+    [
+        ("pretrain", [PretrainConfig, Mixture]),
+        ("train", [TrainConfig]),
+        ("compare", [CompareConfig, TrainConfig]),
+        ("demo", [DemoConfig, PretrainConfig]),
+    ],
+)
+def test_help_explains_every_field(command, kinds, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main([command, "--help"])
+    assert exit_.value.code == 0
+    text = "".join(re.sub(r"[^\w(]", "", capsys.readouterr().out))
+    for kind in kinds:
+        documented = documented_fields(kind)
+        assert set(documented) == {field.name for field in dataclasses.fields(kind)}
+        for name, explanation in documented.items():
+            assert len(explanation) > 15, f"{kind.__name__}.{name} has no help text"
+            assert re.sub(r"[^\w(]", "", explanation)[:40] in text, f"{kind.__name__}.{name}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pretrain", "--mutation", "henon"], "mutation is 'henon'; expected one of"),
+        (["train", "--epochs", "0"], "epochs is 0"),
+        (["train", "--dataset", "digits", "--loss", "hinge"], "loss is 'hinge'"),
+        (["train", "--config", "none.py"], "there is no config file at none.py"),
+        (["compare", "--losses", "edl", "edl"], "different losses"),
+    ],
+)
+def test_refusals_are_one_line_and_status_2(arguments, message, capsys, tmp_path):
+    assert cli.main([*arguments, "--run-dir", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_unknown_command_and_no_command(capsys):
+    assert cli.main(["evolve"]) == 2
+    assert "unknown command 'evolve'" in capsys.readouterr().err
+    assert cli.main([]) == 2
+    assert cli.main(["--help"]) == 0
+    assert "pretrain" in capsys.readouterr().out
+
+
+def test_a_config_of_the_wrong_kind_is_refused(tmp_path):
+    path = tmp_path / "wrong.py"
+    path.write_text("from edl_jax import TrainConfig\ndef get_config(): return TrainConfig()\n")
+    with pytest.raises(ConfigError, match=r"gives TrainConfig; expected .* PretrainConfig"):
+        cli.load_config(path, PretrainConfig)
+    path.write_text("x = 1\n")
+    with pytest.raises(ConfigError, match="gives NoneType"):
+        cli.load_config(path, PretrainConfig)
+
+
+def test_import_is_light():
+    """What makes an import slow, or must never be imported, is not there after it."""
+    script = (
+        "import sys, edl_jax, edl_jax.training, edl_jax.studies, edl_jax.cli; print(*sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    modules = set(result.stdout.split())
+    assert "edl_jax.cli" in modules
+    heavy = {"tensorflow", "tensorflow_datasets", "torch", "matplotlib", "sklearn", "PIL"}
+    assert not modules & heavy

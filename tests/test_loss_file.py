@@ -1,0 +1,150 @@
+import json
+import struct
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from edl_jax import EvolvedLoss, load_pretrained
+from edl_jax.errors import LossFileError
+
+LOGITS = jnp.asarray([[1.0, -2.0, 0.5], [0.0, 30.0, 2.0]])
+LABELS = jnp.asarray([2, 0])
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "loss.safetensors"
+    load_pretrained().save(path)
+    return path
+
+
+def rewritten(path, change_header=lambda h: h, change_tensors=lambda t: t):
+    """The file with its metadata or tensors changed, by safetensors itself."""
+    with safe_open(path, framework="numpy") as file:
+        header = change_header(dict(file.metadata()))
+        tensors = change_tensors({name: file.get_tensor(name) for name in list(file.keys())})
+    save_file(tensors, path, metadata=header)
+    return path
+
+
+def test_round_trip_is_exact(saved):
+    original, loaded = load_pretrained(), EvolvedLoss.load(saved)
+    np.testing.assert_array_equal(loaded(LOGITS, LABELS), original(LOGITS, LABELS))
+    assert loaded.architecture == original.architecture
+    for field in ("config", "metrics", "versions"):
+        value = getattr(loaded.provenance, field)
+        assert value == getattr(original.provenance, field)
+        assert value
+
+
+def test_header_is_readable_without_this_package(saved):
+    with saved.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))["__metadata__"]
+    assert header["format"] == "edl_jax.EvolvedLoss/1"
+    assert json.loads(header["architecture"])["network"] == "class_agnostic"
+    assert "jax" in json.loads(header["versions"])
+
+
+def test_shipped_file_is_small(saved):
+    assert saved.stat().st_size < 16 * 1024
+
+
+@given(fraction=st.floats(0, 1, exclude_max=True))
+def test_refuses_any_truncation(tmp_path_factory, fraction):
+    path = tmp_path_factory.mktemp("cut") / "loss.safetensors"
+    load_pretrained().save(path)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(fraction * len(data))])
+    with pytest.raises(LossFileError, match="truncated or foreign"):
+        EvolvedLoss.load(path)
+
+
+@given(data=st.binary(max_size=300))
+def test_refuses_foreign_bytes(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("foreign") / "loss.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(LossFileError):
+        EvolvedLoss.load(path)
+
+
+def test_refuses_a_missing_file_a_folder_and_another_safetensors(tmp_path):
+    with pytest.raises(LossFileError, match="there is no loss file at"):
+        EvolvedLoss.load(tmp_path / "none.safetensors")
+    with pytest.raises(LossFileError):
+        EvolvedLoss.load(tmp_path)
+    save_file({"weights": np.zeros(3)}, tmp_path / "other.safetensors")
+    with pytest.raises(LossFileError, match="format None"):
+        EvolvedLoss.load(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("format", "edl_jax.EvolvedLoss/2", "EvolvedLoss/2"),
+        ("architecture", "{", "'architecture' is missing or no JSON"),
+        ("architecture", "[]", "is a list; expected an object"),
+        ("architecture", "{}", "architecture is unusable"),
+        ("architecture", '{"network": "x", "hidden": [4], "activation": "silu"}', "'x'"),
+        ("architecture", '{"network": "pair", "hidden": 4, "activation": "silu"}', "unusable"),
+        (
+            "architecture",
+            '{"network": "class_agnostic", "hidden": ["a"], "activation": "silu"}',
+            "unusable",
+        ),
+        (
+            "architecture",
+            '{"network": "class_agnostic", "hidden": [999999999], "activation": "silu"}',
+            "between 1 and 4096",
+        ),
+        (
+            "architecture",
+            '{"network": "pair", "hidden": [4], "activation": "silu", "num_classes": -3}',
+            "num_classes is -3",
+        ),
+        (
+            "architecture",
+            '{"network": "class_agnostic", "hidden": [4], "activation": "silu"}',
+            "tensors do not fit",
+        ),
+        ("metrics", "3", "'metrics' is a int"),
+    ],
+)
+def test_refuses_a_damaged_header(saved, field, value, message):
+    rewritten(saved, lambda header: header | {field: value})
+    with pytest.raises(LossFileError, match=message):
+        EvolvedLoss.load(saved)
+
+
+def test_refuses_tensors_that_do_not_fit(saved):
+    for change, message in [
+        (lambda t: t | {"extra": np.zeros(1, np.float32)}, "extra"),
+        (lambda t: {n: v for n, v in t.items() if n != "scale"}, "scale"),
+        (lambda t: t | {"scale": np.array(1.0)}, r"scale F64\[\]"),
+        (
+            lambda t: t | {"scale": np.array(np.nan, np.float32)},
+            "'scale' holds values that are not finite",
+        ),
+    ]:
+        load_pretrained().save(saved)
+        rewritten(saved, change_tensors=change)
+        with pytest.raises(LossFileError, match=message):
+            EvolvedLoss.load(saved)
+
+
+def test_a_failed_save_leaves_the_old_file(saved, monkeypatch):
+    before = saved.read_bytes()
+
+    def full_disk(_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("edl_jax.storage.os.fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        load_pretrained().replace(scale=jnp.asarray(9.0)).save(saved)
+    assert saved.read_bytes() == before
+    assert list(saved.parent.iterdir()) == [saved]
