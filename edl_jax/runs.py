@@ -4,6 +4,8 @@ import dataclasses
 import json
 import math
 import platform
+import subprocess
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from importlib import metadata
@@ -27,6 +29,16 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def commit() -> str | None:
+    """The last commit that changed this package, None where it is not in a git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "log", "-1", "--format=%H", "--", "."]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip() or None
 
 
 def default_run_dir(command: str) -> Path:
@@ -64,6 +76,8 @@ class RunFolder:
             device = jax.devices()[0]
             environment = {
                 "versions": versions(),
+                "commit": commit(),
+                "command": sys.argv,
                 "backend": device.platform,
                 "device": device.device_kind,
                 "device_count": jax.device_count(),

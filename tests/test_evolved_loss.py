@@ -4,8 +4,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from jax.test_util import check_grads
 
 from edl_jax import EvolvedLoss, PretrainConfig, load_pretrained, sample_pairs

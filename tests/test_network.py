@@ -3,8 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from edl_jax import ClassAgnosticNetwork, PairNetwork, sample_pairs
 from edl_jax.errors import ConfigError, InputError

@@ -13,13 +13,9 @@ import jax
 import jax.numpy as jnp
 from evosax.algorithms.population_based.base import (
     Params as BaseParams,
-)
-from evosax.algorithms.population_based.base import (
     PopulationBasedAlgorithm,
-    metrics_fn,
-)
-from evosax.algorithms.population_based.base import (
     State as BaseState,
+    metrics_fn,
 )
 from evosax.core.fitness_shaping import identity_fitness_shaping_fn
 from evosax.types import Fitness, Population, Solution
