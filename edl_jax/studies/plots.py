@@ -112,7 +112,8 @@ def plot_accuracy(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
         curves = 100 * np.asarray(
             [[row["accuracy"] for row in c["epochs"]] for c in cells if c["loss"] == name]
         )
-        epochs, mean, spread = 1 + np.arange(curves.shape[1]), curves.mean(0), curves.std(0)
+        epochs, mean = 1 + np.arange(curves.shape[1]), curves.mean(0)
+        spread = curves.std(0, ddof=min(1, len(curves) - 1))
         axis.plot(epochs, mean, dash, color=color, label=f"{Path(name).stem}, n = {len(curves)}")
         axis.fill_between(epochs, mean - spread, mean + spread, color=color, alpha=0.2)
     split = {"val": "validation", "test": "test"}[cells[0]["epochs"][0]["evaluated_on"]]
