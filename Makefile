@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+.DELETE_ON_ERROR:
 .PHONY: demo test lint clean
 
 demo: .venv/demo.stamp ## evolve a loss and train with it; DATA_DIR=DIR for a prepared CIFAR-10

@@ -29,7 +29,8 @@ class Arguments(Generic[Config]):
     config: Path | None = None
     """Python file with a `get_config()`; the other arguments override what it gives."""
     run_dir: Path | None = None
-    """Run folder, taken up where it stopped if it exists; runs/COMMAND-DATE-TIME unless given."""
+    """Run folder; a run of the same settings found there goes on (train begins again).
+    runs/COMMAND-DATE-TIME unless given."""
     quiet: bool = False
     """Show no progress bars."""
 

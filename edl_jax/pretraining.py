@@ -82,7 +82,8 @@ def pretrain(
     # elite of the last generation that scores best on many fresh pairs, and is measured on others.
     pairs = _held_out(sample, key_choice, config)
     elites = evolution.elites(state)
-    winner = jnp.argmin(jax.jit(evolution.score)(elites, observe(key_choice, pairs)))
+    scores = jax.jit(evolution.score)(elites, observe(key_choice, pairs))
+    winner = jnp.argmin(jnp.where(jnp.isnan(scores), jnp.inf, scores))
     loss = EvolvedLoss(
         params=nnx.to_pure_dict(jax.tree.map(lambda x: x[winner], elites)),
         scale=jnp.ones(()),

@@ -72,7 +72,6 @@ class RunFolder:
                     f"{_difference(found, config)}. Choose another folder, or the same settings."
                 )
         else:
-            self.write_json("config.json", config)
             device = jax.devices()[0]
             environment = {
                 "versions": versions(),
@@ -84,6 +83,7 @@ class RunFolder:
                 "machine": platform.machine(),
             }
             self.write_json("environment.json", environment)
+            self.write_json("config.json", config)  # last: it makes the folder this run's
 
     def write_json(self, name: str, value: Any) -> None:
         """Write `value` to the file `name`, whole or not at all."""

@@ -4,6 +4,10 @@ import os
 import tempfile
 from pathlib import Path
 
+# Can only be read by setting it, which other threads would notice: once, at import.
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` to a temporary file beside `path`, then rename it: never half a file.
@@ -18,9 +22,7 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # as any new file; mkstemp's are private
+        os.chmod(temporary, 0o666 & ~_UMASK)  # as any new file; mkstemp's are private
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)

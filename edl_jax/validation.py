@@ -6,6 +6,8 @@ from typing import Any
 
 from edl_jax.errors import ConfigError
 
+MAX_SEED = 2**32 - 1  # jax.random.key keeps 32 bits of a seed
+
 
 def check_choice(config: Any, field: str, choices: Iterable[str]) -> None:
     """Refuse a name that is not among `choices`.
@@ -17,6 +19,21 @@ def check_choice(config: Any, field: str, choices: Iterable[str]) -> None:
     if value not in choices:
         raise ConfigError(
             f"{type(config).__name__}.{field} is {value!r}; expected one of {', '.join(choices)}."
+        )
+
+
+def check_whole(config: Any, field: str, low: int, high: int | None = None) -> None:
+    """Refuse what is no whole number between `low` and `high`; True and False are none.
+
+    Raises:
+      ConfigError: naming the field, its value and the range.
+    """
+    value = getattr(config, field)
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if not is_whole or value < low or (high is not None and value > high):
+        expected = f"at least {low}" + ("" if high is None else f" and at most {high}")
+        raise ConfigError(
+            f"{type(config).__name__}.{field} is {value!r}; expected a whole number, {expected}."
         )
 
 

@@ -125,6 +125,7 @@ def test_refuses_tensors_that_do_not_fit(saved):
         (lambda t: t | {"extra": np.zeros(1, np.float32)}, "extra"),
         (lambda t: {n: v for n, v in t.items() if n != "scale"}, "scale"),
         (lambda t: t | {"scale": np.array(1.0)}, r"scale F64\[\]"),
+        (lambda t: t | {"scale": np.array(-1, np.float32)}, r"the scale is -1\.0"),
         (
             lambda t: t | {"scale": np.array(np.nan, np.float32)},
             "'scale' holds values that are not finite",

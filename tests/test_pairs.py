@@ -145,6 +145,10 @@ def test_refuses_bad_arguments():
         sample_pairs(jax.random.key(0), 0, 3)
     with pytest.raises(InputError, match="num_classes is 1"):
         sample_pairs(jax.random.key(0), 3, 1)
+    with pytest.raises(InputError, match=r"num_pairs is 3\.0; expected a whole number"):
+        sample_pairs(jax.random.key(0), 3.0, 3)  # pyright: ignore
+    with pytest.raises(ConfigError, match="uniform is 'a'"):
+        Mixture(uniform="a")  # pyright: ignore
     with pytest.raises(ConfigError, match=r"Mixture\.sparse is -1"):
         Mixture(sparse=-1.0)
     with pytest.raises(ConfigError, match=r"Mixture\.tempered is nan"):

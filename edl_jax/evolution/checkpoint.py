@@ -11,7 +11,7 @@ from edl_jax.strategy.chaotic_es import State
 class Checkpoints:
     """The states of the last generations of a run, written atomically by Orbax.
 
-    Use as a context manager: leaving it waits for the last write.
+    Use as a context manager.
     """
 
     def __init__(self, path: Path, *, keep: int = 2):
@@ -19,14 +19,16 @@ class Checkpoints:
         import orbax.checkpoint as ocp  # slow to import, and only runs with a folder need it
 
         self._args = ocp.args
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        # Not in the background: the next chunk of generations takes over the state's buffers.
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=True, enable_async_checkpointing=False
+        )
         self._manager = ocp.CheckpointManager(path.absolute(), options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._manager.wait_until_finished()
         self._manager.close()
 
     def save(self, generation: int, state: State) -> None:

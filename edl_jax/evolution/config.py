@@ -8,7 +8,7 @@ from edl_jax.network import NETWORKS, Architecture
 from edl_jax.pairs import Mixture
 from edl_jax.ranking import MARGINS, SEVERITIES
 from edl_jax.strategy import MUTATIONS
-from edl_jax.validation import check_choice, check_range
+from edl_jax.validation import MAX_SEED, check_choice, check_range, check_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,9 @@ class PretrainConfig:
         check_choice(self, "severity", SEVERITIES)
         check_choice(self, "margin", MARGINS)
         check_choice(self, "mutation", MUTATIONS)
-        if not self.class_counts or min(self.class_counts) < 2:
+        if not self.class_counts or not all(
+            isinstance(count, int) and count >= 2 for count in self.class_counts
+        ):
             raise ConfigError(
                 f"PretrainConfig.class_counts is {self.class_counts}; expected one or more class "
                 "counts of at least 2."
@@ -72,7 +74,7 @@ class PretrainConfig:
                 "exactly one class count: give one, or use network='class_agnostic'."
             )
         self.architecture()  # checks the fields that describe the network
-        check_range(self, "population_size", 2)
+        check_whole(self, "population_size", 2)
         check_range(self, "elite_ratio", 0, 1, open_low=True)
         if not 1 <= int(self.elite_ratio * self.population_size) < self.population_size:
             raise ConfigError(
@@ -80,13 +82,13 @@ class PretrainConfig:
                 f"{self.population_size}; expected at least one elite and one child."
             )
         check_range(self, "std_init", 0, open_low=True)
-        check_range(self, "pairs_per_generation", 2 * len(self.class_counts))
-        check_range(self, "num_opponents", 1, self.pairs_per_generation - 1)
-        check_range(self, "generations", 1)
-        check_range(self, "generations_per_chunk", 1)
-        check_range(self, "held_out_pairs", 2)
-        check_range(self, "networks_at_a_time", 1)
-        check_range(self, "seed", 0, 2**63 - 1)
+        check_whole(self, "pairs_per_generation", 2 * len(self.class_counts))
+        check_whole(self, "num_opponents", 1, self.pairs_per_generation - 1)
+        check_whole(self, "generations", 1)
+        check_whole(self, "generations_per_chunk", 1)
+        check_whole(self, "held_out_pairs", 2)
+        check_whole(self, "networks_at_a_time", 1)
+        check_whole(self, "seed", 0, MAX_SEED)
 
     def architecture(self) -> Architecture:
         """The structure of the loss networks."""

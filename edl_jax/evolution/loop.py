@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
-from edl_jax.errors import EDLError
+from edl_jax.errors import EDLError, RunFolderError
 from edl_jax.evolution.checkpoint import Checkpoints
 from edl_jax.evolution.config import PretrainConfig
 from edl_jax.evolution.engine import Batch, Evolution, Log
@@ -94,6 +94,11 @@ def _run_chunks(
         first, state = checkpoints.restore_latest(state)
         # What was logged after the checkpoint is run, and logged, again.
         rows = folder.read_rows()[:first]
+        if len(rows) < first:
+            raise RunFolderError(
+                f"{folder.path} has a checkpoint of generation {first} but metrics of only "
+                f"{len(rows)} generations; metrics.jsonl is damaged. Remove the run folder."
+            )
         folder.replace_rows(rows)
     chunk = make_chunk(config, evolution)
     watch = jax.jit(_leader_losses, static_argnums=0)
@@ -106,7 +111,7 @@ def _run_chunks(
             done = min(first + config.generations_per_chunk, config.generations)
             new = _rows(jax.device_get(log), first, done)
             accuracy = rank_metrics(leader, monitor.severities, monitor.regimes)
-            new[-1]["held_out_accuracy"] = accuracy["pairwise_accuracy"]
+            new[-1]["held_out_accuracy"] = accuracy.get("pairwise_accuracy")
             _check_alive(new, config)
             rows += new
             if folder is not None and checkpoints is not None:

@@ -76,8 +76,8 @@ class EvolvedLoss(struct.PyTreeNode, eq=False):
         """The loss of each example.
 
         Computed in float32 at least, whatever the logits' dtype; value and gradient are finite for
-        any finite logits. For soft labels `w` it is the label-weighted mean over the classes,
-        `sum_k w_k L(p, k)`.
+        any finite float32 or bfloat16 logits. For soft labels `w` it is the label-weighted mean
+        over the classes, `sum_k w_k L(p, k)`.
 
         Args:
           logits: unnormalised log-probabilities, `[..., num_classes]`, any floating dtype.
@@ -119,8 +119,9 @@ class EvolvedLoss(struct.PyTreeNode, eq=False):
     def network(self) -> LossNetwork:
         """The loss network behind the loss, without the scale."""
         graphdef, shapes = self.architecture.abstract()
-        nnx.replace_by_pure_dict(shapes, self.params)
-        return nnx.merge(graphdef, shapes)
+        state = jax.tree.map(lambda x: x, shapes)  # a copy: the abstract one is kept for others
+        nnx.replace_by_pure_dict(state, self.params)
+        return nnx.merge(graphdef, state)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the loss to one safetensors file, whole or not at all.
@@ -150,7 +151,7 @@ class EvolvedLoss(struct.PyTreeNode, eq=False):
 
 def _is_soft(shape: tuple[int, ...], labels: jax.Array, axis: int) -> bool:
     """Whether labels are a distribution over the classes; refuse labels that are neither kind."""
-    batch_shape = tuple(np.delete(shape, axis))
+    batch_shape = tuple(size for index, size in enumerate(shape) if index != axis % len(shape))
     if labels.shape == shape:
         return True
     if labels.shape != batch_shape or not jnp.issubdtype(labels.dtype, jnp.integer):

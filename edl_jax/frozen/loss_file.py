@@ -80,6 +80,8 @@ def read_loss_file(path: str | os.PathLike[str]) -> Contents:
     for name, value in flat.items():
         if not np.isfinite(value).all():
             raise LossFileError(f"{path}: tensor {name!r} holds values that are not finite.")
+    if not flat["scale"] > 0:
+        raise LossFileError(f"{path}: the scale is {flat['scale']}; expected more than 0.")
     records = {name: _json_object(path, header, name) for name in _RECORDS}
     return Contents(architecture, _unflat(flat), records)
 

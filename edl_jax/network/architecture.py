@@ -1,6 +1,7 @@
 """Everything needed to rebuild a loss network, as plain data: what a loss file's header holds."""
 
 import dataclasses
+import functools
 from typing import Literal
 
 import jax
@@ -57,10 +58,11 @@ class Architecture:
             return PairNetwork(self.num_classes, self.hidden, self.activation, rngs=rngs)
         return ClassAgnosticNetwork(self.hidden, self.activation, rngs=rngs)
 
+    @functools.cache  # noqa: B019 - one small entry for each architecture in use
     def abstract(self) -> tuple[nnx.GraphDef, nnx.State]:
         """Graph definition and the shapes of the parameters, without making any array."""
         return nnx.split(nnx.eval_shape(lambda: self.build(jax.random.key(0))))
 
 
 def _is_size(value: object, low: int) -> bool:
-    return isinstance(value, int) and low <= value <= MAX_SIZE
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= MAX_SIZE

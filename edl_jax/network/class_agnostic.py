@@ -28,7 +28,7 @@ class ClassAgnosticNetwork(LossNetwork):
     """
 
     def __init__(
-        self, hidden: Sequence[int] = (16, 16), activation: str = "softplus", *, rngs: nnx.Rngs
+        self, hidden: Sequence[int] = (16, 16), activation: str = "silu", *, rngs: nnx.Rngs
     ):
         super().__init__(5, hidden, activation, rngs=rngs)
 

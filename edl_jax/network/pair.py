@@ -27,7 +27,7 @@ class PairNetwork(LossNetwork):
         self,
         num_classes: int,
         hidden: Sequence[int] = (16, 16),
-        activation: str = "softplus",
+        activation: str = "silu",
         *,
         rngs: nnx.Rngs,
     ):

@@ -32,9 +32,9 @@ class Mixture:
 
     def __post_init__(self) -> None:
         for name, weight in dataclasses.asdict(self).items():
-            if not (math.isfinite(weight) and weight >= 0):
+            if not (isinstance(weight, int | float) and math.isfinite(weight) and weight >= 0):
                 raise ConfigError(
-                    f"Mixture.{name} is {weight}; expected a finite weight of at least 0."
+                    f"Mixture.{name} is {weight!r}; expected a finite weight of at least 0."
                 )
         if sum(dataclasses.asdict(self).values()) == 0:
             raise ConfigError(

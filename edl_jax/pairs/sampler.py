@@ -50,10 +50,9 @@ def sample_pairs(
     >>> pairs.probabilities.shape, pairs.labels.shape
     ((8, 10), (8,))
     """
-    if num_pairs < 1:
-        raise InputError(f"num_pairs is {num_pairs}; expected at least 1.")
-    if num_classes < 2:
-        raise InputError(f"num_classes is {num_classes}; expected at least 2.")
+    for name, value, low in (("num_pairs", num_pairs, 1), ("num_classes", num_classes, 2)):
+        if not isinstance(value, int) or value < low:
+            raise InputError(f"{name} is {value!r}; expected a whole number, at least {low}.")
     return _sample_pairs(key, num_pairs, num_classes, mixture or Mixture())
 
 

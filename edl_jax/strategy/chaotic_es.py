@@ -90,7 +90,6 @@ class ChaoticES(PopulationBasedAlgorithm):
         Raises:
           ConfigError: for an unknown mutation, or no room for an elite and a child.
         """
-        super().__init__(population_size, solution, fitness_shaping_fn, metrics_fn)
         if mutation not in MUTATIONS:
             raise ConfigError(f"mutation is {mutation!r}; expected one of {', '.join(MUTATIONS)}.")
         if population_size < 2 or not 0 < elite_ratio < 1:
@@ -98,6 +97,7 @@ class ChaoticES(PopulationBasedAlgorithm):
                 f"population_size is {population_size} and elite_ratio {elite_ratio}; expected at "
                 "least 2 and a ratio between 0 and 1, so that there are elites and children."
             )
+        super().__init__(population_size, solution, fitness_shaping_fn, metrics_fn)
         self.elite_ratio = elite_ratio
         self.mutation = MUTATIONS[mutation]
 

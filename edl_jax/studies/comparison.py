@@ -1,8 +1,8 @@
 """Train with several losses over the same seeds, and compare them."""
 
 import dataclasses
-import hashlib
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,14 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from edl_jax.errors import ConfigError
+from edl_jax.errors import ConfigError, EDLError
 from edl_jax.runs import RunFolder, as_finite, as_json
 from edl_jax.studies.summary import Summary, format_table, summarise
 from edl_jax.training import TrainConfig
 from edl_jax.training.loop import Row, load_config_dataset, run_training
-from edl_jax.training.losses import resolve_loss
+from edl_jax.training.losses import check_loss_name, describe_loss, resolve_loss
 from edl_jax.training.steps import make_train
-from edl_jax.validation import check_range
+from edl_jax.validation import MAX_SEED, check_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,9 @@ class CompareConfig:
             raise ConfigError(
                 f"CompareConfig.losses is {self.losses}; expected one or more different losses."
             )
-        check_range(self, "num_seeds", 1)
+        for name in self.losses:
+            check_loss_name(name)
+        check_whole(self, "num_seeds", 1, MAX_SEED - self.train.seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,9 +90,13 @@ def compare(
     dataset = load_config_dataset(config.train)
     folder = None
     if run_dir is not None:
-        identity = {"compare": as_json(config), "loss_files": _digests(config.losses)}
+        described = {name: describe_loss(loss) for name, loss in losses.items()}
+        identity = {"compare": as_json(config), "data": dataset.name, "losses": described}
         folder = RunFolder(Path(run_dir), identity)
-    cells = folder.read_rows("cells.jsonl") if folder is not None else []
+    cells = []
+    if folder is not None:
+        cells = folder.read_rows("cells.jsonl")
+        folder.replace_rows(cells, "cells.jsonl")  # without a last line cut short
     finished = {(cell["loss"], cell["seed"]) for cell in cells}
 
     seeds = range(config.train.seed, config.train.seed + config.num_seeds)
@@ -107,7 +113,11 @@ def compare(
         disable=not progress,
     )
 
+    stopping = threading.Event()
+
     def advance(_: Row) -> None:
+        if stopping.is_set():
+            raise EDLError("the comparison was stopped")
         bar.update()
 
     def run(name: str, seed: int) -> dict[str, Any]:
@@ -126,8 +136,11 @@ def compare(
                 cells.append(future.result())
                 if folder is not None:
                     folder.append_rows([cells[-1]], "cells.jsonl")
-        finally:
+        except BaseException:
+            # Another training failed, or Ctrl-C: the others end with their epoch.
+            stopping.set()
             pool.shutdown(cancel_futures=True)
+            raise
     cells.sort(key=lambda cell: (config.losses.index(cell["loss"]), cell["seed"]))
 
     accuracies = {
@@ -146,12 +159,3 @@ def compare(
 def _num_side_by_side() -> int:
     """Trainings to run at once: XLA's CPU backend leaves cores idle in a small convolution."""
     return min(4, os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
-
-
-def _digests(losses: tuple[str, ...]) -> dict[str, str]:
-    """SHA-256 of every loss given as a file: a changed file is another comparison."""
-    return {
-        name: hashlib.sha256(Path(name).read_bytes()).hexdigest()
-        for name in losses
-        if Path(name).is_file()
-    }

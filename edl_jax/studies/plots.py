@@ -1,6 +1,7 @@
 """Figures of a run: the evolution, the evolved loss beside cross-entropy, accuracy over epochs."""
 
 import importlib.util
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import optax
 
 from edl_jax.errors import EDLError
+from edl_jax.studies.summary import labels_of
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 # Colours of Okabe and Ito (2008), told apart with any colour vision, and in grey by their dashes.
@@ -78,7 +80,7 @@ def plot_loss(losses: Mapping[str, Loss], path: Path, *, num_classes: int = 10) 
     curves = {"cross-entropy": optax.losses.softmax_cross_entropy_with_integer_labels, **losses}
     own = np.linspace(0.002, 0.998, 250)
     figure, axes = _subplots(2)
-    for (color, dash), (name, loss) in zip(_STYLES, curves.items(), strict=False):
+    for (color, dash), (name, loss) in zip(itertools.cycle(_STYLES), curves.items(), strict=False):
         for slice_name, logits in _slices(own, num_classes).items():
             labels = jnp.zeros(len(own), jnp.int32)
             gradient = jax.grad(lambda x, loss=loss: loss(x, labels).sum())(logits)  # noqa: B023
@@ -108,13 +110,14 @@ def plot_accuracy(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
     """
     figure, (axis,) = _subplots(1)
     names = list(dict.fromkeys(cell["loss"] for cell in cells))
-    for (color, dash), name in zip(_STYLES, names, strict=False):
+    labels = labels_of(names)
+    for (color, dash), name in zip(itertools.cycle(_STYLES), names, strict=False):
         curves = 100 * np.asarray(
             [[row["accuracy"] for row in c["epochs"]] for c in cells if c["loss"] == name]
         )
         epochs, mean = 1 + np.arange(curves.shape[1]), curves.mean(0)
         spread = curves.std(0, ddof=min(1, len(curves) - 1))
-        axis.plot(epochs, mean, dash, color=color, label=f"{Path(name).stem}, n = {len(curves)}")
+        axis.plot(epochs, mean, dash, color=color, label=f"{labels[name]}, n = {len(curves)}")
         axis.fill_between(epochs, mean - spread, mean + spread, color=color, alpha=0.2)
     split = {"val": "validation", "test": "test"}[cells[0]["epochs"][0]["evaluated_on"]]
     axis.set(

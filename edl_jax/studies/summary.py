@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from scipy import stats
@@ -46,18 +47,25 @@ def summarise(accuracies: Mapping[str, np.ndarray]) -> list[Summary]:
             continue
         differences = percent - baseline
         spread = _deviation(differences)
-        # Without spread the test is not defined; NaN says so.
-        p_value = float(stats.ttest_rel(percent, baseline).pvalue) if spread > 0 else math.nan
+        # Without spread, but for rounding, the test is not defined; NaN says so.
+        p_value = float(stats.ttest_rel(percent, baseline).pvalue) if spread > 1e-9 else math.nan
         summaries.append(
             Summary(loss, len(percent), mean, deviation, float(differences.mean()), spread, p_value)
         )
     return summaries
 
 
+def labels_of(losses: Sequence[str]) -> dict[str, str]:
+    """Short names of losses: a file's without folder and ending, unless two would be the same."""
+    short = {loss: Path(loss).stem if loss.endswith(".safetensors") else loss for loss in losses}
+    return short if len(set(short.values())) == len(short) else {loss: loss for loss in losses}
+
+
 def format_table(summaries: list[Summary]) -> str:
     """The summaries as a Markdown table, one row for each loss."""
+    labels = labels_of([summary.loss for summary in summaries])
     lines = [
-        f"| loss | n | test accuracy, % (mean ± sd) | difference to {summaries[0].loss}, "
+        f"| loss | n | test accuracy, % (mean ± sd) | difference to {labels[summaries[0].loss]}, "
         "points (mean ± sd) | p, paired t |",
         "|---|---:|---:|---:|---:|",
     ]
@@ -66,9 +74,8 @@ def format_table(summaries: list[Summary]) -> str:
         if not math.isnan(s.difference):
             difference = f"{s.difference:+.2f} ± {s.difference_deviation:.2f}"
             p_value = f"{s.p_value:.3g}"
-        lines.append(
-            f"| {s.loss} | {s.n} | {s.mean:.2f} ± {s.deviation:.2f} | {difference} | {p_value} |"
-        )
+        accuracy = f"{s.mean:.2f} ± {s.deviation:.2f}"
+        lines.append(f"| {labels[s.loss]} | {s.n} | {accuracy} | {difference} | {p_value} |")
     return "\n".join(lines) + "\n"
 
 

@@ -3,8 +3,9 @@
 import dataclasses
 
 from edl_jax.training.datasets import DATASETS
+from edl_jax.training.losses import check_loss_name
 from edl_jax.training.resnet import MODELS
-from edl_jax.validation import check_choice, check_range
+from edl_jax.validation import MAX_SEED, check_choice, check_range, check_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,16 +50,17 @@ class TrainConfig:
     """Seed of initial weights, data order and augmentation."""
 
     def __post_init__(self) -> None:
+        check_loss_name(self.loss)
         check_choice(self, "dataset", DATASETS)
         check_choice(self, "model", MODELS)
         for field in ("train_examples", "test_examples", "width"):
             if getattr(self, field) is not None:
-                check_range(self, field, 1)
-        check_range(self, "val_examples", 0)
-        check_range(self, "epochs", 1)
-        check_range(self, "batch_size", 1)
+                check_whole(self, field, 1)
+        check_whole(self, "val_examples", 0)
+        check_whole(self, "epochs", 1)
+        check_whole(self, "batch_size", 1)
         check_range(self, "learning_rate", 0, open_low=True)
         check_range(self, "warmup_epochs", 0, self.epochs)
         check_range(self, "momentum", 0, 1)
         check_range(self, "weight_decay", 0)
-        check_range(self, "seed", 0, 2**63 - 1)
+        check_whole(self, "seed", 0, MAX_SEED)

@@ -15,7 +15,7 @@ from edl_jax.errors import EDLError
 from edl_jax.runs import RunFolder, as_json
 from edl_jax.training.config import TrainConfig
 from edl_jax.training.datasets import Dataset, load_dataset
-from edl_jax.training.losses import Loss, resolve_loss
+from edl_jax.training.losses import Loss, describe_loss, resolve_loss
 from edl_jax.training.steps import TrainFunctions, make_train
 
 Row = dict[str, Any]
@@ -56,6 +56,7 @@ def train(
       loss: the loss itself, such as `pretrain(...).loss`, in place of the one `config.loss` names;
         takes logits `[batch, num_classes]` and labels `[batch]` and gives losses `[batch]`.
       run_dir: where to keep configuration, metrics and the result; nothing is written unless given.
+        A training that was stopped there starts anew.
       progress: whether to show a progress bar.
 
     Raises:
@@ -64,9 +65,9 @@ def train(
       EDLError: if training diverges.
     """
     config = config or TrainConfig()
-    identity = {"train": as_json(config), "loss_given": None if loss is None else repr(loss)}
     loss = resolve_loss(config.loss) if loss is None else loss
     dataset = load_config_dataset(config)
+    identity = {"train": as_json(config), "data": dataset.name, "loss": describe_loss(loss)}
     folder = None if run_dir is None else RunFolder(Path(run_dir), identity)
     functions = make_train(config, dataset, loss)
     bar = tqdm(
@@ -82,9 +83,13 @@ def train(
             bar.set_postfix_str(f"{row['evaluated_on']} accuracy {row['accuracy']:.3f}")
             bar.update(functions.images_per_epoch)
 
+            if folder is not None:
+                folder.append_rows([row])
+
+        if folder is not None:
+            folder.replace_rows([])
         result = run_training(config, dataset, functions, config.seed, report=report)
     if folder is not None:
-        folder.replace_rows(result.history)
         folder.write_json(
             "results.json", {"test_accuracy": result.test_accuracy, "data": result.source}
         )
@@ -124,9 +129,7 @@ def run_training(
     """
     key_init, key_epochs = jax.random.split(jax.random.key(seed))
     state = functions.init(key_init)
-    test = (dataset.test_images, dataset.test_labels)
     evaluated_on = "val" if config.val_examples else "test"
-    watched = (dataset.val_images, dataset.val_labels) if config.val_examples else test
     images = functions.images_per_epoch
     rows = []
     for epoch in range(config.epochs):
@@ -137,7 +140,7 @@ def run_training(
             "epoch": epoch + 1,
             "train_loss": float(state.loss_sum) * config.batch_size / images,
             "train_accuracy": int(state.correct) / images,
-            "accuracy": functions.accuracy(state, *watched),
+            "accuracy": functions.accuracy(state, evaluated_on),
             "evaluated_on": evaluated_on,
             "learning_rate": float(functions.learning_rate(int(state.step) - 1)),
             "images_per_second": images / seconds,
@@ -145,7 +148,7 @@ def run_training(
         _check_finite(row)
         rows.append(row)
         report(row)
-    last = functions.accuracy(state, *test) if config.val_examples else rows[-1]["accuracy"]
+    last = functions.accuracy(state, "test") if config.val_examples else rows[-1]["accuracy"]
     return TrainResult(last, rows, dataset.source, state.params, state.statistics)
 
 

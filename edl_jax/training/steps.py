@@ -17,6 +17,7 @@ from edl_jax.training.losses import Loss
 from edl_jax.training.resnet import create_model
 
 _EVAL_BATCH = 1000
+Batch = tuple[jax.Array, jax.Array]  # images and labels
 
 
 class TrainState(NamedTuple):
@@ -45,14 +46,14 @@ class TrainFunctions(NamedTuple):
     Attributes:
       init: `(key) -> state`.
       epoch: `(state, key) -> state`, one pass over the training images; donates the state.
-      accuracy: `(state, images, labels) -> accuracy` in [0, 1], a float.
+      accuracy: `(state, split) -> accuracy` in [0, 1], a float; the split is "val" or "test".
       images_per_epoch: training images in an epoch's whole batches.
       learning_rate: `(step) -> learning rate`.
     """
 
     init: Callable[[jax.Array], TrainState]
     epoch: Callable[[TrainState, jax.Array], TrainState]
-    accuracy: Callable[[TrainState, Any, Any], float]
+    accuracy: Callable[[TrainState, str], float]
     images_per_epoch: int
     learning_rate: Callable[[int], Any]
 
@@ -76,11 +77,13 @@ def make_train(config: TrainConfig, dataset: Dataset, loss: Loss) -> TrainFuncti
             f"TrainConfig.batch_size is {config.batch_size} with {num_train} training images; "
             "expected at most as many as there are images."
         )
+    warmup_steps = round(config.warmup_epochs * steps_per_epoch)
     schedule = optax.schedules.warmup_cosine_decay_schedule(
-        init_value=0.0 if config.warmup_epochs else config.learning_rate,
+        init_value=0.0 if warmup_steps else config.learning_rate,
         peak_value=config.learning_rate,
-        warmup_steps=round(config.warmup_epochs * steps_per_epoch),
-        decay_steps=config.epochs * steps_per_epoch,
+        warmup_steps=warmup_steps,
+        # At least a step of decay, also where the warm-up is the whole training.
+        decay_steps=max(config.epochs * steps_per_epoch, warmup_steps + 1),
     )
     optimizer = optax.chain(
         optax.add_decayed_weights(config.weight_decay),
@@ -105,9 +108,7 @@ def make_train(config: TrainConfig, dataset: Dataset, loss: Loss) -> TrainFuncti
         zero = jnp.zeros((), jnp.int32)
         return TrainState(params, statistics, optimizer.init(params), zero, jnp.zeros(()), zero)
 
-    def step(
-        state: TrainState, key: jax.Array, order: jax.Array, data: tuple[jax.Array, jax.Array]
-    ) -> TrainState:
+    def step(state: TrainState, key: jax.Array, order: jax.Array, data: Batch) -> TrainState:
         """One step on the next batch in `order`, `[num_train]`; `data` is all images and labels."""
         start = (state.step % steps_per_epoch) * config.batch_size
         batch = jax.lax.dynamic_slice_in_dim(order, start, config.batch_size)
@@ -147,9 +148,7 @@ def make_train(config: TrainConfig, dataset: Dataset, loss: Loss) -> TrainFuncti
         zero = jnp.zeros((), jnp.int32)
         return state._replace(loss_sum=jnp.zeros(()), correct=zero), order
 
-    def scanned_epoch(
-        state: TrainState, key: jax.Array, data: tuple[jax.Array, jax.Array]
-    ) -> TrainState:
+    def scanned_epoch(state: TrainState, key: jax.Array, data: Batch) -> TrainState:
         state, order = begin_epoch(state, key)
 
         def body(state: TrainState, _: None) -> tuple[TrainState, None]:
@@ -169,26 +168,36 @@ def make_train(config: TrainConfig, dataset: Dataset, loss: Loss) -> TrainFuncti
             state = jitted_step(state, key, order, data)
         return state
 
+    held_out = {
+        "val": _on_device(dataset.val_images, dataset.val_labels),
+        "test": _on_device(dataset.test_images, dataset.test_labels),
+    }
+
     @jax.jit
-    def count_correct(state: TrainState, images: jax.Array, labels: jax.Array) -> jax.Array:
+    def count_correct(state: TrainState, batches: Batch, index: jax.Array) -> jax.Array:
+        images, labels = batches[0][index], batches[1][index]
         model = nnx.merge(graphdef, state.params, state.statistics)
         model.eval()
         logits = model(normalize(images, dataset.mean, dataset.std, dtype))
         return jnp.sum(jnp.argmax(logits, axis=-1) == labels)
 
-    def accuracy(state: TrainState, images: np.ndarray, labels: np.ndarray) -> float:
-        counts = []
-        for low in range(0, len(labels), _EVAL_BATCH):
-            batch = images[low : low + _EVAL_BATCH], labels[low : low + _EVAL_BATCH]
-            missing = min(_EVAL_BATCH, len(images)) - len(batch[1])
-            # A last short batch is filled up with labels that no prediction matches.
-            batch = (
-                np.pad(batch[0], [(0, missing)] + [(0, 0)] * 3),
-                np.pad(batch[1], (0, missing), constant_values=-1),
-            )
-            counts.append(count_correct(state, *batch))
-        return float(sum(counts)) / len(labels)
+    def accuracy(state: TrainState, split: str) -> float:
+        batches = held_out[split]
+        counts = [count_correct(state, batches, index) for index in range(len(batches[0]))]
+        return float(sum(counts)) / len(getattr(dataset, f"{split}_labels"))
 
     return TrainFunctions(
         jax.jit(init), epoch, accuracy, steps_per_epoch * config.batch_size, schedule
     )
+
+
+def _on_device(images: np.ndarray, labels: np.ndarray) -> Batch:
+    """Images and labels in batches, `[batches, batch, ...]`, put on the device.
+
+    A last short batch is filled up with labels that no prediction matches.
+    """
+    size = max(min(_EVAL_BATCH, len(labels)), 1)
+    missing = -len(labels) % size
+    images = np.pad(images, [(0, missing)] + [(0, 0)] * 3)
+    labels = np.pad(labels, (0, missing), constant_values=-1)
+    return jax.device_put((images.reshape(-1, size, *images.shape[1:]), labels.reshape(-1, size)))
