@@ -195,9 +195,9 @@ def test_trains_like_a_loss_of_optax():
         updates, state = optimizer.update(gradient, state)
         return (optax.apply_updates(logits, updates), state), value
 
-    (logits, _), values = jax.lax.scan(step, (logits, optimizer.init(logits)), length=300)
+    (logits, _), values = jax.lax.scan(step, (logits, optimizer.init(logits)), length=100)
     assert (logits.argmax(-1) == LABELS).all()
-    assert values[-1] < 0.1 * values[0]
+    assert values[-1] < 0.2 * values[0]
 
 
 def test_refuses_bad_input(loss):

@@ -51,22 +51,25 @@ def test_a_step_is_sgd_with_nesterov_momentum_weight_decay_and_the_schedule(data
     assert rates[0] == 0
     assert max(rates) == pytest.approx(0.1)
     assert rates[-1] < 0.005
+
+    @jax.jit
+    def plain_step(params, statistics, velocity, images, labels, rate):
+        def objective(params):
+            model = nnx.merge(graphdef, params, statistics, copy=True)
+            losses = optax.losses.softmax_cross_entropy_with_integer_labels(model(images), labels)
+            return losses.mean(), nnx.state(model, nnx.BatchStat)
+
+        gradient, statistics_after = jax.grad(objective, has_aux=True)(params)
+        gradient = jax.tree.map(lambda g, p: g + 5e-4 * p, gradient, params)
+        velocity = jax.tree.map(lambda v, g: 0.9 * v + g, velocity, gradient)
+        params = jax.tree.map(lambda p, v, g: p - rate * (g + 0.9 * v), params, velocity, gradient)
+        return params, statistics_after, velocity
+
     for step, rate in enumerate(rates):
         batch = np.asarray(order[step * 64 : (step + 1) * 64])
         images = normalize(jnp.asarray(dataset.train_images[batch]), dataset.mean, dataset.std)
-
-        def objective(params, statistics, images=images, batch=batch):
-            model = nnx.merge(graphdef, params, statistics, copy=True)
-            losses = optax.losses.softmax_cross_entropy_with_integer_labels(
-                model(images), dataset.train_labels[batch]
-            )
-            return losses.mean(), nnx.state(model, nnx.BatchStat)
-
-        gradient, statistics = jax.jit(jax.grad(objective, has_aux=True))(params, statistics)
-        gradient = jax.tree.map(lambda g, p: g + 5e-4 * p, gradient, params)
-        velocity = jax.tree.map(lambda v, g: 0.9 * v + g, velocity, gradient)
-        params = jax.tree.map(
-            lambda p, v, g, rate=rate: p - rate * (g + 0.9 * v), params, velocity, gradient
+        params, statistics, velocity = plain_step(
+            params, statistics, velocity, images, dataset.train_labels[batch], rate
         )
     state = functions.epoch(state, key)
     for mine, plain in zip(jax.tree.leaves(state.params), jax.tree.leaves(params), strict=True):
