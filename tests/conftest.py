@@ -1,6 +1,7 @@
 """Shared settings of the tests."""
 
 import os
+import shutil
 import tempfile
 
 import hypothesis
@@ -8,8 +9,10 @@ import jax
 
 # Most of the time goes into compiling the same few programs: one cache for all workers of a run,
 # and for the processes that tests start.
-_RUN = os.environ.setdefault("PYTEST_XDIST_TESTRUNUID", f"alone-{os.getpid()}")
-_CACHE = os.path.join(tempfile.gettempdir(), f"edl-jax-tests-{_RUN}")
+_IS_FIRST = "EDL_JAX_TEST_CACHE" not in os.environ
+if _IS_FIRST:
+    os.environ["EDL_JAX_TEST_CACHE"] = tempfile.mkdtemp(prefix="edl-jax-tests-")
+_CACHE = os.environ["EDL_JAX_TEST_CACHE"]
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 jax.config.update("jax_compilation_cache_dir", _CACHE)
@@ -20,3 +23,8 @@ hypothesis.settings.register_profile(
     "edl", deadline=None, derandomize=True, max_examples=25, print_blob=True
 )
 hypothesis.settings.load_profile("edl")
+
+
+def pytest_sessionfinish():
+    if _IS_FIRST:
+        shutil.rmtree(_CACHE, ignore_errors=True)
