@@ -71,5 +71,5 @@ def _small_training(dataset: str, data_dir: str | None) -> TrainConfig:
     if dataset == "digits":
         return TrainConfig(dataset="digits", epochs=10, batch_size=64)
     return TrainConfig(
-        dataset=dataset, data_dir=data_dir, train_examples=5000, test_examples=2000, epochs=5
+        dataset=dataset, data_dir=data_dir, train_examples=5000, test_examples=2000, epochs=4
     )
