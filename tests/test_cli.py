@@ -125,5 +125,13 @@ def test_import_is_light():
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     modules = set(result.stdout.split())
     assert "edl_jax.cli" in modules
-    heavy = {"tensorflow", "tensorflow_datasets", "torch", "matplotlib", "sklearn", "PIL"}
+    heavy = {
+        "orbax.checkpoint",
+        "tensorflow",
+        "tensorflow_datasets",
+        "torch",
+        "matplotlib",
+        "sklearn",
+        "PIL",
+    }
     assert not modules & heavy
