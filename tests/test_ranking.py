@@ -124,3 +124,11 @@ def test_gradient_metrics_of_known_losses():
     # The slope of 1 - p_y is p_y times cross-entropy's: it vanishes where the model is wrong.
     flat = gradient_metrics(mean_absolute_error, pairs, SEVERITIES["surprisal"])
     assert flat["gradient_ratio/0.0-0.1"] < 0.1 < 0.9 < flat["gradient_ratio/0.9-1.0"]
+
+
+def test_differences_within_the_tolerance_are_left_out():
+    losses, severities = np.asarray([1.0, 0.0, 2.0]), np.asarray([0.0, 0.005, 1.0])
+    zeros = np.zeros(3, np.int32)
+    assert rank_metrics(losses, severities, zeros)["pairwise_accuracy"] == 1
+    strict = rank_metrics(losses, severities, zeros, tolerance=0.0)
+    assert strict["pairwise_accuracy"] == pytest.approx(2 / 3)
