@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from edl_jax.errors import ConfigError, EDLError
 from edl_jax.runs import RunFolder, as_finite, as_json
+from edl_jax.storage import write_atomically
 from edl_jax.studies.summary import Summary, format_table, summarise
 from edl_jax.training import TrainConfig
 from edl_jax.training.loop import Row, load_config_dataset, run_training
@@ -152,7 +153,7 @@ def compare(
     if folder is not None:
         results = [as_finite(dataclasses.asdict(summary)) for summary in summaries]
         folder.write_json("results.json", {"data": dataset.source, "losses": results})
-        (folder.path / "table.md").write_text(table)
+        write_atomically(folder.path / "table.md", table.encode())
     return CompareResult(cells, summaries, table, dataset.source)
 
 
