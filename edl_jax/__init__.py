@@ -1,16 +1,51 @@
 """Evolutionary Dynamic Loss in JAX: evolve a classification loss, then train with it."""
 
-from edl_jax.errors import EDLError
-from edl_jax.evolution import PretrainConfig
-from edl_jax.frozen import EvolvedLoss, load_pretrained
-from edl_jax.network import ClassAgnosticNetwork, PairNetwork
-from edl_jax.pairs import Mixture, Pairs, sample_pairs
-from edl_jax.pretraining import PretrainResult, pretrain
-from edl_jax.strategy import ChaoticES
-from edl_jax.training import TrainConfig, TrainResult, train
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edl_jax.errors import EDLError
+    from edl_jax.evolution import PretrainConfig
+    from edl_jax.frozen import EvolvedLoss, load_pretrained
+    from edl_jax.network import ClassAgnosticNetwork, PairNetwork
+    from edl_jax.pairs import Mixture, Pairs, sample_pairs
+    from edl_jax.pretraining import PretrainResult, pretrain
+    from edl_jax.ranking import MARGINS, SEVERITIES
+    from edl_jax.strategy import MUTATIONS, STRATEGIES, ChaoticES, ChaoticSNES
+    from edl_jax.training import TrainConfig, TrainResult, train
+
+# Loaded when first asked for: importing evosax starts JAX's backend, and a program of several
+# processes must call `jax.distributed.initialize` before that.
+_HOMES = {
+    "ChaoticES": "strategy",
+    "ChaoticSNES": "strategy",
+    "ClassAgnosticNetwork": "network",
+    "EDLError": "errors",
+    "EvolvedLoss": "frozen",
+    "MARGINS": "ranking",
+    "MUTATIONS": "strategy",
+    "Mixture": "pairs",
+    "PairNetwork": "network",
+    "Pairs": "pairs",
+    "PretrainConfig": "evolution",
+    "PretrainResult": "pretraining",
+    "SEVERITIES": "ranking",
+    "STRATEGIES": "strategy",
+    "TrainConfig": "training",
+    "TrainResult": "training",
+    "load_pretrained": "frozen",
+    "pretrain": "pretraining",
+    "sample_pairs": "pairs",
+    "train": "training",
+}
 
 __all__ = [
+    "MARGINS",
+    "MUTATIONS",
+    "SEVERITIES",
+    "STRATEGIES",
     "ChaoticES",
+    "ChaoticSNES",
     "ClassAgnosticNetwork",
     "EDLError",
     "EvolvedLoss",
@@ -26,3 +61,13 @@ __all__ = [
     "sample_pairs",
     "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

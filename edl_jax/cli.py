@@ -10,15 +10,19 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
-from edl_jax.errors import ConfigError, EDLError
+from edl_jax.errors import ConfigError, EDLError, Preempted
 from edl_jax.evolution import PretrainConfig
 from edl_jax.pretraining import pretrain
+from edl_jax.processes import Processes, is_first
 from edl_jax.runs import default_run_dir
 from edl_jax.studies import CompareConfig, DemoConfig, compare, demo
 from edl_jax.studies.plots import check_matplotlib, plot_accuracy, plot_evolution, plot_loss
 from edl_jax.training import TrainConfig, train
 
 Config = TypeVar("Config")
+
+EXIT_REFUSED = 2
+EXIT_PREEMPTED = 75  # sysexits' EX_TEMPFAIL: the same command, given again, goes on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +37,17 @@ class Arguments(Generic[Config]):
     runs/COMMAND-DATE-TIME unless given."""
     quiet: bool = False
     """Show no progress bars."""
+    processes: Processes = Processes()
+    """How to find the other processes of the run (pretrain only)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `edl COMMAND [ARGUMENTS]`; returns the exit status, 2 for a refused request."""
+    """Run `edl COMMAND [ARGUMENTS]`.
+
+    Returns:
+      The exit status: 0, `EXIT_REFUSED` for a request that cannot be met, `EXIT_PREEMPTED` for a
+      run that SIGTERM stopped and that has saved what it needs to go on.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] not in _COMMANDS:
         return _usage(argv)
@@ -55,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(arguments.settings, run_dir, not arguments.quiet and sys.stderr.isatty())
     except EDLError as error:
         print(f"edl {name}: {error}", file=sys.stderr)
-        return 2
+        return EXIT_PREEMPTED if isinstance(error, Preempted) else EXIT_REFUSED
     return 0
 
 
@@ -91,7 +102,9 @@ def _configured(argv: Sequence[str], config_type: type[Config]) -> Config:
 def _pretrain(config: PretrainConfig, run_dir: Path, progress: bool) -> None:
     check_matplotlib()
     result = pretrain(config, run_dir=run_dir, progress=progress)
-    plot_evolution(result.history, run_dir / "evolution.png")
+    if not is_first():
+        return
+    plot_evolution(result.history, result.held_out, run_dir / "evolution.png")
     num_classes = config.class_counts[len(config.class_counts) // 2]
     plot_loss({"evolved": result.loss}, run_dir / "loss.png", num_classes=num_classes)
     _print_metrics(result.metrics)
@@ -149,8 +162,4 @@ def _usage(argv: Sequence[str]) -> int:
     )
     for name, (_, _, summary) in _COMMANDS.items():
         print(f"  {name:10} {summary}", file=stream)
-    return 0 if asked_for_help else 2
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return 0 if asked_for_help else EXIT_REFUSED

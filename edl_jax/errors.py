@@ -23,3 +23,11 @@ class LossFileError(EDLError):
 
 class RunFolderError(EDLError):
     """A run folder belongs to another configuration or is damaged."""
+
+
+class ProcessError(EDLError):
+    """Another process of a run cannot be reached, or is gone."""
+
+
+class Preempted(EDLError):
+    """The run was told to stop by SIGTERM, and has saved what it needs to go on."""

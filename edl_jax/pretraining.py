@@ -2,8 +2,9 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +12,14 @@ import numpy as np
 from flax import nnx
 
 from edl_jax.evolution import PretrainConfig, make_evolution, run_keys
-from edl_jax.evolution.engine import Batch
-from edl_jax.evolution.loop import evolve
+from edl_jax.evolution.loop import Row, evolve
+from edl_jax.evolution.monitor import make_monitor
+from edl_jax.evolution.scoring import Batch
+from edl_jax.evolution.sharding import population_mesh
 from edl_jax.frozen import EvolvedLoss, Provenance, calibrated
 from edl_jax.pairs import Pairs
-from edl_jax.ranking import SEVERITIES, gradient_metrics, rank_metrics
+from edl_jax.processes import is_first
+from edl_jax.ranking import MARGINS, SEVERITIES, gradient_metrics, logit_gradients, rank_metrics
 from edl_jax.runs import RunFolder, as_json, versions
 
 
@@ -26,13 +30,16 @@ class PretrainResult:
     Attributes:
       loss: the winner, calibrated and frozen.
       history: by name, one value for each generation, `[generations]` float64: `best_fitness`,
-        `mean_fitness`, `step_size`, `failed` (networks whose fitness was not finite), and
-        `held_out_accuracy` (pairwise accuracy of the leader; NaN but at the end of a chunk).
+        `mean_fitness`, `step_size` (NaN where the strategy has none), `failed` (networks whose
+        fitness was not finite) and `restarts` so far.
+      held_out: by name, one value for each chunk of generations, `[chunks]` float64: `generation`,
+        its last, and the metrics of the leader on held-out pairs (NaN where undefined).
       metrics: of the winner on held-out pairs that nothing was chosen on, by name.
     """
 
     loss: EvolvedLoss
     history: dict[str, np.ndarray]
+    held_out: dict[str, np.ndarray]
     metrics: dict[str, float]
 
 
@@ -41,51 +48,61 @@ def pretrain(
     *,
     key: jax.Array | None = None,
     run_dir: str | os.PathLike[str] | None = None,
+    devices: Sequence[Any] | None = None,
     progress: bool = False,
 ) -> PretrainResult:
     """Evolve a loss on synthetic pairs and freeze it.
 
-    The same key gives the same loss, bit for bit, on the CPU.
+    The same key gives the same loss, bit for bit, on the CPU, whatever the number of devices or of
+    processes. Several processes (after `jax.distributed.initialize`) all call this alike.
 
     Args:
       config: how to evolve; the defaults unless given.
       key: a key from `jax.random.key`; from `config.seed` unless given.
       run_dir: where to keep configuration, metrics, checkpoints and the loss; a run that was
-        stopped there goes on from its last checkpoint. Nothing is written unless given.
+        stopped there goes on from its last checkpoint. Nothing is written unless given. Of several
+        processes the first alone writes.
+      devices: some of `jax.devices()`, among which the population is divided; all, of all
+        processes, unless given.
       progress: whether to show a progress bar.
 
     Raises:
-      RunFolderError: if `run_dir` holds a run with another configuration or key.
+      ConfigError: if the strategy refuses the configuration, or the devices cannot share the
+        population equally.
+      RunFolderError: if `run_dir` holds a run with another configuration or key, or cannot be
+        written.
+      Preempted: on SIGTERM, after the chunk of generations under way is saved; only with `run_dir`.
+      ProcessError: if another process of the run is gone.
       EDLError: if every network of a generation fails.
     """
     config = config or PretrainConfig()
     key = jax.random.key(config.seed) if key is None else key
+    mesh = population_mesh(devices)
+    evolution = make_evolution(config, shards=mesh.size)
     folder = None
-    if run_dir is not None:
+    if run_dir is not None and is_first():
         identity = {"pretrain": as_json(config), "key": jax.random.key_data(key).tolist()}
         folder = RunFolder(Path(run_dir), identity)
-    evolution = make_evolution(config)
     key_init, key_generations, key_choice, key_measurement = run_keys(key)
-
-    sample, observe = jax.jit(evolution.sample), jax.jit(evolution.observe)
-    state, rows = evolve(
+    state, rows, held_out = evolve(
         config,
         evolution,
-        key_generations,
-        jax.jit(evolution.init)(key_init),
-        observe(key_measurement, sample(key_measurement)),
+        mesh,
+        (key_init, key_generations),
+        make_monitor(config, evolution, key_measurement),
         folder=folder,
-        progress=progress,
+        progress=progress and is_first(),
     )
 
     # Best-ever fitness is optimistic: it keeps the luckiest draw of pairs. So the winner is the
-    # elite of the last generation that scores best on many fresh pairs, and is measured on others.
+    # last candidate that scores best on many fresh pairs, and it is measured on others.
+    sample, observe = jax.jit(evolution.sample), jax.jit(evolution.observe)
     pairs = _held_out(sample, key_choice, config)
-    elites = evolution.elites(state)
-    scores = jax.jit(evolution.score)(elites, observe(key_choice, pairs))
+    candidates = evolution.candidates(state)
+    scores = jax.jit(evolution.score)(candidates, observe(key_choice, pairs))
     winner = jnp.argmin(jnp.where(jnp.isnan(scores), jnp.inf, scores))
     loss = EvolvedLoss(
-        params=nnx.to_pure_dict(jax.tree.map(lambda x: x[winner], elites)),
+        params=nnx.to_pure_dict(jax.tree.map(lambda x: x[winner], candidates)),
         scale=jnp.ones(()),
         architecture=config.architecture(),
     )
@@ -96,9 +113,13 @@ def pretrain(
     if folder is not None:
         folder.write_json("results.json", metrics)
         loss.save(folder.path / "loss.safetensors")
-    names = [name for name in rows[0] if name != "generation"]
-    history = {name: np.asarray([row[name] for row in rows], np.float64) for name in names}
-    return PretrainResult(loss, history, metrics)
+    return PretrainResult(loss, _columns(rows, {"generation"}), _columns(held_out), metrics)
+
+
+def _columns(rows: Sequence[Row], left_out: Collection[str] = ()) -> dict[str, np.ndarray]:
+    """Rows as arrays by name, NaN where a row has no value."""
+    names = [name for name in dict.fromkeys(n for row in rows for n in row) if name not in left_out]
+    return {name: np.asarray([row.get(name) for row in rows], np.float64) for name in names}
 
 
 def _held_out(
@@ -117,15 +138,19 @@ def _measure(
     config: PretrainConfig,
 ) -> dict[str, float]:
     """Ranking over all class counts together; ranking and gradient for each by itself."""
+    severity, margin = SEVERITIES[config.severity], MARGINS[config.margin]
     batch = observe(jax.random.key(0), pairs_of_counts)
     losses = loss.network().from_features(batch.features)
-    metrics = rank_metrics(losses, batch.severities, batch.regimes)
+    gradients = jax.jit(lambda pairs: logit_gradients(loss, pairs, severity))
+    metrics = rank_metrics(losses, batch.severities, batch.regimes, margin=margin)
     for pairs in pairs_of_counts:
         num_classes = pairs.probabilities.shape[-1]
         mine = np.asarray(batch.class_counts) == num_classes
         parts = {
-            **rank_metrics(losses[mine], batch.severities[mine], batch.regimes[mine]),
-            **gradient_metrics(loss, pairs, SEVERITIES[config.severity]),
+            **rank_metrics(
+                losses[mine], batch.severities[mine], batch.regimes[mine], margin=margin
+            ),
+            **gradient_metrics(gradients(pairs)),
         }
         metrics |= {f"{num_classes} classes: {name}": value for name, value in parts.items()}
     return metrics

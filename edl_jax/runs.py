@@ -7,7 +7,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -105,10 +105,16 @@ class RunFolder:
                 break
         return rows
 
-    def replace_rows(self, rows: Iterable[Mapping[str, Any]], name: str = "metrics.jsonl") -> None:
-        """Write all rows anew, whole or not at all."""
+    def resume_rows(
+        self,
+        is_kept: Callable[[dict[str, Any]], bool] = lambda row: True,
+        name: str = "metrics.jsonl",
+    ) -> list[dict[str, Any]]:
+        """The rows to go on from; the others, and a line cut short, are removed from the file."""
+        rows = [row for row in self.read_rows(name) if is_kept(row)]
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         write_atomically(self.path / name, lines.encode())
+        return rows
 
 
 def read_json(path: Path) -> Any:

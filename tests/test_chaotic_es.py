@@ -119,7 +119,7 @@ def test_step_size_follows_the_success_rate():
 
 
 def test_refuses_bad_arguments():
-    with pytest.raises(ConfigError, match="mutation is 'tentt'; expected one of logistic"):
+    with pytest.raises(ConfigError, match="no mutation 'tentt'; expected one of logistic"):
         ChaoticES(8, jnp.zeros(2), mutation="tentt")
     with pytest.raises(ConfigError, match="population_size is 1"):
         ChaoticES(1, jnp.zeros(2))

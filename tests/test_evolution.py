@@ -8,10 +8,13 @@ from flax import nnx
 
 from edl_jax import Mixture, PretrainConfig
 from edl_jax.errors import ConfigError, EDLError
-from edl_jax.evolution import make_evolution, make_run, run_keys
+from edl_jax.evolution import engine, make_evolution, make_run, run_keys
 from edl_jax.evolution.loop import evolve, make_chunk
-from edl_jax.pairs import log_probabilities
-from edl_jax.ranking import MARGINS, SEVERITIES, margin_violation
+from edl_jax.evolution.monitor import make_monitor
+from edl_jax.evolution.scoring import make_score, without_failures
+from edl_jax.evolution.sharding import population_mesh, to_every_device
+from edl_jax.pairs import REGIMES, log_probabilities
+from edl_jax.ranking import MARGINS, SEVERITIES, margin_violation, rank_metrics
 
 TINY = PretrainConfig(
     hidden=(4,),
@@ -37,8 +40,7 @@ def test_sample_splits_the_pairs_among_the_class_counts(evolution):
 
 
 def test_score_is_the_objective_of_each_network_alone(evolution):
-    state = evolution.init(jax.random.key(0))
-    population = evolution.strategy.get_population(state)
+    population = evolution.init(jax.random.key(0)).population
     pairs = evolution.sample(jax.random.key(1))
     batch = evolution.observe(jax.random.key(2), pairs)
     scores = evolution.score(population, batch)
@@ -70,68 +72,190 @@ def test_pairs_are_fresh_in_every_generation_and_mixed_over_class_counts(evoluti
     assert len(np.unique(batches[0].class_counts[:10])) == 2
 
 
-def test_elites_meet_the_same_pairs_as_their_children(evolution, monkeypatch):
+def test_elites_meet_the_same_pairs_as_their_children(evolution):
     """A generation scores all networks in one call, on one batch."""
     state = evolution.init(jax.random.key(0))
-    key = jax.random.key(3)
-    after, log = evolution.generation(key, state)
-    key_sample, key_observe, _, _ = jax.random.split(key, 4)
+    for key in jax.random.split(jax.random.key(3)):
+        state, log = evolution.generation(key, state)
+    _, key_sample, key_observe, _, _ = jax.random.split(key, 5)
     batch = evolution.observe(key_observe, evolution.sample(key_sample))
-    population = evolution.strategy.get_population(after)
-    np.testing.assert_allclose(after.fitness, evolution.score(population, batch), rtol=1e-5)
+    np.testing.assert_allclose(state.fitness, evolution.score(state.population, batch), rtol=1e-5)
+    np.testing.assert_array_equal(state.fitness, state.strategy.fitness)
     assert log["failed"] == 0
-    assert log["best_fitness"] == after.fitness.min()
+    assert log["best_fitness"] == state.fitness.min()
+
+
+def test_the_first_population_is_fresh_and_breeds_from_its_best(evolution):
+    state = evolution.init(jax.random.key(0))
+    fresh = jax.tree.leaves(state.population)
+    scored, _ = evolution.generation(jax.random.key(1), state)
+    for a, b in zip(fresh, jax.tree.leaves(scored.population), strict=True):
+        np.testing.assert_array_equal(a, b)
+    after, _ = evolution.generation(jax.random.key(2), scored)
+    best = np.argsort(scored.fitness)[:4]
+    for a, b in zip(fresh, jax.tree.leaves(after.population), strict=True):
+        np.testing.assert_array_equal(a[best], b[:4])
+
+
+@pytest.mark.parametrize("pairs_at_a_time", [64, 65, 100])
+def test_blocks_of_pairs_change_nothing(evolution, pairs_at_a_time):
+    config = dataclasses.replace(TINY, pairs_at_a_time=pairs_at_a_time, networks_at_a_time=5)
+    population = evolution.init(jax.random.key(0)).population
+    batch = evolution.observe(jax.random.key(2), evolution.sample(jax.random.key(1)))
+    np.testing.assert_allclose(
+        make_evolution(config).score(population, batch),
+        evolution.score(population, batch),
+        rtol=1e-5,
+    )
 
 
 def test_one_program_serves_every_chunk(evolution):
-    chunk = make_chunk(TINY, evolution)
-    state = evolution.init(jax.random.key(0))
+    chunk = make_chunk(TINY, evolution, population_mesh())
+    state = to_every_device(evolution.init(jax.random.key(0)), population_mesh())
     for first in (0, 2, 4):
         state, log = chunk(jax.random.key(1), state, jnp.int32(first))
     assert chunk._cache_size() == 1
-    assert int(state.generation_counter) == 5  # the sixth generation is skipped
+    assert int(state.strategy.generation_counter) == 4  # the first generation begins, none is told
     assert log["best_fitness"].shape == (2,)
+
+
+def run_evolve(config, evolution, key):
+    keys = run_keys(key)[:2]
+    monitor = make_monitor(config, evolution, jax.random.key(9))
+    return evolve(config, evolution, population_mesh(), keys, monitor)
 
 
 def test_chunks_reach_what_one_scan_reaches(evolution):
     key = jax.random.key(7)
-    key_init, key_generations, _, _ = run_keys(key)
-    monitor = evolution.observe(jax.random.key(9), evolution.sample(jax.random.key(9)))
-    init = jax.jit(evolution.init)
-    state, rows = evolve(TINY, evolution, key_generations, init(key_init), monitor)
-    elites, log = jax.jit(make_run(TINY))(key)
-    for a, b in zip(jax.tree.leaves(evolution.elites(state)), jax.tree.leaves(elites), strict=True):
+    state, rows, held_out = run_evolve(TINY, evolution, key)
+    candidates, log = jax.jit(make_run(TINY))(key)
+    mine = jax.tree.leaves(evolution.candidates(state))
+    for a, b in zip(mine, jax.tree.leaves(candidates), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose([row["best_fitness"] for row in rows], log["best_fitness"], 1e-4)
     assert [row["generation"] for row in rows] == list(range(5))
-    assert [row["held_out_accuracy"] is not None for row in rows] == [False, True] * 2 + [True]
+    assert [row["generation"] for row in held_out] == [1, 3, 4]
+
+
+def test_every_metric_is_watched_on_held_out_pairs_overall_and_by_regime(evolution):
+    network = evolution.strategy._unravel_solution(jnp.zeros(evolution.strategy.num_dims))
+    leader = jax.tree.map(lambda x: x + 0.3, network)
+    metrics = make_monitor(TINY, evolution, jax.random.key(9))(leader)
+    names = ["pairwise_accuracy", "kendall_tau", "spearman_rho", "violated_margins"]
+    for name in [*names, "descent_rate", "gradient_ratio"]:
+        assert np.isfinite(metrics[name])
+        regimes = {found.split("/")[1] for found in metrics if found.startswith(f"{name}/")}
+        assert regimes >= set(REGIMES) - {"sparse"}, name
+    key = jax.random.key(9)
+    pairs = evolution.sample(key)
+    batch = evolution.observe(key, pairs)
+    losses = nnx.merge(evolution.graphdef, leader).from_features(batch.features)
+    expected = rank_metrics(losses, batch.severities, batch.regimes, margin=MARGINS["proportional"])
+    assert metrics["kendall_tau"] == pytest.approx(expected["kendall_tau"])
 
 
 def test_a_whole_run_vmaps_over_seeds():
     keys = jax.random.split(jax.random.key(0), 2)
-    elites, log = jax.jit(jax.vmap(make_run(TINY)))(keys)
+    candidates, log = jax.jit(jax.vmap(make_run(TINY)))(keys)
     assert log["best_fitness"].shape == (2, 5)
     alone, _ = jax.jit(make_run(TINY))(keys[1])
-    for a, b in zip(jax.tree.leaves(elites), jax.tree.leaves(alone), strict=True):
+    for a, b in zip(jax.tree.leaves(candidates), jax.tree.leaves(alone), strict=True):
         np.testing.assert_allclose(a[1], b, rtol=1e-3, atol=1e-5)
 
 
-def test_a_generation_in_which_all_fail_ends_with_an_error(evolution):
-    def broken(key, state):
-        state, log = evolution.generation(key, state)
-        return state, log | {"failed": jnp.int32(16), "best_fitness": jnp.inf}
+def test_failed_networks_are_counted_and_never_selected(monkeypatch):
+    """Those networks fail whose first bias is above 0: none at first, then half of the children."""
 
-    monitor = evolution.observe(jax.random.key(9), evolution.sample(jax.random.key(9)))
-    state = jax.jit(evolution.init)(jax.random.key(0))
+    def first_bias(population):
+        return jax.tree.leaves(population)[0].reshape(TINY.population_size, -1)[:, 0]
+
+    def flawed(*args, **kwargs):
+        score = make_score(*args, **kwargs)
+
+        def scored(population, batch):
+            return jnp.where(first_bias(population) > 0, jnp.nan, score(population, batch))
+
+        return scored
+
+    monkeypatch.setattr(engine, "make_score", flawed)
+    for strategy in ("ChaoticES", "SimpleGA", "SNES", "CMA_ES", "SAMR_GA"):
+        evolution = make_evolution(dataclasses.replace(TINY, strategy=strategy))
+        state = jax.jit(evolution.init)(jax.random.key(0))
+        generation, failed = jax.jit(evolution.generation), 0
+        for key in jax.random.split(jax.random.key(1), 4):
+            state, log = generation(key, state)
+            failed += int(log["failed"])
+            assert np.isfinite(state.fitness).all(), strategy
+        assert failed > 0, strategy
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.population)), strategy
+        if hasattr(state.strategy, "population"):
+            # Where a strategy keeps networks, those that failed are not among them.
+            assert (first_bias(state.population) <= 0).all(), strategy
+
+
+def test_without_failures_leaves_nothing_that_failed():
+    population = {"w": jnp.arange(10.0).reshape(5, 2)}
+    fitness = jnp.asarray([3.0, jnp.nan, 1.0, jnp.inf, -jnp.inf])
+    mended, penalised = without_failures(population, fitness)
+    np.testing.assert_array_equal(mended["w"][:, 0], [0, 4, 4, 4, 4])
+    assert penalised[0] == 3
+    assert penalised[2] == 1
+    assert (penalised[jnp.asarray([1, 3, 4])] > 3).all()
+    untouched = without_failures(population, jnp.arange(5.0))
+    np.testing.assert_array_equal(untouched[0]["w"], population["w"])
+    np.testing.assert_array_equal(untouched[1], jnp.arange(5.0))
+
+
+def test_a_generation_in_which_all_fail_ends_with_an_error(monkeypatch):
+    def broken(*args, **kwargs):
+        return lambda population, batch: jnp.full((16,), jnp.nan)
+
+    monkeypatch.setattr(engine, "make_score", broken)
     with pytest.raises(EDLError, match="all 16 networks of generation 0 failed"):
-        evolve(TINY, evolution._replace(generation=broken), jax.random.key(0), state, monitor)
+        run_evolve(TINY, make_evolution(TINY), jax.random.key(0))
+
+
+def test_evolution_begins_anew_where_it_stagnates_and_keeps_the_leaders():
+    config = dataclasses.replace(TINY, restart_after=2)
+    evolution = make_evolution(config)
+    state, generation = jax.jit(evolution.init)(jax.random.key(0)), jax.jit(evolution.generation)
+    counts, begins, leaders = [], [], []
+    for index in range(200):
+        state, log = generation(jax.random.fold_in(jax.random.key(1), index), state)
+        counts.append(int(log["restarts"]))
+        begins.append(bool(state.begin))
+        best = int(np.argmin(state.fitness))
+        leaders.append(jax.tree.map(lambda x, i=best: x[i], state.population))
+        if counts[-1] == 2:
+            break
+    assert counts[-1] == sum(begins) == 2
+    restarted = begins.index(True)
+    kept = jax.tree.map(lambda x: x[-8], evolution.candidates(state))
+    for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(leaders[restarted]), strict=True):
+        np.testing.assert_array_equal(a, b)
+    never = make_evolution(dataclasses.replace(config, restart_after=0))
+    assert never.init(jax.random.key(0)).restarts is None
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_a_chunk_lowers_for_accelerators(evolution, platform):
-    arguments = (jax.random.key(0), evolution.init(jax.random.key(0)), jnp.int32(0))
-    chunk = make_chunk(TINY, evolution)
-    assert jax.export.export(chunk, platforms=[platform])(*arguments).platforms == (platform,)
+@pytest.mark.parametrize("change", [{}, {"restart_after": 5, "strategy": "SNES"}], ids=str)
+def test_every_compiled_function_lowers_for_accelerators(platform, change):
+    config = dataclasses.replace(TINY, **change)
+    evolution = make_evolution(config)
+    key, state = jax.random.key(0), evolution.init(jax.random.key(0))
+    pairs = evolution.sample(key)
+    batch = evolution.observe(key, pairs)
+    chunk = make_chunk(config, evolution, population_mesh())
+    for function, arguments in [
+        (chunk, (key, state, jnp.int32(0))),
+        (jax.jit(evolution.init), (key,)),
+        (jax.jit(evolution.sample), (key,)),
+        (jax.jit(evolution.observe), (key, pairs)),
+        (jax.jit(evolution.score), (state.population, batch)),
+        (jax.jit(evolution.candidates), (state,)),
+    ]:
+        exported = jax.export.export(function, platforms=[platform])(*arguments)
+        assert exported.platforms == (platform,)
 
 
 @pytest.mark.parametrize(
@@ -142,6 +266,20 @@ def test_a_chunk_lowers_for_accelerators(evolution, platform):
         ({"severity": "anger"}, "severity is 'anger'"),
         ({"margin": "wide"}, "margin is 'wide'"),
         ({"mutation": "henon"}, "mutation is 'henon'"),
+        ({"strategy": "AnnealingES"}, "strategy is 'AnnealingES'; expected one of ChaoticES"),
+        ({"selection": "roulette"}, "selection is 'roulette'; expected one of plus, comma"),
+        ({"step_size": "linear"}, "step_size is 'linear'"),
+        ({"strategy": "CMA_ES", "step_size": "cosine"}, "in its own way"),
+        ({"strategy": "SNES", "step_size": "self_adaptive"}, "in its own way"),
+        (
+            {"strategy": "SimpleGA", "mutation": "gaussian"},
+            "mutation is 'gaussian' with strategy 'Si",
+        ),
+        ({"strategy": "ChaoticSNES", "use_crossover": True}, "use_crossover is True with"),
+        ({"std_final": 0.0}, r"std_final is 0\.0"),
+        ({"restart_after": -1}, "restart_after is -1"),
+        ({"keep_checkpoints": 0}, "keep_checkpoints is 0"),
+        ({"pairs_at_a_time": 0}, "pairs_at_a_time is 0"),
         ({"hidden": (0,)}, "hidden is"),
         ({"class_counts": ()}, "class_counts is"),
         ({"class_counts": (1, 2)}, "class_counts is"),

@@ -1,113 +1,325 @@
+"""The long test follows 10^4 orbits of each dynamics for 10^6 steps, in the public interface."""
+
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
 
-from edl_jax.strategy import MUTATIONS
+from edl_jax.strategy import MUTATIONS, Mutation
 from edl_jax.strategy.mutations import (
+    SINE_MEAN,
+    SINE_STD,
     arcsine_noise,
-    double_phase,
     gaussian_noise,
     logistic_value,
     random_phase,
+    sine_noise,
+    sine_step,
+    tent_noise,
 )
 
-ARCSINE = stats.arcsine(loc=-(2**0.5), scale=2 * 2**0.5)
-MARGINALS = {
-    "logistic": ARCSINE,
-    "logistic_gaussian": stats.norm,
-    "arcsine": ARCSINE,
-    "gaussian": stats.norm,
-    "uniform": stats.uniform(loc=-(3**0.5), scale=2 * 3**0.5),
-}
+CHAOTIC = ["logistic", "logistic_gaussian", "tent", "sine", "chebyshev"]
+NAMES = [*CHAOTIC, "arcsine", "gaussian", "uniform"]
+DYNAMICS = (("logistic", "logistic_gaussian", "tent"), ("sine",), ("chebyshev",))
+LAGS = 10
+BLOCK = 1_000  # steps from one sample of the long test to the next
+SPAN = 20  # blocks in which an orbit may come back to where it was
 
 
-@pytest.mark.parametrize("name", MUTATIONS)
-def test_noise_has_its_marginal_zero_mean_and_unit_variance(name):
+@functools.cache
+def sine_measure():
+    """The sine map's invariant measure and correlations by Ulam's method, in float64.
+
+    Returns the edges of cells in the angle u, the distribution function F there, the mean and the
+    standard deviation of x, and the autocorrelation of x at lags 0 to LAGS.
+    """
+    edges = np.linspace(0, 1, 20_001)
+    x = np.sin(np.pi / 4 * (edges[1:] + edges[:-1])) ** 2  # in the middle of each cell
+    # x' = sin(pi x) <= y on [0, inverse(y)], and on its mirror image.
+    inverse = np.arcsin(np.sin(np.pi / 2 * edges) ** 2) / np.pi
+    inverse = 2 / np.pi * np.arcsin(np.sqrt(inverse))
+
+    def push(F):
+        return np.interp(inverse, edges, F) + F[-1] - np.interp(1 - inverse, edges, F)
+
+    F = edges
+    for _ in range(60):
+        F = push(F)
+    mass = np.diff(F)
+    mean = mass @ x
+    var = mass @ x**2 - mean**2
+    weighted, correlations = np.append(0, np.cumsum(mass * x)), []
+    for _ in range(LAGS + 1):
+        correlations.append((np.diff(weighted) @ x - mean**2) / var)
+        weighted = push(weighted)
+    return edges, F, mean, var**0.5, np.array(correlations)
+
+
+def sine_cdf(noise):
+    edges, F, *_ = sine_measure()
+    x = np.clip(SINE_MEAN + SINE_STD * noise, 0, 1)
+    return np.interp(2 / np.pi * np.arcsin(np.sqrt(x)), edges, F)
+
+
+ARCSINE = stats.arcsine(loc=-(2**0.5), scale=2 * 2**0.5).cdf
+UNIFORM = stats.uniform(loc=-(3**0.5), scale=2 * 3**0.5).cdf
+NORMAL = stats.norm.cdf
+CDFS = dict(
+    zip(
+        NAMES,
+        [ARCSINE, NORMAL, UNIFORM, sine_cdf, ARCSINE, ARCSINE, NORMAL, UNIFORM],
+        strict=True,
+    )
+)
+
+
+def two_steps(name, shape=(100_000,)):
+    """Orbit and noise after the first step, and after the second."""
     mutation = MUTATIONS[name]
-    orbit, noise = mutation.step(jax.random.key(1), mutation.init(jax.random.key(0), (500, 400)))
-    noise = np.asarray(noise, np.float64).ravel()
-    assert orbit.shape == (500, 400)
-    assert noise.mean() == pytest.approx(0, abs=0.01)
-    assert noise.var() == pytest.approx(1, abs=0.01)
-    assert stats.kstest(noise, MARGINALS[name].cdf).pvalue > 1e-4
+    first = mutation.step(jax.random.key(1), mutation.init(jax.random.key(0), shape))
+    return first, mutation.step(jax.random.key(2), first[0])
 
 
-@pytest.mark.parametrize("name", MUTATIONS)
+def float64(x):
+    return np.asarray(x, np.float64)
+
+
+def test_the_family_is_complete_and_in_order():
+    assert [*MUTATIONS][: len(NAMES)] == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_noise_has_its_marginal_zero_mean_and_unit_variance(name):
+    for orbit, noise in two_steps(name, (500, 400)):
+        assert (orbit.dtype, noise.dtype) == (jnp.uint32, jnp.float32)
+        assert orbit.shape == noise.shape == (500, 400)
+        noise = float64(noise).ravel()
+        # Four standard errors, and a kurtosis of 3 at most.
+        assert noise.mean() == pytest.approx(0, abs=4 * noise.size**-0.5)
+        assert noise.var() == pytest.approx(1, abs=4 * (2 / noise.size) ** 0.5)
+        assert stats.kstest(noise, CDFS[name]).pvalue > 1e-3
+
+
+def test_sine_constants_are_the_moments_of_its_invariant_measure():
+    *_, mean, std, _ = sine_measure()
+    assert pytest.approx(mean, abs=2e-9) == SINE_MEAN
+    assert pytest.approx(std, abs=2e-9) == SINE_STD
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_noise_is_a_function_of_key_and_orbit(name):
     mutation = MUTATIONS[name]
-    orbit = mutation.init(jax.random.key(0), (7, 3))
-    for a, b in zip(*(mutation.step(jax.random.key(1), orbit) for _ in range(2)), strict=True):
-        np.testing.assert_array_equal(a, b)
+    orbit = mutation.init(jax.random.key(0), (7, 33))
+    once, again, other = (mutation.step(jax.random.key(seed), orbit) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(once[0], again[0])
+    np.testing.assert_array_equal(once[1], again[1])
+    # One tripled phase and its neighbour may be one float32.
+    assert (once[0] != other[0]).any() or (once[1] != other[1]).any()
+    np.testing.assert_array_equal(orbit, mutation.init(jax.random.key(0), (7, 33)))
 
 
-def test_phase_doubling_is_the_logistic_map():
-    phase = random_phase(jax.random.key(0), (100_000,))
-    x = np.asarray(logistic_value(phase), np.float64)
-    after = np.asarray(logistic_value(double_phase(jax.random.key(1), phase)), np.float64)
-    np.testing.assert_allclose(after, 4 * x * (1 - x), atol=2e-6)
+@pytest.mark.parametrize("name", NAMES)
+def test_noise_works_in_transformations_and_lowers_for_accelerators(name):
+    mutation = MUTATIONS[name]
+
+    @jax.jit
+    def run(key):
+        orbit = mutation.init(key, (3, 5))
+        return jax.lax.scan(lambda o, k: mutation.step(k, o), orbit, jax.random.split(key, 4))[1]
+
+    keys = jax.random.split(jax.random.key(0), 2)
+    assert run(keys[0]).shape == (4, 3, 5)
+    np.testing.assert_allclose(jax.vmap(run)(keys)[1], run(keys[1]), rtol=1e-5, atol=1e-5)
+    for platform in ("cuda", "tpu"):
+        run.trace(keys[0]).lower(lowering_platforms=(platform,))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "image"),
+    [
+        ("logistic", lambda noise: 0.5 + noise / 8**0.5, lambda x: 4 * x * (1 - x)),
+        ("logistic_gaussian", stats.norm.cdf, lambda x: 1 - abs(1 - 2 * x)),
+        ("tent", lambda noise: 0.5 + noise / 12**0.5, lambda x: 1 - abs(1 - 2 * x)),
+        ("sine", lambda noise: SINE_MEAN + SINE_STD * noise, lambda x: np.sin(np.pi * x)),
+        ("chebyshev", lambda noise: noise / 2**0.5, lambda x: 4 * x**3 - 3 * x),
+    ],
+)
+def test_step_is_the_map(name, value, image):
+    (_, before), (_, after) = two_steps(name)
+    x, following = value(float64(before)), value(float64(after))
+    assert x.max() > 0.9999
+    # Both ends are rounded to 2^-24, and the first error grows by the slope of the map, at most 9.
+    np.testing.assert_allclose(following, image(x), rtol=0, atol=2e-6)
+
+
+EDGES = np.array([0, 1, 2**29 - 1, 2**29, 2**30 - 1, 2**30, 2**31 - 2, 2**31 - 1], np.uint32)
+EDGES = np.append(EDGES, ~EDGES)
+
+
+def test_sine_step_is_accurate_to_its_fresh_digits():
+    phase = np.append(np.tile(EDGES, 100), random_phase(jax.random.key(0), (100_000,)))
+    after = np.asarray(sine_step(jax.random.key(1), jnp.asarray(phase)))
+    u, image = ((np.minimum(p, ~p) + 0.5) * 2.0**-31 for p in (phase, after))
+    x = np.sin(np.pi / 2 * np.minimum(u, 1 - u)) ** 2
+    error = image - 2 / np.pi * np.arcsin(np.sqrt(np.sin(np.pi * x)))
+    # Eight fresh digits, centred, and two roundings of half an ulp.
+    assert abs(error).max() < (128 + 2 * 64 + 64) * 2.0**-31
+    assert error.std() == pytest.approx(256 * 12**-0.5 * 2.0**-31, rel=0.1)
+    assert abs(error.mean()) < 4 * 2.0**-31
+
+
+@pytest.mark.parametrize("noise", [arcsine_noise, gaussian_noise, tent_noise, sine_noise])
+def test_every_phase_gives_finite_noise(noise):
+    values = noise(jnp.asarray(EDGES))
+    # Of 2^31 Gaussian numbers the largest is about 6.3.
+    assert (abs(values) < 6.5).all()
+    # theta and 1 - theta are the same x.
+    np.testing.assert_allclose(values, noise(jnp.asarray(~EDGES)), atol=1e-6)
+
+
+@pytest.mark.parametrize("noise", [gaussian_noise, tent_noise])
+def test_noise_of_doubling_is_mirrored_by_the_orbit(noise):
+    phase = np.append(EDGES, random_phase(jax.random.key(0), (10_000,))) >> 1
+    mirrored = np.uint32(2**31 - 1) - phase
+    np.testing.assert_array_equal(noise(jnp.asarray(phase)), -noise(jnp.asarray(mirrored)))
+    np.testing.assert_array_equal(noise(jnp.asarray(phase)), noise(jnp.asarray(~phase)))
 
 
 def test_noises_are_increasing_functions_of_the_orbit():
     phase = jnp.sort(random_phase(jax.random.key(0), (10_000,)) >> 1)  # theta in [0, 1/2)
-    for noise in (logistic_value, arcsine_noise, gaussian_noise):
+    for noise in (logistic_value, arcsine_noise, gaussian_noise, tent_noise, sine_noise):
         assert (np.diff(noise(phase)) >= 0).all()
 
 
-def test_every_phase_gives_finite_noise():
-    half = 2**31
-    edges = [0, 1, half - 2, half - 1, half, half + 1, 2 * half - 2, 2 * half - 1]
-    edges = jnp.asarray(edges, jnp.uint32)
-    assert jnp.isfinite(arcsine_noise(edges)).all()
-    gaussian = gaussian_noise(edges)
-    assert jnp.isfinite(gaussian).all()
-    # theta and 1 - theta are the same x, and the tails mirror one another.
-    np.testing.assert_array_equal(gaussian, gaussian[::-1])
-    assert gaussian[0] == -gaussian[3]
+@pytest.mark.parametrize("name", NAMES)
+def test_orbits_remember_one_step_and_controls_do_not(name):
+    (_, first), (_, second) = two_steps(name)
+    # Chatterjee's xi: 1 if the second is a function of the first, 0 if it does not depend on it.
+    ranks = stats.rankdata(float64(second)[np.argsort(first)])
+    xi = 1 - 3 * abs(np.diff(ranks)).sum() / (ranks.size**2 - 1)
+    assert xi > 0.999 if name in CHAOTIC else abs(xi) < 0.01
 
 
-def test_orbits_remember_one_step_and_controls_do_not():
-    for name, remembers in {"logistic": True, "arcsine": False, "gaussian": False}.items():
-        mutation = MUTATIONS[name]
-        orbit, first = mutation.step(
-            jax.random.key(1), mutation.init(jax.random.key(0), (100_000,))
-        )
-        _, second = mutation.step(jax.random.key(2), orbit)
-        # x is not correlated with its next value, but determines it: (x - 1/2)^2 is.
-        dependence = np.corrcoef(np.asarray(first) ** 2, second)[0, 1]
-        assert abs(dependence) > 0.9 if remembers else abs(dependence) < 0.02, name
+def test_maps_of_one_dynamics_share_the_orbit():
+    orbits = [two_steps(name)[1][0] for name in DYNAMICS[0]]
+    for orbit in orbits[1:]:
+        np.testing.assert_array_equal(orbit, orbits[0])
 
 
-def test_orbits_stay_alive_for_a_million_steps():
-    num_orbits, blocks, steps = 10_000, 500, 2_000
+def test_a_mutation_of_ones_own_is_found_by_name(monkeypatch):
+    monkeypatch.setattr(MUTATIONS, "_parts", dict(MUTATIONS._parts))  # forget it afterwards
 
-    def block(phase, key):
-        start = phase
+    def step(key, orbit):
+        return orbit + 1, jax.random.rademacher(key, orbit.shape, jnp.float32)
 
-        def step(carry, index):
-            phase, still, longest = carry
-            previous = phase
-            phase = double_phase(jax.random.fold_in(key, index), phase)
-            still = jnp.where(phase == previous, still + 1, 0)
-            return (phase, still, jnp.maximum(longest, still)), None
+    mutation = Mutation(lambda key, shape: jnp.zeros(shape, jnp.uint32), step)
+    assert MUTATIONS.register("heads_or_tails")(mutation) is mutation
+    assert [*MUTATIONS] == [*NAMES, "heads_or_tails"]
+    (_, _), (orbit, noise) = two_steps("heads_or_tails")
+    assert (orbit == 2).all()
+    assert (abs(noise) == 1).all()
 
-        zero = jnp.zeros(num_orbits, jnp.int32)
-        carry, _ = jax.lax.scan(step, (phase, zero, zero), jnp.arange(steps))
-        return carry[0], (start, carry[2].max())
 
-    run = jax.jit(lambda phase, keys: jax.lax.scan(block, phase, keys))
-    _, (phases, longest) = run(
-        random_phase(jax.random.key(0), (num_orbits,)),
-        jax.random.split(jax.random.key(1), blocks),
+@functools.partial(jax.jit, static_argnames=("step", "spans"))
+def follow(step, orbit, *, spans):
+    """Follow orbits for `spans * SPAN * BLOCK` steps of `step(key, orbit) -> (orbit, noises)`.
+
+    Returns:
+      orbit at the end of each block, `[spans * SPAN, n]`; whether it came back in a span to where
+      it began it, `[spans, n]`; the longest run of unchanged values; the mean product of noise at
+      lags 0 to LAGS in the last steps of each block, `[spans * SPAN, LAGS + 1, num_noises]`; the
+      mean noise at the ends of the blocks, `[num_noises, n]`.
+    """
+    blocks = spans * SPAN
+    zeros = jnp.zeros(orbit.shape, jnp.int32)
+
+    def block(carry, inputs):
+        orbit, home, total = carry
+        index, key = inputs
+        home = jnp.where(index % SPAN == 0, orbit, home)
+
+        def advance(carry, index):
+            orbit, still, longest, back = carry
+            previous = orbit
+            orbit, noises = step(jax.random.fold_in(key, index), orbit)
+            still = jnp.where(orbit == previous, still + 1, 0)
+            return (orbit, still, jnp.maximum(longest, still), back | (orbit == home)), noises
+
+        carry = (orbit, zeros, zeros, zeros > 0)
+        quiet, loud = jnp.split(jnp.arange(BLOCK), [BLOCK - LAGS - 1])
+        carry, _ = jax.lax.scan(lambda *args: (advance(*args)[0], None), carry, quiet)
+        (orbit, _, longest, back), noises = jax.lax.scan(advance, carry, loud)
+        products = jnp.mean(noises[0] * noises, axis=-1)
+        return (orbit, home, total + noises[-1]), (orbit, back, longest.max(), products)
+
+    total = jnp.zeros(jax.eval_shape(step, jax.random.key(0), orbit)[1].shape)
+    inputs = jnp.arange(blocks), jax.random.split(jax.random.key(1), blocks)
+    (*_, total), outputs = jax.lax.scan(block, (orbit, orbit, total), inputs)
+    orbits, back, longest, products = outputs
+    back = back.reshape(spans, SPAN, -1).any(1)
+    return orbits, back, longest.max(), products, total / blocks
+
+
+def caught(back):
+    """Orbits in a cycle: of any length up to 20,000 steps, it closes in every span."""
+    return (back[1:] & back[:-1]).any(0)
+
+
+@pytest.mark.parametrize(
+    "naive",
+    [lambda x: 1 - abs(1 - 2 * x), lambda x: 4 * x * (1 - x), lambda x: jnp.sin(jnp.pi * x)],
+    ids=["tent", "logistic", "sine"],
+)
+def test_naive_orbits_die_and_are_caught(naive):
+    start = jax.random.uniform(jax.random.key(0), (1_000,))
+    _, back, *_ = follow(lambda key, x: (naive(x), x[None]), start, spans=6)
+    assert caught(np.asarray(back)).mean() > 0.99
+
+
+@pytest.mark.parametrize("names", DYNAMICS, ids=lambda names: names[0])
+def test_orbits_stay_alive_for_a_million_steps(names):
+    spans, num_orbits = 1_000_000 // (SPAN * BLOCK), 10_000
+    mutations = [MUTATIONS[name] for name in names]
+
+    def step(key, orbit):
+        outcomes = [mutation.step(key, orbit) for mutation in mutations]
+        return outcomes[0][0], jnp.stack([noise for _, noise in outcomes])
+
+    orbits, back, longest, products, averages = map(
+        np.asarray,
+        follow(step, mutations[0].init(jax.random.key(0), (num_orbits,)), spans=spans),
     )
-    # Only 0 and all ones repeat under doubling: for a run of 20, 32 + 20 equal digits must follow
-    # one another, which 10^10 digits hold with probability 2e-5.
-    assert longest.max() < 20
-    samples = np.asarray(phases)  # every 2,000 steps: independent but for the shared history
-    assert len(np.unique(samples)) > 0.999 * (1 - samples.size / 2**33) * samples.size
-    values = np.asarray(logistic_value(jnp.asarray(samples[-100:].ravel())), np.float64)
-    assert stats.kstest(values, stats.arcsine.cdf).pvalue > 1e-4
-    # No orbit's own time average strays: its standard error is sqrt(1/8 / 500).
-    averages = np.asarray(logistic_value(jnp.asarray(samples))).mean(0)
-    assert np.abs(averages - 0.5).max() < 6 * (1 / 8 / blocks) ** 0.5
+    is_sine = names == ("sine",)
+    edges, F, *_, correlations = sine_measure()
+    if not is_sine:
+        F, correlations = edges, np.eye(LAGS + 1)[0]
+
+    # No sticking. A doubled phase repeats for a run of 20 only where 32 + 20 equal digits follow
+    # one another, which 10^10 digits do with probability 2e-5; a tripled one (0, 1/2 or their
+    # last digits) and the sine's (1 in 256 by chance at a fixed point) have less.
+    assert longest < 20
+    # No short cycle. A live orbit comes back by chance in one span in 2e5 (1e5 for the sine map,
+    # which has half the values), and any of 10^4 in two spans of 50 together with probability 5e-5.
+    assert not caught(back).any()
+    roughness = (np.diff(F) ** 2).sum() * (F.size - 1)  # the integral of the squared density
+    expected = num_orbits * 1_000_000 * roughness / 2.0 ** (31 if is_sine else 32)
+    assert back.sum() == pytest.approx(expected, abs=6 * expected**0.5)
+
+    # The invariant density, in u = 2 min(theta, 1 - theta), with which x increases (falls for
+    # chebyshev, whose noise has the other sign). Samples 1,000 steps apart are independent.
+    folded = np.minimum(orbits, ~orbits)
+    u = (folded.ravel() + 0.5) * 2.0**-31
+    assert stats.kstest(u, lambda u: np.interp(u, edges, F), method="asymp").pvalue > 1e-3
+    last = folded[-100:].ravel()
+    expected = last.size**2 / 2 * roughness / 2**31
+    assert last.size - np.unique(last).size == pytest.approx(expected, abs=6 * expected**0.5)
+
+    # No orbit's own average strays, nor all of them together.
+    assert abs(averages).max() < 6 * len(orbits) ** -0.5
+    assert abs(averages.mean(-1)).max() < 5 * orbits.size**-0.5
+    # Variance, and correlation at lags 1 to 10, within 5 standard errors (about 3e-4 each).
+    error = products.mean(0) - correlations[:, None]
+    assert (abs(error) < 5 * products.std(0) * len(orbits) ** -0.5).all()

@@ -7,8 +7,17 @@ from edl_jax.errors import ConfigError
 from edl_jax.network import NETWORKS, Architecture
 from edl_jax.pairs import Mixture
 from edl_jax.ranking import MARGINS, SEVERITIES
-from edl_jax.strategy import MUTATIONS
+from edl_jax.strategy import MUTATIONS, STRATEGIES
+from edl_jax.strategy.chaotic_es import SELECTIONS, STEP_SIZE_RULES
+from edl_jax.strategy.strategies import SCHEDULES, is_built_in, takes_schedule
 from edl_jax.validation import MAX_SEED, check_choice, check_range, check_whole
+
+# What only some strategies know of; elsewhere another value than the default is refused.
+_ONLY_FOR = {
+    "mutation": ("ChaoticES", "ChaoticSNES"),
+    "selection": ("ChaoticES",),
+    "use_crossover": ("ChaoticES",),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,25 +33,44 @@ class PretrainConfig:
     hidden: tuple[int, ...] = (16, 16)
     """Widths of the loss network's hidden layers."""
     activation: str = "silu"
-    """Activation of the hidden layers: tanh, relu, silu or softplus."""
+    """Activation of the hidden layers: tanh, relu, silu, softplus or squareplus."""
     class_counts: tuple[int, ...] = (2, 10, 100)
     """Class counts of the synthetic pairs, an equal share each; exactly one for "pair"."""
     mixture: Mixture = Mixture()
     """Weights of the regimes that pairs are drawn from."""
     severity: str = "surprisal"
-    """How wrong a pair is: surprisal, miss_probability, rival_margin or brier."""
+    """How wrong a pair is: a name in edl_jax.SEVERITIES, such as surprisal or brier."""
     margin: str = "proportional"
-    """Least difference of two losses: proportional (to the severities' difference) or constant."""
+    """Least difference of two losses: a name in edl_jax.MARGINS; proportional to the severities'
+    difference, or constant."""
     num_opponents: int = 4
     """Comparisons that each pair takes part in as the first."""
+    strategy: str = "ChaoticES"
+    """Evolution strategy: ChaoticES, ChaoticSNES, any that evosax ships (SimpleGA, CMA_ES, ...), or
+    one of your own in edl_jax.STRATEGIES."""
     mutation: str = "logistic"
-    """Mutation noise: logistic, logistic_gaussian, arcsine, gaussian or uniform."""
+    """Noise of the chaotic strategies: logistic, logistic_gaussian, tent, sine or chebyshev, or one
+    of their controls arcsine, gaussian and uniform."""
     population_size: int = 256
-    """Loss networks per generation, elites and children together."""
+    """Loss networks scored in a generation; with ChaoticES elites and children together."""
     elite_ratio: float = 0.25
-    """Share of the population that survives as parents."""
+    """Share of the population that ChaoticES takes as parents, and from which the winner is
+    chosen at the end, whatever the strategy."""
+    selection: Literal["plus", "comma"] = "plus"
+    """Selection of ChaoticES: "plus" keeps the elites and scores them again, "comma" does not."""
+    use_crossover: bool = False
+    """Whether a child in ChaoticES mixes two parents."""
+    step_size: str = "auto"
+    """How the mutation step size changes: success_rule or self_adaptive (ChaoticES only), constant,
+    cosine or exponential (strategies that take a schedule); auto is ChaoticES's success_rule, and
+    elsewhere the strategy's own way."""
     std_init: float = 0.1
-    """Mutation step size of the first generation; the 1/5th success rule adapts it."""
+    """Mutation step size of the first generation."""
+    std_final: float = 0.001
+    """Mutation step size of the last generation, for the cosine and exponential schedules."""
+    restart_after: int = 0
+    """Generations without an improvement of the best fitness by 1 % after which evolution begins
+    anew, keeping the leader for the final choice; 0 for never."""
     pairs_per_generation: int = 4096
     """Fresh synthetic pairs on which a generation is scored."""
     generations: int = 200
@@ -53,6 +81,10 @@ class PretrainConfig:
     """Held-out pairs among which the winner is chosen, and again on which it is measured."""
     networks_at_a_time: int = 16
     """Networks evaluated together: bounds memory, and 16 fit a CPU's cache."""
+    pairs_at_a_time: int = 4096
+    """Pairs evaluated together: bounds memory."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept of the last chunks, beside that of the best leader on held-out pairs."""
     seed: int = 0
     """Seed of the whole run, unless `pretrain` is given a key."""
 
@@ -60,7 +92,11 @@ class PretrainConfig:
         check_choice(self, "network", NETWORKS)
         check_choice(self, "severity", SEVERITIES)
         check_choice(self, "margin", MARGINS)
+        check_choice(self, "strategy", STRATEGIES)
         check_choice(self, "mutation", MUTATIONS)
+        check_choice(self, "selection", SELECTIONS)
+        check_choice(self, "step_size", ("auto", *STEP_SIZE_RULES, *SCHEDULES))
+        self._check_fit_of_strategy()
         if not self.class_counts or not all(
             isinstance(count, int) and count >= 2 for count in self.class_counts
         ):
@@ -82,15 +118,39 @@ class PretrainConfig:
                 f"{self.population_size}; expected at least one elite and one child."
             )
         check_range(self, "std_init", 0, open_low=True)
+        check_range(self, "std_final", 0, open_low=True)
+        check_whole(self, "restart_after", 0)
         check_whole(self, "pairs_per_generation", 2 * len(self.class_counts))
         check_whole(self, "num_opponents", 1, self.pairs_per_generation - 1)
         check_whole(self, "generations", 1)
         check_whole(self, "generations_per_chunk", 1)
         check_whole(self, "held_out_pairs", 2)
         check_whole(self, "networks_at_a_time", 1)
+        check_whole(self, "pairs_at_a_time", 1)
+        check_whole(self, "keep_checkpoints", 1)
         check_whole(self, "seed", 0, MAX_SEED)
 
     def architecture(self) -> Architecture:
         """The structure of the loss networks."""
         num_classes = self.class_counts[0] if self.network == "pair" else None
         return Architecture(self.network, tuple(self.hidden), self.activation, num_classes)
+
+    def _check_fit_of_strategy(self) -> None:
+        if not is_built_in(self.strategy):
+            return  # a user's own may use any field
+        for field in dataclasses.fields(self):
+            served = _ONLY_FOR.get(field.name, (self.strategy,))
+            if self.strategy not in served and getattr(self, field.name) != field.default:
+                raise ConfigError(
+                    f"PretrainConfig.{field.name} is {getattr(self, field.name)!r} with strategy "
+                    f"{self.strategy!r}, which does not use it; use {' or '.join(served)}, or "
+                    f"leave {field.name} at {field.default!r}."
+                )
+        has_rule = self.strategy == "ChaoticES"
+        if (self.step_size in STEP_SIZE_RULES and not has_rule) or (
+            self.step_size in SCHEDULES and not takes_schedule(self.strategy)
+        ):
+            raise ConfigError(
+                f"PretrainConfig.step_size is {self.step_size!r} with strategy {self.strategy!r}, "
+                "which changes its step size in its own way; use auto, or ChaoticES."
+            )

@@ -5,35 +5,44 @@ The key of a generation is `fold_in(key, generation)`: any generation can be rep
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from evosax.algorithms.base import EvolutionaryAlgorithm
+from flax import nnx, struct
 
+from edl_jax.errors import ConfigError
+from edl_jax.evolution import restarts as restarting
 from edl_jax.evolution.config import PretrainConfig
+from edl_jax.evolution.restarts import Restarts
+from edl_jax.evolution.scoring import Batch, make_score, without_failures
+from edl_jax.evolution.search import make_search
+from edl_jax.evolution.sharding import my_share, of_all
 from edl_jax.pairs import Pairs, log_probabilities, sample_pairs
-from edl_jax.ranking import MARGINS, SEVERITIES, margin_violation
-from edl_jax.strategy import ChaoticES
-from edl_jax.strategy.chaotic_es import State
+from edl_jax.ranking import MARGINS, SEVERITIES
+from edl_jax.strategy import build_strategy
 
 Log = dict[str, jax.Array]
 
 
-class Batch(NamedTuple):
-    """Pairs as the population sees them, in random order.
+@struct.dataclass
+class State:
+    """State of an evolution.
 
     Attributes:
-      features: `[num_features, num_pairs]` float32.
-      severities: `[num_pairs]` float32.
-      regimes: `[num_pairs]` int32.
-      class_counts: class count of each pair, `[num_pairs]` int32.
+      strategy: the state of the strategy.
+      population: the networks scored last, `[population_size, ...]`.
+      fitness: their fitness, `[population_size]` float32, lower is better.
+      begin: whether the next generation is the first of an attempt, a bool scalar.
+      restarts: None where the run never restarts.
     """
 
-    features: jax.Array
-    severities: jax.Array
-    regimes: jax.Array
-    class_counts: jax.Array
+    strategy: Any
+    population: nnx.State
+    fitness: jax.Array
+    begin: jax.Array
+    restarts: Restarts | None
 
 
 class Evolution(NamedTuple):
@@ -45,30 +54,53 @@ class Evolution(NamedTuple):
       sample: `(key) -> (Pairs, ...)`, fresh pairs, one set for each class count.
       observe: `(key, pairs) -> Batch`, those pairs as the population sees them.
       score: `(population, batch) -> fitness`, `[population_size]`, lower is better.
-      init: `(key) -> state` of the strategy, its first population not yet scored.
+      init: `(key) -> state`; its networks are not scored yet.
       generation: `(key, state) -> (state, log)`; `log` holds scalars.
-      elites: `(state) -> population`, the elites of the last generation, best first.
+      candidates: `(state) -> population`: the best of the last generation, best first, and then
+        the strategy's means and the leaders of earlier attempts, where there are any.
     """
 
-    strategy: ChaoticES
+    strategy: EvolutionaryAlgorithm
     graphdef: nnx.GraphDef
     sample: Callable[[jax.Array], tuple[Pairs, ...]]
     observe: Callable[[jax.Array, tuple[Pairs, ...]], Batch]
     score: Callable[[nnx.State, Batch], jax.Array]
     init: Callable[[jax.Array], State]
     generation: Callable[[jax.Array, State], tuple[State, Log]]
-    elites: Callable[[State], nnx.State]
+    candidates: Callable[[State], nnx.State]
 
 
-def make_evolution(config: PretrainConfig) -> Evolution:
-    """Build the functions of a run from its configuration."""
+def make_evolution(config: PretrainConfig, *, shards: int = 1) -> Evolution:
+    """Build the functions of a run from its configuration.
+
+    Args:
+      config: the configuration.
+      shards: among how many devices the population is divided for scoring. If more than 1,
+        `generation` must run on each of them, under `jax.shard_map` with the axis "pop". All draw
+        the same pairs from the same key, and exchange nothing but fitness.
+
+    Raises:
+      ConfigError: if the strategy refuses the configuration, or the population cannot be divided.
+    """
+    if config.population_size % shards:
+        lower = config.population_size // shards * shards
+        raise ConfigError(
+            f"PretrainConfig.population_size is {config.population_size}, which {shards} devices "
+            f"cannot share equally; expected a multiple of {shards}, such as {lower + shards}"
+            + (f" or {lower}." if lower else ".")
+        )
     architecture = config.architecture()
     graphdef, solution = nnx.split(architecture.build(jax.random.key(0)))
-    severity, margin = SEVERITIES[config.severity], MARGINS[config.margin]
-    strategy = ChaoticES(
-        config.population_size, solution, mutation=config.mutation, elite_ratio=config.elite_ratio
+    severity = SEVERITIES[config.severity]
+    strategy, params = build_strategy(config, solution)
+    search = make_search(strategy, params, architecture.initial_state)
+    score = make_score(
+        graphdef,
+        margin=MARGINS[config.margin],
+        num_opponents=config.num_opponents,
+        networks_at_a_time=config.networks_at_a_time,
+        pairs_at_a_time=config.pairs_at_a_time,
     )
-    params = strategy.default_params.replace(std_init=config.std_init)
 
     def sample(key: jax.Array) -> tuple[Pairs, ...]:
         each, extra = divmod(config.pairs_per_generation, len(config.class_counts))
@@ -102,55 +134,63 @@ def make_evolution(config: PretrainConfig) -> Evolution:
         order = jax.random.permutation(key, whole.severities.size)
         return jax.tree.map(lambda x: x[..., order], whole)
 
-    def score(population: nnx.State, batch: Batch) -> jax.Array:
-        def violation(solution: nnx.State) -> jax.Array:
-            losses = nnx.merge(graphdef, solution).from_features(batch.features)
-            return margin_violation(
-                losses, batch.severities, margin=margin, num_opponents=config.num_opponents
-            )
-
-        return jax.lax.map(violation, population, batch_size=config.networks_at_a_time)
-
     def init(key: jax.Array) -> State:
-        key_networks, key_strategy = jax.random.split(key)
-        population = jax.vmap(lambda key: nnx.state(architecture.build(key)))(
-            jax.random.split(key_networks, config.population_size)
+        strategy_state, population = search.begin(key)
+        leader = jax.tree.map(lambda x: x[0], population)
+        return State(
+            strategy=strategy_state,
+            population=population,
+            fitness=jnp.full((config.population_size,), jnp.inf, jnp.float32),
+            begin=jnp.asarray(True),
+            restarts=restarting.no_restarts(leader) if config.restart_after else None,
         )
-        # Not scored yet, hence infinite: generation 0 scores its parents with their children.
-        fitness = jnp.full((config.population_size,), jnp.inf)
-        state = strategy.init(key_strategy, population, fitness, params)
-        # Plain types, not Python's weak ones, which the next generation would not give back: the
-        # compiled chunk of generations must see the same types every time.
-        return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), state)
 
     def generation(key: jax.Array, state: State) -> tuple[State, Log]:
-        key_sample, key_observe, key_ask, key_tell = jax.random.split(key, 4)
-        # Elites and children meet the same pairs (common random numbers).
-        population, state = strategy.ask(key_ask, state, params)
-        fitness = score(population, observe(key_observe, sample(key_sample)))
-        state, _ = strategy.tell(key_tell, population, fitness, state, params)
-        finite = jnp.isfinite(fitness)
+        key_begin, key_sample, key_observe, key_ask, key_tell = jax.random.split(key, 5)
+        known = (state.strategy, state.population)
+        if config.restart_after:
+            known = jax.lax.cond(state.begin, lambda: search.begin(key_begin), lambda: known)
+        population, asked = search.ask(key_ask, *known, state.begin)
+        # All networks, elites and children, meet the same pairs (common random numbers).
+        batch = observe(key_observe, sample(key_sample))
+        raw = of_all(score(my_share(population, shards), batch), shards)
+        finite = jnp.isfinite(raw)
+        population, fitness = without_failures(population, raw)
+        told = search.tell(key_tell, population, fitness, asked, state.begin)
+        best, begin, restarts = jnp.min(fitness), jnp.asarray(False), state.restarts
+        if restarts is not None:
+            leader = jax.tree.map(lambda x: x[jnp.argmin(fitness)], population)
+            restarts, begin = restarting.update(
+                restarts, best, leader, state.begin, config.restart_after
+            )
         log = {
-            "best_fitness": jnp.min(state.fitness),
-            "mean_fitness": jnp.mean(fitness, where=finite),
-            "step_size": state.std,
+            "best_fitness": best,
+            "mean_fitness": jnp.mean(raw, where=finite),
+            "step_size": search.step_size(told),
             "failed": jnp.sum(~finite),
+            "restarts": jnp.zeros((), jnp.int32) if restarts is None else restarts.count,
         }
-        return state, log
+        return State(told, population, fitness, begin, restarts), log
 
-    def elites(state: State) -> nnx.State:
-        best = jnp.argsort(state.fitness)[: strategy.num_elites]
-        return jax.tree.map(lambda x: x[best], strategy.get_population(state))
+    def candidates(state: State) -> nnx.State:
+        num_best = max(1, int(config.elite_ratio * config.population_size))
+        best = jnp.argsort(state.fitness)[:num_best]
+        found = [jax.tree.map(lambda x: x[best], state.population)]
+        if search.means is not None:
+            found.append(search.means(state.strategy))
+        if state.restarts is not None:
+            found.append(state.restarts.champions)
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts), *found)
 
-    return Evolution(strategy, graphdef, sample, observe, score, init, generation, elites)
+    return Evolution(strategy, graphdef, sample, observe, score, init, generation, candidates)
 
 
 def make_run(config: PretrainConfig) -> Callable[[jax.Array], tuple[nnx.State, Log]]:
-    """A whole evolution as one function: `run(key) -> (elites, log)`.
+    """A whole evolution as one function: `run(key) -> (candidates, log)`.
 
-    The elites of the last generation come best first, with a leading axis; each entry of the log is
-    `[generations]`. `jax.vmap(run)` evolves one population for each key. `pretrain` runs the same
-    generations in chunks, with the same keys, and so reaches the same elites.
+    The candidates (`Evolution.candidates`) of the last generation have a leading axis; each entry
+    of the log is `[generations]`. `jax.vmap(run)` evolves one population for each key. `pretrain`
+    runs the same generations in chunks, with the same keys, and so reaches the same candidates.
     """
     evolution = make_evolution(config)
 
@@ -161,7 +201,7 @@ def make_run(config: PretrainConfig) -> Callable[[jax.Array], tuple[nnx.State, L
             evolution.init(key_init),
             jnp.arange(config.generations),
         )
-        return evolution.elites(state), log
+        return evolution.candidates(state), log
 
     return run
 

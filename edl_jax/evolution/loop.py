@@ -1,66 +1,124 @@
 """The host's side of a run: chunks of generations, and a report between two of them."""
 
+import contextlib
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from tqdm import tqdm
 
-from edl_jax.errors import EDLError, RunFolderError
-from edl_jax.evolution.checkpoint import Checkpoints
+from edl_jax.checkpoints import Checkpoints
+from edl_jax.errors import EDLError, Preempted, RunFolderError
 from edl_jax.evolution.config import PretrainConfig
-from edl_jax.evolution.engine import Batch, Evolution, Log
-from edl_jax.ranking import rank_metrics
-from edl_jax.runs import RunFolder
-from edl_jax.strategy.chaotic_es import State
+from edl_jax.evolution.engine import Evolution, Log, State
+from edl_jax.evolution.sharding import on_every_device, to_every_device
+from edl_jax.preemption import sigterm_noticed
+from edl_jax.processes import from_first, in_any, others_needed
+from edl_jax.runs import RunFolder, as_finite
 
 Row = dict[str, Any]
+HELD_OUT = "held_out.jsonl"
+
+
+class Evolved(NamedTuple):
+    """What a run has come to.
+
+    Attributes:
+      state: the last state, on the host.
+      rows: metrics of each generation.
+      held_out: metrics of the leader on held-out pairs after each chunk of generations.
+    """
+
+    state: State
+    rows: list[Row]
+    held_out: list[Row]
 
 
 def evolve(
     config: PretrainConfig,
     evolution: Evolution,
-    key: jax.Array,
-    state: State,
-    monitor: Batch,
+    mesh: Mesh,
+    keys: tuple[jax.Array, jax.Array],
+    monitor: Callable[[nnx.State], dict[str, float]],
     *,
     folder: RunFolder | None = None,
     progress: bool = False,
-) -> tuple[State, list[Row]]:
-    """Run all generations, in chunks that stay on the device.
+) -> Evolved:
+    """Run all generations, in chunks that stay on the devices.
 
     Args:
       config: the run's configuration.
-      evolution: its functions.
-      key: key of the generations.
-      state: the initial state; its buffers are donated.
-      monitor: held-out pairs on which the leader is watched between chunks.
-      folder: where metrics and checkpoints go; a checkpoint found there is taken up.
+      evolution: its functions, made for as many shards as the mesh has devices.
+      mesh: the devices, of this process or of several.
+      keys: keys of the initial state and of the generations.
+      monitor: gives metrics of a network on held-out pairs.
+      folder: where metrics and checkpoints go; what is found there is taken up. Of several
+        processes, the first alone has one.
       progress: whether to show a progress bar.
-
-    Returns:
-      The last state, and a row of metrics for each generation.
 
     Raises:
       EDLError: if every network of a generation fails.
+      Preempted: on SIGTERM, after saving; only with a folder.
+      ProcessError: if another process is gone.
+      RunFolderError: if the folder is damaged, or cannot be written.
     """
-    if folder is None:
-        return _run_chunks(config, evolution, key, state, monitor, None, None, progress)
-    with Checkpoints(folder.path / "checkpoints") as checkpoints:
-        return _run_chunks(config, evolution, key, state, monitor, folder, checkpoints, progress)
+    key_init, key_generations = keys
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(others_needed())
+        has_folder = from_first(folder is not None)
+        checkpoints = None
+        if folder is not None:
+            path = folder.path / "checkpoints"
+            checkpoints = stack.enter_context(Checkpoints(path, keep=config.keep_checkpoints))
+        terminated = stack.enter_context(sigterm_noticed()) if has_folder else lambda: False
+        start = jax.device_get(jax.jit(evolution.init)(key_init))
+        first, run = from_first(_taken_up(start, folder, checkpoints))
+        state, rows, held_out = to_every_device(run.state, mesh), run.rows, run.held_out
+        chunk, candidates = make_chunk(config, evolution, mesh), jax.jit(evolution.candidates)
+        bar = stack.enter_context(
+            tqdm(
+                total=config.generations,
+                initial=first,
+                unit="gen",
+                desc="evolve",
+                disable=not progress,
+            )
+        )
+        while first < config.generations:
+            done = min(first + config.generations_per_chunk, config.generations)
+            state, log = chunk(key_generations, state, jnp.int32(first))
+            log, host = jax.device_get((log, state))
+            new = _rows(log, first, done)
+            _check_alive(new, config)
+            leader = jax.tree.map(lambda x: x[0], candidates(host))
+            watched = {"generation": done - 1, **monitor(leader)}
+            rows, held_out = rows + new, [*held_out, watched]
+            if folder is not None and checkpoints is not None:
+                _save(folder, checkpoints, done, host, new, watched)
+            bar.update(done - first)
+            bar.set_postfix_str(f"best fitness {new[-1]['best_fitness']:.3g}")
+            first = done
+            if has_folder and in_any(terminated()) and first < config.generations:
+                raise Preempted(
+                    f"told to stop by SIGTERM after generation {first} of {config.generations}; "
+                    "everything is saved. Give the same command again to go on."
+                )
+    return Evolved(jax.device_get(state), rows, held_out)
 
 
 def make_chunk(
-    config: PretrainConfig, evolution: Evolution
+    config: PretrainConfig, evolution: Evolution, mesh: Mesh
 ) -> Callable[[jax.Array, State, jax.Array], tuple[State, Log]]:
     """`(key, state, first) -> (state, log)`: a chunk of generations from number `first`, compiled.
 
-    Its length is `generations_per_chunk`; generations past the last are skipped, so that one
-    program serves every chunk. Each entry of the log is `[generations_per_chunk]`.
+    The state's buffers are donated. A chunk's length is `generations_per_chunk`; generations past
+    the last are skipped, so that one program serves every chunk. Each entry of the log is
+    `[generations_per_chunk]`.
     """
 
     def chunk(key: jax.Array, state: State, first: jax.Array) -> tuple[State, Log]:
@@ -76,56 +134,38 @@ def make_chunk(
 
         return jax.lax.scan(body, state, first + jnp.arange(config.generations_per_chunk))
 
-    return jax.jit(chunk, donate_argnums=1)
+    return on_every_device(chunk, mesh, donate_argnums=(1,))
 
 
-def _run_chunks(
-    config: PretrainConfig,
-    evolution: Evolution,
-    key: jax.Array,
+def _taken_up(
+    start: State, folder: RunFolder | None, checkpoints: Checkpoints | None
+) -> tuple[int, Evolved]:
+    """How many generations a folder has of the run, and what they have come to."""
+    if folder is None or checkpoints is None:
+        return 0, Evolved(start, [], [])
+    first, state = checkpoints.restore_latest(start)
+    # What was logged after the checkpoint is run, and logged, again.
+    rows = folder.resume_rows(lambda row: row["generation"] < first)
+    held_out = folder.resume_rows(lambda row: row["generation"] < first, HELD_OUT)
+    if len(rows) < first:
+        raise RunFolderError(
+            f"{folder.path} has a checkpoint of generation {first} but metrics of only "
+            f"{len(rows)} generations; metrics.jsonl is damaged. Remove the run folder."
+        )
+    return first, Evolved(state, rows, held_out)
+
+
+def _save(
+    folder: RunFolder,
+    checkpoints: Checkpoints,
+    done: int,
     state: State,
-    monitor: Batch,
-    folder: RunFolder | None,
-    checkpoints: Checkpoints | None,
-    progress: bool,
-) -> tuple[State, list[Row]]:
-    first, rows = 0, []
-    if folder is not None and checkpoints is not None:
-        first, state = checkpoints.restore_latest(state)
-        # What was logged after the checkpoint is run, and logged, again.
-        rows = folder.read_rows()[:first]
-        if len(rows) < first:
-            raise RunFolderError(
-                f"{folder.path} has a checkpoint of generation {first} but metrics of only "
-                f"{len(rows)} generations; metrics.jsonl is damaged. Remove the run folder."
-            )
-        folder.replace_rows(rows)
-    chunk = make_chunk(config, evolution)
-    watch = jax.jit(_leader_losses, static_argnums=0)
-    with tqdm(
-        total=config.generations, initial=first, unit="gen", desc="evolve", disable=not progress
-    ) as bar:
-        while first < config.generations:
-            state, log = chunk(key, state, jnp.int32(first))
-            leader = watch(evolution, state, monitor)
-            done = min(first + config.generations_per_chunk, config.generations)
-            new = _rows(jax.device_get(log), first, done)
-            accuracy = rank_metrics(leader, monitor.severities, monitor.regimes)
-            new[-1]["held_out_accuracy"] = accuracy.get("pairwise_accuracy")
-            _check_alive(new, config)
-            rows += new
-            if folder is not None and checkpoints is not None:
-                folder.append_rows(new)
-                checkpoints.save(done, state)
-            bar.update(done - first)
-            bar.set_postfix_str(f"best fitness {new[-1]['best_fitness']:.3g}")
-            first = done
-    return state, rows
-
-
-def _leader_losses(evolution: Evolution, state: State, monitor: Batch) -> jax.Array:
-    leader = jax.tree.map(lambda x: x[0], evolution.elites(state))
-    return nnx.merge(evolution.graphdef, leader).from_features(monitor.features)
+    rows: list[Row],
+    watched: Row,
+) -> None:
+    folder.append_rows(as_finite(row) for row in rows)
+    folder.append_rows([as_finite(watched)], HELD_OUT)
+    checkpoints.save(done, state, score=watched.get("pairwise_accuracy", 0.0))
 
 
 def _rows(log: dict[str, np.ndarray], first: int, done: int) -> list[Row]:
@@ -134,7 +174,6 @@ def _rows(log: dict[str, np.ndarray], first: int, done: int) -> list[Row]:
             "generation": index,
             **{name: float(values[index - first]) for name, values in log.items()},
         }
-        | {"held_out_accuracy": None}
         for index in range(first, done)
     ]
 

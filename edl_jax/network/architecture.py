@@ -58,6 +58,10 @@ class Architecture:
             return PairNetwork(self.num_classes, self.hidden, self.activation, rngs=rngs)
         return ClassAgnosticNetwork(self.hidden, self.activation, rngs=rngs)
 
+    def initial_state(self, key: jax.Array) -> nnx.State:
+        """Initial parameters of a network of this structure."""
+        return nnx.state(self.build(key))
+
     @functools.cache  # noqa: B019 - one small entry for each architecture in use
     def abstract(self) -> tuple[nnx.GraphDef, nnx.State]:
         """Graph definition and the shapes of the parameters, without making any array."""

@@ -21,6 +21,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
     "softplus": jax.nn.softplus,
+    "squareplus": jax.nn.squareplus,  # smooth like softplus, for one square root
 }
 
 

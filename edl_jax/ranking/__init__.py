@@ -1,7 +1,17 @@
 """Stage 3: the semantics-free ranking-consistency objective and its metrics (design 1.3)."""
 
-from edl_jax.ranking.metrics import gradient_metrics, rank_metrics
+from edl_jax.ranking.gradient import GradientSample, gradient_metrics, logit_gradients
+from edl_jax.ranking.metrics import rank_metrics
 from edl_jax.ranking.objective import margin_violation
-from edl_jax.ranking.severity import MARGINS, SEVERITIES
+from edl_jax.ranking.severity import MARGINS, SEVERITIES, apply_severity
 
-__all__ = ["MARGINS", "SEVERITIES", "gradient_metrics", "margin_violation", "rank_metrics"]
+__all__ = [
+    "MARGINS",
+    "SEVERITIES",
+    "GradientSample",
+    "apply_severity",
+    "gradient_metrics",
+    "logit_gradients",
+    "margin_violation",
+    "rank_metrics",
+]

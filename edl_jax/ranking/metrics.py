@@ -1,7 +1,7 @@
-"""How well a loss orders held-out pairs, and what its gradient does to the logits (design 1.3)."""
+"""How well a loss orders held-out pairs (design 1.3)."""
 
+import functools
 import math
-from collections.abc import Callable
 
 import chex
 import jax
@@ -9,66 +9,98 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from edl_jax.pairs import REGIMES, Pairs, log_probabilities
-from edl_jax.ranking.severity import Severity
+from edl_jax.pairs import REGIMES
+from edl_jax.ranking.severity import Margin
 
-LogitLoss = Callable[[jax.Array, jax.Array], jax.Array]
+MOST_PAIRS = 16_384  # for violated_margins, whose time grows with their square
+ROWS_AT_A_TIME = 128  # compared with all pairs at once
 
 
 def rank_metrics(
-    losses: ArrayLike, severities: ArrayLike, regimes: ArrayLike, *, tolerance: float = 0.01
+    losses: ArrayLike,
+    severities: ArrayLike,
+    regimes: ArrayLike,
+    *,
+    margin: Margin,
+    tolerance: float = 0.01,
 ) -> dict[str, float]:
     """Exact ranking metrics over all comparisons of the pairs with one another.
 
-    Counted in O(n log n) on the host, so 10^5 pairs (5 * 10^9 comparisons) take a fraction of a
-    second.
+    All but `violated_margins` are counted in O(n log n) on the host, so that 10^5 pairs (5 * 10^9
+    comparisons) take about a second. `violated_margins`, for which the margin may be any function,
+    compares each of the first 16,384 pairs with every other, on the device and in at most tens of
+    MB; a new margin function compiles once for each size.
 
     Args:
       losses: `[num_pairs]`, finite.
       severities: `[num_pairs]`, finite.
-      regimes: `[num_pairs]` indices into `REGIMES`.
+      regimes: `[num_pairs]` indices into `REGIMES`. Pairs are taken to be in random order.
+      margin: one of `MARGINS`, or any function of the worse and the better severity.
       tolerance: comparisons whose severities differ by no more than this are left out of the
-        pairwise accuracy (not of Kendall's tau).
+        pairwise accuracy (not of the other metrics).
 
     Returns:
+      Each over all pairs, and as `NAME/REGIME` among the pairs of one regime (where there is
+      nothing to compare, the entry is left out):
       `pairwise_accuracy`: share of comparisons where the more severe pair has the larger loss (a
-      tie counts as wrong); `pairwise_accuracy/REGIME`: the same among the pairs of one regime (a
-      regime with nothing to compare is left out); `kendall_tau`: Kendall's tau-b (Kendall 1945).
+      tie counts as wrong);
+      `kendall_tau`: Kendall's tau-b (Kendall 1945);
+      `spearman_rho`: the correlation of ranks, ties having their mean rank (Spearman 1904);
+      `violated_margins`: share of the comparisons of unequal severity, `e_i > e_j`, in which
+      `L_i - L_j < margin(e_i, e_j)`. A margin kept but for float32 rounding is kept: a shortfall
+      of up to `2^-23 (|L_i| + |L_j| + |e_i| + |e_j|)` is what rounding of these values and of
+      their differences can cause.
     """
-    loss, severity, regime = (np.asarray(x) for x in (losses, severities, regimes))
+    loss, severity = np.asarray(losses, np.float64), np.asarray(severities, np.float64)
+    regime = np.asarray(regimes)
+    chex.assert_rank(loss, 1)
     chex.assert_equal_shape([loss, severity, regime])
-    metrics = {"pairwise_accuracy": _pairwise_accuracy(loss, severity, tolerance)}
+    metrics = _order_metrics(loss, severity, tolerance)
     for index, name in enumerate(REGIMES):
         mine = regime == index
-        metrics[f"pairwise_accuracy/{name}"] = _pairwise_accuracy(
-            loss[mine], severity[mine], tolerance
-        )
-    metrics["kendall_tau"] = _kendall_tau(loss, severity)
-    return {name: value for name, value in metrics.items() if value is not None}
+        own = _order_metrics(loss[mine], severity[mine], tolerance)
+        metrics |= {f"{metric}/{name}": value for metric, value in own.items()}
+    return metrics | _violated_margins(loss, severity, regime, margin)
 
 
-def _pairwise_accuracy(loss: np.ndarray, severity: np.ndarray, tolerance: float) -> float | None:
-    order = np.argsort(severity)
-    loss, severity = loss[order], severity[order].astype(np.float64)
-    milder = np.searchsorted(severity, severity - tolerance)  # so many pairs are decidedly milder
-    decided = milder.sum()
-    return float(_count_below(loss, milder, loss).sum() / decided) if decided else None
-
-
-def _kendall_tau(loss: np.ndarray, severity: np.ndarray) -> float | None:
+def _order_metrics(loss: np.ndarray, severity: np.ndarray, tolerance: float) -> dict[str, float]:
     order = np.argsort(severity)
     loss, severity = loss[order], severity[order]
+    # How many pairs are milder than each: they come before it.
     milder = np.searchsorted(severity, severity)
-    concordant = _count_below(loss, milder, loss).sum()
-    discordant = milder.sum() - _count_below(loss, milder, np.nextafter(loss, np.inf)).sum()
-    comparisons = loss.size * (loss.size - 1) // 2
-    untied = [
-        comparisons - sum(int(n) * (int(n) - 1) // 2 for n in np.unique(x, return_counts=True)[1])
-        for x in (loss, severity)
-    ]
-    return (
-        float((concordant - discordant) / math.sqrt(untied[0] * untied[1])) if all(untied) else None
+    decidedly = np.searchsorted(severity, severity - tolerance)
+    agreed, concordant, not_discordant = (
+        _count_below(
+            loss,
+            np.concatenate([decidedly, milder, milder]),
+            np.concatenate([loss, loss, np.nextafter(loss, np.inf)]),
+        )
+        .reshape(3, -1)
+        .sum(axis=1)
     )
+    discordant = milder.sum() - not_discordant
+    ranks = _centred_ranks(loss), _centred_ranks(severity)
+    quotients = {
+        "pairwise_accuracy": (agreed, decidedly.sum()),
+        "kendall_tau": (concordant - discordant, math.sqrt(_untied(loss) * _untied(severity))),
+        "spearman_rho": (
+            ranks[0] @ ranks[1],
+            math.sqrt((ranks[0] @ ranks[0]) * (ranks[1] @ ranks[1])),
+        ),
+    }
+    return {name: float(top / bottom) for name, (top, bottom) in quotients.items() if bottom}
+
+
+def _untied(values: np.ndarray) -> int:
+    """How many comparisons are between unequal values."""
+    counts = np.unique(values, return_counts=True)[1]
+    return int((values.size * (values.size - 1) - (counts * (counts - 1)).sum()) // 2)
+
+
+def _centred_ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks less their mean; ties share the mean of theirs."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - counts / 2 - values.size / 2)[inverse]
 
 
 def _count_below(values: np.ndarray, lengths: np.ndarray, limits: np.ndarray) -> np.ndarray:
@@ -92,47 +124,42 @@ def _count_below(values: np.ndarray, lengths: np.ndarray, limits: np.ndarray) ->
     return below
 
 
-def gradient_metrics(
-    logit_loss: LogitLoss, pairs: Pairs, severity: Severity, *, num_bins: int = 10
+def _violated_margins(
+    loss: np.ndarray, severity: np.ndarray, regime: np.ndarray, margin: Margin
 ) -> dict[str, float]:
-    """What descent on the logits does, on average over the pairs.
+    loss, severity, regime = loss[:MOST_PAIRS], severity[:MOST_PAIRS], regime[:MOST_PAIRS]
+    loss, severity = loss.astype(np.float32), severity.astype(np.float32)
+    # NaN is neither more nor less severe than anything, so what fills the last rows asks nothing.
+    fill = (0, -loss.size % ROWS_AT_A_TIME)
+    overall, within = _count_violated(
+        np.pad(loss, fill),
+        np.pad(severity, fill, constant_values=np.nan),
+        np.pad(regime, fill),
+        margin=margin,
+    )
+    within = np.asarray(within)[: loss.size]
+    quotients = {"violated_margins": (np.asarray(overall).sum(), _untied(severity))}
+    for index, name in enumerate(REGIMES):
+        mine = regime == index
+        quotients[f"violated_margins/{name}"] = (within[mine].sum(), _untied(severity[mine]))
+    return {name: float(top / bottom) for name, (top, bottom) in quotients.items() if bottom}
 
-    Args:
-      logit_loss: from logits `[num_pairs, num_classes]` and labels `[num_pairs]` to losses,
-        `[num_pairs]`.
-      pairs: the pairs to measure on.
-      severity: one of `SEVERITIES`.
-      num_bins: how many equal bins of the true class's probability.
 
-    Returns:
-      `descent_rate`: share of pairs where an infinitesimal descent step on the logits lowers the
-      severity; `gradient_ratio`: mean norm of the logit gradient over that of cross-entropy,
-      `|p - onehot(y)|`; `gradient_ratio/LOW-HIGH`: the same where the true class's probability is
-      in that bin (an empty bin is left out).
-    """
+@functools.partial(jax.jit, static_argnames="margin")
+def _count_violated(
+    losses: jax.Array, severities: jax.Array, regimes: jax.Array, *, margin: Margin
+) -> tuple[jax.Array, jax.Array]:
+    """Violated margins of each pair against milder ones: all of them, and those of its regime."""
 
-    @jax.jit
-    def measure(pairs: Pairs) -> tuple[jax.Array, ...]:
-        logits = log_probabilities(pairs.probabilities)
-        gradient = jax.grad(lambda x: logit_loss(x, pairs.labels).sum())(logits)
+    def count(rows: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        loss, severity, regime = (x[:, None] for x in rows)
+        asked = margin(jnp.maximum(severity, severities), jnp.minimum(severity, severities))
+        size = abs(loss) + abs(losses) + abs(severity) + abs(severities)
+        # In this form NaN and infinite losses do not keep a margin.
+        is_kept = loss - losses + float(jnp.finfo(jnp.float32).eps) * size >= asked
+        violated = (severity > severities) & ~is_kept
+        return violated.sum(axis=1), (violated & (regime == regimes)).sum(axis=1)
 
-        def severity_of(x: jax.Array) -> jax.Array:
-            return severity(jax.nn.log_softmax(x), pairs.labels)
-
-        _, change = jax.jvp(severity_of, (logits,), (-gradient,))
-        one_hot = jax.nn.one_hot(pairs.labels, logits.shape[-1])
-        reference = jnp.linalg.norm(pairs.probabilities - one_hot, axis=-1)
-        own = jnp.take_along_axis(pairs.probabilities, pairs.labels[:, None], axis=-1)[:, 0]
-        return change < 0, jnp.linalg.norm(gradient, axis=-1), reference, own
-
-    lowers, norms, reference, own = (np.asarray(x) for x in measure(pairs))
-    metrics = {
-        "descent_rate": lowers.mean(),
-        "gradient_ratio": norms.mean() / reference.mean(),
-    }
-    bins = np.clip((own * num_bins).astype(int), 0, num_bins - 1)
-    for index in range(num_bins):
-        if (mine := bins == index).any():
-            name = f"gradient_ratio/{index / num_bins:.1f}-{(index + 1) / num_bins:.1f}"
-            metrics[name] = norms[mine].mean() / reference[mine].mean()
-    return {name: float(value) for name, value in metrics.items()}
+    rows = tuple(x.reshape(-1, ROWS_AT_A_TIME) for x in (losses, severities, regimes))
+    overall, within = jax.lax.map(count, rows)
+    return overall.reshape(-1), within.reshape(-1)

@@ -2,8 +2,12 @@
 
 The paper asks for a ranking by severity; which severity it used is not known, so these are ours.
 A severity maps log-probabilities `[..., num_classes]` and labels `[...]` to `[...]`, larger being
-worse. A margin maps the severities of the worse and the better pair to the least difference that
-their losses must have.
+worse. A margin maps the severities of the worse and the better pair, elementwise, to the least
+difference that their losses must have. Both are traced by JAX. A user's own, from any script:
+
+    @SEVERITIES.register("error")
+    def error(log_probabilities, labels):
+        return jnp.argmax(log_probabilities, axis=-1) != labels
 """
 
 from collections.abc import Callable
@@ -11,20 +15,29 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from edl_jax.errors import InputError
+from edl_jax.registry import Registry
+
 Severity = Callable[[jax.Array, jax.Array], jax.Array]
 Margin = Callable[[jax.Array, jax.Array], jax.Array]
 
+SEVERITIES: Registry[Severity] = Registry("severity")
+MARGINS: Registry[Margin] = Registry("margin")
 
+
+@SEVERITIES.register("surprisal")
 def surprisal(log_probabilities: jax.Array, labels: jax.Array) -> jax.Array:
     """`-log p_y`, in nats."""
     return -_of_label(log_probabilities, labels)
 
 
+@SEVERITIES.register("miss_probability")
 def miss_probability(log_probabilities: jax.Array, labels: jax.Array) -> jax.Array:
-    """`1 - p_y`."""
+    """`1 - p_y`, in [0, 1]."""
     return -jnp.expm1(_of_label(log_probabilities, labels))
 
 
+@SEVERITIES.register("rival_margin")
 def rival_margin(log_probabilities: jax.Array, labels: jax.Array) -> jax.Array:
     """`max_{j != y} p_j - p_y`, in [-1, 1]."""
     probabilities = jnp.exp(log_probabilities)
@@ -33,29 +46,75 @@ def rival_margin(log_probabilities: jax.Array, labels: jax.Array) -> jax.Array:
     return rival - _of_label(probabilities, labels)
 
 
+@SEVERITIES.register("brier")
 def brier(log_probabilities: jax.Array, labels: jax.Array) -> jax.Array:
-    """The Brier score `sum_j (p_j - [j = y])^2` (Brier 1950)."""
+    """The Brier score `sum_j (p_j - [j = y])^2`, in [0, 2] (Brier 1950)."""
     probabilities = jnp.exp(log_probabilities)
     one_hot = jax.nn.one_hot(labels, log_probabilities.shape[-1], dtype=probabilities.dtype)
     return jnp.sum((probabilities - one_hot) ** 2, axis=-1)
 
 
-SEVERITIES: dict[str, Severity] = {
-    severity.__name__: severity for severity in (surprisal, miss_probability, rival_margin, brier)
-}
+@SEVERITIES.register("smoothed_surprisal")
+def smoothed_surprisal(
+    log_probabilities: jax.Array, labels: jax.Array, *, epsilon: float = 0.1
+) -> jax.Array:
+    """Cross-entropy against a smoothed target, in nats: over-confidence counts as an error too.
+
+    With K classes, `-(1 - epsilon) log p_y - (epsilon / K) sum_j log p_j`; least where `p` is the
+    smoothed target itself (Szegedy et al. 2016, https://arxiv.org/abs/1512.00567).
+    """
+    everywhere = -jnp.mean(log_probabilities, axis=-1)
+    return (1 - epsilon) * surprisal(log_probabilities, labels) + epsilon * everywhere
 
 
+@SEVERITIES.register("generalised_surprisal")
+def generalised_surprisal(
+    log_probabilities: jax.Array, labels: jax.Array, *, q: float = 0.7
+) -> jax.Array:
+    """`(1 - p_y^q) / q`, in [0, 1 / q]: between surprisal (`q -> 0`) and `1 - p_y` (`q = 1`).
+
+    It saturates, so that the worst pairs do not outweigh all others (Zhang and Sabuncu 2018,
+    https://arxiv.org/abs/1805.07836).
+    """
+    return -jnp.expm1(q * _of_label(log_probabilities, labels)) / q
+
+
+@MARGINS.register("proportional")
 def proportional(worse: jax.Array, better: jax.Array) -> jax.Array:
     """The severity difference itself: the margin sets the loss's slope, not its order alone."""
     return worse - better
 
 
+@MARGINS.register("constant")
 def constant(worse: jax.Array, better: jax.Array) -> jax.Array:
     """0.1 whatever the severities: order alone, the slope is left free."""
     return jnp.full_like(worse - better, 0.1)
 
 
-MARGINS: dict[str, Margin] = {margin.__name__: margin for margin in (proportional, constant)}
+def apply_severity(
+    severity: Severity, log_probabilities: jax.Array, labels: jax.Array
+) -> jax.Array:
+    """The severities of pairs, checked: a user's function must fail where it is at fault.
+
+    Args:
+      severity: one of `SEVERITIES`, or any such function; what it returns may be boolean or whole.
+      log_probabilities: `[..., num_classes]`.
+      labels: `[...]`.
+
+    Returns:
+      Severities `[...]`, in the dtype of `log_probabilities`.
+
+    Raises:
+      InputError: if the severity does not give one value for each pair.
+    """
+    values = jnp.asarray(severity(log_probabilities, labels))
+    if values.shape != labels.shape:
+        raise InputError(
+            f"severity {getattr(severity, '__name__', severity)} gave shape {values.shape} for "
+            f"labels {labels.shape}; expected one value for each pair, such as a reduction over "
+            "axis=-1."
+        )
+    return values.astype(log_probabilities.dtype)
 
 
 def _of_label(values: jax.Array, labels: jax.Array) -> jax.Array:

@@ -1,9 +1,19 @@
-"""Stage 4: the evolution strategy with chaotic mutation, for evosax (design 1.4).
+"""Stage 4: evolution strategies, chaotic and others, for evosax (design 1.4).
 
-Nothing here knows of losses: `ChaoticES` works in any evosax ask-evaluate-tell loop.
+Nothing in `ChaoticES` and `ChaoticSNES` knows of losses: they work in any evosax ask-evaluate-tell
+loop.
 """
 
 from edl_jax.strategy.chaotic_es import ChaoticES
+from edl_jax.strategy.chaotic_snes import ChaoticSNES
 from edl_jax.strategy.mutations import MUTATIONS, Mutation
+from edl_jax.strategy.strategies import STRATEGIES, build_strategy
 
-__all__ = ["MUTATIONS", "ChaoticES", "Mutation"]
+__all__ = [
+    "MUTATIONS",
+    "STRATEGIES",
+    "ChaoticES",
+    "ChaoticSNES",
+    "Mutation",
+    "build_strategy",
+]

@@ -96,8 +96,7 @@ def compare(
         folder = RunFolder(Path(run_dir), identity)
     cells = []
     if folder is not None:
-        cells = folder.read_rows("cells.jsonl")
-        folder.replace_rows(cells, "cells.jsonl")  # without a last line cut short
+        cells = folder.resume_rows(name="cells.jsonl")
     finished = {(cell["loss"], cell["seed"]) for cell in cells}
 
     seeds = range(config.train.seed, config.train.seed + config.num_seeds)

@@ -50,7 +50,7 @@ def demo(
     say(f"Evolving a loss on synthetic pairs for {config.pretrain.generations} generations ...")
     evolved = pretrain(config.pretrain, run_dir=run_dir / "pretrain", progress=progress)
     evolved.loss.save(run_dir / "evolved.safetensors")
-    plot_evolution(evolved.history, run_dir / "evolution.png")
+    plot_evolution(evolved.history, evolved.held_out, run_dir / "evolution.png")
     plot_loss({"evolved": evolved.loss}, run_dir / "loss.png")
     say(f"Training with cross-entropy and with the evolved loss, {config.num_seeds} seeds each ...")
     compared = compare(

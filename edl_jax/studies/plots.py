@@ -19,11 +19,14 @@ Loss = Callable[[jax.Array, jax.Array], jax.Array]
 _STYLES = [("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", ":")]
 
 
-def plot_evolution(history: Mapping[str, np.ndarray], path: Path) -> None:
+def plot_evolution(
+    history: Mapping[str, np.ndarray], held_out: Mapping[str, np.ndarray], path: Path
+) -> None:
     """Fitness, held-out pairwise accuracy and step size over the generations.
 
     Args:
       history: `PretrainResult.history`.
+      held_out: `PretrainResult.held_out`.
       path: the PNG or SVG file to write.
 
     Raises:
@@ -40,11 +43,10 @@ def plot_evolution(history: Mapping[str, np.ndarray], path: Path) -> None:
         title="Fitness on fresh pairs (lower is better)",
     )
     left.legend()
-    watched = np.isfinite(history["held_out_accuracy"])
     color, dash = _STYLES[0]
     right.plot(
-        generations[watched],
-        history["held_out_accuracy"][watched],
+        1 + held_out["generation"],
+        held_out["pairwise_accuracy"],
         f"o{dash}",
         color=color,
         markersize=4,

@@ -87,7 +87,7 @@ def train(
                 folder.append_rows([row])
 
         if folder is not None:
-            folder.replace_rows([])
+            folder.resume_rows(lambda row: False)
         result = run_training(config, dataset, functions, config.seed, report=report)
     if folder is not None:
         folder.write_json(

@@ -1,0 +1,41 @@
+"""The `edl` command: meet the other processes, if there are any, and then load the rest.
+
+Loading evosax starts JAX's backend, and after that no process can join others.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from edl_jax.errors import EDLError
+from edl_jax.processes import Processes
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `edl COMMAND [ARGUMENTS]`; returns the exit status (see `edl_jax.cli.main`)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--processes.auto", dest="auto", action="store_true")
+    parser.add_argument("--processes.coordinator", dest="coordinator")
+    parser.add_argument("--processes.num-processes", dest="num_processes", type=int)
+    parser.add_argument("--processes.process-id", dest="process_id", type=int)
+    try:
+        processes = Processes(**vars(parser.parse_known_args(argv)[0]))
+        processes.join()
+    except EDLError as error:
+        print(f"edl: {error}", file=sys.stderr)
+        return 2
+    from edl_jax.cli import main as run
+
+    status = run(argv)
+    if status and processes.several:
+        # An ordinary exit would wait for processes that are gone, or wait for this one.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

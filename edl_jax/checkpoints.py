@@ -1,0 +1,161 @@
+"""Checkpoints of a run, kept by Orbax: the last few and the best.
+
+A checkpoint holds the arrays of a pytree and their digest. It is written under a temporary name and
+renamed, so a kill or a full disk leaves the earlier ones as they were; and it is compared with its
+digest when read, so a damaged one is never taken for a good one.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from edl_jax.errors import RunFolderError
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class Checkpoints:
+    """The checkpoints in one folder. Use as a context manager."""
+
+    def __init__(self, path: Path, *, keep: int):
+        """Open the folder, keeping the `keep` newest checkpoints and the one of the best score.
+
+        One that cannot even be opened is reported and set aside.
+        """
+        self._path, self._keep = path.absolute(), keep
+        self._path.mkdir(parents=True, exist_ok=True)
+        self._manager = self._retried(self._open)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.close()
+
+    def save(self, step: int, tree: Any, *, score: float) -> None:
+        """Save the arrays of a pytree after `step` steps.
+
+        Args:
+          step: how many steps are done.
+          tree: a pytree of arrays.
+          score: which checkpoint is best; larger is better.
+
+        Raises:
+          RunFolderError: if it cannot be written; the earlier checkpoints are as they were.
+        """
+        import orbax.checkpoint as ocp
+
+        arrays = _by_number(tree)
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(arrays),
+            record=ocp.args.JsonSave({"sha256": _digest(step, arrays)}),
+        )
+        try:
+            self._manager.save(step, args=args, metrics={"score": float(score)}, force=True)
+        except Exception as error:
+            raise RunFolderError(
+                f"the checkpoint of step {step} could not be written in {self._path} ({error}). "
+                "Earlier ones are as they were: make room, and give the same command again."
+            ) from error
+
+    def restore_latest(self, like: Any) -> tuple[int, Any]:
+        """The newest whole checkpoint: its step, and the pytree; `(0, like)` where there is none.
+
+        A damaged one is reported, set aside under another name, and the one before it is used.
+
+        Args:
+          like: a pytree of the shapes and dtypes that were saved.
+        """
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                return step, self._restored(step, like)
+            except Exception as error:
+                self._set_aside(step, error)
+                self._manager.reload()
+        return 0, like
+
+    def _restored(self, step: int, like: Any) -> Any:
+        import orbax.checkpoint as ocp
+
+        expected = _by_number(like)
+        abstract = {key: jax.ShapeDtypeStruct(x.shape, x.dtype) for key, x in expected.items()}
+        args = ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore()
+        )
+        restored = self._manager.restore(step, args=args)
+        arrays = {key: np.asarray(x) for key, x in restored["state"].items()}
+        if restored["record"]["sha256"] != _digest(step, arrays):
+            raise RunFolderError("its arrays do not have the digest that was written with them")
+        return jax.tree.unflatten(jax.tree.structure(like), [arrays[key] for key in expected])
+
+    def _open(self) -> Any:
+        import orbax.checkpoint as ocp  # slow to import, and only runs with a folder need it
+        from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
+
+        options = ocp.CheckpointManagerOptions(
+            # Not in the background: the next steps take over the buffers.
+            enable_async_checkpointing=False,
+            create=False,  # Orbax creates none for a part of the processes; it is there already
+            cleanup_tmp_directories=True,
+            best_fn=lambda metrics: metrics["score"],  # or Orbax would keep no metrics
+            preservation_policy=policy.AnyPreservationPolicy(
+                [
+                    policy.LatestN(self._keep),
+                    policy.BestN(
+                        get_metric_fn=lambda metrics: metrics["score"],
+                        n=1,
+                        keep_checkpoints_without_metrics=False,
+                    ),
+                ]
+            ),
+            # The first process alone writes; the others must not be waited for.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=0, active_processes={0}
+            )
+            if jax.process_count() > 1
+            else ocp.options.MultiprocessingOptions(),
+        )
+        return ocp.CheckpointManager(self._path, options=options)
+
+    def _retried(self, function: Callable[[], Any]) -> Any:
+        """Set the newest checkpoint aside until the folder can be opened."""
+        while True:
+            try:
+                return function()
+            except Exception as error:
+                steps = [int(x.name) for x in self._path.iterdir() if x.name.isdigit()]
+                if not steps:
+                    raise RunFolderError(
+                        f"the checkpoints in {self._path} cannot be opened ({error})."
+                    ) from error
+                self._set_aside(max(steps), error)
+
+    def _set_aside(self, step: int, error: Exception) -> None:
+        number = sum(1 for _ in self._path.parent.glob(f"damaged-checkpoint-{step}*"))
+        aside = self._path.parent / f"damaged-checkpoint-{step}-{number}"
+        (self._path / str(step)).rename(aside)
+        _LOGGER.warning(
+            "The checkpoint of step %d in %s is damaged (%s). It was moved to %s, and the one "
+            "before it is used.",
+            step,
+            self._path,
+            str(error).splitlines()[0] if str(error) else type(error).__name__,
+            aside.name,
+        )
+
+
+def _by_number(tree: Any) -> dict[str, np.ndarray]:
+    return {f"{index:04}": np.asarray(x) for index, x in enumerate(jax.tree.leaves(tree))}
+
+
+def _digest(step: int, arrays: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(str(step).encode())
+    for key, x in sorted(arrays.items()):
+        digest.update(f"{key} {x.dtype} {x.shape}".encode())
+        digest.update(np.ascontiguousarray(x).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,53 @@
+"""Watch the leader on held-out pairs while a population evolves: every metric of design 1.3."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from edl_jax.evolution.config import PretrainConfig
+from edl_jax.evolution.engine import Evolution
+from edl_jax.evolution.scoring import Batch
+from edl_jax.pairs import Pairs
+from edl_jax.ranking import (
+    MARGINS,
+    SEVERITIES,
+    GradientSample,
+    gradient_metrics,
+    logit_gradients,
+    rank_metrics,
+)
+
+
+def make_monitor(
+    config: PretrainConfig, evolution: Evolution, key: jax.Array
+) -> Callable[[nnx.State], dict[str, float]]:
+    """`(leader) -> metrics` by name, on a generation's worth of pairs that `key` draws once.
+
+    The metrics are those of `rank_metrics` and `gradient_metrics`, over the pairs of all class
+    counts together. The network is not calibrated yet, so of `gradient_ratio` only the course over
+    the true class's probability means something.
+    """
+    pairs_of_counts = jax.jit(evolution.sample)(key)
+    batch = jax.jit(evolution.observe)(key, pairs_of_counts)
+    severity, margin = SEVERITIES[config.severity], MARGINS[config.margin]
+
+    @jax.jit
+    def measure(
+        leader: nnx.State, batch: Batch, pairs_of_counts: tuple[Pairs, ...]
+    ) -> tuple[jax.Array, GradientSample]:
+        network = nnx.merge(evolution.graphdef, leader)
+        samples = [
+            logit_gradients(lambda x, y: network(jax.nn.log_softmax(x), y), pairs, severity)
+            for pairs in pairs_of_counts
+        ]
+        together = GradientSample(*(jnp.concatenate(x) for x in zip(*samples, strict=True)))
+        return network.from_features(batch.features), together
+
+    def monitor(leader: nnx.State) -> dict[str, float]:
+        losses, sample = jax.device_get(measure(leader, batch, pairs_of_counts))
+        ranks = rank_metrics(losses, batch.severities, batch.regimes, margin=margin)
+        return {**ranks, **gradient_metrics(sample)}
+
+    return monitor

@@ -1,0 +1,115 @@
+"""Drive any evosax algorithm, of either family, through one interface that can begin anew."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from evosax.algorithms.base import EvolutionaryAlgorithm
+from evosax.algorithms.distribution_based.base import DistributionBasedAlgorithm
+from evosax.algorithms.distribution_based.sv.base import SV_ES
+from flax import nnx
+
+StrategyState = Any
+
+
+class Search(NamedTuple):
+    """A strategy as the generations drive it; every function is pure.
+
+    Attributes:
+      begin: `(key) -> (state, population)`: a state to begin from, and fresh networks.
+      ask: `(key, state, population, begun) -> (population, state)`. Where `begun` is true, nothing
+        was told yet, and a population-based strategy has the fresh networks scored first.
+      tell: `(key, population, fitness, state, begun) -> state`; `begun` as in `ask`.
+      means: `(state) -> population`, the centres of the distribution; None for a population-based
+        strategy, which has none.
+      step_size: `(state) -> scalar`, the mean step size; NaN where a strategy has none.
+    """
+
+    begin: Callable[[jax.Array], tuple[StrategyState, nnx.State]]
+    ask: Callable[..., tuple[nnx.State, StrategyState]]
+    tell: Callable[..., StrategyState]
+    means: Callable[[StrategyState], nnx.State] | None
+    step_size: Callable[[StrategyState], jax.Array]
+
+
+def make_search(
+    algorithm: EvolutionaryAlgorithm, params: Any, fresh: Callable[[jax.Array], nnx.State]
+) -> Search:
+    """Wrap an algorithm.
+
+    Args:
+      algorithm: population- or distribution-based.
+      params: its parameters.
+      fresh: `(key) -> solution`, a solution to begin from.
+    """
+    if isinstance(algorithm, DistributionBasedAlgorithm):
+        return _distribution_based(algorithm, params, fresh)
+    return _population_based(algorithm, params, fresh)
+
+
+def _population_based(algorithm: Any, params: Any, fresh: Callable) -> Search:
+    size = algorithm.population_size
+
+    def begin(key: jax.Array) -> tuple[StrategyState, nnx.State]:
+        population = jax.vmap(fresh)(jax.random.split(key, size))
+        unscored = jnp.full((size,), jnp.inf, jnp.float32)
+        return _settled(algorithm.init(key, population, unscored, params)), population
+
+    def ask(key: jax.Array, state: Any, population: nnx.State, begun: jax.Array) -> Any:
+        def bred() -> Any:
+            children, after = algorithm.ask(key, state, params)
+            return children, _like(after, state)
+
+        return jax.lax.cond(begun, lambda: (population, state), bred)
+
+    def tell(key: jax.Array, population: nnx.State, fitness: jax.Array, state: Any, begun: Any):
+        return jax.lax.cond(
+            begun,
+            lambda: _like(algorithm.init(key, population, fitness, params), state),
+            lambda: _like(algorithm.tell(key, population, fitness, state, params)[0], state),
+        )
+
+    return Search(begin, ask, tell, None, _step_size)
+
+
+def _distribution_based(algorithm: Any, params: Any, fresh: Callable) -> Search:
+    several = isinstance(algorithm, SV_ES)  # a few distributions that repel one another
+    num_means = algorithm.num_populations if several else 1
+
+    def begin(key: jax.Array) -> tuple[StrategyState, nnx.State]:
+        means = jax.vmap(fresh)(jax.random.split(key, num_means))
+        mean = means if several else jax.tree.map(lambda x: x[0], means)
+        size = num_means * algorithm.population_size
+        nobody = jax.tree.map(lambda x: jnp.zeros((size, *x.shape[1:]), x.dtype), means)
+        return _settled(algorithm.init(key, mean, params)), nobody
+
+    def ask(key: jax.Array, state: Any, population: nnx.State, begun: jax.Array) -> Any:
+        del population, begun
+        sampled, after = algorithm.ask(key, state, params)
+        return sampled, _like(after, state)
+
+    def tell(key: jax.Array, population: nnx.State, fitness: jax.Array, state: Any, begun: Any):
+        del begun
+        if several:  # evosax unfolds their populations in `ask`, but does not fold them in `tell`
+            shape = (num_means, algorithm.population_size)
+            population = jax.tree.map(lambda x: x.reshape(shape + x.shape[1:]), population)
+        return _like(algorithm.tell(key, population, fitness, state, params)[0], state)
+
+    def means(state: StrategyState) -> nnx.State:
+        return jax.vmap(algorithm._unravel_solution)(jnp.atleast_2d(state.mean))
+
+    return Search(begin, ask, tell, means, _step_size)
+
+
+def _step_size(state: StrategyState) -> jax.Array:
+    return jnp.mean(jnp.asarray(getattr(state, "std", jnp.nan), jnp.float32))
+
+
+def _settled(state: StrategyState) -> StrategyState:
+    """Arrays of plain types instead of Python numbers and weak types, which would retrace."""
+    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.result_type(x)), state)
+
+
+def _like(state: StrategyState, reference: StrategyState) -> StrategyState:
+    return jax.tree.map(lambda x, y: jnp.asarray(x, y.dtype), state, reference)

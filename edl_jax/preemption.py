@@ -1,0 +1,24 @@
+"""SIGTERM, the notice that a machine is about to be taken away."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+
+
+@contextlib.contextmanager
+def sigterm_noticed() -> Iterator[Callable[[], bool]]:
+    """Notice SIGTERM instead of dying of it.
+
+    Gives a function that says whether it has come. Only the main thread can take signals; in
+    another one nothing is noticed, and SIGTERM does what it did before.
+    """
+    noticed = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield noticed.is_set
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: noticed.set())
+    try:
+        yield noticed.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,72 @@
+"""Tables of named parts to which users may add their own."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Generic, TypeVar
+
+from edl_jax.errors import ConfigError
+
+Part = TypeVar("Part")
+Registered = TypeVar("Registered")
+
+
+class Registry(Mapping[str, Part], Generic[Part]):
+    """Parts by name, in the order in which they were registered.
+
+    A part registered from a script can be named in a configuration like one of the package's own:
+
+    >>> from edl_jax import SEVERITIES, PretrainConfig
+    >>> @SEVERITIES.register("squared_miss")
+    ... def squared_miss(log_probabilities, labels):
+    ...     return SEVERITIES["miss_probability"](log_probabilities, labels) ** 2
+    >>> PretrainConfig(severity="squared_miss").severity
+    'squared_miss'
+    """
+
+    def __init__(self, kind: str):
+        """Make an empty table; `kind` says in errors what it holds, "severity" for one."""
+        self._kind = kind
+        self._parts: dict[str, Part] = {}
+
+    def register(self, name: str) -> Callable[[Registered], Registered]:
+        """A decorator that adds a part under `name` and gives it back unchanged.
+
+        Raises:
+          ConfigError: if the name is taken, or no identifier.
+        """
+        if not (isinstance(name, str) and name.isidentifier()):
+            raise ConfigError(
+                f"{name!r} cannot name a {self._kind}; expected an identifier, such as my_part."
+            )
+        if name in self._parts:
+            raise ConfigError(f"there is a {self._kind} {name!r} already; choose another name.")
+
+        def add(part: Registered) -> Registered:
+            self._parts[name] = part  # pyright: ignore[reportArgumentType]
+            return part
+
+        return add
+
+    def __getitem__(self, name: str) -> Part:
+        """The part of that name.
+
+        Raises:
+          ConfigError: if there is none, naming those that there are.
+        """
+        try:
+            return self._parts[name]
+        except KeyError:
+            raise ConfigError(
+                f"there is no {self._kind} {name!r}; expected one of {', '.join(self._parts)}."
+            ) from None
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a part of that name."""
+        return name in self._parts
+
+    def __iter__(self) -> Iterator[str]:
+        """The names."""
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        """How many parts there are."""
+        return len(self._parts)

@@ -1,0 +1,58 @@
+import re
+
+import pytest
+
+from edl_jax.errors import ConfigError
+from edl_jax.registry import Registry
+
+
+@pytest.fixture
+def flavours():
+    registry = Registry("flavour")
+    registry.register("sweet")(1)
+    registry.register("sour")(2)
+    return registry
+
+
+def test_a_registry_is_a_mapping_in_order_of_registration(flavours):
+    assert dict(flavours) == {"sweet": 1, "sour": 2}
+    assert list(flavours) == ["sweet", "sour"]
+    assert len(flavours) == 2
+    assert flavours["sour"] == 2
+    assert "sweet" in flavours
+    assert "bitter" not in flavours
+
+
+def test_register_gives_the_part_back(flavours):
+    @flavours.register("bitter")
+    def bitter():
+        return 3
+
+    assert bitter() == 3
+    assert flavours["bitter"] is bitter
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones(flavours):
+    message = "there is no flavour 'salty'; expected one of sweet, sour."
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        flavours["salty"]
+
+
+def test_a_taken_name_is_refused_and_keeps_its_part(flavours):
+    with pytest.raises(ConfigError, match="there is a flavour 'sweet' already; choose another"):
+        flavours.register("sweet")(5)
+    assert flavours["sweet"] == 1
+
+
+@pytest.mark.parametrize("name", ["", "two words", "9lives", "a-b", "a/b", None, 3, print])
+def test_what_is_no_identifier_is_refused(flavours, name):
+    with pytest.raises(ConfigError, match="cannot name a flavour; expected an identifier"):
+        flavours.register(name)
+    assert len(flavours) == 2
+
+
+def test_registries_are_apart(flavours):
+    other = Registry("shape")
+    other.register("sweet")(7)
+    assert flavours["sweet"] == 1
+    assert dict(other) == {"sweet": 7}

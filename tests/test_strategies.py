@@ -1,0 +1,182 @@
+"""Every strategy by name, through the one loop."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from evosax.algorithms import algorithms
+from evosax.algorithms.distribution_based.snes import SNES
+
+from edl_jax import STRATEGIES, ChaoticES, ChaoticSNES
+from edl_jax.errors import ConfigError
+from edl_jax.evolution import make_evolution
+from edl_jax.strategy import MUTATIONS, build_strategy
+from edl_jax.strategy.strategies import QUADRATIC, takes_schedule
+from tests.test_evolution import TINY
+
+
+def evolved(config, generations=30):
+    """First and last best fitness of a run, and its last state; compiled generation by generation.
+
+    The fitness is the distance from the origin: the strategies are under test, not the networks.
+    """
+    evolution = make_evolution(config)
+    state = jax.jit(evolution.init)(jax.random.key(0))
+    generation = jax.jit(evolution.generation)
+    best = []
+    for index in range(generations):
+        state, log = generation(jax.random.fold_in(jax.random.key(1), index), state)
+        best.append(float(log["best_fitness"]))
+    assert generation._cache_size() == 1
+    return best, state, evolution
+
+
+@pytest.fixture
+def sphere(monkeypatch):
+    def make(*args, **kwargs):
+        def score(population, batch):
+            leaves = jax.tree.leaves(population)
+            return sum(jnp.sum(x.reshape(x.shape[0], -1) ** 2, axis=-1) for x in leaves)
+
+        return score
+
+    monkeypatch.setattr("edl_jax.evolution.engine.make_score", make)
+
+
+# Their defaults are meant for other scales or populations: 30 generations of 16 show no progress.
+SLOW = {"ARS", "ASEBO", "DiffusionEvolution", "ESMC", "GuidedES", "NoiseReuseES", "Open_ES", "PGPE"}
+SLOW |= {"PersistentES", "RandomSearch", "SV_Open_ES", "iAMaLGaM_Full", "iAMaLGaM_Univariate"}
+
+
+@pytest.mark.parametrize("name", [*STRATEGIES])
+def test_every_strategy_runs_through_the_one_loop(name, sphere):
+    best, state, evolution = evolved(dataclasses.replace(TINY, strategy=name))
+    assert np.isfinite(best).all()
+    assert np.isfinite(state.fitness).all()
+    assert name in SLOW or min(best[-3:]) < 0.8 * best[0]
+    for leaf in jax.tree.leaves(evolution.candidates(state)):
+        assert np.isfinite(leaf).all()
+
+
+def test_all_that_evosax_ships_can_be_named():
+    assert set(algorithms) < set(STRATEGIES)
+
+
+def test_those_of_quadratic_cost_are_known_and_refused_above_a_dimension():
+    """The largest array of a state tells, at two dimensions."""
+
+    def largest(name, num_dims):
+        solution = jnp.zeros(num_dims)
+        config = dataclasses.replace(TINY, strategy=name)
+        algorithm, params = build_strategy(config, solution)
+        key = jax.random.key(0)
+        state = jax.eval_shape(lambda: algorithm._init(key, params))
+        work = jax.make_jaxpr(lambda s: algorithm._ask(key, s, params))(state)
+        shapes = [x.shape for x in jax.tree.leaves(state)]
+        shapes += [v.aval.shape for eqn in work.eqns for v in eqn.outvars]
+        return max(int(np.prod(shape)) for shape in shapes)
+
+    quadratic = {
+        n for n in algorithms if n != "RandomSearch" and largest(n, 400) > 2.5 * largest(n, 200)
+    }
+    assert quadratic == set(QUADRATIC)
+    for name in QUADRATIC:
+        config = dataclasses.replace(TINY, strategy=name)
+        with pytest.raises(ConfigError, match=f"{name}.*square of the 2049 parameters.*above 2048"):
+            build_strategy(config, jnp.zeros(2049))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        ("Open_ES", 15, "refuses a population_size of 15.*even"),
+        ("SV_CMA_ES", 15, "two populations: give an even number"),
+        ("DifferentialEvolution", 3, "population_size >= 4"),
+    ],
+)
+def test_a_population_that_a_strategy_refuses_is_a_clear_error(name, size, message):
+    config = dataclasses.replace(TINY, strategy=name, population_size=size, elite_ratio=0.5)
+    with pytest.raises(ConfigError, match=message):
+        make_evolution(config)
+
+
+def test_a_strategy_of_ones_own(sphere):
+    @STRATEGIES.register("quick_es")
+    def quick_es(settings, solution):
+        return ChaoticES(settings.population_size, solution, mutation="tent", elite_ratio=0.5)
+
+    try:
+        best, state, _ = evolved(dataclasses.replace(TINY, strategy="quick_es", mutation="tent"))
+    finally:
+        del STRATEGIES._parts["quick_es"]
+    assert best[-1] < best[0]
+    assert state.strategy.orbit.shape[0] == 8
+
+
+def test_std_init_and_schedules_reach_the_strategy():
+    for name, change, expected in [
+        ("CMA_ES", {}, 0.3),
+        ("SimpleGA", {}, 0.3),
+        ("SimpleGA", {"step_size": "cosine", "std_final": 0.1}, 0.3),
+        ("ChaoticES", {"step_size": "exponential", "std_final": 0.1}, 0.3),
+        ("ChaoticES", {"step_size": "constant"}, 0.3),
+    ]:
+        config = dataclasses.replace(TINY, strategy=name, std_init=0.3, **change)
+        algorithm, params = build_strategy(config, jnp.zeros(3))
+        state = algorithm._init(jax.random.key(0), params)
+        assert jnp.mean(state.std) == pytest.approx(expected), (name, change)
+    assert takes_schedule("SimpleGA")
+    assert not takes_schedule("CMA_ES")
+
+
+@pytest.mark.parametrize("step_size", ["cosine", "exponential"])
+def test_a_schedule_ends_at_its_final_step_size(step_size, sphere):
+    config = dataclasses.replace(
+        TINY, step_size=step_size, std_init=0.4, std_final=0.1, generations=20
+    )
+    _, state, _ = evolved(config, generations=21)
+    assert state.strategy.std == pytest.approx(0.1, rel=1e-4)
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_chaotic_snes_finds_the_minimum_of_the_sphere_with_any_noise(mutation):
+    strategy = ChaoticSNES(32, jnp.zeros(10), mutation=mutation)
+    params = strategy.default_params
+
+    def generation(state, key):
+        key_ask, key_tell = jax.random.split(key)
+        population, state = strategy.ask(key_ask, state, params)
+        fitness = jnp.sum((population - 1) ** 2, axis=-1)
+        state, _ = strategy.tell(key_tell, population, fitness, state, params)
+        return state, jnp.min(fitness)
+
+    def run(key):
+        state = strategy.init(key, jnp.zeros(10), params)
+        return jax.lax.scan(generation, state, jax.random.split(key, 200))
+
+    state, best = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), 3))
+    assert (best[:, -1] < 1e-3).all()
+    assert isinstance(strategy, SNES)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
+
+
+def test_chaotic_snes_differs_from_snes_by_its_noise_alone():
+    """Told the same samples, both move alike."""
+    mine, theirs = ChaoticSNES(16, jnp.zeros(4), mutation="gaussian"), SNES(16, jnp.zeros(4))
+    params = mine.default_params
+    state, other = (s.init(jax.random.key(0), jnp.zeros(4), params) for s in (mine, theirs))
+    population, state = mine.ask(jax.random.key(1), state, params)
+    fitness = jnp.sum((population - 1) ** 2, axis=-1)
+    state, _ = mine.tell(jax.random.key(2), population, fitness, state, params)
+    other, _ = theirs.tell(jax.random.key(2), population, fitness, other, params)
+    np.testing.assert_array_equal(state.mean, other.mean)
+    np.testing.assert_array_equal(state.std, other.std)
+    # The orbit goes on from generation to generation.
+    logistic = ChaoticSNES(16, jnp.zeros(4), mutation="logistic")
+    before = logistic.init(jax.random.key(0), jnp.zeros(4), params)
+    first, after = logistic.ask(jax.random.key(1), before, params)
+    second, _ = logistic.ask(jax.random.key(2), after, params)
+    # x after a step of the map is a function of x before: so are the noises.
+    np.testing.assert_allclose(second, (1 - first**2) * 2**0.5, atol=1e-5)
