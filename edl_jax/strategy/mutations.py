@@ -41,13 +41,19 @@ from edl_jax.registry import Registry
 SINE_MEAN = 0.46796294994
 SINE_STD = 0.35353303336
 
-# The sine map in u, by distance d <= 1/4 from the ends and from the middle: an odd function each,
-#   u' / d     = (2 / pi) asin(sqrt(sin(pi sin(pi d / 2)^2))) / d  for u or 1 - u = d,
-#   (1 - u')/d = (2 / pi) asin(sqrt(2) sin(pi sin(pi d) / 4)) / d  for |u - 1/2| = d.
-# Interpolated in d^2 at the 5 Chebyshev nodes of [0, 1/16] (highest power first), which errs by
-# less than 7e-9 in u', and takes a tenth of the time of the formulas.
-_OUTER = (-7.5819495, 5.644867, -3.61954953, 1.56096707, 1.77245388)
-_INNER = (-1.29142809, -0.8733837, 2.34456194, -1.40007868, 2.22144147)
+# The sine map in u, as (1 - u') / d by powers of d^2, highest first, for d = |u - 1/2|:
+#   1 - u' = (2 / pi) asin(sqrt(2) sin(pi sin(pi d) / 4))
+# is odd in d. Interpolated at the 7 Chebyshev nodes of d^2 in [0, 1/4], it errs by less than 1e-8,
+# a sixth of what float32 rounds off, and takes a tenth of the time of the formula.
+_SINE_MAP = (
+    -0.167132395,
+    1.74735236,
+    -1.60857442,
+    -0.850867652,
+    2.34381567,
+    -1.40006882,
+    2.22144145,
+)
 
 
 class Mutation(NamedTuple):
@@ -89,18 +95,13 @@ def sine_step(key: jax.Array, phase: jax.Array) -> jax.Array:
     In the angle `u = 2 min(theta, 1 - theta)` the map has slopes between 1.77 and 2.22. The
     rounding of float32 is hidden under 8 fresh bits, 2^-23 of the range: no orbit can rest on a
     fixed point or close a cycle, and so small a noise leaves the density of an expanding map as it
-    is. The returned phase is below 1/2 but for that noise, which the fold reflects at both ends.
+    is. The returned phase is at most 1/2 but for that noise, which the fold reflects at both ends.
     """
-    folded = _fold(phase)
-    near = jnp.minimum(folded, jnp.uint32(2**31 - 1) - folded)  # u and 1 - u have one image
-    outer = near < 2**29
-    # Each half from its own end, whence both distances are small and so keep their digits.
-    distance = jnp.where(outer, near, jnp.uint32(2**30 - 1) - near).astype(jnp.float32) + 0.5
-    square, slope = (distance * 2.0**-31) ** 2, jnp.zeros_like(distance)
-    for of_outer, of_inner in zip(_OUTER, _INNER, strict=True):
-        slope = slope * square + jnp.where(outer, of_outer, of_inner)
-    image = (slope * distance).astype(jnp.uint32)
-    image = jnp.where(outer, image, jnp.uint32(2**31) - image)
+    distance = abs(_from_middle(phase))
+    square, slope = distance**2, jnp.zeros_like(distance)
+    for coefficient in _SINE_MAP:
+        slope = slope * square + coefficient
+    image = jnp.uint32(2**31) - (slope * distance * 2.0**31).astype(jnp.uint32)
     return image + _digits(key, phase.shape, base=256, per_word=4) - 128
 
 
@@ -138,9 +139,7 @@ def gaussian_noise(phase: jax.Array) -> jax.Array:
 
 def tent_noise(phase: jax.Array) -> jax.Array:
     """`(x - 1/2) sqrt(12)` for `x = 2 min(theta, 1 - theta)`: the uniform law."""
-    # 2^32 (x - 1/2) is an odd int32: exact, and mirrored by x -> 1 - x, until it is rounded once.
-    centred = (2 * _fold(phase) + 1) ^ jnp.uint32(2**31)
-    return 3**0.5 * 2.0**-31 * jax.lax.bitcast_convert_type(centred, jnp.int32).astype(jnp.float32)
+    return 12**0.5 * _from_middle(phase)
 
 
 def sine_noise(phase: jax.Array) -> jax.Array:
@@ -151,6 +150,13 @@ def sine_noise(phase: jax.Array) -> jax.Array:
 def _turns(phase: jax.Array) -> jax.Array:
     """The phase in turns, in [-1/2, 1/2)."""
     return jax.lax.bitcast_convert_type(phase, jnp.int32).astype(jnp.float32) * 2.0**-32
+
+
+def _from_middle(phase: jax.Array) -> jax.Array:
+    """`u - 1/2` for `u = 2 min(theta, 1 - theta)`, float32 in [-1/2, 1/2]."""
+    # In units of 2^-32 it is an odd int32: exact and antisymmetric until it is rounded, once.
+    units = (2 * _fold(phase) + 1) ^ jnp.uint32(2**31)
+    return jax.lax.bitcast_convert_type(units, jnp.int32).astype(jnp.float32) * 2.0**-32
 
 
 def _digits(key: jax.Array, shape: tuple[int, ...], base: int, per_word: int) -> jax.Array:

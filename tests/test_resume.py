@@ -1,0 +1,184 @@
+"""A run that is killed, preempted, damaged or out of disk space loses nothing it had saved."""
+
+import dataclasses
+import logging
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from edl_jax import pretrain
+from edl_jax.checkpoints import Checkpoints
+from edl_jax.errors import RunFolderError
+from tests.kill_and_resume import ROOT, differences, kill_until_done
+from tests.test_evolution import TINY
+
+GENERATIONS = 40
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing interrupted."""
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    pretrain(dataclasses.replace(TINY, generations=GENERATIONS), run_dir=run_dir)
+    return run_dir
+
+
+def test_ten_kills_at_random_moments_change_nothing(tmp_path, whole):
+    met = kill_until_done(tmp_path / "run", GENERATIONS, 10, random.Random(0))
+    assert met >= 5
+    assert differences(whole, tmp_path / "run") == []
+
+
+def test_sigterm_saves_and_exits_with_a_status_of_its_own(tmp_path, whole):
+    config = tmp_path / "tiny.py"
+    config.write_text(
+        "import dataclasses\nfrom tests.test_evolution import TINY\n"
+        f"def get_config(): return dataclasses.replace(TINY, generations={GENERATIONS})\n"
+    )
+    command = [sys.executable, "-m", "edl_jax", "pretrain", "--config", str(config)]
+    command += ["--run-dir", str(tmp_path / "run"), "--quiet"]
+    statuses = []
+    while not (tmp_path / "run" / "loss.safetensors").exists():
+        assert len(statuses) < 5
+        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+        process = subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        before = metrics.stat().st_mtime_ns if metrics.exists() else 0
+        while len(statuses) < 2 and process.poll() is None:
+            if metrics.exists() and metrics.stat().st_mtime_ns != before:
+                process.send_signal(signal.SIGTERM)
+                break
+            time.sleep(0.005)
+        _, err = process.communicate()
+        statuses.append(process.returncode)
+        if process.returncode:
+            assert process.returncode == 75, err
+            assert "told to stop by SIGTERM after generation" in err
+            assert len(err.splitlines()) == 1
+    assert statuses == [75, 75, 0]
+    assert differences(whole, tmp_path / "run") == []
+
+
+def test_sigterm_does_what_it_did_before_and_after_a_run(tmp_path):
+    pretrain(TINY, run_dir=tmp_path / "run")
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def tree(offset=0.0):
+    return {
+        "a": np.arange(1000.0, dtype=np.float32) + offset,
+        "b": np.uint32(7),
+        "c": (np.bool_(1),),
+    }
+
+
+def saved(path, steps=(1, 2, 3)):
+    with Checkpoints(path, keep=3) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, tree(step), score=0.0)
+
+
+def restored(path):
+    with Checkpoints(path, keep=3) as checkpoints:
+        return checkpoints.restore_latest(tree())
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path):
+    saved(tmp_path / "checkpoints")
+    step, found = restored(tmp_path / "checkpoints")
+    assert step == 3
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(tree(3)), strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert a.dtype == b.dtype
+    assert restored(tmp_path / "empty")[0] == 0
+
+
+def test_the_last_and_the_best_are_kept(tmp_path):
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step, score in enumerate([0.1, 0.9, 0.3, 0.2, 0.5, 0.4], start=1):
+            checkpoints.save(step, tree(step), score=score)
+    with Checkpoints(tmp_path, keep=2) as checkpoints:  # also by a run that goes on
+        checkpoints.save(7, tree(7), score=0.0)
+    assert sorted(int(x.name) for x in tmp_path.iterdir()) == [2, 6, 7]
+
+
+def files_of(folder: Path) -> list[Path]:
+    return sorted(x for x in folder.rglob("*") if x.is_file() and x.stat().st_size)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data)
+
+
+# Orbax leaves coroutines behind where it meets a damaged file.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("damage", [truncate, flip, Path.unlink], ids=lambda f: f.__name__)
+def test_whatever_file_of_the_newest_checkpoint_is_damaged_the_result_is_right(
+    tmp_path, damage, caplog
+):
+    """Damage that matters is reported and the one before is used; none gives wrong numbers."""
+    saved(tmp_path / "sound" / "checkpoints")
+    names = [x.relative_to(tmp_path / "sound") for x in files_of(tmp_path / "sound/checkpoints/3")]
+    fell_back = 0
+    for name in names:
+        copy = tmp_path / "damaged"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(tmp_path / "sound", copy)
+        damage(copy / name)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="edl_jax.checkpoints"):
+            step, found = restored(copy / "checkpoints")
+        np.testing.assert_array_equal(found["a"], tree(step)["a"])
+        if step == 2:
+            fell_back += 1
+            assert "The checkpoint of step 3" in caplog.text
+            assert "the one before it is used" in caplog.text
+            assert (copy / "damaged-checkpoint-3-0").is_dir()  # nothing is lost
+        else:
+            assert step == 3, name
+    assert fell_back >= 2
+
+
+def test_a_run_goes_on_from_before_a_damaged_checkpoint_to_the_same_result(tmp_path, whole):
+    shutil.copytree(whole, tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / str(GENERATIONS)
+    truncate(max(files_of(newest), key=lambda x: x.stat().st_size))
+    pretrain(dataclasses.replace(TINY, generations=GENERATIONS), run_dir=tmp_path / "run")
+    assert (tmp_path / "run" / f"damaged-checkpoint-{GENERATIONS}-0").is_dir()
+    assert differences(whole, tmp_path / "run") == []
+
+
+def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path):
+    """A limit on the size of files makes writes fail as a full disk does."""
+    saved(tmp_path)
+    big = {"a": np.random.default_rng(0).normal(size=200_000)}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+        try:
+            with pytest.raises(RunFolderError, match="step 4 could not be written.*make room"):
+                checkpoints.save(4, big, score=0.0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    step, found = restored(tmp_path)
+    assert step == 3
+    np.testing.assert_array_equal(found["a"], tree(3)["a"])
+    with Checkpoints(tmp_path, keep=3) as checkpoints:  # and with room again it goes on
+        checkpoints.save(4, tree(4), score=0.0)
+    assert restored(tmp_path)[0] == 4
