@@ -138,9 +138,9 @@ def _say(line: str) -> None:
 
 
 def _print_metrics(metrics: dict[str, float]) -> None:
-    """The metrics over all class counts; the rest is in the run folder."""
+    """The metrics over all pairs; those by class count and regime are in the run folder."""
     for name, value in metrics.items():
-        if " classes: " not in name:
+        if " classes: " not in name and "/" not in name:
             print(f"  {name:38} {value:.4f}")
 
 

@@ -1,7 +1,7 @@
 """Tables of named parts to which users may add their own."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from edl_jax.errors import ConfigError
 
@@ -58,6 +58,10 @@ class Registry(Mapping[str, Part], Generic[Part]):
             raise ConfigError(
                 f"there is no {self._kind} {name!r}; expected one of {', '.join(self._parts)}."
             ) from None
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The part of that name, or `default`."""
+        return self._parts.get(name, default)
 
     def __contains__(self, name: object) -> bool:
         """Whether there is a part of that name."""

@@ -46,8 +46,8 @@ def finish(run_dir: Path, generations: int) -> float:
 def kill_until_done(run_dir: Path, generations: int, kills: int, chance: random.Random) -> int:
     """Kill the run `kills` times, then let it finish; returns how many kills met it alive.
 
-    A kill comes a random time after the run's files first changed (so after the start-up, which is
-    all alike, but for one kill in five), and the waits are short, so that saving is often under way.
+    Four kills in five come a random time after the run's files first changed, so after the
+    start-up, which is all alike; the waits are short, so that saving is often under way.
     """
     met = 0
     for _ in range(kills):

@@ -180,6 +180,7 @@ def test_sine_step_is_accurate_to_its_fresh_digits():
     # Eight fresh digits, centred, and two units of float32 in [1/2, 1) at most.
     assert abs(error).max() < (128 + 2 * 128 + 64) * 2.0**-31
     assert 0.9 < error.std() / (256 * 12**-0.5 * 2.0**-31) < 1.5
+    assert abs(error.mean()) < 64 * 2.0**-31
 
 
 @pytest.mark.parametrize("noise", [arcsine_noise, gaussian_noise, tent_noise, sine_noise])

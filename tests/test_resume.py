@@ -172,7 +172,7 @@ def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path):
     with Checkpoints(tmp_path, keep=3) as checkpoints:
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
         try:
-            with pytest.raises(RunFolderError, match="step 4 could not be written.*make room"):
+            with pytest.raises(RunFolderError, match=r"step 4 could not be written.*make room"):
                 checkpoints.save(4, big, score=0.0)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -1,4 +1,4 @@
-"""A population divided among 8 devices of one process: forced CPU devices, in a process of its own."""
+"""A population divided among 8 devices of one process: forced CPU devices, in its own process."""
 
 import subprocess
 import sys
@@ -63,7 +63,7 @@ def test_eight_devices_reach_what_one_reaches_bit_for_bit(strategy, platforms, m
 
 
 def test_a_population_that_the_devices_cannot_share_is_refused():
-    with pytest.raises(ConfigError, match="250, which 8 devices.*such as 256 or 248"):
+    with pytest.raises(ConfigError, match=r"250, which 8 devices.*such as 256 or 248"):
         make_evolution(PretrainConfig(population_size=250), shards=8)
     with pytest.raises(ConfigError, match=r"4, which 8 devices.*such as 8\."):
         make_evolution(PretrainConfig(population_size=4), shards=8)

@@ -20,7 +20,7 @@ from edl_jax.evolution.scoring import Batch, make_score, without_failures
 from edl_jax.evolution.search import make_search
 from edl_jax.evolution.sharding import my_share, of_all
 from edl_jax.pairs import Pairs, log_probabilities, sample_pairs
-from edl_jax.ranking import MARGINS, SEVERITIES
+from edl_jax.ranking import MARGINS, SEVERITIES, apply_severity
 from edl_jax.strategy import build_strategy
 
 Log = dict[str, jax.Array]
@@ -124,7 +124,7 @@ def make_evolution(config: PretrainConfig, *, shards: int = 1) -> Evolution:
             parts.append(
                 Batch(
                     network.features(log_p, pairs.labels),
-                    severity(log_p, pairs.labels),
+                    apply_severity(severity, log_p, pairs.labels),
                     pairs.regimes,
                     class_counts,
                 )

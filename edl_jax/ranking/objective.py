@@ -30,9 +30,14 @@ def margin_violation(
       The scalar violation, at least 0.
     """
     chex.assert_equal_shape([losses, severities])
+    num_pairs = losses.size
+    # Slices of arrays that go once around: cheaper than rolling them for each opponent.
+    around_losses = jnp.concatenate([losses, losses[:num_opponents]])
+    around_severities = jnp.concatenate([severities, severities[:num_opponents]])
     violated = demanded = jnp.zeros((), losses.dtype)
     for shift in range(1, num_opponents + 1):
-        other_losses, other_severities = jnp.roll(losses, shift), jnp.roll(severities, shift)
+        other_losses = around_losses[shift : shift + num_pairs]
+        other_severities = around_severities[shift : shift + num_pairs]
         sign = jnp.sign(severities - other_severities)
         asked = jnp.abs(sign) * margin(
             jnp.maximum(severities, other_severities), jnp.minimum(severities, other_severities)
