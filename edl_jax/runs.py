@@ -1,5 +1,6 @@
 """Run folders: configuration, versions, seed, metrics and results of one run, side by side."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -7,7 +8,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,8 @@ class RunFolder:
           config: all that shapes the run's result, as JSON data.
 
         Raises:
-          RunFolderError: if the folder belongs to another configuration or is damaged.
+          RunFolderError: if the folder belongs to another configuration, is damaged, or cannot be
+            written. All that write to it raise this too.
         """
         self.path = path
         config = json.loads(json.dumps(config))  # as it reads back: tuples become lists
@@ -87,11 +89,12 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any) -> None:
         """Write `value` to the file `name`, whole or not at all."""
-        write_atomically(self.path / name, (json.dumps(value, indent=2) + "\n").encode())
+        with self._writing(name):
+            write_atomically(self.path / name, (json.dumps(value, indent=2) + "\n").encode())
 
     def append_rows(self, rows: Iterable[Mapping[str, Any]], name: str = "metrics.jsonl") -> None:
         """Append one JSON line for each row."""
-        with (self.path / name).open("a") as file:
+        with self._writing(name), (self.path / name).open("a") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
 
     def read_rows(self, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
@@ -113,8 +116,19 @@ class RunFolder:
         """The rows to go on from; the others, and a line cut short, are removed from the file."""
         rows = [row for row in self.read_rows(name) if is_kept(row)]
         lines = "".join(json.dumps(row) + "\n" for row in rows)
-        write_atomically(self.path / name, lines.encode())
+        with self._writing(name):
+            write_atomically(self.path / name, lines.encode())
         return rows
+
+    @contextlib.contextmanager
+    def _writing(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunFolderError(
+                f"{name} could not be written in {self.path} ({error}). What was saved before is "
+                "as it was: make room, and give the same command again to go on."
+            ) from error
 
 
 def read_json(path: Path) -> Any:

@@ -182,3 +182,17 @@ def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path):
     with Checkpoints(tmp_path, keep=3) as checkpoints:  # and with room again it goes on
         checkpoints.save(4, tree(4), score=0.0)
     assert restored(tmp_path)[0] == 4
+
+
+def test_a_run_on_a_full_disk_ends_with_an_error_and_goes_on_when_there_is_room(tmp_path, whole):
+    """Some way into the run no file may grow any more: what comes first fails."""
+    config = dataclasses.replace(TINY, generations=GENERATIONS)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_500, hard))
+    try:
+        with pytest.raises(RunFolderError, match=r"could not be written.*make room"):
+            pretrain(config, run_dir=tmp_path / "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    pretrain(config, run_dir=tmp_path / "run")
+    assert differences(whole, tmp_path / "run") == []
