@@ -494,3 +494,17 @@ def test_gradients_refuse_a_severity_of_the_wrong_shape():
     pairs = some_pairs(4)
     with pytest.raises(InputError, match="expected one value for each pair"):
         logit_gradients(cross_entropy, pairs, lambda log_p, labels: log_p)
+
+
+def test_a_margin_of_a_wrong_shape_is_refused():
+    severities = jnp.arange(4.0)
+
+    def outer(worse, better):
+        return worse[:, None] - better
+
+    with pytest.raises(InputError, match=r"margin outer gave shape \(4, 4\) for severities"):
+        margin_violation(severities, severities, margin=outer, num_opponents=1)
+    alike = margin_violation(severities, severities, margin=lambda w, b: 0.1, num_opponents=1)
+    assert alike == margin_violation(
+        severities, severities, margin=MARGINS["constant"], num_opponents=1
+    )

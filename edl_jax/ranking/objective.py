@@ -4,6 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from edl_jax.errors import InputError
 from edl_jax.ranking.severity import Margin
 
 
@@ -28,6 +29,9 @@ def margin_violation(
 
     Returns:
       The scalar violation, at least 0.
+
+    Raises:
+      InputError: if the margin gives neither one value for each comparison nor a single one.
     """
     chex.assert_equal_shape([losses, severities])
     num_pairs = losses.size
@@ -39,9 +43,15 @@ def margin_violation(
         other_losses = around_losses[shift : shift + num_pairs]
         other_severities = around_severities[shift : shift + num_pairs]
         sign = jnp.sign(severities - other_severities)
-        asked = jnp.abs(sign) * margin(
+        least = margin(
             jnp.maximum(severities, other_severities), jnp.minimum(severities, other_severities)
         )
+        if jnp.shape(least) not in ((), losses.shape):
+            raise InputError(
+                f"margin {getattr(margin, '__name__', margin)} gave shape {jnp.shape(least)} for "
+                f"severities of shape {losses.shape}; expected one value for each comparison."
+            )
+        asked = jnp.abs(sign) * least
         kept = sign * (losses - other_losses)
         violated += jnp.sum(jax.nn.relu(asked - kept))
         demanded += jnp.sum(asked)
