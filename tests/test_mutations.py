@@ -229,7 +229,7 @@ def test_a_mutation_of_ones_own_is_found_by_name(monkeypatch):
 
     mutation = Mutation(lambda key, shape: jnp.zeros(shape, jnp.uint32), step)
     assert MUTATIONS.register("heads_or_tails")(mutation) is mutation
-    assert [*MUTATIONS] == [*NAMES, "heads_or_tails"]
+    assert [*MUTATIONS][-1] == "heads_or_tails"
     (_, _), (orbit, noise) = two_steps("heads_or_tails")
     assert (orbit == 2).all()
     assert (abs(noise) == 1).all()
