@@ -21,4 +21,5 @@ def sigterm_noticed() -> Iterator[Callable[[], bool]]:
     try:
         yield noticed.is_set
     finally:
-        signal.signal(signal.SIGTERM, before)
+        # None: a handler that is not Python's, and cannot be given back.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)

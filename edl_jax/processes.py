@@ -63,8 +63,9 @@ class Processes:
         """
         if not self.several:
             return
-        # JAX would take SIGTERM for itself.
-        jax.config.update("jax_enable_preemption_service", False)
+        # JAX would take SIGTERM for itself, and old versions do: `sigterm_noticed` takes it back.
+        with contextlib.suppress(AttributeError):
+            jax.config.update("jax_enable_preemption_service", False)
         try:
             jax.distributed.initialize(
                 self.coordinator,
