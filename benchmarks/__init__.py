@@ -1,0 +1,1 @@
+"""Measurements of `edl_jax`, beside what else could do the work."""

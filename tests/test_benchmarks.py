@@ -1,0 +1,196 @@
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import generations, ours, population_throughput, scaling
+from benchmarks.common import Work, parser, random_layers
+from benchmarks.peers import PEERS, evosax_loop, numpy_loop, torch_loops
+from benchmarks.timing import Limits, Subject, measure
+from edl_jax.evolution.engine import make_evolution
+from edl_jax.network import ACTIVATIONS
+from edl_jax.pairs import log_probabilities
+from edl_jax.ranking import SEVERITIES
+
+WORK = Work(population_size=32, num_pairs=64)
+BY_NAME = {peer.name: peer for peer in PEERS}
+# PyTorch and EvoTorch, where they are installed, warn at import of what is no concern of ours.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def pairs():
+    (found,) = make_evolution(WORK.config()).sample(jax.random.key(0))
+    return found
+
+
+def observed(found):
+    network = WORK.config().architecture().build(jax.random.key(0))
+    log_p = log_probabilities(found.probabilities)
+    features = network.features(log_p, found.labels)
+    severities = SEVERITIES["surprisal"](log_p, found.labels)
+    return np.asarray(features), np.asarray(severities)
+
+
+def skip_if_missing(peer):
+    if reason := peer.missing():
+        pytest.skip(reason)
+
+
+def fitness_of_ours(work, layers, features, severities):
+    made = make_evolution(work.config())
+    batch = made.observe(jax.random.key(1), made.sample(jax.random.key(0)))
+    batch = batch._replace(features=jnp.asarray(features), severities=jnp.asarray(severities))
+    return np.asarray(made.score(ours.population_of(work, layers), batch))
+
+
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+@pytest.mark.parametrize("name", ["evosax SimpleGA loop", "torch batched", "torch vmap", "NumPy"])
+def test_peers_score_as_we_do(name, activation):
+    skip_if_missing(BY_NAME[name])
+    work = Work(WORK.population_size, WORK.num_pairs, activation=activation)
+    layers = random_layers(work)
+    features, severities = observed(pairs())
+    expected = fitness_of_ours(work, layers, features, severities)
+    found = BY_NAME[name].evaluation(work, layers, features, severities)(1)
+    np.testing.assert_allclose(np.asarray(found), expected, rtol=2e-5)
+    assert np.ptp(expected) > 0.01
+
+
+@pytest.mark.parametrize("name", [name for name in BY_NAME if name.startswith(("torch", "Evo"))])
+def test_every_pytorch_peer_scores_as_we_do(name):
+    skip_if_missing(BY_NAME[name])
+    layers = random_layers(WORK)
+    features, severities = observed(pairs())
+    expected = fitness_of_ours(WORK, layers, features, severities)
+    found = BY_NAME[name].evaluation(WORK, layers, features, severities)(2)
+    np.testing.assert_allclose(np.asarray(found), expected, rtol=2e-5)
+
+
+def test_our_subject_scores_as_our_engine():
+    layers = random_layers(WORK)
+    features, severities = observed(pairs())
+    found = ours.evaluation(WORK, layers, features, severities)(1)
+    expected = fitness_of_ours(WORK, layers, features, severities)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_peers_observe_as_we_do():
+    found = pairs()
+    probabilities, labels = np.asarray(found.probabilities), np.asarray(found.labels)
+    for seen in (numpy_loop.observe(probabilities, labels), evosax_loop.observe(*found[:2])):
+        for ours_, theirs in zip(observed(found), seen, strict=True):
+            np.testing.assert_allclose(theirs, ours_, rtol=1e-5, atol=1e-6)
+
+
+def test_pytorch_observes_as_we_do():
+    torch = pytest.importorskip("torch")
+    found = pairs()
+    where = torch_loops.device()
+    seen = torch_loops.observe(
+        torch.tensor(np.asarray(found.probabilities), device=where),
+        torch.tensor(np.asarray(found.labels), dtype=torch.int64, device=where),
+    )
+    for ours_, theirs in zip(observed(found), seen, strict=True):
+        np.testing.assert_allclose(theirs.cpu(), ours_, rtol=1e-5, atol=1e-6)
+
+
+def sampled_by(name, num_pairs):
+    if name == "numpy":
+        return numpy_loop.sample(np.random.default_rng(0), num_pairs, 10)
+    if name == "evosax":
+        return evosax_loop.sample(jax.random.key(0), num_pairs, 10)
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    return [x.cpu().numpy() for x in torch_loops.sample(num_pairs, 10)]
+
+
+@pytest.mark.parametrize("name", ["numpy", "evosax", "torch"])
+def test_peers_draw_from_our_distribution(name):
+    num_pairs = 20_000
+    config = Work(4, num_pairs).config()
+    (found,) = make_evolution(config).sample(jax.random.key(0))
+    theirs = [np.asarray(x) for x in sampled_by(name, num_pairs)]
+
+    def moments(probabilities, labels):
+        own = np.take_along_axis(np.asarray(probabilities), np.asarray(labels)[:, None], 1)
+        return np.mean(own), np.mean(np.max(probabilities, 1)), np.mean(labels), np.std(own)
+
+    # Four standard errors of the difference of two means of values in [0, 1], labels in [0, 9].
+    difference = np.subtract(moments(*theirs), moments(*found[:2]))
+    assert (np.abs(difference) < [0.02, 0.02, 0.12, 0.02]).all(), difference
+
+
+@pytest.mark.parametrize("peer", [ours.EDL_JAX, *PEERS], ids=lambda peer: peer.name)
+def test_generations_run(peer):
+    skip_if_missing(peer)
+    run = peer.generations(WORK, 0)
+    run(1)
+    run(2)
+
+
+def test_work_is_counted_right():
+    work = Work(3, 7, hidden=(16, 16))
+    assert work.num_parameters == sum(k[0].size + b[0].size for k, b in random_layers(work)) == 385
+    assert work.flops == 3 * 7 * 2 * (5 * 16 + 16 * 16 + 16)
+    assert work.activations == 3 * 7 * 32
+
+
+def test_what_cannot_be_measured_is_said(capsys):
+    def fails():
+        raise ValueError("no luck\nat all")
+
+    def sleeps(count):
+        import time
+
+        time.sleep(0.05 * count)
+
+    limits = Limits(repeats=3, cell_seconds=1, memory_bytes=100, repeat_seconds=0.001)
+    rows = measure(
+        [
+            Subject("fine", lambda: sleeps, unit=5),
+            Subject("big", lambda: sleeps, peak_bytes=101),
+            Subject("slow", lambda: sleeps, predicted_seconds=2.0),
+            Subject("broken", fails),
+        ],
+        limits,
+    )
+    assert rows["fine"]["status"] == "ok"
+    assert len(rows["fine"]["seconds"]) == 3
+    assert 0.01 <= rows["fine"]["q1_s"] <= rows["fine"]["median_s"] <= rows["fine"]["q3_s"]
+    assert "out of memory" in rows["big"]["status"]
+    assert "2 s" in rows["slow"]["status"]
+    assert rows["broken"]["status"] == "failed (ValueError: no luck)"
+    assert measure([Subject("slow", lambda: sleeps)], limits._replace(cell_seconds=0.01))["slow"][
+        "status"
+    ].startswith("skipped (one run took")
+
+
+@pytest.mark.parametrize("benchmark", [population_throughput, generations, scaling])
+def test_quick_mode_writes_table_and_plot_and_resumes(benchmark, tmp_path, capsys):
+    arguments = ["--quick", "--out", str(tmp_path)]
+    benchmark.main(arguments)
+    name = benchmark.__name__.split(".")[-1]
+    table = (tmp_path / f"{name}.md").read_text()
+    assert "edl_jax" in table
+    assert "|---" in table
+    assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+    assert json.loads((tmp_path / f"{name}.json").read_text())["rows"]
+    cells = (tmp_path / "metrics.jsonl").read_text()
+    assert all(json.loads(line) for line in cells.splitlines())
+    capsys.readouterr()
+    benchmark.main(arguments)
+    assert (tmp_path / "metrics.jsonl").read_text() == cells
+    assert "finished before" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        benchmark.main([*arguments, "--activation", "relu"])
+    assert "--fresh" in capsys.readouterr().out
+
+
+def test_the_parser_knows_the_shared_arguments():
+    found = parser("x", None).parse_args(["--quick", "--out", "here"])
+    assert found.quick
+    assert found.out == Path("here")
+    assert found.activation == "silu"
