@@ -1,4 +1,4 @@
-"""How long `import edl_jax` takes beside what it is built on, each in fresh interpreters.
+"""How long loading `edl_jax` takes beside what it is built on, each in fresh interpreters.
 
 Command:  python benchmarks/import_time.py
 """
@@ -10,7 +10,7 @@ import time
 
 STATEMENTS = {
     "import jax, flax.nnx, evosax": "baseline",
-    "import edl_jax": "edl_jax",
+    "from edl_jax import pretrain": "edl_jax",
 }
 
 

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from edl_jax.errors import EDLError
+from edl_jax.errors import ConfigError, EDLError
 from edl_jax.processes import Processes
 
 
@@ -18,10 +18,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--processes.auto", dest="auto", action="store_true")
     parser.add_argument("--processes.coordinator", dest="coordinator")
-    parser.add_argument("--processes.num-processes", dest="num_processes", type=int)
-    parser.add_argument("--processes.process-id", dest="process_id", type=int)
+    parser.add_argument(
+        "--processes.num-processes", "--processes.num_processes", dest="num_processes", type=int
+    )
+    parser.add_argument(
+        "--processes.process-id", "--processes.process_id", dest="process_id", type=int
+    )
     try:
         processes = Processes(**vars(parser.parse_known_args(argv)[0]))
+        if processes.several and argv[:1] != ["pretrain"]:
+            raise ConfigError(f"edl {argv[0]} runs in one process; only pretrain takes several.")
         processes.join()
     except EDLError as error:
         print(f"edl: {error}", file=sys.stderr)

@@ -6,8 +6,8 @@ digest when read, so a damaged one is never taken for a good one.
 """
 
 import hashlib
+import json
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,19 @@ class Checkpoints:
     def __init__(self, path: Path, *, keep: int):
         """Open the folder, keeping the `keep` newest checkpoints and the one of the best score.
 
-        One that cannot even be opened is reported and set aside.
+        One whose score cannot be read is reported and set aside: Orbax reads all scores at once.
+
+        Raises:
+          RunFolderError: if the folder cannot be opened or written.
         """
         self._path, self._keep = path.absolute(), keep
-        self._path.mkdir(parents=True, exist_ok=True)
-        self._manager = self._retried(self._open)
+        try:
+            self._path.mkdir(parents=True, exist_ok=True)
+            for step in [int(x.name) for x in self._path.iterdir() if x.name.isdigit()]:
+                self._check_score(step)
+            self._manager = self._open()
+        except OSError as error:
+            raise RunFolderError(f"{self._path} cannot be opened ({error}).") from error
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -53,7 +61,9 @@ class Checkpoints:
         arrays = _by_number(tree)
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(arrays),
-            record=ocp.args.JsonSave({"sha256": _digest(step, arrays)}),
+            record=ocp.args.JsonSave(
+                {"arrays": _described(arrays), "sha256": _digest(step, arrays)}
+            ),
         )
         try:
             self._manager.save(step, args=args, metrics={"score": float(score)}, force=True)
@@ -70,10 +80,15 @@ class Checkpoints:
 
         Args:
           like: a pytree of the shapes and dtypes that were saved.
+
+        Raises:
+          RunFolderError: if a checkpoint holds arrays of other shapes or dtypes than `like`.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 return step, self._restored(step, like)
+            except (ImportError, MemoryError, PermissionError, RunFolderError):
+                raise  # no damage
             except Exception as error:
                 self._set_aside(step, error)
                 self._manager.reload()
@@ -83,15 +98,27 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         expected = _by_number(like)
+        args = ocp.args.Composite(record=ocp.args.JsonRestore())
+        record = self._manager.restore(step, args=args)["record"]
+        if record["arrays"] != _described(expected):
+            raise RunFolderError(
+                f"the checkpoint of step {step} in {self._path} holds other arrays than this "
+                "version of edl_jax keeps: go on with the versions in environment.json, or begin "
+                "in another folder."
+            )
         abstract = {key: jax.ShapeDtypeStruct(x.shape, x.dtype) for key, x in expected.items()}
-        args = ocp.args.Composite(
-            state=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore()
-        )
-        restored = self._manager.restore(step, args=args)
-        arrays = {key: np.asarray(x) for key, x in restored["state"].items()}
-        if restored["record"]["sha256"] != _digest(step, arrays):
-            raise RunFolderError("its arrays do not have the digest that was written with them")
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        restored = self._manager.restore(step, args=args)["state"]
+        arrays = {key: np.asarray(x) for key, x in restored.items()}
+        if record["sha256"] != _digest(step, arrays):
+            raise ValueError("its arrays do not have the digest that was written with them")
         return jax.tree.unflatten(jax.tree.structure(like), [arrays[key] for key in expected])
+
+    def _check_score(self, step: int) -> None:
+        try:
+            json.loads((self._path / str(step) / "metrics" / "metrics").read_text())["score"]
+        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+            self._set_aside(step, error)
 
     def _open(self) -> Any:
         import orbax.checkpoint as ocp  # slow to import, and only runs with a folder need it
@@ -122,19 +149,6 @@ class Checkpoints:
         )
         return ocp.CheckpointManager(self._path, options=options)
 
-    def _retried(self, function: Callable[[], Any]) -> Any:
-        """Set the newest checkpoint aside until the folder can be opened."""
-        while True:
-            try:
-                return function()
-            except Exception as error:
-                steps = [int(x.name) for x in self._path.iterdir() if x.name.isdigit()]
-                if not steps:
-                    raise RunFolderError(
-                        f"the checkpoints in {self._path} cannot be opened ({error})."
-                    ) from error
-                self._set_aside(max(steps), error)
-
     def _set_aside(self, step: int, error: Exception) -> None:
         number = sum(1 for _ in self._path.parent.glob(f"damaged-checkpoint-{step}*"))
         aside = self._path.parent / f"damaged-checkpoint-{step}-{number}"
@@ -153,9 +167,13 @@ def _by_number(tree: Any) -> dict[str, np.ndarray]:
     return {f"{index:04}": np.asarray(x) for index, x in enumerate(jax.tree.leaves(tree))}
 
 
+def _described(arrays: dict[str, np.ndarray]) -> dict[str, str]:
+    return {key: f"{x.dtype}{list(x.shape)}" for key, x in arrays.items()}
+
+
 def _digest(step: int, arrays: dict[str, np.ndarray]) -> str:
     digest = hashlib.sha256(str(step).encode())
     for key, x in sorted(arrays.items()):
-        digest.update(f"{key} {x.dtype} {x.shape}".encode())
+        digest.update(key.encode())
         digest.update(np.ascontiguousarray(x).tobytes())
     return digest.hexdigest()

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
-from edl_jax.errors import ConfigError, EDLError, Preempted
+from edl_jax.errors import ConfigError, EDLError, Preempted, ProcessError, RunFolderError
 from edl_jax.evolution import PretrainConfig
 from edl_jax.pretraining import pretrain
 from edl_jax.processes import Processes, is_first
@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _usage(argv)
     name, *rest = argv
     config_type, run, summary = _COMMANDS[name]
+    run_dir = None  # told in errors if it was not chosen by the user
     try:
         default = _configured(rest, config_type)
         arguments = tyro.cli(
@@ -62,10 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             prog=f"edl {name}",
             description=summary,
         )
-        run_dir = arguments.run_dir or default_run_dir(name)
-        run(arguments.settings, run_dir, not arguments.quiet and sys.stderr.isatty())
+        run_dir = None if arguments.run_dir else default_run_dir(name)
+        progress = not arguments.quiet and sys.stderr.isatty()
+        run(arguments.settings, arguments.run_dir or run_dir, progress)
     except EDLError as error:
-        print(f"edl {name}: {error}", file=sys.stderr)
+        is_resumable = isinstance(error, Preempted | ProcessError | RunFolderError)
+        where = f" Add --run-dir {run_dir} to the command." if run_dir and is_resumable else ""
+        print(f"edl {name}: {error}{where}", file=sys.stderr)
         return EXIT_PREEMPTED if isinstance(error, Preempted) else EXIT_REFUSED
     return 0
 

@@ -18,7 +18,7 @@ from edl_jax.evolution.scoring import Batch
 from edl_jax.evolution.sharding import population_mesh
 from edl_jax.frozen import EvolvedLoss, Provenance, calibrated
 from edl_jax.pairs import Pairs
-from edl_jax.processes import is_first
+from edl_jax.processes import first_does, is_first
 from edl_jax.ranking import MARGINS, SEVERITIES, gradient_metrics, logit_gradients, rank_metrics
 from edl_jax.runs import RunFolder, as_json, versions
 
@@ -79,10 +79,10 @@ def pretrain(
     key = jax.random.key(config.seed) if key is None else key
     mesh = population_mesh(devices)
     evolution = make_evolution(config, shards=mesh.size)
-    folder = None
-    if run_dir is not None and is_first():
-        identity = {"pretrain": as_json(config), "key": jax.random.key_data(key).tolist()}
-        folder = RunFolder(Path(run_dir), identity)
+    identity = {"pretrain": as_json(config), "key": jax.random.key_data(key).tolist()}
+    folder = first_does(
+        lambda: None if run_dir is None else RunFolder(Path(run_dir), identity), share=False
+    )
     key_init, key_generations, key_choice, key_measurement = run_keys(key)
     state, rows, held_out = evolve(
         config,

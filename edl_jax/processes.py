@@ -8,13 +8,15 @@ import contextlib
 import dataclasses
 import pickle
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
-from edl_jax.errors import ConfigError, ProcessError
+from edl_jax.errors import ConfigError, EDLError, ProcessError
+
+Value = TypeVar("Value")
 
 _STATUS = re.compile(r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED): ")
 _SECONDS_TO_PART = 10  # how long the end of one process waits for the end of the others
@@ -102,6 +104,26 @@ def from_first(value: Any) -> Any:
     return pickle.loads(shared.tobytes())  # written by a process of this very run
 
 
+def first_does(function: Callable[[], Value], *, share: bool = True) -> Value:
+    """Let the first process do something that may fail; its `EDLError` is raised in every process.
+
+    Called by every process, in the same order.
+
+    Args:
+      function: what to do; the others do not call it.
+      share: whether the others get what it gives, or None.
+    """
+    value, error = None, None
+    if is_first():
+        try:
+            value = function()
+        except EDLError as refused:
+            error = refused
+    if (failed := from_first(error)) is not None:
+        raise failed
+    return from_first(value) if share else value  # pyright: ignore[reportReturnType]
+
+
 @contextlib.contextmanager
 def others_needed() -> Iterator[None]:
     """Tell of a process that is gone, where one of several fails to exchange data.
@@ -113,8 +135,7 @@ def others_needed() -> Iterator[None]:
         yield
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         # JAX raises some failures of its collectives as a ValueError that begins like a status.
-        is_status = isinstance(error, jax.errors.JaxRuntimeError) or _STATUS.match(str(error))
-        if jax.process_count() == 1 or not is_status:
+        if jax.process_count() == 1 or not _STATUS.match(str(error)):
             raise
         raise ProcessError(
             f"a process of the run is gone, or cannot be reached ({str(error).splitlines()[0]}). "

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import platform
 import subprocess
 import sys
@@ -78,7 +79,7 @@ class RunFolder:
             environment = {
                 "versions": versions(),
                 "commit": commit(),
-                "command": sys.argv,
+                "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
                 "backend": device.platform,
                 "device": device.device_kind,
                 "device_count": jax.device_count(),
@@ -96,12 +97,14 @@ class RunFolder:
         """Append one JSON line for each row."""
         with self._writing(name), (self.path / name).open("a") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
+            file.flush()
+            os.fsync(file.fileno())  # what a checkpoint counts on must outlive the machine
 
     def read_rows(self, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
         """The rows written so far; a last line cut short by a kill is dropped."""
         path = self.path / name
         rows = []
-        for line in path.read_text().splitlines() if path.exists() else []:
+        for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
             try:
                 rows.append(json.loads(line))
             except ValueError:

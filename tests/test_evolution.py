@@ -197,10 +197,8 @@ def test_without_failures_leaves_nothing_that_failed():
     population = {"w": jnp.arange(10.0).reshape(5, 2)}
     fitness = jnp.asarray([3.0, jnp.nan, 1.0, jnp.inf, -jnp.inf])
     mended, penalised = without_failures(population, fitness)
-    np.testing.assert_array_equal(mended["w"][:, 0], [0, 4, 4, 4, 4])
-    assert penalised[0] == 3
-    assert penalised[2] == 1
-    assert (penalised[jnp.asarray([1, 3, 4])] > 3).all()
+    np.testing.assert_array_equal(mended["w"][:, 0], [0, 0, 4, 0, 0])
+    np.testing.assert_array_equal(penalised, [3, 3, 1, 3, 3])
     untouched = without_failures(population, jnp.arange(5.0))
     np.testing.assert_array_equal(untouched[0]["w"], population["w"])
     np.testing.assert_array_equal(untouched[1], jnp.arange(5.0))

@@ -23,6 +23,12 @@ from tests.test_evolution import TINY
 
 GENERATIONS = 40
 
+# Orbax leaves coroutines behind where it meets a damaged file, or cannot write.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
+]
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
@@ -125,9 +131,6 @@ def flip(path):
     path.write_bytes(data)
 
 
-# Orbax leaves coroutines behind where it meets a damaged file.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("damage", [truncate, flip, Path.unlink], ids=lambda f: f.__name__)
 def test_whatever_file_of_the_newest_checkpoint_is_damaged_the_result_is_right(
     tmp_path, damage, caplog
@@ -153,6 +156,25 @@ def test_whatever_file_of_the_newest_checkpoint_is_damaged_the_result_is_right(
         else:
             assert step == 3, name
     assert fell_back >= 2
+
+
+def test_an_old_checkpoint_that_is_damaged_leaves_the_newer_ones_alone(tmp_path):
+    saved(tmp_path / "checkpoints")
+    (tmp_path / "checkpoints" / "1" / "metrics" / "metrics").write_text("{")
+    step, found = restored(tmp_path / "checkpoints")
+    assert step == 3
+    np.testing.assert_array_equal(found["a"], tree(3)["a"])
+    assert [x.name for x in tmp_path.glob("damaged*")] == ["damaged-checkpoint-1-0"]
+
+
+def test_a_checkpoint_of_another_version_is_refused_and_not_called_damaged(tmp_path):
+    saved(tmp_path / "checkpoints")
+    with (
+        Checkpoints(tmp_path / "checkpoints", keep=3) as checkpoints,
+        pytest.raises(RunFolderError, match="other arrays than this version"),
+    ):
+        checkpoints.restore_latest({"a": np.zeros(3)})
+    assert restored(tmp_path / "checkpoints")[0] == 3
 
 
 def test_a_run_goes_on_from_before_a_damaged_checkpoint_to_the_same_result(tmp_path, whole):
@@ -184,6 +206,7 @@ def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path):
     assert restored(tmp_path)[0] == 4
 
 
+@pytest.mark.filterwarnings("ignore:Error writing persistent compilation cache:UserWarning")
 def test_a_run_on_a_full_disk_ends_with_an_error_and_goes_on_when_there_is_room(tmp_path, whole):
     """Some way into the run no file may grow any more: what comes first fails."""
     config = dataclasses.replace(TINY, generations=GENERATIONS)

@@ -150,10 +150,12 @@ def make_evolution(config: PretrainConfig, *, shards: int = 1) -> Evolution:
         known = (state.strategy, state.population)
         if config.restart_after:
             known = jax.lax.cond(state.begin, lambda: search.begin(key_begin), lambda: known)
-        population, asked = search.ask(key_ask, *known, state.begin)
+        # Barriers keep XLA from compiling the strategy differently for another number of shards.
+        barrier = jax.lax.optimization_barrier
+        population, asked = barrier(search.ask(key_ask, *known, state.begin))
         # All networks, elites and children, meet the same pairs (common random numbers).
         batch = observe(key_observe, sample(key_sample))
-        raw = of_all(score(my_share(population, shards), batch), shards)
+        raw = barrier(of_all(score(my_share(population, shards), batch), shards))
         finite = jnp.isfinite(raw)
         population, fitness = without_failures(population, raw)
         told = search.tell(key_tell, population, fitness, asked, state.begin)

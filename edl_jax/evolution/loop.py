@@ -3,6 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ from edl_jax.evolution.config import PretrainConfig
 from edl_jax.evolution.engine import Evolution, Log, State
 from edl_jax.evolution.sharding import on_every_device, to_every_device
 from edl_jax.preemption import sigterm_noticed
-from edl_jax.processes import from_first, in_any, others_needed
+from edl_jax.processes import first_does, from_first, in_any, others_needed
 from edl_jax.runs import RunFolder, as_finite
 
 Row = dict[str, Any]
@@ -71,13 +72,12 @@ def evolve(
     with contextlib.ExitStack() as stack:
         stack.enter_context(others_needed())
         has_folder = from_first(folder is not None)
-        checkpoints = None
-        if folder is not None:
-            path = folder.path / "checkpoints"
-            checkpoints = stack.enter_context(Checkpoints(path, keep=config.keep_checkpoints))
+        checkpoints = first_does(partial(_opened, folder, config), share=False)
+        if checkpoints is not None:
+            stack.enter_context(checkpoints)
         terminated = stack.enter_context(sigterm_noticed()) if has_folder else lambda: False
         start = jax.device_get(jax.jit(evolution.init)(key_init))
-        first, run = from_first(_taken_up(start, folder, checkpoints))
+        first, run = first_does(partial(_taken_up, start, folder, checkpoints))
         state, rows, held_out = to_every_device(run.state, mesh), run.rows, run.held_out
         chunk, candidates = make_chunk(config, evolution, mesh), jax.jit(evolution.candidates)
         bar = stack.enter_context(
@@ -98,12 +98,11 @@ def evolve(
             leader = jax.tree.map(lambda x: x[0], candidates(host))
             watched = {"generation": done - 1, **monitor(leader)}
             rows, held_out = rows + new, [*held_out, watched]
-            if folder is not None and checkpoints is not None:
-                _save(folder, checkpoints, done, host, new, watched)
+            first_does(partial(_save, folder, checkpoints, done, host, new, watched))
             bar.update(done - first)
             bar.set_postfix_str(f"best fitness {new[-1]['best_fitness']:.3g}")
             first = done
-            if has_folder and in_any(terminated()) and first < config.generations:
+            if has_folder and in_any(terminated()):
                 raise Preempted(
                     f"told to stop by SIGTERM after generation {first} of {config.generations}; "
                     "everything is saved. Give the same command again to go on."
@@ -137,6 +136,12 @@ def make_chunk(
     return on_every_device(chunk, mesh, donate_argnums=(1,))
 
 
+def _opened(folder: RunFolder | None, config: PretrainConfig) -> Checkpoints | None:
+    if folder is None:
+        return None
+    return Checkpoints(folder.path / "checkpoints", keep=config.keep_checkpoints)
+
+
 def _taken_up(
     start: State, folder: RunFolder | None, checkpoints: Checkpoints | None
 ) -> tuple[int, Evolved]:
@@ -156,13 +161,15 @@ def _taken_up(
 
 
 def _save(
-    folder: RunFolder,
-    checkpoints: Checkpoints,
+    folder: RunFolder | None,
+    checkpoints: Checkpoints | None,
     done: int,
     state: State,
     rows: list[Row],
     watched: Row,
 ) -> None:
+    if folder is None or checkpoints is None:
+        return
     folder.append_rows(as_finite(row) for row in rows)
     folder.append_rows([as_finite(watched)], HELD_OUT)
     checkpoints.save(done, state, score=watched.get("pairwise_accuracy", 0.0))

@@ -55,7 +55,7 @@ def update(
       The state after, and whether the next generation begins anew.
     """
     smoothed = jnp.where(begun, best, _SMOOTHING * restarts.smoothed + (1 - _SMOOTHING) * best)
-    improved = begun | (smoothed < _IMPROVEMENT * restarts.reference)
+    improved = begun | (smoothed < _IMPROVEMENT * restarts.reference) | (smoothed == 0)
     stale = jnp.where(improved, 0, restarts.stale + 1)
     stagnant = stale >= patience
     slot = restarts.count % _NUM_CHAMPIONS

@@ -64,7 +64,13 @@ def make_score(
                 num_opponents=num_opponents,
             )
 
-        return jax.lax.map(violation, population, batch_size=networks_at_a_time)
+        # Whole blocks, filled up with copies: the same code scores every network, so the last bit
+        # of its fitness does not depend on how many devices share the population.
+        size = jax.tree.leaves(population)[0].shape[0]
+        whole_size = -(-size // networks_at_a_time) * networks_at_a_time
+        rows = jnp.minimum(jnp.arange(whole_size), size - 1)
+        whole = jax.tree.map(lambda x: x[rows], population)
+        return jax.lax.map(violation, whole, batch_size=networks_at_a_time)[:size]
 
     return score
 
@@ -72,17 +78,16 @@ def make_score(
 def without_failures(population: nnx.State, fitness: jax.Array) -> tuple[nnx.State, jax.Array]:
     """The population as a strategy may see it: no fitness that is not finite, no failed network.
 
-    A failed network is replaced by the best of its generation, and its fitness by one worse than
-    all finite ones: whatever a strategy selects, it cannot select what failed.
+    A failed network gives its place to the worst of its generation that did not fail, with that
+    one's fitness: whatever a strategy selects, it cannot select what failed, and one that weighs
+    networks by rank still moves away from the worst.
 
     Returns:
-      The population, and its fitness, `[population_size]`. Where all failed, the fitness stays.
+      The population, and its fitness, `[population_size]`. Where all failed, both stay.
     """
     finite = jnp.isfinite(fitness)
-    best = jnp.argmin(jnp.where(finite, fitness, jnp.inf))
-    worst = jnp.max(jnp.where(finite, fitness, -jnp.inf))
-    penalty = worst + (worst - fitness[best]) + jnp.finfo(fitness.dtype).eps
+    worst = jnp.argmax(jnp.where(finite, fitness, -jnp.inf))
     mended = jax.tree.map(
-        lambda x: jnp.where(finite.reshape((-1,) + (1,) * (x.ndim - 1)), x, x[best]), population
+        lambda x: jnp.where(finite.reshape((-1,) + (1,) * (x.ndim - 1)), x, x[worst]), population
     )
-    return mended, jnp.where(finite, fitness, penalty)
+    return mended, jnp.where(finite, fitness, fitness[worst])

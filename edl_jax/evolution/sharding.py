@@ -12,12 +12,25 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from edl_jax.errors import ConfigError
+
 AXIS = "pop"
 
 
 def population_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of one axis, "pop", over the devices: all of all processes unless given."""
-    return Mesh(np.asarray(jax.devices() if devices is None else devices), (AXIS,))
+    """A mesh of one axis, "pop", over the devices: all of all processes unless given.
+
+    Raises:
+      ConfigError: if a process has none of the devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    missing = set(range(jax.process_count())) - {device.process_index for device in devices}
+    if missing:
+        raise ConfigError(
+            f"devices is {list(devices)}, none of which belongs to process "
+            f"{', '.join(map(str, sorted(missing)))}; expected some of every process."
+        )
+    return Mesh(np.asarray(devices), (AXIS,))
 
 
 def on_every_device(

@@ -51,7 +51,7 @@ def margin_violation(
                 f"margin {getattr(margin, '__name__', margin)} gave shape {jnp.shape(least)} for "
                 f"severities of shape {losses.shape}; expected one value for each comparison."
             )
-        asked = jnp.abs(sign) * least
+        asked = jnp.where(sign == 0, 0.0, least)
         kept = sign * (losses - other_losses)
         violated += jnp.sum(jax.nn.relu(asked - kept))
         demanded += jnp.sum(asked)

@@ -107,6 +107,12 @@ def build_strategy(settings: Settings, solution: Solution) -> tuple[Evolutionary
             f"strategy {name!r} refuses a population_size of {settings.population_size} for "
             f"{num_dims} parameters: {error}"
         ) from error
+    size = getattr(algorithm, "total_population_size", getattr(algorithm, "population_size", None))
+    if not isinstance(algorithm, EvolutionaryAlgorithm) or size != settings.population_size:
+        raise ConfigError(
+            f"strategy {name!r} gave {type(algorithm).__name__} of a population of {size}; "
+            f"expected an evosax algorithm of a population of {settings.population_size}."
+        )
     params = algorithm.default_params
     if hasattr(params, "std_init"):
         params = params.replace(std_init=settings.std_init)
