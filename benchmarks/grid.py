@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from benchmarks import ceilings as ceiling, ours
@@ -17,7 +18,7 @@ from benchmarks.common import (
     parser,
     random_layers,
 )
-from benchmarks.peers import PEERS, numpy_loop
+from benchmarks.peers import PEERS, numpy_loop, torch_loops
 from benchmarks.report import Panel, draw, number, table, write_report
 from benchmarks.timing import Limits, Row, Subject, measure
 from edl_jax.runs import RunFolder, read_json
@@ -125,6 +126,9 @@ def run_grid(
         new = _finished(measure(subjects, limits), point, work)
         folder.append_rows(new)
         rows += new
+        # Or the next point's compile times would depend on which points came before.
+        jax.clear_caches()
+        torch_loops.forget_compiled()
     measured = ceiling.best_of(folder.read_rows(CEILINGS))
     return Results(folder, rows, measured, arguments)
 

@@ -1,4 +1,7 @@
-"""Time contestants in turns: first calls apart, then rounds in which each has its go."""
+"""Time contestants in turns: first calls apart, then rounds in which each has its go.
+
+A turn is a pause, an untimed run and a timed one, so that what is timed is the steady state.
+"""
 
 import dataclasses
 import gc
@@ -11,6 +14,8 @@ import numpy as np
 from benchmarks.common import Run
 
 Row = dict[str, Any]
+SETTLE_SECONDS = 0.15  # pause before each timed repeat
+SETTLE_RUN_SECONDS = 1.0  # runs that take longer than this go without an untimed one
 
 
 class Limits(NamedTuple):
@@ -54,6 +59,7 @@ class _Going:
     count: int
     repeats: int
     start_seconds: float
+    once: float  # seconds of the second run
     samples: list[float]  # seconds of one run
 
 
@@ -78,6 +84,7 @@ def measure(subjects: list[Subject], limits: Limits) -> dict[str, Row]:
         first = turn % len(going)
         for one in (*going[first:], *going[:first]):  # nobody always follows the same other
             if len(one.samples) < one.repeats:
+                _settle(one)
                 one.samples.append(_seconds(one.run, one.count) / one.count)
     for one in going:
         rows[one.subject.name] = row = _row(one)
@@ -116,7 +123,18 @@ def _start(subject: Subject, limits: Limits) -> _Going | str:
     count = max(1, round(limits.repeat_seconds / once))
     repeats = max(1, min(limits.repeats, int(limits.cell_seconds / (once * count))))
     samples = [once] if repeats == 1 else []
-    return _Going(subject, run, count, repeats, start_seconds, samples)
+    return _Going(subject, run, count, repeats, start_seconds, once, samples)
+
+
+def _settle(one: _Going) -> None:
+    """Let the last one's threads go to sleep, and the caches fill with what is needed now.
+
+    OpenBLAS and OpenMP keep their threads spinning for a while after a product; without the pause
+    whoever came next took up to twice as long, and without the untimed run a tenth longer.
+    """
+    time.sleep(SETTLE_SECONDS)
+    if one.once < SETTLE_RUN_SECONDS:
+        one.run(1)
 
 
 def _seconds(run: Run, count: int) -> float:

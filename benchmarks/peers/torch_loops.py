@@ -10,6 +10,7 @@ import importlib.util
 import itertools
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +38,9 @@ def set_up() -> Any:
     dynamo = importlib.import_module("torch._dynamo")
     # Every size is compiled anew; with the default limit the later ones would run eagerly.
     dynamo.config.recompile_limit = dynamo.config.accumulated_recompile_limit = 4096
+    # What an earlier run has compiled would hide how long compiling takes.
+    inductor: Any = importlib.import_module("torch._inductor.config")
+    inductor.force_disable_caches = True
     return torch
 
 
@@ -57,6 +61,12 @@ def missing_compiler() -> str | None:
     if not any(name and shutil.which(name) for name in compilers):
         return "torch.compile needs a C++ compiler; install g++, or set CXX"
     return None
+
+
+def forget_compiled() -> None:
+    """Drop what `torch.compile` has compiled in this process."""
+    if "torch" in sys.modules:
+        importlib.import_module("torch._dynamo").reset()
 
 
 def device() -> str:
