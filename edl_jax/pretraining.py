@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from edl_jax.errors import InputError
 from edl_jax.evolution import PretrainConfig, make_evolution, run_keys
 from edl_jax.evolution.loop import Row, evolve
 from edl_jax.evolution.monitor import make_monitor
@@ -73,10 +74,13 @@ def pretrain(
         written.
       Preempted: on SIGTERM, after the chunk of generations under way is saved; only with `run_dir`.
       ProcessError: if another process of the run is gone.
+      InputError: if `key` is no key of `jax.random.key`.
       EDLError: if every network of a generation fails.
     """
     config = config or PretrainConfig()
     key = jax.random.key(config.seed) if key is None else key
+    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        raise InputError(f"key is {key!r}; expected a key such as jax.random.key(0).")
     mesh = population_mesh(devices)
     evolution = make_evolution(config, shards=mesh.size)
     identity = {"pretrain": as_json(config), "key": jax.random.key_data(key).tolist()}

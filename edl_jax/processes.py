@@ -77,8 +77,9 @@ class Processes:
             )
         except (ValueError, RuntimeError) as error:
             raise ProcessError(
-                f"the other processes were not found ({error}). Give coordinator, num_processes "
-                "and process_id, the same coordinator to all."
+                f"the processes did not meet ({error}). Join once, before JAX is used; where JAX "
+                "finds no others by itself, give coordinator, num_processes and process_id, the "
+                "same coordinator to all."
             ) from error
 
 

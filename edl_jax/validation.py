@@ -37,6 +37,22 @@ def check_whole(config: Any, field: str, low: int, high: int | None = None) -> N
         )
 
 
+def check_wholes(config: Any, field: str, low: int) -> None:
+    """Refuse what is no tuple or list of whole numbers of at least `low`.
+
+    Raises:
+      ConfigError: naming the field, its value and what was expected.
+    """
+    value = getattr(config, field)
+    if not isinstance(value, tuple | list) or not all(
+        isinstance(x, int) and not isinstance(x, bool) and x >= low for x in value
+    ):
+        raise ConfigError(
+            f"{type(config).__name__}.{field} is {value!r}; expected a tuple of whole numbers, "
+            f"each at least {low}, such as ({low},)."
+        )
+
+
 def check_range(
     config: Any, field: str, low: float, high: float = math.inf, *, open_low: bool = False
 ) -> None:

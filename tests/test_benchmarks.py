@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import generations, ours, population_throughput, scaling
+from benchmarks import generations, ours, population_throughput, scaling, variants
 from benchmarks.common import Work, parser, random_layers
+from benchmarks.grid import batch_of
 from benchmarks.peers import PEERS, evosax_loop, numpy_loop, torch_loops
 from benchmarks.timing import Limits, Subject, measure
 from edl_jax.evolution.engine import make_evolution
@@ -187,6 +188,31 @@ def test_quick_mode_writes_table_and_plot_and_resumes(benchmark, tmp_path, capsy
     with pytest.raises(SystemExit):
         benchmark.main([*arguments, "--activation", "relu"])
     assert "--fresh" in capsys.readouterr().out
+
+
+def test_variants_evaluate_the_same_networks():
+    work = Work(8, 64)
+    found = {s.name: s.prepare()(2) for s in variants.subjects_of(work) if "relu" not in s.name}
+    same = {name: x for name, x in found.items() if not set(ACTIVATIONS) & set(name.split())}
+    assert len(same) >= 7
+    layers, (features, _) = random_layers(work), batch_of(work)
+    hidden = np.broadcast_to(features, (8, *features.shape))
+    for index, (kernel, bias) in enumerate(layers):
+        if index:
+            hidden = hidden / (1 + np.exp(-hidden))
+        hidden = np.einsum("nfh,nfp->nhp", kernel, hidden) + bias[..., None]
+    expected = np.logaddexp(hidden[:, 0], 0).mean(-1)
+    for name, means in same.items():
+        np.testing.assert_allclose(means, expected, rtol=2e-5, err_msg=name)
+
+
+def test_variants_write_their_table(tmp_path, capsys):
+    arguments = ["--quick", "--out", str(tmp_path), "--activation", "relu"]
+    variants.main(arguments)
+    assert "| 16 networks at a time, silu |" in (tmp_path / "variants.md").read_text()
+    capsys.readouterr()
+    variants.main(arguments)
+    assert "finished before" in capsys.readouterr().out
 
 
 def test_the_parser_knows_the_shared_arguments():

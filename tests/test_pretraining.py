@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edl_jax import PretrainConfig, load_pretrained, pretrain, sample_pairs
-from edl_jax.errors import RunFolderError
+from edl_jax.errors import InputError, RunFolderError
 from edl_jax.pairs import REGIMES, log_probabilities
 from edl_jax.ranking import MARGINS, SEVERITIES, rank_metrics
 from tests.test_evolution import TINY
@@ -70,6 +70,12 @@ def test_same_key_same_loss_bit_for_bit():
     assert first.metrics == same.metrics
     other = pretrain(dataclasses.replace(TINY, seed=6))
     assert not same_params(first.loss, other.loss)
+
+
+@pytest.mark.parametrize("key", [0, np.zeros(2, np.uint32)], ids=str)
+def test_refuses_what_is_no_key(key):
+    with pytest.raises(InputError, match=r"expected a key such as jax.random.key\(0\)"):
+        pretrain(TINY, key=key)
 
 
 def test_a_pair_network_is_evolved_for_its_class_count():

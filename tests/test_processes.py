@@ -132,5 +132,5 @@ def test_where_no_cluster_is_found_the_command_says_so(tmp_path):
     command = [sys.executable, "-m", "edl_jax", "pretrain", "--processes.auto"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 2
-    assert "the other processes were not found" in result.stderr
+    assert "the processes did not meet" in result.stderr
     assert len(result.stderr.splitlines()) == 1

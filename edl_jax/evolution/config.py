@@ -10,8 +10,9 @@ from edl_jax.ranking import MARGINS, SEVERITIES
 from edl_jax.strategy import MUTATIONS, STRATEGIES
 from edl_jax.strategy.chaotic_es import SELECTIONS, STEP_SIZE_RULES
 from edl_jax.strategy.strategies import SCHEDULES, is_built_in, takes_schedule
-from edl_jax.validation import MAX_SEED, check_choice, check_range, check_whole
+from edl_jax.validation import MAX_SEED, check_choice, check_range, check_whole, check_wholes
 
+KERNELS = ("xla", "pallas")
 # What only some strategies know of; elsewhere another value than the default is refused.
 _ONLY_FOR = {
     "mutation": ("ChaoticES", "ChaoticSNES"),
@@ -83,6 +84,9 @@ class PretrainConfig:
     """Networks evaluated together: bounds memory, and 16 fit a CPU's cache."""
     pairs_at_a_time: int = 4096
     """Pairs evaluated together: bounds memory."""
+    kernel: Literal["xla", "pallas"] = "xla"
+    """How accelerators evaluate the networks: "xla" layer by layer, "pallas" by one fused kernel on
+    all pairs at once; give networks_at_a_time too, such as the population. CPUs always use XLA."""
     keep_checkpoints: int = 2
     """Checkpoints kept of the last chunks, beside that of the best leader on held-out pairs."""
     seed: int = 0
@@ -90,6 +94,7 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         check_choice(self, "network", NETWORKS)
+        check_choice(self, "kernel", KERNELS)
         check_choice(self, "severity", SEVERITIES)
         check_choice(self, "margin", MARGINS)
         check_choice(self, "strategy", STRATEGIES)
@@ -97,13 +102,10 @@ class PretrainConfig:
         check_choice(self, "selection", SELECTIONS)
         check_choice(self, "step_size", ("auto", *STEP_SIZE_RULES, *SCHEDULES))
         self._check_fit_of_strategy()
-        if not self.class_counts or not all(
-            isinstance(count, int) and count >= 2 for count in self.class_counts
-        ):
-            raise ConfigError(
-                f"PretrainConfig.class_counts is {self.class_counts}; expected one or more class "
-                "counts of at least 2."
-            )
+        check_wholes(self, "class_counts", 2)
+        if not self.class_counts:
+            raise ConfigError("PretrainConfig.class_counts is empty; expected at least one.")
+        check_wholes(self, "hidden", 1)
         if self.network == "pair" and len(self.class_counts) != 1:
             raise ConfigError(
                 f"PretrainConfig.class_counts is {self.class_counts}; a pair network serves "
@@ -146,6 +148,11 @@ class PretrainConfig:
                     f"{self.strategy!r}, which does not use it; use {' or '.join(served)}, or "
                     f"leave {field.name} at {field.default!r}."
                 )
+        if self.step_size not in SCHEDULES[1:] and self.std_final != PretrainConfig.std_final:
+            raise ConfigError(
+                f"PretrainConfig.std_final is {self.std_final} with step_size {self.step_size!r}, "
+                f"which has no last value; use {' or '.join(SCHEDULES[1:])}."
+            )
         has_rule = self.strategy == "ChaoticES"
         if (self.step_size in STEP_SIZE_RULES and not has_rule) or (
             self.step_size in SCHEDULES and not takes_schedule(self.strategy)

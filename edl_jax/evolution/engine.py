@@ -100,6 +100,7 @@ def make_evolution(config: PretrainConfig, *, shards: int = 1) -> Evolution:
         num_opponents=config.num_opponents,
         networks_at_a_time=config.networks_at_a_time,
         pairs_at_a_time=config.pairs_at_a_time,
+        fused=config.kernel == "pallas",
     )
 
     def sample(key: jax.Array) -> tuple[Pairs, ...]:

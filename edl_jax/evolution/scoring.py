@@ -9,12 +9,14 @@ or so: 8 MiB with the default configuration, whatever the population.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from edl_jax.network import LossNetwork, fused_from_features
 from edl_jax.ranking import margin_violation
 from edl_jax.ranking.severity import Margin
 
@@ -42,11 +44,24 @@ def make_score(
     num_opponents: int,
     networks_at_a_time: int,
     pairs_at_a_time: int,
+    fused: bool = False,
 ) -> Callable[[nnx.State, Batch], jax.Array]:
-    """`(population, batch) -> fitness`, `[population_size]`, lower is better."""
+    """`(population, batch) -> fitness`, `[population_size]`, lower is better.
+
+    `fused` evaluates the networks by `fused_from_features` where there is an accelerator.
+    """
 
     def losses_of(solution: nnx.State, features: jax.Array) -> jax.Array:
         network = nnx.merge(graphdef, solution)
+        if not fused:
+            return in_blocks(network, features)
+        return jax.lax.platform_dependent(
+            features,
+            cpu=partial(in_blocks, network),
+            default=partial(fused_from_features, network),
+        )
+
+    def in_blocks(network: LossNetwork, features: jax.Array) -> jax.Array:
         num_features, num_pairs = features.shape
         if num_pairs <= pairs_at_a_time:
             return network.from_features(features)

@@ -2,6 +2,7 @@
 
 from edl_jax.network.architecture import NETWORKS, Architecture
 from edl_jax.network.class_agnostic import ClassAgnosticNetwork
+from edl_jax.network.fused import fused_from_features
 from edl_jax.network.loss_network import ACTIVATIONS, LossNetwork
 from edl_jax.network.pair import PairNetwork
 
@@ -12,4 +13,5 @@ __all__ = [
     "ClassAgnosticNetwork",
     "LossNetwork",
     "PairNetwork",
+    "fused_from_features",
 ]

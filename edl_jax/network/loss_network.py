@@ -62,15 +62,21 @@ class LossNetwork(nnx.Module, abc.ABC):
     def features_of_every_class(self, log_probabilities: jax.Array) -> jax.Array:
         """The features with each class in turn as the label, `[num_features, ..., num_classes]`."""
 
+    def weights(self) -> list[tuple[jax.Array, jax.Array]]:
+        """Kernel `[fan_in, fan_out]` and bias `[fan_out]` of each layer."""
+        return [
+            (layer.kernel[...], layer.bias[...])  # pyright: ignore[reportOptionalSubscript]
+            for layer in self.layers
+        ]
+
     def from_features(self, features: jax.Array) -> jax.Array:
         """The loss, `[...]`, at least 0, of `features`, `[num_features, ...]`."""
         activation = ACTIVATIONS[self.activation]
-        for index, layer in enumerate(self.layers):
+        for index, (kernel, bias) in enumerate(self.weights()):
             if index:
                 features = activation(features)
-            features = jnp.einsum("fh,f...->h...", layer.kernel[...], features)
-            if layer.bias is not None:
-                features += layer.bias[...].reshape((-1,) + (1,) * (features.ndim - 1))
+            features = jnp.einsum("fh,f...->h...", kernel, features)
+            features += bias.reshape((-1,) + (1,) * (features.ndim - 1))
         return jax.nn.softplus(features[0])
 
     def __call__(self, log_probabilities: jax.Array, labels: jax.Array) -> jax.Array:
