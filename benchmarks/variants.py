@@ -21,9 +21,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from benchmarks import ours
+from benchmarks import ceilings as ceiling, ours
 from benchmarks.common import Run, Work, caption, open_folder, parser, random_layers
-from benchmarks.grid import batch_of
+from benchmarks.grid import CEILINGS, batch_of
 from benchmarks.report import number, table, write_report
 from benchmarks.timing import Limits, Row, Subject, measure
 from edl_jax.evolution.sharding import population_mesh
@@ -135,6 +135,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = {"quick": arguments.quick, "activation": arguments.activation, "repeats": repeats}
     folder = open_folder(NAME, arguments, config)
     rows: list[Row] = folder.resume_rows()
+    found = ceiling.measure_ceilings(arguments.activation, quick=arguments.quick)
+    folder.append_rows([found], CEILINGS)
+    ceilings = ceiling.best_of(folder.read_rows(CEILINGS))
     points = ((32, 128),) if arguments.quick else POINTS
     for point in points:
         finished = any(_is_at(row, point) for row in rows)
@@ -152,10 +155,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         "# Ways of evaluating a population",
         f"Networks of {arguments.activation} units where no other is named, pairs last where "
         "nothing else is said. Networks alone: neither pairs nor the objective.",
-        *(_table(rows, point) for point in points),
+        *(
+            _table(rows, ceilings, Work(*point, activation=arguments.activation))
+            for point in points
+        ),
+        ceiling.describe(ceilings),
         caption(folder),
     ]
-    data = {"rows": rows, "environment": read_json(folder.path / "environment.json")}
+    data = {
+        "rows": rows,
+        "ceilings": ceilings,
+        "environment": read_json(folder.path / "environment.json"),
+    }
     write_report(folder, NAME, sections, data)
 
 
@@ -167,8 +178,9 @@ def _is_at(row: Row, point: tuple[int, int]) -> bool:
     return (row["population"], row["pairs"]) == point
 
 
-def _table(rows: list[Row], point: tuple[int, int]) -> str:
-    here = {row["variant"]: row for row in rows if _is_at(row, point)}
+def _table(rows: list[Row], ceilings: dict[str, float], work: Work) -> str:
+    here = {row["variant"]: row for row in rows if _is_at(row, _point(work))}
+    bound = ceiling.bound_seconds(work, ceilings)
     own = here[OURS]["median_s"]
     lines = [
         [
@@ -176,14 +188,17 @@ def _table(rows: list[Row], point: tuple[int, int]) -> str:
             number(1e3 * row["median_s"]),
             f"{1e3 * row['q1_s']:.3g} to {1e3 * row['q3_s']:.3g}",
             f"{row['median_s'] / own:.2f}",
+            # The ceilings are those of one activation.
+            "—" if set(ACTIVATIONS) & set(name.split()) else f"{bound / row['median_s']:.0%}",
             number(row["compile_s"], 2),
         ]
         if row["status"] == "ok"
-        else [name, row["status"], "—", "—", "—"]
+        else [name, row["status"], *"————"]
         for name, row in here.items()
     ]
-    head = [f"{point[0]} networks, {point[1]} pairs", "median, ms", "quartiles, ms"]
-    return table([*head, "time / edl_jax's", "set-up and compile, s"], lines)
+    head = [f"{work.population_size} networks, {work.num_pairs} pairs", "median, ms"]
+    head += ["quartiles, ms", "time / edl_jax's", "of bound", "set-up and compile, s"]
+    return table(head, lines)
 
 
 if __name__ == "__main__":
