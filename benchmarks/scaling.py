@@ -27,8 +27,9 @@ from benchmarks.grid import evaluation_of
 from benchmarks.report import Panel, draw, number, table, write_report
 from benchmarks.timing import Limits, Row, Subject, measure
 from edl_jax import PretrainConfig
+from edl_jax.devices import device_mesh, on_every_device, to_every_device
 from edl_jax.evolution.engine import make_evolution
-from edl_jax.evolution.sharding import on_every_device, population_mesh, to_every_device
+from edl_jax.evolution.sharding import AXIS
 from edl_jax.runs import RunFolder, read_json
 
 NAME = "scaling"
@@ -42,7 +43,7 @@ def sharded_chunk(
 
     The chunk is `(key, state, first) -> (state, log)`; the state is donated.
     """
-    mesh = population_mesh(jax.devices()[:num_devices])
+    mesh = device_mesh(AXIS, jax.devices()[:num_devices])
     evolution = make_evolution(config, shards=mesh.size)
 
     def chunk(key: jax.Array, state: Any, first: jax.Array) -> Any:

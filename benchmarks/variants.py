@@ -26,7 +26,8 @@ from benchmarks.common import Run, Work, caption, open_folder, parser, random_la
 from benchmarks.grid import CEILINGS, batch_of
 from benchmarks.report import number, table, write_report
 from benchmarks.timing import Limits, Row, Subject, measure
-from edl_jax.evolution.sharding import population_mesh
+from edl_jax.devices import device_mesh
+from edl_jax.evolution.sharding import AXIS
 from edl_jax.network import ACTIVATIONS, LossNetwork, fused_from_features
 from edl_jax.runs import read_json
 
@@ -84,7 +85,7 @@ def evaluation(
 
         population, shared = ours.population_of(work, layers), jnp.asarray(features)
         if shards > 1:
-            mesh, share = population_mesh(jax.devices()[:shards]), PartitionSpec("pop")
+            mesh, share = device_mesh(AXIS, jax.devices()[:shards]), PartitionSpec(AXIS)
             specs = {"in_specs": (share, PartitionSpec()), "out_specs": share}
             evaluate = jax.shard_map(evaluate, mesh=mesh, check_vma=False, **specs)
             population = jax.device_put(population, jax.NamedSharding(mesh, share))

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from edl_jax.devices import device_mesh
 from edl_jax.errors import InputError
 from edl_jax.evolution import PretrainConfig, make_evolution, run_keys
 from edl_jax.evolution.loop import Row, evolve
 from edl_jax.evolution.monitor import make_monitor
 from edl_jax.evolution.scoring import Batch
-from edl_jax.evolution.sharding import population_mesh
+from edl_jax.evolution.sharding import AXIS
 from edl_jax.frozen import EvolvedLoss, Provenance, calibrated
 from edl_jax.pairs import Pairs
 from edl_jax.processes import first_does, is_first
@@ -81,7 +82,7 @@ def pretrain(
     key = jax.random.key(config.seed) if key is None else key
     if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
         raise InputError(f"key is {key!r}; expected a key such as jax.random.key(0).")
-    mesh = population_mesh(devices)
+    mesh = device_mesh(AXIS, devices)
     evolution = make_evolution(config, shards=mesh.size)
     identity = {"pretrain": as_json(config), "key": jax.random.key_data(key).tolist()}
     folder = first_does(

@@ -7,12 +7,13 @@ import pytest
 from flax import nnx
 
 from edl_jax import Mixture, PretrainConfig
+from edl_jax.devices import device_mesh, to_every_device
 from edl_jax.errors import ConfigError, EDLError
 from edl_jax.evolution import engine, make_evolution, make_run, run_keys
 from edl_jax.evolution.loop import evolve, make_chunk
 from edl_jax.evolution.monitor import make_monitor
 from edl_jax.evolution.scoring import make_score, without_failures
-from edl_jax.evolution.sharding import population_mesh, to_every_device
+from edl_jax.evolution.sharding import AXIS
 from edl_jax.pairs import REGIMES, log_probabilities
 from edl_jax.ranking import MARGINS, SEVERITIES, margin_violation, rank_metrics
 
@@ -110,8 +111,8 @@ def test_blocks_of_pairs_change_nothing(evolution, pairs_at_a_time):
 
 
 def test_one_program_serves_every_chunk(evolution):
-    chunk = make_chunk(TINY, evolution, population_mesh())
-    state = to_every_device(evolution.init(jax.random.key(0)), population_mesh())
+    chunk = make_chunk(TINY, evolution, device_mesh(AXIS))
+    state = to_every_device(evolution.init(jax.random.key(0)), device_mesh(AXIS))
     for first in (0, 2, 4):
         state, log = chunk(jax.random.key(1), state, jnp.int32(first))
     assert chunk._cache_size() == 1
@@ -122,7 +123,7 @@ def test_one_program_serves_every_chunk(evolution):
 def run_evolve(config, evolution, key):
     keys = run_keys(key)[:2]
     monitor = make_monitor(config, evolution, jax.random.key(9))
-    return evolve(config, evolution, population_mesh(), keys, monitor)
+    return evolve(config, evolution, device_mesh(AXIS), keys, monitor)
 
 
 def test_chunks_reach_what_one_scan_reaches(evolution):
@@ -245,7 +246,7 @@ def test_every_compiled_function_lowers_for_accelerators(platform, change):
     key, state = jax.random.key(0), evolution.init(jax.random.key(0))
     pairs = evolution.sample(key)
     batch = evolution.observe(key, pairs)
-    chunk = make_chunk(config, evolution, population_mesh())
+    chunk = make_chunk(config, evolution, device_mesh(AXIS))
     for function, arguments in [
         (chunk, (key, state, jnp.int32(0))),
         (jax.jit(evolution.init), (key,)),

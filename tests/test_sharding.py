@@ -18,7 +18,8 @@ import jax, numpy as np
 from edl_jax import pretrain
 from edl_jax.evolution import make_evolution
 from edl_jax.evolution.loop import make_chunk
-from edl_jax.evolution.sharding import population_mesh, to_every_device
+from edl_jax.devices import device_mesh, to_every_device
+from edl_jax.evolution.sharding import AXIS
 from tests.test_evolution import TINY
 
 assert jax.device_count() == 8
@@ -29,7 +30,7 @@ for a, b in zip(jax.tree.leaves(one.loss), jax.tree.leaves(eight.loss), strict=T
 for name in one.history:
     np.testing.assert_array_equal(one.history[name], eight.history[name])
 
-mesh = population_mesh()
+mesh = device_mesh(AXIS)
 evolution = make_evolution(config, shards=mesh.size)
 chunk = make_chunk(config, evolution, mesh)
 state = to_every_device(evolution.init(jax.random.key(0)), mesh)

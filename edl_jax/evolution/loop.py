@@ -14,10 +14,10 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from edl_jax.checkpoints import Checkpoints
+from edl_jax.devices import on_every_device, to_every_device
 from edl_jax.errors import EDLError, Preempted, RunFolderError
 from edl_jax.evolution.config import PretrainConfig
 from edl_jax.evolution.engine import Evolution, Log, State
-from edl_jax.evolution.sharding import on_every_device, to_every_device
 from edl_jax.preemption import sigterm_noticed
 from edl_jax.processes import first_does, from_first, in_any, others_needed
 from edl_jax.runs import RunFolder, as_finite

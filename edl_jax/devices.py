@@ -1,0 +1,56 @@
+"""One program on every device, of this process or of several."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from edl_jax.errors import ConfigError
+
+_WHOLE = PartitionSpec()
+
+
+def device_mesh(axis: str, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of one axis over the devices: all of all processes unless given.
+
+    Raises:
+      ConfigError: if a process has none of the devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    missing = set(range(jax.process_count())) - {device.process_index for device in devices}
+    if missing or not devices:
+        raise ConfigError(
+            f"devices is {list(devices)}, none of which belongs to process "
+            f"{', '.join(map(str, sorted(missing)))}; expected some of every process."
+        )
+    return Mesh(np.asarray(devices), (axis,))
+
+
+def on_every_device(
+    function: Callable[..., Any],
+    mesh: Mesh,
+    *,
+    in_specs: Any = _WHOLE,
+    donate_argnums: Sequence[int] = (),
+) -> Callable[..., Any]:
+    """Compile a function to run whole on every device, with equal results.
+
+    Its arguments are equal on all devices but for those that `in_specs` divides among them.
+    """
+    mapped = jax.shard_map(
+        function, mesh=mesh, in_specs=in_specs, out_specs=_WHOLE, check_vma=False
+    )
+    return jax.jit(mapped, donate_argnums=donate_argnums, out_shardings=NamedSharding(mesh, _WHOLE))
+
+
+def to_every_device(tree: Any, mesh: Mesh) -> Any:
+    """Copy arrays that every process holds to every device of the mesh."""
+    sharding = NamedSharding(mesh, _WHOLE)
+
+    def copy(x: Any) -> jax.Array:
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(copy, tree)
