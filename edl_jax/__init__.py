@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edl_jax.baselines import LOSSES
     from edl_jax.errors import EDLError
     from edl_jax.evolution import PretrainConfig
     from edl_jax.frozen import EvolvedLoss, load_pretrained
@@ -22,6 +23,7 @@ _HOMES = {
     "ClassAgnosticNetwork": "network",
     "EDLError": "errors",
     "EvolvedLoss": "frozen",
+    "LOSSES": "baselines",
     "MARGINS": "ranking",
     "MUTATIONS": "strategy",
     "Mixture": "pairs",
@@ -40,6 +42,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "LOSSES",
     "MARGINS",
     "MUTATIONS",
     "SEVERITIES",

@@ -26,8 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     try:
         processes = Processes(**vars(parser.parse_known_args(argv)[0]))
-        if processes.several and argv[:1] != ["pretrain"]:
-            raise ConfigError(f"edl {argv[0]} runs in one process; only pretrain takes several.")
+        if processes.several and argv[:1] not in (["pretrain"], ["train"]):
+            command = argv[0] if argv else ""
+            raise ConfigError(
+                f"edl {command} runs in one process; pretrain and train take several."
+            )
         processes.join()
     except EDLError as error:
         print(f"edl: {error}", file=sys.stderr)

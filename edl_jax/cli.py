@@ -3,7 +3,10 @@
 import argparse
 import dataclasses
 import importlib.util
+import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
@@ -14,10 +17,11 @@ from edl_jax.errors import ConfigError, EDLError, Preempted, ProcessError, RunFo
 from edl_jax.evolution import PretrainConfig
 from edl_jax.pretraining import pretrain
 from edl_jax.processes import Processes, is_first
-from edl_jax.runs import default_run_dir
+from edl_jax.runs import default_run_dir, keep_compiled
 from edl_jax.studies import CompareConfig, DemoConfig, compare, demo
 from edl_jax.studies.plots import check_matplotlib, plot_accuracy, plot_evolution, plot_loss
 from edl_jax.training import TrainConfig, train
+from edl_jax.training.losses import list_losses
 
 Config = TypeVar("Config")
 
@@ -33,12 +37,12 @@ class Arguments(Generic[Config]):
     config: Path | None = None
     """Python file with a `get_config()`; the other arguments override what it gives."""
     run_dir: Path | None = None
-    """Run folder; a run of the same settings found there goes on (train begins again).
-    runs/COMMAND-DATE-TIME unless given."""
+    """Run folder; a run of the same settings found there goes on. runs/COMMAND-DATE-TIME unless
+    given. Compiled programs are kept beside it, in .jax_cache."""
     quiet: bool = False
     """Show no progress bars."""
     processes: Processes = Processes()
-    """How to find the other processes of the run (pretrain only)."""
+    """How to find the other processes of the run (pretrain and train)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       run that SIGTERM stopped and that has saved what it needs to go on.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["losses"]:
+        return _losses(argv[1:])
     if not argv or argv[0] not in _COMMANDS:
         return _usage(argv)
     name, *rest = argv
@@ -63,9 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             prog=f"edl {name}",
             description=summary,
         )
-        run_dir = None if arguments.run_dir else default_run_dir(name)
+        folder = arguments.run_dir or default_run_dir(name)
+        run_dir = None if arguments.run_dir else folder
+        keep_compiled(folder.parent)
         progress = not arguments.quiet and sys.stderr.isatty()
-        run(arguments.settings, arguments.run_dir or run_dir, progress)
+        run(arguments.settings, folder, progress)
     except EDLError as error:
         is_resumable = isinstance(error, Preempted | ProcessError | RunFolderError)
         where = f" Add --run-dir {run_dir} to the command." if run_dir and is_resumable else ""
@@ -117,6 +125,8 @@ def _pretrain(config: PretrainConfig, run_dir: Path, progress: bool) -> None:
 
 def _train(config: TrainConfig, run_dir: Path, progress: bool) -> None:
     result = train(config, run_dir=run_dir, progress=progress)
+    if not is_first():
+        return
     print(f"Data: {result.source}")
     print(f"Test accuracy after the last epoch: {100 * result.test_accuracy:.2f} %")
     print(f"Run folder: {run_dir}")
@@ -156,6 +166,29 @@ _COMMANDS: dict[str, tuple[type, Any, str]] = {
 }
 
 
+_LOSSES_SUMMARY = "List the losses that --loss and --losses take, with their references."
+
+
+def _losses(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="edl losses", description=_LOSSES_SUMMARY)
+    try:
+        parser.parse_args(argv)
+    except SystemExit as stop:
+        return EXIT_REFUSED if stop.code else 0
+    width = shutil.get_terminal_size().columns  # 80 where the output is no terminal
+    wrap = textwrap.TextWrapper(
+        width, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False
+    )
+    wrap.break_long_words = False  # a link that is cut is none
+    try:
+        for name, summary, reference in list_losses():
+            print("\n".join([name, *wrap.wrap(summary), *wrap.wrap(reference)]), end="\n\n")
+        print("Or the path of a loss file: *.safetensors, as `edl pretrain` writes.", flush=True)
+    except BrokenPipeError:  # a reader such as `head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
 def _usage(argv: Sequence[str]) -> int:
     asked_for_help = argv[:1] in (["-h"], ["--help"])
     stream = sys.stdout if asked_for_help or not argv else sys.stderr
@@ -166,4 +199,5 @@ def _usage(argv: Sequence[str]) -> int:
     )
     for name, (_, _, summary) in _COMMANDS.items():
         print(f"  {name:10} {summary}", file=stream)
+    print(f"  {'losses':10} {_LOSSES_SUMMARY}", file=stream)
     return 0 if asked_for_help else EXIT_REFUSED

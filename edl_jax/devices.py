@@ -34,7 +34,7 @@ def on_every_device(
     *,
     in_specs: Any = _WHOLE,
     donate_argnums: Sequence[int] = (),
-) -> Callable[..., Any]:
+) -> Any:
     """Compile a function to run whole on every device, with equal results.
 
     Its arguments are equal on all devices but for those that `in_specs` divides among them.

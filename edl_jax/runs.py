@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -46,6 +47,21 @@ def commit() -> str | None:
 def default_run_dir(command: str) -> Path:
     """`runs/COMMAND-DATE-TIME`, under the working directory."""
     return Path("runs") / f"{command}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def keep_compiled(parent: Path) -> None:
+    """Keep compiled programs in `.jax_cache` under a folder, unless JAX was told where to.
+
+    In a folder for each kind of processor: XLA's programs for a CPU run on its like only.
+    """
+    if jax.config.jax_compilation_cache_dir is not None:  # pyright: ignore
+        return
+    about = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        flags = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x[:5] == "flags"]
+        about += flags[0] if flags else ""
+    kind = hashlib.sha256(about.encode()).hexdigest()[:8]
+    jax.config.update("jax_compilation_cache_dir", str(parent / ".jax_cache" / kind))
 
 
 class RunFolder:

@@ -54,19 +54,26 @@ def check_wholes(config: Any, field: str, low: int) -> None:
 
 
 def check_range(
-    config: Any, field: str, low: float, high: float = math.inf, *, open_low: bool = False
+    config: Any,
+    field: str,
+    low: float,
+    high: float = math.inf,
+    *,
+    open_low: bool = False,
+    open_high: bool = False,
 ) -> None:
-    """Refuse a number outside `[low, high]`, or `(low, high]` if `open_low`; NaN is outside.
+    """Refuse a number outside `[low, high]`, an end of which may be open; NaN is outside.
 
     Raises:
       ConfigError: naming the field, its value and the range.
     """
     value = getattr(config, field)
     in_range = isinstance(value, int | float) and (low < value if open_low else low <= value)
-    if not (in_range and value <= high and math.isfinite(value)):
+    in_range = in_range and (value < high if open_high else value <= high)
+    if not (in_range and math.isfinite(value)):
         expected = f"more than {low}" if open_low else f"at least {low}"
         if math.isfinite(high):
-            expected += f" and at most {high}"
+            expected += f" and {'less than' if open_high else 'at most'} {high}"
         raise ConfigError(
             f"{type(config).__name__}.{field} is {value!r}; expected a finite number, {expected}."
         )

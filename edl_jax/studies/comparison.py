@@ -15,10 +15,10 @@ from edl_jax.errors import ConfigError, EDLError
 from edl_jax.runs import RunFolder, as_finite, as_json
 from edl_jax.storage import write_atomically
 from edl_jax.studies.summary import Summary, format_table, summarise
-from edl_jax.training import TrainConfig
-from edl_jax.training.loop import Row, load_config_dataset, run_training
-from edl_jax.training.losses import check_loss_name, describe_loss, resolve_loss
-from edl_jax.training.steps import make_train
+from edl_jax.training import TrainConfig, make_trainer
+from edl_jax.training.loop import Row
+from edl_jax.training.losses import check_loss_name, describe_loss
+from edl_jax.training.training import load_config_dataset, resolve_config_loss
 from edl_jax.validation import MAX_SEED, check_whole
 
 
@@ -87,8 +87,9 @@ def compare(
       RunFolderError: if `run_dir` holds another comparison.
     """
     config = config or CompareConfig()
-    losses = {name: resolve_loss(name) for name in config.losses}
     dataset = load_config_dataset(config.train)
+    configs = {name: dataclasses.replace(config.train, loss=name) for name in config.losses}
+    losses = {name: resolve_config_loss(configs[name], dataset) for name in config.losses}
     folder = None
     if run_dir is not None:
         described = {name: describe_loss(loss) for name, loss in losses.items()}
@@ -101,11 +102,6 @@ def compare(
 
     seeds = range(config.train.seed, config.train.seed + config.num_seeds)
     missing = [(name, seed) for name in losses for seed in seeds if (name, seed) not in finished]
-    functions = {
-        name: make_train(config.train, dataset, loss)
-        for name, loss in losses.items()
-        if any(name == missed for missed, _ in missing)
-    }
     bar = tqdm(
         total=len(missing) * config.train.epochs,
         desc=f"{len(missing)} trainings",
@@ -113,6 +109,7 @@ def compare(
         disable=not progress,
     )
 
+    trainers = {name: make_trainer(configs[name], loss=losses[name]) for name, _ in missing}
     stopping = threading.Event()
 
     def advance(_: Row) -> None:
@@ -120,22 +117,24 @@ def compare(
             raise EDLError("the comparison was stopped")
         bar.update()
 
-    def run(name: str, seed: int) -> dict[str, Any]:
-        result = run_training(config.train, dataset, functions[name], seed, report=advance)
-        return {
-            "loss": name,
-            "seed": seed,
-            "test_accuracy": result.test_accuracy,
-            "epochs": result.history,
-        }
+    def run(name: str, seeds: list[int]) -> list[dict[str, Any]]:
+        return [
+            {
+                "loss": name,
+                "seed": seed,
+                "test_accuracy": result.test_accuracy,
+                "epochs": result.history,
+            }
+            for seed, result in zip(seeds, trainers[name](seeds, report=advance), strict=True)
+        ]
 
     with bar, ThreadPoolExecutor(_num_side_by_side()) as pool:
-        futures = [pool.submit(run, *cell) for cell in missing]
+        futures = [pool.submit(run, name, group) for name, group in _groups(missing)]
         try:
             for future in as_completed(futures):
-                cells.append(future.result())
+                cells += (new := future.result())
                 if folder is not None:
-                    folder.append_rows([cells[-1]], "cells.jsonl")
+                    folder.append_rows(new, "cells.jsonl")
         except BaseException:
             # Another training failed, or Ctrl-C: the others end with their epoch.
             stopping.set()
@@ -156,6 +155,14 @@ def compare(
     return CompareResult(cells, summaries, table, dataset.source)
 
 
+def _groups(cells: list[tuple[str, int]]) -> list[tuple[str, list[int]]]:
+    """The seeds of each loss that are trained by one call: all, on an accelerator."""
+    if jax.default_backend() == "cpu":
+        return [(name, [seed]) for name, seed in cells]
+    names = dict.fromkeys(name for name, _ in cells)
+    return [(name, [seed for other, seed in cells if other == name]) for name in names]
+
+
 def _num_side_by_side() -> int:
-    """Trainings to run at once: XLA's CPU backend leaves cores idle in a small convolution."""
+    """Calls to run at once: XLA's CPU backend leaves cores idle in a small convolution."""
     return min(4, os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1

@@ -1,6 +1,8 @@
-"""Stage 7: train a Flax ResNet on real images, the loss being the only thing that changes."""
+"""Stage 7: train a classifier on real images, the loss being the only thing that changes."""
 
+from edl_jax.training.augmentation import Augmentation
 from edl_jax.training.config import TrainConfig
-from edl_jax.training.loop import TrainResult, train
+from edl_jax.training.loop import TrainResult
+from edl_jax.training.training import make_trainer, train
 
-__all__ = ["TrainConfig", "TrainResult", "train"]
+__all__ = ["Augmentation", "TrainConfig", "TrainResult", "make_trainer", "train"]

@@ -1,8 +1,53 @@
-"""Image augmentation as pure functions that run on the device, on batches of uint8 images."""
+"""Image augmentation as pure functions that run on the device, on batches.
+
+A batch goes through `augment` (each image by itself, on uint8 pixels), `normalize`, and `mix` of
+`mixing.py` (pairs of images, on normalised floats, since a mixed pixel is no whole number).
+"""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
+
+from edl_jax.errors import ConfigError
+from edl_jax.validation import check_range, check_whole
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """Which augmentations a training uses. Checked when made.
+
+    With mixup and cutmix both on, a fair coin picks one of them for every batch.
+
+    Raises:
+      ConfigError: naming the first field that cannot work, its value and what was expected.
+    """
+
+    crop: bool = True
+    """Random crops after black padding, as far as the data set has any padding."""
+    flip: bool = True
+    """Mirror left and right half of the time, where mirrored images keep their meaning."""
+    cutout: int = 0
+    """Side in pixels of a square cut out of every image; 0 for none."""
+    mixup: float = 0.0
+    """Alpha of the Beta(alpha, alpha) that mixup draws its weight from; 0 for no mixup."""
+    cutmix: float = 0.0
+    """Alpha of the Beta(alpha, alpha) that cutmix draws its area from; 0 for no cutmix."""
+
+    def __post_init__(self) -> None:
+        for field in ("crop", "flip"):
+            if not isinstance(getattr(self, field), bool):
+                value = getattr(self, field)
+                raise ConfigError(f"Augmentation.{field} is {value!r}; expected True or False.")
+        check_whole(self, "cutout", 0)
+        check_range(self, "mixup", 0)
+        check_range(self, "cutmix", 0)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed, so that labels are soft."""
+        return self.mixup > 0 or self.cutmix > 0
 
 
 def normalize(
@@ -26,37 +71,104 @@ def normalize(
     return ((images.astype(jnp.float32) / 255.0 - mean) / std).astype(dtype)
 
 
-def augment(key: jax.Array, images: jax.Array, *, padding: int, flip: bool) -> jax.Array:
-    """Crops every image at random after zero padding, and mirrors it at random.
+def augment(
+    key: jax.Array,
+    images: jax.Array,
+    index: jax.Array,
+    settings: Augmentation,
+    *,
+    padding: int,
+    flip: bool,
+    mean: ArrayLike,
+) -> jax.Array:
+    """Crops, mirrors and cuts a square out of every image, each by its own random choices.
 
-    The augmentation of He et al. (2016) for CIFAR-10 with `padding=4, flip=True`. Every image has
-    offsets and a coin of its own. The padding is black (pixel 0), as it is before normalisation.
+    Crops and flips are those of He et al. (2016) for CIFAR-10 with `padding=4, flip=True`; the
+    padding is black (pixel 0), as it is before normalisation. An image's choices depend on `key`
+    and on its own `index` only, so that they do not change with the number of devices that share
+    a batch.
 
     Args:
-      key: typed PRNG key.
+      key: typed PRNG key of the batch, the same on every device.
       images: pixels, `[batch, h, w, c]`, uint8.
+      index: place of each image in the global batch, `[batch]`, int32.
+      settings: which augmentations to use.
       padding: pixels added on every side; offsets are uniform over `0..2 * padding`.
-      flip: whether to mirror left and right with probability 1/2.
+      flip: whether mirrored images keep their meaning in this data set.
+      mean: mean of each channel in units of 0..1, `[c]`: the colour of what is cut out.
 
     Returns:
       The augmented images, `[batch, h, w, c]`, uint8.
+
+    Raises:
+      ConfigError: if the square to cut out is larger than an image.
 
     References:
       He, Zhang, Ren and Sun, "Deep residual learning for image recognition", CVPR 2016,
       section 4.2, https://arxiv.org/abs/1512.03385
     """
-    crop_key, flip_key = jax.random.split(key)
-    batch, *size = images.shape
-    if padding:
+    height, width, _ = images.shape[1:]
+    if settings.cutout > min(height, width):
+        raise ConfigError(
+            f"Augmentation.cutout is {settings.cutout} with images of {height} x {width} pixels; "
+            f"expected at most {min(height, width)}."
+        )
+    # One draw an image for all choices, a word each: the remainders are uniform to 1e-8.
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+    words = jax.vmap(lambda key: jax.random.bits(key, (5,), jnp.uint32))(keys)
+    if settings.crop and padding:
+        offsets = (words[:, :2] % (2 * padding + 1)).astype(jnp.int32)
         sides = (padding, padding)
         padded = jnp.pad(images, ((0, 0), sides, sides, (0, 0)))
-        offsets = jax.random.randint(crop_key, (batch, 2), 0, 2 * padding + 1)
-
-        def crop(image: jax.Array, offset: jax.Array) -> jax.Array:
-            return jax.lax.dynamic_slice(image, (offset[0], offset[1], 0), size)
-
-        images = jax.vmap(crop)(padded, offsets)
-    if flip:
-        mirrored = jax.random.bernoulli(flip_key, shape=(batch, 1, 1, 1))
+        shape = images.shape[1:]
+        images = jax.vmap(lambda x, at: jax.lax.dynamic_slice(x, (*at, 0), shape))(padded, offsets)
+    if settings.flip and flip:
+        mirrored = (words[:, 2] >> 31 == 1)[:, None, None, None]
         images = jnp.where(mirrored, images[:, :, ::-1], images)
+    if settings.cutout:
+        centres = (words[:, 3:] % jnp.array([[height, width]], jnp.uint32)).astype(jnp.int32)
+        colour = jnp.round(jnp.asarray(mean, jnp.float32) * 255).astype(images.dtype)
+        images = jax.vmap(cutout, (0, 0, None, None))(images, centres, settings.cutout, colour)
     return images
+
+
+def cutout(image: jax.Array, centre: jax.Array, size: int, colour: jax.Array) -> jax.Array:
+    """Fills a square of one image with one colour; the square may reach over the border.
+
+    With its centre uniform over the pixels, many squares are cut short by the border, which the
+    authors found to matter. They fill with 0 after normalisation, which is the mean colour.
+
+    Args:
+      image: pixels, `[h, w, c]`.
+      centre: row and column of the square's centre, `[2]`, integer.
+      size: side of the square in pixels.
+      colour: what to fill with, `[c]`, dtype of the image.
+
+    Returns:
+      The image with its square filled, `[h, w, c]`.
+
+    References:
+      DeVries and Taylor, "Improved regularization of convolutional neural networks with cutout",
+      2017, https://arxiv.org/abs/1708.04552
+    """
+    inside = in_box(image.shape[0], image.shape[1], centre, jnp.array([size, size]))
+    return jnp.where(inside[:, :, None], colour[None, None, :], image)
+
+
+def in_box(height: int, width: int, centre: jax.Array, sides: jax.Array) -> jax.Array:
+    """Where a box lies that the border cuts short, `[height, width]`, bool.
+
+    Args:
+      height: rows of the image.
+      width: columns of the image.
+      centre: row and column of the box's centre, `[2]`, integer.
+      sides: its height and width, `[2]`, integer; of even sides one pixel more lies before the
+        centre than after it.
+    """
+    rows, columns = (
+        (axis >= first) & (axis < first + side)
+        for axis, first, side in zip(
+            (jnp.arange(height), jnp.arange(width)), centre - sides // 2, sides, strict=True
+        )
+    )
+    return rows[:, None] & columns[None, :]

@@ -1,26 +1,34 @@
-"""Image data sets as NumPy arrays: CIFAR-10 through TFDS, without TensorFlow, and digits."""
+"""Data sets for training: images and labels in three parts, by name."""
 
 import dataclasses
 import functools
-import importlib
-import io
 import os
-import tarfile
-import urllib.request
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from edl_jax.errors import ConfigError, DataError
+from edl_jax.training.corruption import (
+    Corruption,
+    asymmetric_noise,
+    asymmetric_targets,
+    imbalanced_rows,
+    symmetric_noise,
+)
+from edl_jax.training.optional import UnavailableError
+from edl_jax.training.sources import ImageSource, open_digits
+from edl_jax.training.streaming import Images, StreamedImages, fits_device, read_chunks
+from edl_jax.training.tfds_catalog import open_tfds
+from edl_jax.training.tfds_source import DAMAGED
+from edl_jax.validation import MAX_SEED, check_whole
 
-DATASETS = ("auto", "cifar10", "digits")
-CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
-_DIGITS_TEST = 360
-_DAMAGED = "The files are damaged or incomplete: delete the folder and prepare it again."
-# (split, start, stop) -> images uint8 [n, h, w, c] and labels int32 [n]
-_Reader = Callable[[str, int, int], tuple[np.ndarray, np.ndarray]]
+# Data sets of characters, which mean something else or nothing when mirrored. TFDS does not say.
+_NOT_MIRRORED = {
+    *("digits", "mnist", "mnist_corrupted", "emnist", "kmnist", "svhn_cropped"),
+    *("binary_alpha_digits", "cmaterdb", "omniglot"),
+}
+_STATISTICS_IMAGES = 10_000
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,34 +36,83 @@ class Dataset:
     """Images and labels in three parts that do not overlap; the arrays are read-only.
 
     Attributes:
-      name: "cifar10" or "digits".
-      train_images: `[n, h, w, c]`, uint8; likewise `val_images` and `test_images`.
+      name: "digits", or the name that TFDS has for it.
+      train_images: `[n, h, w, c]`, uint8: an array, or `StreamedImages` where they are read while
+        training; likewise `val_images` and `test_images`, of the same type.
       train_labels: `[n]`, int32, in `[0, num_classes)`; likewise `val_labels` and `test_labels`.
-      num_classes: number of classes.
-      crop_padding: padding of the usual random crop, in pixels.
-      flip: whether mirrored images keep their meaning.
+      class_names: names of the classes, by label.
+      crop_padding: padding of the usual random crop, in pixels: an eighth of the shorter side, so
+        4 at 32 pixels.
+      flip: whether mirrored images keep their meaning: true except for data sets of characters
+        (digits, MNIST, SVHN and their like), which a table lists.
       source: a sentence that says where the images come from and why.
-      mean: mean of each channel of the train images in units of 0..1, `[c]`, float32.
+      mean: mean of each channel of the train images in units of 0..1, `[c]`, float32; of 10,000
+        evenly spaced ones if there are more.
       std: standard deviation likewise.
     """
 
     name: str
-    train_images: np.ndarray
+    train_images: Images
     train_labels: np.ndarray
-    val_images: np.ndarray
+    val_images: Images
     val_labels: np.ndarray
-    test_images: np.ndarray
+    test_images: Images
     test_labels: np.ndarray
-    num_classes: int
+    class_names: tuple[str, ...]
     crop_padding: int
     flip: bool
     source: str
     mean: np.ndarray
     std: np.ndarray
 
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
 
-class _UnavailableError(Exception):
-    """CIFAR-10 cannot be had here; the message is the reason."""
+    @property
+    def class_counts(self) -> np.ndarray:
+        """Train examples of each class by their (perhaps wrong) labels, `[num_classes]`, int64."""
+        return np.bincount(self.train_labels, minlength=self.num_classes)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the images are read while training instead of being in memory."""
+        return isinstance(self.train_images, StreamedImages)
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """How many examples each part has and how they are chosen; checked when made."""
+
+    train_examples: int | None
+    val_examples: int
+    test_examples: int | None
+    split_seed: int
+    image_size: int | None
+
+    def __post_init__(self) -> None:
+        check_whole(self, "split_seed", 0, MAX_SEED)
+        if self.image_size is not None:
+            check_whole(self, "image_size", 1)
+
+    def rows(self, name: str, num_train: int, num_test: int) -> dict[str, np.ndarray]:
+        """The rows of each part in its split, increasing."""
+        val = self.val_examples
+        train = num_train - val if self.train_examples is None else self.train_examples
+        test = num_test if self.test_examples is None else self.test_examples
+        if min(train, test, val + 1) < 1 or train + val > num_train or test > num_test:
+            asked = f"{train} train, {val} validation and {test} test examples asked for"
+            has = f"{num_train} to share between train and validation, and {num_test} for test"
+            raise ConfigError(f"{asked}: {name} has {has}")
+        held_out = np.zeros(num_train, bool)
+        chosen = np.random.default_rng(self.split_seed).permutation(num_train)[:val]
+        held_out[chosen] = True
+        return {
+            "train": np.flatnonzero(~held_out)[:train],
+            "val": np.flatnonzero(held_out),
+            "test": np.arange(test),
+        }
 
 
 def load_dataset(
@@ -65,192 +122,169 @@ def load_dataset(
     train_examples: int | None = None,
     val_examples: int = 0,
     test_examples: int | None = None,
+    split_seed: int = 0,
+    image_size: int | None = None,
+    label_noise: str = "none",
+    noise_rate: float = 0.0,
+    imbalance: str = "none",
+    imbalance_factor: float = 100.0,
+    corruption_seed: int = 0,
+    stream: bool | None = None,
 ) -> Dataset:
     """Loads a data set, once per process for the same arguments.
 
+    A data set that is not prepared is downloaded and prepared by TFDS. Decoded images are kept
+    beside the prepared data, or in the user's cache folder where that cannot be written. The train
+    part is chosen (validation held out, then the first of the rest), then made imbalanced, then
+    given wrong labels; validation and test stay as they are.
+
     Args:
-      name: "cifar10"; "digits" (scikit-learn's 1,797 grey images of 8x8); or "auto", CIFAR-10
-        where it is prepared or can be downloaded, and digits where it is not.
+      name: an image classification set of TFDS, such as "cifar10", "cifar100", "mnist" or
+        "imagenette/320px"; "digits" (scikit-learn's 1,797 grey images of 8x8); or "auto", CIFAR-10
+        where it is prepared or can be downloaded, and digits where it is not. The test split is
+        TFDS's "test", or "validation" where there is none with labels.
       data_dir: TFDS directory, the one that contains `cifar10/`. Default: the environment's
         `TFDS_DATA_DIR`, or else TFDS's own. With "auto", naming a directory rules digits out.
-      train_examples: the first so many of the (shuffled) train split; None is all that
-        validation leaves.
-      val_examples: the last so many of the train split.
+      train_examples: the first so many that validation leaves of the (shuffled) train split; None
+        is all.
+      val_examples: so many of the train split, chosen at random.
       test_examples: the first so many of the test split; None is all.
+      split_seed: of the choice of the validation examples.
+      image_size: side of the square to which images are resized and cropped; None is the data
+        set's own size, if it has one.
+      label_noise: wrong train labels: "none"; "symmetric", uniformly any other class; or
+        "asymmetric", a similar class, for CIFAR-10 and CIFAR-100. See `corruption`.
+      noise_rate: share of each class's train labels that are wrong.
+      imbalance: class counts of the train part: "none", "exponential" or "step".
+      imbalance_factor: largest over smallest class count; not looked at without imbalance.
+      corruption_seed: of which labels are wrong and which images are left out.
+      stream: whether images are read while training. None: if the train images fill more than a
+        quarter of the device's memory.
 
     Returns:
       The data set.
 
     Raises:
-      ConfigError: the name is unknown, or more examples are asked for than there are.
-      DataError: CIFAR-10 is neither prepared nor to be downloaded, the files are damaged, or
-        an optional dependency is missing.
+      ConfigError: the name is unknown or of no set of labelled images, more examples are asked
+        for than there are, or another argument cannot work.
+      DataError: the data set is neither prepared nor to be prepared, the files are damaged, or an
+        optional dependency is missing.
 
     References:
       Krizhevsky, "Learning multiple layers of features from tiny images", 2009;
       Alpaydin and Kaynak, "Optical recognition of handwritten digits", UCI, 1998.
     """
-    if name not in DATASETS:
-        raise ConfigError(f"unknown data set {name!r}: expected one of {', '.join(DATASETS)}")
     directory = os.environ.get("TFDS_DATA_DIR") if data_dir is None else os.fspath(data_dir)
-    counts = (train_examples, val_examples, test_examples)
-    return _load(name, directory or None, counts, may_replace=name == "auto" and data_dir is None)
+    parts = Parts(train_examples, val_examples, test_examples, split_seed, image_size)
+    corruption = Corruption(label_noise, noise_rate, imbalance, imbalance_factor, corruption_seed)
+    may_replace = name == "auto" and data_dir is None
+    return _load(name, directory or None, parts, corruption, stream, may_replace)
 
 
 @functools.cache
-def _load(name: str, data_dir: str | None, counts: tuple[Any, ...], may_replace: bool) -> Dataset:
+def _load(
+    name: str,
+    data_dir: str | None,
+    parts: Parts,
+    corruption: Corruption,
+    stream: bool | None,
+    may_replace: bool,
+) -> Dataset:
     if name == "digits":
-        return _digits("scikit-learn's handwritten digits", counts)
+        return _assemble(open_digits(parts.image_size), parts, corruption, stream)
+    found = "cifar10" if name == "auto" else name
     try:
-        sources, folder, source = _open_cifar10(data_dir)
-    except _UnavailableError as error:
-        if may_replace:
-            return _digits(f"scikit-learn's handwritten digits ({error})", counts)
-        advice = "Name the directory that contains cifar10/, allow the download, or use 'digits'."
-        raise DataError(f"{error}. {advice}") from error
-    reader = functools.partial(_read_cifar10, sources, folder)
-    sizes = len(sources["train"]), len(sources["test"])
-    return _assemble("cifar10", reader, sizes, counts, crop_padding=4, flip=True, source=source)
+        source: ImageSource = open_tfds(found, data_dir, parts.image_size)
+    except UnavailableError as error:
+        if not may_replace:
+            advice = f"Name the directory that contains {found.split('/')[0]}/, allow the download"
+            raise DataError(f"{error}. {advice}, or use 'digits'.") from error
+        source = open_digits(parts.image_size, str(error))
+    return _assemble(source, parts, corruption, stream)
 
 
 def _assemble(
-    name: str, reader: _Reader, sizes: tuple[int, int], counts: tuple[Any, ...], **facts: Any
+    source: ImageSource, parts: Parts, corruption: Corruption, stream: bool | None
 ) -> Dataset:
-    """Reads the three parts, checks the labels and measures the train images."""
-    (num_train, num_test), (train, val, test) = sizes, counts
-    train = num_train - val if train is None else train
-    test = num_test if test is None else test
-    if min(train, test, val + 1) < 1 or train + val > num_train or test > num_test:
-        asked = f"{train} train, {val} validation and {test} test examples asked for"
-        has = f"{num_train} to share between train and validation, and {num_test} for test"
-        raise ConfigError(f"{asked}: {name} has {has}")
-    parts = {
-        "train": reader("train", 0, train),
-        "val": reader("train", num_train - val, num_train),
-        "test": reader("test", 0, test),
-    }
-    arrays: dict[str, Any] = {}
-    for part, (images, labels) in parts.items():
-        if np.any((labels < 0) | (labels > 9)):
-            raise DataError(f"{part} labels out of range 0..9 in {facts['source']}. {_DAMAGED}")
-        arrays |= {f"{part}_images": images, f"{part}_labels": labels}
-    # Frequencies of the 256 levels: exact, and without a float copy of the images.
-    channels = arrays["train_images"].reshape(-1, parts["train"][0].shape[-1]).T
-    frequencies = np.stack([np.bincount(c, minlength=256) / len(c) for c in channels])
-    levels = np.arange(256) / 255
-    mean = frequencies @ levels
-    std = np.sqrt(np.sum(frequencies * (levels - mean[:, None]) ** 2, axis=1))
-    arrays |= {"mean": mean.astype(np.float32), "std": std.astype(np.float32)}
+    """Chooses the three parts, spoils the train part as asked for and measures it."""
+    rows = parts.rows(source.name, source.sizes["train"], source.sizes["test"])
+    num_classes = len(source.class_names)
+    labels = _read_parts(source.labels, rows)
+    for part, values in labels.items():
+        if np.any((values < 0) | (values >= num_classes)):
+            where = f"0..{num_classes - 1} in {source.description}"
+            raise DataError(f"{part} labels out of range {where}. {DAMAGED}")
+    if corruption.imbalance != "none":
+        kept = imbalanced_rows(
+            labels["train"],
+            num_classes,
+            profile=corruption.imbalance,
+            factor=corruption.imbalance_factor,
+            seed=corruption.seed,
+        )
+        rows["train"], labels["train"] = rows["train"][kept], labels["train"][kept]
+    labels["train"] = _noisy(labels["train"], source, corruption)
+    if stream is None:
+        stream = not fits_device(len(rows["train"]) * int(np.prod(source.image_shape)))
+    if stream:
+        images = {
+            part: StreamedImages(source, "test" if part == "test" else "train", chosen)
+            for part, chosen in rows.items()
+        }
+    else:
+        images = _read_parts(source.images, rows)
+    arrays: dict[str, Any] = {f"{part}_labels": values for part, values in labels.items()}
+    arrays |= {f"{part}_images": values for part, values in images.items()}
+    arrays["mean"], arrays["std"] = _statistics(arrays["train_images"])
     for array in arrays.values():
-        array.flags.writeable = False
-    return Dataset(name=name, num_classes=10, **arrays, **facts)
+        if isinstance(array, np.ndarray):
+            array.flags.writeable = False
+    return Dataset(
+        name=source.name,
+        class_names=source.class_names,
+        crop_padding=max(round(min(source.image_shape[:2]) / 8), 1),
+        flip=source.name.split("/")[0] not in _NOT_MIRRORED,
+        source=source.description,
+        **arrays,
+    )
 
 
-def _digits(source: str, counts: tuple[Any, ...]) -> Dataset:
-    try:
-        loaded = _require("sklearn.datasets").load_digits()
-    except _UnavailableError as error:
-        raise DataError(str(error)) from error
-    order = np.random.default_rng(0).permutation(len(loaded.target))
-    images = np.round(loaded.images * (255 / 16)).astype(np.uint8)[order, :, :, None]
-    labels = loaded.target.astype(np.int32)[order]
-    offsets = {"train": 0, "test": len(labels) - _DIGITS_TEST}
-
-    def read(split: str, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        chosen = slice(start + offsets[split], stop + offsets[split])
-        return images[chosen].copy(), labels[chosen].copy()
-
-    sizes = offsets["test"], _DIGITS_TEST
-    return _assemble("digits", read, sizes, counts, crop_padding=1, flip=False, source=source)
+def _read_parts(
+    read: Callable[[str, np.ndarray], np.ndarray], rows: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Reads each part; train and validation, which share a split, in one go."""
+    shared = read("train", np.concatenate([rows["train"], rows["val"]]))
+    num_train = len(rows["train"])
+    return {
+        "train": shared[:num_train],
+        "val": shared[num_train:],
+        "test": read("test", rows["test"]),
+    }
 
 
-def _open_cifar10(data_dir: str | None) -> tuple[dict[str, Any], Path, str]:
-    """Finds CIFAR-10 as a TFDS data source for each split, downloading it if it is not there."""
-    tfds = _require("tensorflow_datasets")
-    for module in ("array_record", "PIL.Image"):
-        _require(module)
-    where = data_dir or "the default TFDS directory"
-    try:
-        builder = tfds.builder("cifar10", data_dir=data_dir)
-        where = builder.data_path.parent.parent
-        source = f"CIFAR-10 prepared in {where}"
-        # TFDS writes this file last, into a folder that it renames when everything is there.
-        if not (builder.data_path / "dataset_info.json").exists():
-            _download_cifar10(where)
-            builder = tfds.builder("cifar10", data_dir=where)
-            source = f"CIFAR-10 downloaded to and prepared in {where}"
-        # The stored bytes: TFDS would decode with OpenCV on one machine and Pillow on another.
-        sources = builder.as_data_source(decoders={"image": tfds.decode.SkipDecoding()})
-        return {split: sources[split] for split in ("train", "test")}, builder.data_path, source
-    except _UnavailableError:
-        raise
-    except NotImplementedError as error:
-        raise _UnavailableError(f"CIFAR-10 in {where} is not in ArrayRecord format") from error
-    except Exception as error:  # the parsers under TFDS raise exceptions of their own
-        raise DataError(f"cannot open CIFAR-10 in {where}: {error}. {_DAMAGED}") from error
+def _noisy(labels: np.ndarray, source: ImageSource, corruption: Corruption) -> np.ndarray:
+    rate, seed = corruption.noise_rate, corruption.seed
+    if corruption.label_noise == "symmetric":
+        return symmetric_noise(labels, len(source.class_names), rate=rate, seed=seed)
+    if corruption.label_noise == "asymmetric":
+        targets = asymmetric_targets(source.class_names, source.superclasses())
+        return asymmetric_noise(labels, targets, rate=rate, seed=seed)
+    return labels
 
 
-def _read_cifar10(
-    sources: dict[str, Any], folder: Path, split: str, start: int, stop: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Decodes the examples from start to stop of a split, and no others."""
-    pillow = _require("PIL.Image")
-    images = np.empty((stop - start, 32, 32, 3), np.uint8)
-    labels = np.empty(stop - start, np.int32)
-    try:
-        for low in range(start, stop, 1000):
-            examples = sources[split].__getitems__(range(low, min(low + 1000, stop)))
-            for row, example in enumerate(examples, low - start):
-                with pillow.open(io.BytesIO(example["image"])) as image:
-                    images[row] = np.asarray(image.convert("RGB")).reshape(32, 32, 3)
-                labels[row] = example["label"]
-    except Exception as error:  # ArrayRecord raises RuntimeError, Pillow OSError, protobuf its own
-        where = f"the {split} split of CIFAR-10 in {folder}"
-        raise DataError(f"cannot read {where}: {error}. {_DAMAGED}") from error
-    return images, labels
-
-
-def _download_cifar10(root: Path) -> None:
-    """Downloads the official archive and prepares it under root, in the ArrayRecord format.
-
-    TFDS's own builder unpacks the archive and encodes the images with TensorFlow. Here the builder
-    is told to do both without; checksum, shuffling, writing and renaming at the end are TFDS's.
-    """
-    pillow = _require("PIL.Image")
-    try:
-        _require("importlib_resources")  # TFDS's builders need it and TFDS does not install it
-        cifar = _require("tensorflow_datasets.image_classification.cifar")
-        # The downloader itself waits much longer where there is no network.
-        urllib.request.urlopen(
-            urllib.request.Request(CIFAR10_URL, method="HEAD"), timeout=3
-        ).close()
-        builder = cifar.Cifar10(data_dir=root, file_format="array_record")
-
-        def examples(split: str, records: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
-            # One byte of label, then 32x32 pixels of red, of green and of blue.
-            for index, record in enumerate(np.frombuffer(records, np.uint8).reshape(-1, 3073)):
-                image = pillow.fromarray(record[1:].reshape(3, 32, 32).transpose(1, 2, 0))
-                name = f"{split}_{index:05d}"
-                yield index, {"id": name, "image": image, "label": int(record[0])}
-
-        def split_generators(downloads: Any) -> dict[str, Any]:
-            with tarfile.open(downloads.download(CIFAR10_URL)) as tar:
-                files = {Path(member.name).name: tar.extractfile(member) for member in tar}
-                contents = {name: file.read() for name, file in files.items() if file}
-            builder.info.features["label"].names = contents["batches.meta.txt"].decode().split()
-            train = b"".join(contents[f"data_batch_{index}.bin"] for index in range(1, 6))
-            test = contents["test_batch.bin"]
-            return {"train": examples("train", train), "test": examples("test", test)}
-
-        builder._split_generators = split_generators
-        builder.download_and_prepare()
-    except Exception as error:  # network, disk, checksum, archive: each has exceptions of its own
-        reason = f"CIFAR-10 is not prepared in {root} and could not be downloaded: {error}"
-        raise _UnavailableError(reason) from error
-
-
-def _require(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise _UnavailableError(f'{error}: pip install "edl_jax[data]"') from error
+def _statistics(images: Images) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each channel, exact up to the rounding to float32."""
+    count = min(len(images), _STATISTICS_IMAGES)
+    channels = images.shape[-1]
+    total, squares = np.zeros((2, channels), np.int64)
+    for chunk in read_chunks(images, np.arange(count) * len(images) // count):
+        # First over the images of a chunk, so few that the sums fit 32 bits, then over pixels.
+        levels = chunk.reshape(len(chunk), -1)
+        sums = levels.sum(axis=0, dtype=np.uint32)
+        total += sums.reshape(-1, channels).sum(axis=0, dtype=np.int64)
+        sums = np.square(levels, dtype=np.uint16).sum(axis=0, dtype=np.uint32)
+        squares += sums.reshape(-1, channels).sum(axis=0, dtype=np.int64)
+    pixels = count * images.shape[1] * images.shape[2]
+    mean = total / pixels
+    std = np.sqrt(squares / pixels - mean**2)
+    return (mean / 255).astype(np.float32), (std / 255).astype(np.float32)

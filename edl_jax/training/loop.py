@@ -1,38 +1,46 @@
-"""Train a classifier and report it, epoch by epoch."""
+"""The host's side of a training: chunks of steps, and a report after every epoch."""
 
+import contextlib
 import dataclasses
-import math
-import os
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
-from edl_jax.errors import EDLError
-from edl_jax.runs import RunFolder, as_json
+from edl_jax.checkpoints import Checkpoints
+from edl_jax.devices import to_every_device
+from edl_jax.errors import EDLError, Preempted, RunFolderError
+from edl_jax.preemption import sigterm_noticed
+from edl_jax.processes import first_does, from_first, in_any, others_needed
+from edl_jax.runs import RunFolder, as_finite
+from edl_jax.tensorboard import Write, event_file
 from edl_jax.training.config import TrainConfig
-from edl_jax.training.datasets import Dataset, load_dataset
-from edl_jax.training.losses import Loss, describe_loss, resolve_loss
-from edl_jax.training.steps import TrainFunctions, make_train
+from edl_jax.training.optimizers import LOSS
+from edl_jax.training.programs import TrainFunctions
+from edl_jax.training.steps import TrainState, evaluated
 
 Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-    """What `train` gives.
+    """What a training gives.
 
     Attributes:
       test_accuracy: accuracy on the test images after the last epoch, never the best epoch's.
       history: a row of metrics for each epoch: `epoch`, `train_loss`, `train_accuracy`,
         `accuracy` (on the held-out validation images where there are any, on the test images
-        otherwise; `evaluated_on` says which), `learning_rate` and `images_per_second`.
+        otherwise; `evaluated_on` says which), `learning_rate` and `images_per_second` (of the
+        steps alone; compilation included).
       source: a sentence that says which data was used.
-      params: trained parameters, an NNX state.
-      statistics: batch-norm statistics, an NNX state.
+      params: the classifier's parameters that were evaluated, an NNX state: trained, or their
+        moving average.
+      statistics: batch-norm statistics likewise.
+      loss_params: trained parameters of the loss, an NNX state; empty for most losses.
     """
 
     test_accuracy: float
@@ -40,122 +48,241 @@ class TrainResult:
     source: str
     params: Any
     statistics: Any
+    loss_params: Any
 
 
-def train(
-    config: TrainConfig | None = None,
+class _Progress(NamedTuple):
+    """What a run folder has of a training."""
+
+    step: int
+    state: TrainState
+    rows: list[Row]
+
+
+def run_training(
+    config: TrainConfig,
+    functions: TrainFunctions,
+    seeds: Sequence[int],
     *,
-    loss: Loss | None = None,
-    run_dir: str | os.PathLike[str] | None = None,
+    source: str = "",
+    folder: RunFolder | None = None,
     progress: bool = False,
-) -> TrainResult:
-    """Train a classifier on real images with a loss.
+    report: Callable[[Row], None] = lambda row: None,
+) -> list[TrainResult]:
+    """Train with functions made before, from one seed or from as many as they were made for.
 
     Args:
-      config: how to train; the defaults unless given.
-      loss: the loss itself, such as `pretrain(...).loss`, in place of the one `config.loss` names;
-        takes logits `[batch, num_classes]` and labels `[batch]` and gives losses `[batch]`.
-      run_dir: where to keep configuration, metrics and the result; nothing is written unless given.
-        A training that was stopped there starts anew.
+      config: the settings that `functions` were made from.
+      functions: from `make_train`.
+      seeds: seeds of the trainings; one that the functions were made for without `num_seeds`.
+      source: says where the data comes from.
+      folder: where metrics and checkpoints go; what is found there is taken up. For one seed. Of
+        several processes, the first alone has one.
       progress: whether to show a progress bar.
+      report: called with the row of metrics of every epoch as it ends.
 
     Raises:
-      ConfigError, DataError, LossFileError: if a name, the data or a file cannot be used.
-      RunFolderError: if `run_dir` holds a run with another configuration.
-      EDLError: if training diverges.
+      EDLError: if a training diverges.
+      Preempted: on SIGTERM, after saving; only with a folder.
+      ProcessError: if another process is gone.
+      RunFolderError: if the folder is damaged, or cannot be written.
     """
-    config = config or TrainConfig()
-    loss = resolve_loss(config.loss) if loss is None else loss
-    dataset = load_config_dataset(config)
-    identity = {"train": as_json(config), "data": dataset.name, "loss": describe_loss(loss)}
-    folder = None if run_dir is None else RunFolder(Path(run_dir), identity)
-    functions = make_train(config, dataset, loss)
-    bar = tqdm(
-        total=config.epochs * functions.images_per_epoch,
+    keys_init, keys = _keys(seeds, several=functions.num_seeds is not None)
+    per_epoch, batch = functions.steps_per_epoch, config.batch_size
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(others_needed())
+        has_folder = from_first(folder is not None)
+        checkpoints = first_does(partial(_opened, folder, config), share=False)
+        if checkpoints is not None:
+            stack.enter_context(checkpoints)
+        terminated = stack.enter_context(sigterm_noticed()) if has_folder else lambda: False
+        start = jax.device_get(functions.init(keys_init))
+        done, state, rows = first_does(partial(_taken_up, start, folder, checkpoints, per_epoch))
+        state, total, saved = (
+            to_every_device(state, functions.mesh),
+            config.epochs * per_epoch,
+            done,
+        )
+        write = first_does(partial(_events, stack, folder, len(rows)), share=False)
+        bar = stack.enter_context(_bar(config, functions, len(seeds), done, progress))
+        seconds, images = 0.0, 0
+        while done < total:
+            count = min(config.steps_per_chunk, per_epoch - done % per_epoch)
+            began = time.perf_counter()
+            state = jax.block_until_ready(functions.advance(state, keys, count))
+            seconds, images = seconds + time.perf_counter() - began, images + count * batch
+            done += count
+            _check_finite(state, functions, seeds, saved if has_folder else None, folder)
+            bar.update(count * batch * len(seeds))
+            stop = has_folder and in_any(terminated())
+            new = []
+            if done % per_epoch == 0:
+                speed = images * len(seeds) / seconds
+                new = _rows(config, functions, state, seeds, done // per_epoch, speed)
+                rows, seconds, images = rows + new, 0.0, 0
+                bar.set_postfix_str(f"{new[0]['evaluated_on']} accuracy {new[0]['accuracy']:.3f}")
+            if has_folder and (new or stop):
+                first_does(partial(_save, folder, checkpoints, write, done, state, new))
+                saved = done
+            for row in new:
+                report(row)
+            if stop and done < total:
+                raise Preempted(
+                    f"told to stop by SIGTERM after step {done} of {total}; everything is saved. "
+                    "Give the same command again to go on."
+                )
+        return _results(config, functions, state, seeds, rows, source)
+
+
+def _keys(seeds: Sequence[int], *, several: bool) -> tuple[jax.Array, jax.Array]:
+    """Keys of the initial states and of the steps."""
+    pairs = [jax.random.split(jax.random.key(seed)) for seed in seeds]
+    if not several:
+        return pairs[0][0], pairs[0][1]
+    stacked = jax.numpy.stack(pairs)
+    return stacked[:, 0], stacked[:, 1]
+
+
+def _bar(
+    config: TrainConfig, functions: TrainFunctions, num_seeds: int, done: int, progress: bool
+) -> tqdm:
+    images = config.batch_size * num_seeds
+    return tqdm(
+        total=config.epochs * functions.steps_per_epoch * images,
+        initial=done * images,
         desc=f"train {config.model}",
         unit="img",
         unit_scale=True,
         disable=not progress,
     )
-    with bar:
 
-        def report(row: Row) -> None:
-            bar.set_postfix_str(f"{row['evaluated_on']} accuracy {row['accuracy']:.3f}")
-            bar.update(functions.images_per_epoch)
 
-            if folder is not None:
-                folder.append_rows([row])
+def _opened(folder: RunFolder | None, config: TrainConfig) -> Checkpoints | None:
+    if folder is None:
+        return None
+    return Checkpoints(folder.path / "checkpoints", keep=config.keep_checkpoints)
 
-        if folder is not None:
-            folder.resume_rows(lambda row: False)
-        result = run_training(config, dataset, functions, config.seed, report=report)
-    if folder is not None:
-        folder.write_json(
-            "results.json", {"test_accuracy": result.test_accuracy, "data": result.source}
+
+def _events(stack: contextlib.ExitStack, folder: RunFolder | None, epochs: int) -> Write | None:
+    if folder is None:
+        return None
+    return stack.enter_context(event_file(folder.path / "tensorboard", first_step=epochs + 1))
+
+
+def _taken_up(
+    start: TrainState,
+    folder: RunFolder | None,
+    checkpoints: Checkpoints | None,
+    steps_per_epoch: int,
+) -> _Progress:
+    if folder is None or checkpoints is None:
+        return _Progress(0, start, [])
+    step, state = checkpoints.restore_latest(start)
+    # What was logged after the checkpoint is run, and logged, again.
+    epochs = step // steps_per_epoch
+    rows = folder.resume_rows(lambda row: row["epoch"] <= epochs)
+    if len(rows) < epochs:
+        raise RunFolderError(
+            f"{folder.path} has a checkpoint of epoch {epochs} but metrics of only {len(rows)} "
+            "epochs; metrics.jsonl is damaged. Remove the run folder."
         )
-    return result
+    return _Progress(step, state, rows)
 
 
-def load_config_dataset(config: TrainConfig) -> Dataset:
-    """The data set that `config` names."""
-    return load_dataset(
-        config.dataset,
-        data_dir=config.data_dir,
-        train_examples=config.train_examples,
-        val_examples=config.val_examples,
-        test_examples=config.test_examples,
+def _save(
+    folder: RunFolder | None,
+    checkpoints: Checkpoints | None,
+    write: Write | None,
+    step: int,
+    state: TrainState,
+    rows: list[Row],
+) -> None:
+    if folder is None or checkpoints is None or write is None:
+        return
+    score = -1e300  # within an epoch nothing is measured: never the best
+    if rows:
+        (row,) = rows
+        folder.append_rows([as_finite(row)])
+        write(row["epoch"], row)
+        # Never the best by test accuracy: that would be choosing on the test images.
+        score = row["accuracy"] if row["evaluated_on"] == "val" else -row["train_loss"]
+    checkpoints.save(step, jax.device_get(state), score=score)
+
+
+def _rows(
+    config: TrainConfig,
+    functions: TrainFunctions,
+    state: TrainState,
+    seeds: Sequence[int],
+    epoch: int,
+    images_per_second: float,
+) -> list[Row]:
+    evaluated_on = "val" if config.val_examples else "test"
+    accuracies = functions.accuracy(state, evaluated_on)
+    loss_sums, corrects, steps = map(
+        np.atleast_1d, jax.device_get((state.loss_sum, state.correct, state.step))
+    )
+    images = functions.steps_per_epoch * config.batch_size
+    return [
+        {
+            "epoch": epoch,
+            "train_loss": float(loss_sums[i]) / functions.steps_per_epoch,
+            "train_accuracy": int(corrects[i]) / images,
+            "accuracy": float(accuracies[i]),
+            "evaluated_on": evaluated_on,
+            "learning_rate": float(functions.learning_rate(int(steps[i]) - 1)),
+            "images_per_second": images_per_second,
+        }
+        for i in range(len(seeds))
+    ]
+
+
+def _check_finite(
+    state: TrainState,
+    functions: TrainFunctions,
+    seeds: Sequence[int],
+    saved: int | None,
+    folder: RunFolder | None,
+) -> None:
+    failed = np.atleast_1d(jax.device_get(state.failed_step))
+    if not (failed >= 0).any():
+        return
+    which = int(np.argmax(failed >= 0))
+    step = int(failed[which])
+    if saved is None:
+        kept = "No checkpoint was kept (no run folder)."
+    elif not saved:
+        kept = "It was before the first checkpoint."
+    else:
+        where = f" ({folder.path / 'checkpoints' / str(saved)})" if folder is not None else ""
+        kept = f"The last good checkpoint is that of step {saved}{where}."
+    raise EDLError(
+        f"training diverged: the loss or its gradient is not finite at step {step} (epoch "
+        f"{step // functions.steps_per_epoch + 1}, seed {seeds[which]}), at a learning rate of "
+        f"{float(functions.learning_rate(step)):.3g}. {kept} Lower learning_rate, lengthen "
+        "warmup_epochs or set clip_norm."
     )
 
 
-def run_training(
+def _results(
     config: TrainConfig,
-    dataset: Dataset,
     functions: TrainFunctions,
-    seed: int,
-    *,
-    report: Callable[[Row], None] = lambda row: None,
-) -> TrainResult:
-    """One training with functions made before, from a seed of its own.
-
-    Args:
-      config: the settings that `functions` were made from.
-      dataset: the data likewise.
-      functions: from `make_train`.
-      seed: seed of this training.
-      report: called with the row of metrics of every epoch as it ends.
-
-    Raises:
-      EDLError: if the training loss is not finite at the end of an epoch.
-    """
-    key_init, key_epochs = jax.random.split(jax.random.key(seed))
-    state = functions.init(key_init)
-    evaluated_on = "val" if config.val_examples else "test"
-    images = functions.images_per_epoch
-    rows = []
-    for epoch in range(config.epochs):
-        start = time.perf_counter()
-        state = jax.block_until_ready(functions.epoch(state, key_epochs))
-        seconds = time.perf_counter() - start
-        row = {
-            "epoch": epoch + 1,
-            "train_loss": float(state.loss_sum) * config.batch_size / images,
-            "train_accuracy": int(state.correct) / images,
-            "accuracy": functions.accuracy(state, evaluated_on),
-            "evaluated_on": evaluated_on,
-            "learning_rate": float(functions.learning_rate(int(state.step) - 1)),
-            "images_per_second": images / seconds,
-        }
-        _check_finite(row)
-        rows.append(row)
-        report(row)
-    last = functions.accuracy(state, "test") if config.val_examples else rows[-1]["accuracy"]
-    return TrainResult(last, rows, dataset.source, state.params, state.statistics)
-
-
-def _check_finite(row: Row) -> None:
-    if not math.isfinite(row["train_loss"]):
-        raise EDLError(
-            f"training diverged: the mean loss of epoch {row['epoch']} is {row['train_loss']} at a "
-            f"learning rate of {row['learning_rate']:.3g}. Lower learning_rate or lengthen "
-            "warmup_epochs."
+    state: TrainState,
+    seeds: Sequence[int],
+    rows: list[Row],
+    source: str,
+) -> list[TrainResult]:
+    accuracies = functions.accuracy(state, "test")
+    results = []
+    for i in range(len(seeds)):
+        mine = state if functions.num_seeds is None else jax.tree.map(lambda x, i=i: x[i], state)
+        results.append(
+            TrainResult(
+                float(accuracies[i]),
+                rows[i :: len(seeds)],
+                source,
+                *evaluated(mine),
+                mine.params[LOSS],
+            )
         )
+    return results

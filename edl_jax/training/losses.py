@@ -1,17 +1,26 @@
 """Losses by name."""
 
+import functools
 import hashlib
-from collections.abc import Callable
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-import optax
+from flax import nnx
 
-from edl_jax.errors import ConfigError
+from edl_jax.baselines import LOSSES
+from edl_jax.errors import ConfigError, EDLError
 from edl_jax.frozen import PRETRAINED, EvolvedLoss, load_pretrained
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
+
+_NOT_OPTIONS = {"axis", "where", "class_counts"}
 
 
 def check_loss_name(name: str) -> None:
@@ -20,34 +29,137 @@ def check_loss_name(name: str) -> None:
     Raises:
       ConfigError: naming it and the known names.
     """
-    if name != "cross_entropy" and name not in PRETRAINED and not name.endswith(".safetensors"):
-        known = ", ".join(["cross_entropy", *PRETRAINED])
+    if name not in LOSSES and name not in PRETRAINED and not name.endswith(".safetensors"):
+        known = ", ".join(dict.fromkeys(["cross_entropy", *PRETRAINED, *LOSSES]))
         raise ConfigError(f"loss is {name!r}; expected one of {known}, or a file *.safetensors.")
 
 
-def resolve_loss(name: str) -> Loss:
-    """The loss that `TrainConfig.loss` names: logits and integer labels to per-example losses.
+def resolve_loss(
+    name: str,
+    options: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    class_counts: Sequence[int] | np.ndarray | None = None,
+) -> Loss:
+    """The loss of a name: logits and labels to per-example losses.
 
     Args:
-      name: "cross_entropy", one of `PRETRAINED`, or the path of a loss file (`*.safetensors`).
+      name: one of `LOSSES` or `PRETRAINED`, or the path of a loss file (`*.safetensors`).
+      options: keyword arguments of a loss of `LOSSES`, such as `{"gamma": 1.0}` for "focal".
+      class_counts: number of training examples of each class, for the losses that take it.
+
+    Returns:
+      A function of `LOSSES` with its options, a new instance of a module class of `LOSSES`, or an
+      `EvolvedLoss`.
 
     Raises:
-      ConfigError: for an unknown name.
+      ConfigError: for an unknown name, an unknown option or a value it cannot have; for options of
+        an evolved loss; where class counts are needed and missing.
       LossFileError: if the file cannot be used.
     """
     check_loss_name(name)
-    if name == "cross_entropy":
-        return optax.losses.softmax_cross_entropy_with_integer_labels
-    if name in PRETRAINED:
-        return load_pretrained(name)
-    return EvolvedLoss.load(Path(name))
+    if name not in LOSSES:
+        if options:
+            raise ConfigError(
+                f"{name!r} is an evolved loss and has no options; got {dict(options)}."
+            )
+        return load_pretrained(name) if name in PRETRAINED else EvolvedLoss.load(Path(name))
+
+    part = LOSSES[name]
+    # Of a class, its `__init__`: the metaclass of NNX hides it from `inspect`.
+    parameters = inspect.signature(part.__init__ if isinstance(part, type) else part).parameters
+    known = [
+        key
+        for key, parameter in parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and key not in _NOT_OPTIONS
+    ]
+    for key in options:
+        if key not in known:
+            expected = f"expected one of {', '.join(known)}" if known else "it has none"
+            raise ConfigError(f"the loss {name!r} has no option {key!r}; {expected}.")
+    if isinstance(part, type):
+        return part(**options)
+    loss = functools.partial(part, **options)
+    if "class_counts" in parameters:
+        if class_counts is None:
+            raise ConfigError(
+                f"the loss {name!r} needs class_counts, the number of training examples of each "
+                "class."
+            )
+        loss = functools.partial(loss, class_counts=tuple(np.asarray(class_counts).tolist()))
+    _check_values(name, loss, 2 if class_counts is None else len(class_counts))
+    return loss
 
 
 def describe_loss(loss: Loss) -> str:
-    """What tells a loss from another: a digest of an evolved one, the name of a function."""
-    if not isinstance(loss, EvolvedLoss):
-        return getattr(loss, "__qualname__", type(loss).__qualname__)
-    digest = hashlib.sha256(repr(loss.architecture).encode())
-    for array in jax.tree.leaves(loss):
+    """What tells a loss from another.
+
+    A digest of an evolved loss's or a module's arrays and structure; of a function with options its
+    name and all their values, the defaults included; the name of any other function.
+    """
+    if isinstance(loss, EvolvedLoss):
+        return f"EvolvedLoss {_digest(repr(loss.architecture), loss)}"
+    if isinstance(loss, nnx.Module):
+        graphdef, state = nnx.split(loss)
+        return f"{type(loss).__qualname__} {_digest(repr(graphdef), state)}"
+    if isinstance(loss, functools.partial):
+        options = {
+            key: parameter.default
+            for key, parameter in inspect.signature(loss).parameters.items()
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY and key not in ("axis", "where")
+        }
+        listed = ", ".join(f"{key}={_plain(value)!r}" for key, value in options.items())
+        return loss.func.__qualname__ + (f"({listed})" if listed else "")
+    return getattr(loss, "__qualname__", type(loss).__qualname__)
+
+
+class LossEntry(NamedTuple):
+    """A line of the list of losses.
+
+    Attributes:
+      name: what `resolve_loss` takes.
+      summary: the first line of the docstring.
+      reference: the docstring's references, on one line; empty if it has none.
+    """
+
+    name: str
+    summary: str
+    reference: str
+
+
+def list_losses() -> list[LossEntry]:
+    """Every loss of `LOSSES` and `PRETRAINED`."""
+    entries = [_entry(name, inspect.getdoc(part) or "") for name, part in LOSSES.items()]
+    evolved = _entry("", inspect.getdoc(EvolvedLoss) or "").reference
+    return entries + [
+        LossEntry(name, f"An evolved loss, {summary}.", evolved)
+        for name, summary in PRETRAINED.items()
+    ]
+
+
+def _entry(name: str, doc: str) -> LossEntry:
+    references = re.search(r"^References:\n((?:[ ]+.*(?:\n|$))+)", doc, re.MULTILINE)
+    text = " ".join(references[1].split()) if references else ""
+    return LossEntry(name, doc.partition("\n")[0], text)
+
+
+def _check_values(name: str, loss: Loss, num_classes: int) -> None:
+    """Trace the loss once, so that it refuses what it cannot work with before data is loaded."""
+    logits = jax.ShapeDtypeStruct((1, num_classes), jnp.float32)
+    try:
+        jax.eval_shape(loss, logits, jax.ShapeDtypeStruct((1,), jnp.int32))
+    except EDLError as error:
+        raise ConfigError(f"the loss {name!r}: {error}") from error
+    except (TypeError, ValueError) as error:
+        options = loss.keywords if isinstance(loss, functools.partial) else {}
+        raise ConfigError(f"the loss {name!r} cannot work with {options}: {error}") from error
+
+
+def _digest(structure: str, arrays: Any) -> str:
+    digest = hashlib.sha256(structure.encode())
+    for array in jax.tree.leaves(arrays):
         digest.update(np.asarray(array).tobytes())
-    return f"EvolvedLoss {digest.hexdigest()[:16]}"
+    return digest.hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    return np.asarray(value).tolist() if isinstance(value, jax.Array | np.ndarray) else value

@@ -1,93 +1,94 @@
-"""The compiled functions of a training: pure functions of the state and the data on the device."""
+"""One training step and one evaluation, as pure functions of one device's share of a batch."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 
-from edl_jax.errors import ConfigError
 from edl_jax.training.augmentation import augment, normalize
 from edl_jax.training.config import TrainConfig
 from edl_jax.training.datasets import Dataset
 from edl_jax.training.losses import Loss
-from edl_jax.training.resnet import create_model
+from edl_jax.training.mixing import mix
+from edl_jax.training.models import create_model
+from edl_jax.training.optimizers import LOSS, MODEL
 
-_EVAL_BATCH = 1000
+AXIS = "data"  # the mapped axis of the devices that share a batch
 Batch = tuple[jax.Array, jax.Array]  # images and labels
 
 
 class TrainState(NamedTuple):
-    """All that a step changes.
+    """All that a step changes, equal on all devices.
 
     Attributes:
-      params: trainable parameters, float32.
+      params: `{"model": ..., "loss": ...}`, the trained parameters of the classifier and of a loss
+        that has some, float32.
       statistics: batch-norm statistics, float32.
+      average: moving average of the classifier's parameters and statistics, float32; empty without
+        `ema_decay`.
       optimizer: optax state.
       step: steps taken so far, int32 scalar.
       loss_sum: sum of the steps' mean losses since the epoch began, float32 scalar.
       correct: training images classified correctly since the epoch began, int32 scalar.
+      failed_step: the first step whose loss or gradient was not finite, int32 scalar; -1 if none.
     """
 
-    params: Any
+    params: dict[str, Any]
     statistics: Any
+    average: Any
     optimizer: optax.OptState
     step: jax.Array
     loss_sum: jax.Array
     correct: jax.Array
+    failed_step: jax.Array
 
 
-class TrainFunctions(NamedTuple):
-    """The functions of a training, compiled on first use.
+class Steps(NamedTuple):
+    """The functions of a training, for one device, not compiled.
 
     Attributes:
       init: `(key) -> state`.
-      epoch: `(state, key) -> state`, one pass over the training images; donates the state.
-      accuracy: `(state, split) -> accuracy` in [0, 1], a float; the split is "val" or "test".
-      images_per_epoch: training images in an epoch's whole batches.
-      learning_rate: `(step) -> learning rate`.
+      step: `(state, key, images, labels, index) -> state`: one step on this device's share of a
+        batch, images `[share, h, w, c]` uint8, labels `[share]` int32, and their places in the
+        whole batch, `[share]` int32. With several devices it runs under the mapped axis "data".
+        The key is the same in every step.
+      correct: `(state, images, labels) -> count` of images classified correctly, int32 scalar; a
+        label of -1 never is.
     """
 
     init: Callable[[jax.Array], TrainState]
-    epoch: Callable[[TrainState, jax.Array], TrainState]
-    accuracy: Callable[[TrainState, str], float]
-    images_per_epoch: int
-    learning_rate: Callable[[int], Any]
+    step: Callable[[TrainState, jax.Array, jax.Array, jax.Array, jax.Array], TrainState]
+    correct: Callable[[TrainState, jax.Array, jax.Array], jax.Array]
 
 
-def make_train(config: TrainConfig, dataset: Dataset, loss: Loss) -> TrainFunctions:
-    """Build the functions of a training; one set serves every seed.
+def make_steps(
+    config: TrainConfig,
+    dataset: Dataset,
+    loss: Loss,
+    schedule: optax.Schedule,
+    *,
+    steps_per_epoch: int,
+    on_cpu: bool,
+) -> Steps:
+    """Build the functions of a training.
 
-    On accelerators the body computes in bfloat16 and an epoch is one `lax.scan`. On the CPU it
-    computes in float32 and steps are looped from Python, because XLA's CPU backend runs a
-    convolution inside a loop many times slower than outside.
-
-    Raises:
-      ConfigError: if there are fewer training images than a batch.
+    Args:
+      config: how to train.
+      dataset: shapes, classes and the channels' mean and deviation.
+      loss: maps logits and labels to the losses of the examples; where it is an `nnx.Module`, its
+        parameters are trained too.
+      schedule: the learning rate.
+      steps_per_epoch: after so many steps the sums over an epoch begin anew.
+      on_cpu: whether loops are written out, and "auto" precision is float32.
     """
-    on_cpu = jax.default_backend() == "cpu"
-    dtype = jnp.float32 if on_cpu else jnp.bfloat16
-    num_train, *_, channels = dataset.train_images.shape
-    steps_per_epoch = num_train // config.batch_size
-    if steps_per_epoch == 0:
-        raise ConfigError(
-            f"TrainConfig.batch_size is {config.batch_size} with {num_train} training images; "
-            "expected at most as many as there are images."
-        )
-    warmup_steps = round(config.warmup_epochs * steps_per_epoch)
-    schedule = optax.schedules.warmup_cosine_decay_schedule(
-        init_value=0.0 if warmup_steps else config.learning_rate,
-        peak_value=config.learning_rate,
-        warmup_steps=warmup_steps,
-        # At least a step of decay, also where the warm-up is the whole training.
-        decay_steps=max(config.epochs * steps_per_epoch, warmup_steps + 1),
-    )
-    optimizer = optax.chain(
-        optax.add_decayed_weights(config.weight_decay),
-        optax.sgd(schedule, momentum=config.momentum, nesterov=True),
+    auto = jnp.float32 if on_cpu else jnp.bfloat16
+    dtype = auto if config.precision == "auto" else jnp.dtype(config.precision)
+    optimizer = config.make_optimizer(schedule)
+    loss_graph, loss_params = (
+        nnx.split(loss) if isinstance(loss, nnx.Module) else (None, nnx.State({}))
     )
 
     def build(key: jax.Array) -> nnx.Module:
@@ -95,109 +96,140 @@ def make_train(config: TrainConfig, dataset: Dataset, loss: Loss) -> TrainFuncti
             config.model,
             width=config.width,
             num_classes=dataset.num_classes,
-            in_channels=channels,
+            in_channels=dataset.train_images.shape[-1],
+            image_size=dataset.train_images.shape[1],
             dtype=dtype,
+            head_scale=config.head_scale,
+            norm_axis=AXIS if config.sync_batch_norm else None,
             rngs=nnx.Rngs(key),
         )
 
-    graphdef = nnx.split(nnx.eval_shape(lambda: build(jax.random.key(0))), nnx.Param, ...)[0]
-    data = jax.device_put((dataset.train_images, dataset.train_labels))
+    graph = nnx.split(nnx.eval_shape(lambda: build(jax.random.key(0))), nnx.Param, ...)[0]
 
     def init(key: jax.Array) -> TrainState:
         _, params, statistics = nnx.split(build(key), nnx.Param, ...)
-        zero = jnp.zeros((), jnp.int32)
-        return TrainState(params, statistics, optimizer.init(params), zero, jnp.zeros(()), zero)
+        trained = {MODEL: params, LOSS: loss_params}
+        return TrainState(
+            trained,
+            statistics,
+            jax.tree.map(jnp.copy, (params, statistics)) if config.ema_decay else (),
+            optimizer.init(trained),
+            step=jnp.zeros((), jnp.int32),
+            loss_sum=jnp.zeros(()),
+            correct=jnp.zeros((), jnp.int32),
+            failed_step=jnp.full((), -1, jnp.int32),
+        )
 
-    def step(state: TrainState, key: jax.Array, order: jax.Array, data: Batch) -> TrainState:
-        """One step on the next batch in `order`, `[num_train]`; `data` is all images and labels."""
-        start = (state.step % steps_per_epoch) * config.batch_size
-        batch = jax.lax.dynamic_slice_in_dim(order, start, config.batch_size)
-        images, labels = data[0][batch], data[1][batch]
-        if config.augment:
-            images = augment(
-                jax.random.fold_in(key, state.step),
-                images,
-                padding=dataset.crop_padding,
-                flip=dataset.flip,
-            )
+    def losses_of(params: Any, logits: jax.Array, targets: jax.Array) -> jax.Array:
+        if loss_graph is None:
+            return loss(logits, targets)
+        return nnx.merge(loss_graph, params, copy=True)(logits, targets)
+
+    def gradient(
+        params: Any, statistics: Any, key: jax.Array, images: jax.Array, part: Batch
+    ) -> tuple[Any, Any, jax.Array, jax.Array]:
+        """Gradient, statistics after, mean loss and correct images of a part of the share."""
+        labels, index = part
+        key_augment, key_mix = jax.random.split(key)
+        images = augment(
+            key_augment,
+            images,
+            index,
+            config.augmentation,
+            padding=dataset.crop_padding,
+            flip=dataset.flip,
+            mean=dataset.mean,
+        )
         images = normalize(images, dataset.mean, dataset.std, dtype)
+        images, targets = mix(
+            key_mix, images, labels, config.augmentation, num_classes=dataset.num_classes
+        )
 
         def objective(params: Any) -> tuple[jax.Array, tuple[Any, jax.Array]]:
             # Copied, because a model may only update variables made at its own level of tracing.
-            model = nnx.merge(graphdef, params, state.statistics, copy=True)
+            model = nnx.merge(graph, params[MODEL], statistics, copy=True)
             model.train()
             logits = model(images)
-            statistics = nnx.state(model, nnx.Not(nnx.Param))
-            return loss(logits, labels).mean(), (statistics, logits)
+            mean_loss = losses_of(params[LOSS], logits, targets).mean()
+            return mean_loss, (nnx.state(model, nnx.Not(nnx.Param)), logits)
 
         value_and_grad = jax.value_and_grad(objective, has_aux=True)
-        (value, (statistics, logits)), gradient = value_and_grad(state.params)
-        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
-        correct = jnp.sum(jnp.argmax(logits, axis=-1) == labels)
-        return TrainState(
-            optax.apply_updates(state.params, updates),
-            statistics,
-            optimizer_state,
-            state.step + 1,
-            state.loss_sum + value,
-            state.correct + correct,
+        (value, (statistics, logits)), found = value_and_grad(params)
+        return found, statistics, value, jnp.sum(jnp.argmax(logits, axis=-1) == labels)
+
+    def accumulated(
+        state: TrainState, key: jax.Array, images: jax.Array, part: Batch
+    ) -> tuple[Any, Any, jax.Array, jax.Array]:
+        """As `gradient`, of the whole share, one part after the other."""
+        if config.accumulate == 1:
+            return gradient(state.params, state.statistics, key, images, part)
+        parts = jax.tree.map(
+            lambda x: x.reshape(config.accumulate, -1, *x.shape[1:]), (images, part)
         )
 
-    def begin_epoch(state: TrainState, key: jax.Array) -> tuple[TrainState, jax.Array]:
-        order = jax.random.permutation(jax.random.fold_in(key, state.step), num_train)
-        zero = jnp.zeros((), jnp.int32)
-        return state._replace(loss_sum=jnp.zeros(()), correct=zero), order
+        def add(carry: Any, part: Any) -> tuple[Any, None]:
+            sums, statistics = carry
+            found, statistics, value, correct = gradient(state.params, statistics, key, *part)
+            return (jax.tree.map(jnp.add, sums, (found, value, correct)), statistics), None
 
-    def scanned_epoch(state: TrainState, key: jax.Array, data: Batch) -> TrainState:
-        state, order = begin_epoch(state, key)
+        zeros = (
+            jax.tree.map(jnp.zeros_like, state.params),
+            jnp.zeros(()),
+            jnp.zeros((), jnp.int32),
+        )
+        # On the CPU a convolution inside a loop is many times slower than outside.
+        unroll = config.accumulate if on_cpu else 1
+        (sums, statistics), _ = jax.lax.scan(add, (zeros, state.statistics), parts, unroll=unroll)
+        found, value = jax.tree.map(lambda x: x / config.accumulate, sums[:2])
+        return found, statistics, value, sums[2]
 
-        def body(state: TrainState, _: None) -> tuple[TrainState, None]:
-            return step(state, key, order, data), None
+    def step(
+        state: TrainState,
+        key: jax.Array,
+        images: jax.Array,
+        labels: jax.Array,
+        index: jax.Array,
+    ) -> TrainState:
+        key = jax.random.fold_in(key, state.step)
+        found, statistics, value, correct = accumulated(state, key, images, (labels, index))
+        found, statistics, value = jax.lax.pmean((found, statistics, value), AXIS)
+        correct = jax.lax.psum(correct, AXIS)
+        updates, optimizer_state = optimizer.update(found, state.optimizer, state.params)
+        params: Any = optax.apply_updates(state.params, updates)
+        finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(found))
+        failed_now = ~finite & (state.failed_step < 0)
+        going = state.step % steps_per_epoch > 0  # the epoch has begun before
+        return TrainState(
+            params,
+            statistics,
+            averaged(state, (params[MODEL], statistics)),
+            optimizer_state,
+            step=state.step + 1,
+            loss_sum=jnp.where(going, state.loss_sum, 0.0) + value,
+            correct=jnp.where(going, state.correct, 0) + correct,
+            failed_step=jnp.where(failed_now, state.step, state.failed_step),
+        )
 
-        return jax.lax.scan(body, state, length=steps_per_epoch)[0]
+    def averaged(state: TrainState, new: Any) -> Any:
+        """The moving average; it follows closely at first, so that it forgets the initial weights.
 
-    jitted_epoch = jax.jit(scanned_epoch, donate_argnums=0)
-    jitted_begin = jax.jit(begin_epoch, donate_argnums=0)
-    jitted_step = jax.jit(step, donate_argnums=0)
+        The decay is at most (1 + t) / (10 + t), as in TensorFlow's ExponentialMovingAverage.
+        """
+        if not config.ema_decay:
+            return ()
+        decay = jnp.minimum(config.ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        return optax.tree.update_moment(new, state.average, decay, 1)
 
-    def epoch(state: TrainState, key: jax.Array) -> TrainState:
-        if not on_cpu:
-            return jitted_epoch(state, key, data)
-        state, order = jitted_begin(state, key)
-        for _ in range(steps_per_epoch):
-            state = jitted_step(state, key, order, data)
-        return state
-
-    held_out = {
-        "val": _on_device(dataset.val_images, dataset.val_labels),
-        "test": _on_device(dataset.test_images, dataset.test_labels),
-    }
-
-    @jax.jit
-    def count_correct(state: TrainState, batches: Batch, index: jax.Array) -> jax.Array:
-        images, labels = batches[0][index], batches[1][index]
-        model = nnx.merge(graphdef, state.params, state.statistics)
+    def correct(state: TrainState, images: jax.Array, labels: jax.Array) -> jax.Array:
+        params, statistics = evaluated(state)
+        model = nnx.merge(graph, params, statistics)
         model.eval()
         logits = model(normalize(images, dataset.mean, dataset.std, dtype))
-        return jnp.sum(jnp.argmax(logits, axis=-1) == labels)
+        return jax.lax.psum(jnp.sum(jnp.argmax(logits, axis=-1) == labels), AXIS)
 
-    def accuracy(state: TrainState, split: str) -> float:
-        batches = held_out[split]
-        counts = [count_correct(state, batches, index) for index in range(len(batches[0]))]
-        return float(sum(counts)) / len(getattr(dataset, f"{split}_labels"))
-
-    return TrainFunctions(
-        jax.jit(init), epoch, accuracy, steps_per_epoch * config.batch_size, schedule
-    )
+    return Steps(init, step, correct)
 
 
-def _on_device(images: np.ndarray, labels: np.ndarray) -> Batch:
-    """Images and labels in batches, `[batches, batch, ...]`, put on the device.
-
-    A last short batch is filled up with labels that no prediction matches.
-    """
-    size = max(min(_EVAL_BATCH, len(labels)), 1)
-    missing = -len(labels) % size
-    images = np.pad(images, [(0, missing)] + [(0, 0)] * 3)
-    labels = np.pad(labels, (0, missing), constant_values=-1)
-    return jax.device_put((images.reshape(-1, size, *images.shape[1:]), labels.reshape(-1, size)))
+def evaluated(state: TrainState) -> tuple[Any, Any]:
+    """The classifier's parameters and statistics that are evaluated: averages where there are."""
+    return state.average or (state.params[MODEL], state.statistics)

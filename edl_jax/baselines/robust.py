@@ -1,0 +1,275 @@
+"""Losses made to resist wrong labels."""
+
+import jax
+import jax.numpy as jnp
+
+from edl_jax.baselines.common import LOSSES, check_number, per_example
+from edl_jax.baselines.cross_entropies import focal_of_every_class
+from edl_jax.frozen.inputs import log_softmax, pick
+
+ArrayLike = jax.typing.ArrayLike
+
+
+@LOSSES.register("mae")
+def mae(
+    logits: ArrayLike, labels: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None
+) -> jax.Array:
+    """Mean absolute error, `sum_k |p_k - [k = y]| = 2 (1 - p_y)`.
+
+    Args:
+      logits: `[..., num_classes]`.
+      labels: classes `[...]`, or soft labels `[..., num_classes]`.
+      axis: axis of the classes.
+      where: mask of the classes.
+
+    Returns:
+      Losses from 0 to 2, `[...]`, in the logits' dtype.
+
+    Raises:
+      InputError: if shapes, dtypes or labels do not fit.
+
+    References:
+      Ghosh, Kumar and Sastry, "Robust Loss Functions under Label Noise for Deep Neural Networks",
+      2017. https://arxiv.org/abs/1712.09482
+    """
+
+    def of_label(x: jax.Array, label: jax.Array, mask: jax.Array | None) -> jax.Array:
+        return 2 * _miss(x, label, mask)
+
+    return per_example(of_label, logits, labels, axis, where)
+
+
+@LOSSES.register("gce")
+def gce(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    q: float = 0.7,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    """Generalised cross-entropy, `(1 - p_y^q) / q`.
+
+    Cross-entropy as `q` goes to 0, half of mean absolute error at 1.
+
+    Args:
+      logits: `[..., num_classes]`.
+      labels: classes `[...]`, or soft labels `[..., num_classes]`.
+      q: in (0, 1]; the paper's 0.7.
+      axis: axis of the classes.
+      where: mask of the classes.
+
+    Returns:
+      Losses from 0 to `1 / q`, `[...]`, in the logits' dtype.
+
+    Raises:
+      InputError: if shapes, dtypes or labels do not fit.
+      ConfigError: if `q` is out of range.
+
+    References:
+      Zhang and Sabuncu, "Generalized Cross Entropy Loss for Training Deep Neural Networks with
+      Noisy Labels", 2018. https://arxiv.org/abs/1805.07836
+    """
+    check_number("q", q, 0, 1, open_low=True)
+
+    def of_label(x: jax.Array, label: jax.Array, mask: jax.Array | None) -> jax.Array:
+        return -jnp.expm1(q * pick(log_softmax(x, mask), label)) / q
+
+    return per_example(of_label, logits, labels, axis, where)
+
+
+@LOSSES.register("sce")
+def sce(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    alpha: float = 0.1,
+    beta: float = 1.0,
+    log_zero: float = -4.0,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    """Symmetric cross-entropy, `-alpha log p_y - beta log_zero (1 - p_y)`.
+
+    The second term is the reverse cross-entropy `-sum_k p_k log [k = y]` with `log_zero` for the
+    logarithm of 0.
+
+    Args:
+      logits: `[..., num_classes]`.
+      labels: classes `[...]`, or soft labels `[..., num_classes]`.
+      alpha: weight of cross-entropy, at least 0; the paper's 0.1 for CIFAR-10.
+      beta: weight of reverse cross-entropy, at least 0; the paper's 1.
+      log_zero: the paper's A, at most 0; its -4.
+      axis: axis of the classes.
+      where: mask of the classes.
+
+    Returns:
+      Losses of at least 0, `[...]`, in the logits' dtype.
+
+    Raises:
+      InputError: if shapes, dtypes or labels do not fit.
+      ConfigError: if an option is out of range.
+
+    References:
+      Wang et al., "Symmetric Cross Entropy for Robust Learning with Noisy Labels", 2019.
+      https://arxiv.org/abs/1908.06112
+    """
+    _check_weights(alpha, beta, log_zero)
+
+    def of_label(x: jax.Array, label: jax.Array, mask: jax.Array | None) -> jax.Array:
+        log_p = pick(log_softmax(x, mask), label)
+        return -alpha * log_p + beta * log_zero * jnp.expm1(log_p)
+
+    return per_example(of_label, logits, labels, axis, where)
+
+
+@LOSSES.register("nce_mae")
+def nce_mae(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    """Normalised cross-entropy with mean absolute error, an active and a passive loss.
+
+    `alpha log p_y / sum_k log p_k + beta (1 - p_y)`. Mean absolute error is halved as in the
+    authors' code, so that the weights mean what theirs do.
+
+    Args:
+      logits: `[..., num_classes]`.
+      labels: classes `[...]`, or soft labels `[..., num_classes]`.
+      alpha: weight of the active loss, at least 0; the paper's 1 for CIFAR-10.
+      beta: weight of the passive loss, at least 0; the paper's 1 for CIFAR-10.
+      axis: axis of the classes.
+      where: mask of the classes.
+
+    Returns:
+      Losses from 0 to `alpha + beta`, `[...]`, in the logits' dtype.
+
+    Raises:
+      InputError: if shapes, dtypes or labels do not fit.
+      ConfigError: if an option is out of range.
+
+    References:
+      Ma et al., "Normalized Loss Functions for Deep Learning with Noisy Labels", 2020.
+      https://arxiv.org/abs/2006.13554
+    """
+    _check_weights(alpha, beta)
+
+    def of_label(x: jax.Array, label: jax.Array, mask: jax.Array | None) -> jax.Array:
+        active = _normalised(-log_softmax(x, mask), label, mask)
+        return alpha * active + beta * _miss(x, label, mask)
+
+    return per_example(of_label, logits, labels, axis, where)
+
+
+@LOSSES.register("nce_rce")
+def nce_rce(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    log_zero: float = -4.0,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    """Normalised cross-entropy with reverse cross-entropy, an active and a passive loss.
+
+    `alpha log p_y / sum_k log p_k - beta log_zero (1 - p_y)`.
+
+    Args:
+      logits: `[..., num_classes]`.
+      labels: classes `[...]`, or soft labels `[..., num_classes]`.
+      alpha: weight of the active loss, at least 0; the paper's 1 for CIFAR-10.
+      beta: weight of the passive loss, at least 0; the paper's 1 for CIFAR-10.
+      log_zero: the paper's A, at most 0; its -4.
+      axis: axis of the classes.
+      where: mask of the classes.
+
+    Returns:
+      Losses of at least 0, `[...]`, in the logits' dtype.
+
+    Raises:
+      InputError: if shapes, dtypes or labels do not fit.
+      ConfigError: if an option is out of range.
+
+    References:
+      Ma et al., "Normalized Loss Functions for Deep Learning with Noisy Labels", 2020.
+      https://arxiv.org/abs/2006.13554
+    """
+    _check_weights(alpha, beta, log_zero)
+
+    def of_label(x: jax.Array, label: jax.Array, mask: jax.Array | None) -> jax.Array:
+        active = _normalised(-log_softmax(x, mask), label, mask)
+        return alpha * active - beta * log_zero * _miss(x, label, mask)
+
+    return per_example(of_label, logits, labels, axis, where)
+
+
+@LOSSES.register("nfl_rce")
+def nfl_rce(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    gamma: float = 0.5,
+    log_zero: float = -4.0,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    """Normalised focal loss with reverse cross-entropy, an active and a passive loss.
+
+    `alpha F_y / sum_k F_k - beta log_zero (1 - p_y)` with `F_k = -(1 - p_k)^gamma log p_k`.
+
+    Args:
+      logits: `[..., num_classes]`.
+      labels: classes `[...]`, or soft labels `[..., num_classes]`.
+      alpha: weight of the active loss, at least 0; the paper's 1 for CIFAR-10.
+      beta: weight of the passive loss, at least 0; the paper's 1 for CIFAR-10.
+      gamma: the focal loss's, at least 0; the paper's 0.5.
+      log_zero: the paper's A, at most 0; its -4.
+      axis: axis of the classes.
+      where: mask of the classes.
+
+    Returns:
+      Losses of at least 0, `[...]`, in the logits' dtype.
+
+    Raises:
+      InputError: if shapes, dtypes or labels do not fit.
+      ConfigError: if an option is out of range.
+
+    References:
+      Ma et al., "Normalized Loss Functions for Deep Learning with Noisy Labels", 2020.
+      https://arxiv.org/abs/2006.13554
+    """
+    _check_weights(alpha, beta, log_zero)
+    check_number("gamma", gamma, 0)
+
+    def of_label(x: jax.Array, label: jax.Array, mask: jax.Array | None) -> jax.Array:
+        active = _normalised(focal_of_every_class(log_softmax(x, mask), gamma), label, mask)
+        return alpha * active - beta * log_zero * _miss(x, label, mask)
+
+    return per_example(of_label, logits, labels, axis, where)
+
+
+def _miss(x: jax.Array, label: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """`1 - p_y`, `[...]`."""
+    return -jnp.expm1(pick(log_softmax(x, mask), label))
+
+
+def _normalised(every: jax.Array, label: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """The label's share `[...]` of the losses of all classes, `[..., num_classes]`."""
+    total = jnp.sum(every, axis=-1, where=mask)
+    # All are 0 where one class alone takes part.
+    return pick(every, label) / jnp.where(total > 0, total, 1.0)
+
+
+def _check_weights(alpha: float, beta: float, log_zero: float = -1.0) -> None:
+    check_number("alpha", alpha, 0)
+    check_number("beta", beta, 0)
+    check_number("log_zero", log_zero, -1000, 0)

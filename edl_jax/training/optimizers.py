@@ -1,0 +1,88 @@
+"""Optimisers of optax by name, and the learning rate's schedule."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from edl_jax.errors import ConfigError
+
+# What is trained: the classifier, and a loss that has parameters of its own.
+MODEL, LOSS = "model", "loss"
+_DECAYED = {MODEL: True, LOSS: False}
+
+
+def make_schedule(learning_rate: float, *, warmup_steps: int, total_steps: int) -> optax.Schedule:
+    """Linear warm-up from 0, then cosine decay to 0."""
+    return optax.schedules.warmup_cosine_decay_schedule(
+        init_value=0.0 if warmup_steps else learning_rate,
+        peak_value=learning_rate,
+        warmup_steps=warmup_steps,
+        # At least a step of decay, also where the warm-up is the whole training.
+        decay_steps=max(total_steps, warmup_steps + 1),
+    )
+
+
+def make_optimizer(
+    name: str,
+    options: Mapping[str, Any],
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    weight_decay: float = 0.0,
+    clip_norm: float | None = None,
+) -> optax.GradientTransformation:
+    """An optimiser of optax for parameters `{"model": ..., "loss": ...}`.
+
+    The gradient is clipped first. Where the optimiser has a `weight_decay` of its own (AdamW, Lion,
+    LAMB, ...) that is the decay; otherwise it is an L2 penalty, `weight_decay * parameter` added
+    to the gradient. A loss's own parameters never decay.
+
+    Args:
+      name: a function of `optax` that takes a `learning_rate`, such as "sgd".
+      options: its other arguments.
+      learning_rate: a number or a schedule.
+      weight_decay: the factor of the decay.
+      clip_norm: the gradient's largest Euclidean norm; None: it is not clipped.
+
+    Raises:
+      ConfigError: if there is no such optimiser, it does not take the options, or it needs more
+        than gradients.
+    """
+    make: Any = getattr(optax, name, None)
+    known = _arguments(make)
+    if "learning_rate" not in known:
+        raise ConfigError(
+            f"optimizer is {name!r}; expected an optimiser of optax, such as sgd, adamw, lion or "
+            "rmsprop."
+        )
+    masks = {"mask", "weight_decay_mask"} & set(known)
+    allowed = [x for x in known if x not in {"learning_rate", "weight_decay"} | masks]
+    if surplus := [x for x in options if x not in allowed]:
+        raise ConfigError(
+            f"optimizer_options has {', '.join(surplus)}; {name} takes {', '.join(allowed)}."
+        )
+    own_decay = "weight_decay" in known
+    decay = {"weight_decay": weight_decay, **dict.fromkeys(masks, _DECAYED)} if own_decay else {}
+    parts = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
+    if weight_decay and not own_decay:
+        parts.append(optax.add_decayed_weights(weight_decay, mask=_DECAYED))
+    try:
+        optimizer = optax.chain(*parts, make(learning_rate, **options, **decay))
+        toy = {MODEL: jnp.ones(2), LOSS: jnp.ones(2)}
+        jax.eval_shape(lambda x: optimizer.update(x, optimizer.init(x), x), toy)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise ConfigError(
+            f"optimizer {name!r} with optimizer_options {dict(options)} cannot be used ({error}); "
+            "expected one that needs gradients and parameters alone, and options of the right kind."
+        ) from error
+    return optimizer
+
+
+def _arguments(make: Any) -> list[str]:
+    try:
+        return list(inspect.signature(make).parameters)
+    except (TypeError, ValueError):  # nothing of that name, or no function
+        return []

@@ -1,0 +1,175 @@
+"""Train one classifier, or one for each of several seeds."""
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from edl_jax.devices import device_mesh
+from edl_jax.errors import ConfigError
+from edl_jax.processes import first_does, is_first
+from edl_jax.runs import RunFolder, as_json
+from edl_jax.training.config import TrainConfig
+from edl_jax.training.datasets import Dataset, load_dataset
+from edl_jax.training.loop import Row, TrainResult, run_training
+from edl_jax.training.losses import Loss, describe_loss, resolve_loss
+from edl_jax.training.programs import TrainFunctions, make_train
+from edl_jax.training.steps import AXIS
+
+
+def train(
+    config: TrainConfig | None = None,
+    *,
+    loss: Loss | None = None,
+    run_dir: str | os.PathLike[str] | None = None,
+    devices: Sequence[Any] | None = None,
+    progress: bool = False,
+) -> TrainResult:
+    """Train a classifier on real images with a loss.
+
+    All devices share every batch. Several processes (after `jax.distributed.initialize`) all call
+    this alike.
+
+    Args:
+      config: how to train; the defaults unless given.
+      loss: the loss itself, such as `pretrain(...).loss`, in place of the one `config.loss` names;
+        takes logits `[batch, num_classes]` and labels, `[batch]` int32 or, with mixup or cutmix,
+        `[batch, num_classes]` float32, and gives losses `[batch]`. The parameters of an
+        `nnx.Module` are trained too.
+      run_dir: where to keep configuration, metrics, checkpoints and the result; a run that was
+        stopped there goes on from its last checkpoint, and of one that is finished the result is
+        given again. Nothing is written unless given. Of several processes the first alone writes.
+      devices: some of `jax.devices()`, which share every batch; all, of all processes, unless
+        given.
+      progress: whether to show a progress bar.
+
+    Raises:
+      ConfigError, DataError, LossFileError: if a name, the data or a file cannot be used.
+      RunFolderError: if `run_dir` holds a run with another configuration, or cannot be written.
+      Preempted: on SIGTERM, after the chunk of steps under way is saved; only with `run_dir`.
+      ProcessError: if another process of the run is gone.
+      EDLError: if training diverges.
+    """
+    config = config or TrainConfig()
+    mesh = device_mesh(AXIS, devices)
+    dataset = load_config_dataset(config)
+    loss = resolve_config_loss(config, dataset) if loss is None else loss
+    functions = make_train(config, dataset, loss, mesh)
+    identity = {"train": as_json(config), "data": dataset.name, "loss": describe_loss(loss)}
+    folder = first_does(
+        lambda: None if run_dir is None else RunFolder(Path(run_dir), identity), share=False
+    )
+    (result,) = run_training(
+        config,
+        functions,
+        [config.seed],
+        source=dataset.source,
+        folder=folder,
+        progress=progress and is_first(),
+    )
+    if folder is not None:
+        folder.write_json(
+            "results.json", {"test_accuracy": result.test_accuracy, "data": result.source}
+        )
+    return result
+
+
+def make_trainer(
+    config: TrainConfig,
+    *,
+    loss: Loss | None = None,
+    devices: Sequence[Any] | None = None,
+    seeds_at_a_time: int | None = None,
+) -> Callable[..., list[TrainResult]]:
+    """Build a function that trains from any seeds, compiled on first use.
+
+    Each network is trained as by `train` with its seed; `config.seed` is not used.
+
+    Args:
+      config: how to train.
+      loss: as of `train`.
+      devices: as of `train`.
+      seeds_at_a_time: seeds in one program; unless given, what fits on an accelerator, and one on
+        the CPU, whose convolutions take longer with an axis of seeds.
+
+    Returns:
+      `(seeds, *, report, progress) -> results`, in the order of the seeds; `report` is called with
+      the row of metrics of every epoch of every seed as it ends.
+
+    Raises:
+      ConfigError, DataError, LossFileError, ProcessError, EDLError: as of `train`; so does the
+        function.
+    """
+    if seeds_at_a_time is not None and seeds_at_a_time < 1:
+        raise ConfigError(f"seeds_at_a_time is {seeds_at_a_time}; expected at least 1.")
+    mesh = device_mesh(AXIS, devices)
+    dataset = load_config_dataset(config)
+    loss = resolve_config_loss(config, dataset) if loss is None else loss
+
+    @functools.cache
+    def made(count: int) -> TrainFunctions:
+        return make_train(config, dataset, loss, mesh, num_seeds=None if count == 1 else count)
+
+    def run(
+        seeds: Sequence[int],
+        *,
+        report: Callable[[Row], None] = lambda row: None,
+        progress: bool = False,
+    ) -> list[TrainResult]:
+        size = seeds_at_a_time or _seeds_that_fit(made(1), len(seeds))
+        groups = [seeds[first : first + size] for first in range(0, len(seeds), size)]
+        return [
+            result
+            for group in groups
+            for result in run_training(
+                config,
+                made(len(group)),
+                group,
+                source=dataset.source,
+                progress=progress and is_first(),
+                report=report,
+            )
+        ]
+
+    return run
+
+
+def _seeds_that_fit(functions: TrainFunctions, num_seeds: int) -> int:
+    """How many seeds to train in one program, by what the program of one needs; 1 on the CPU."""
+    limits = [(x.memory_stats() or {}).get("bytes_limit", 0) for x in jax.local_devices()]
+    if functions.mesh.devices.flat[0].platform == "cpu" or not min(limits):
+        return 1
+    needed = functions.peak_bytes()
+    used = 0.8  # the rest is for evaluation and fragments
+    return min(num_seeds, max(1, int(used * min(limits) / needed))) if needed else 1
+
+
+def load_config_dataset(config: TrainConfig) -> Dataset:
+    """The data set that `config` names; of several processes the first prepares it."""
+
+    def load() -> Dataset:
+        return load_dataset(
+            config.dataset,
+            data_dir=config.data_dir,
+            train_examples=config.train_examples,
+            val_examples=config.val_examples,
+            test_examples=config.test_examples,
+            split_seed=config.split_seed,
+            image_size=config.image_size,
+            label_noise=config.label_noise,
+            noise_rate=config.noise_rate,
+            imbalance=config.imbalance,
+            imbalance_factor=config.imbalance_factor,
+            corruption_seed=config.corruption_seed,
+            stream=config.stream,
+        )
+
+    return first_does(load, share=False) or load()
+
+
+def resolve_config_loss(config: TrainConfig, dataset: Dataset) -> Loss:
+    """The loss that `config` names."""
+    return resolve_loss(config.loss, config.loss_options, class_counts=dataset.class_counts)

@@ -1,0 +1,255 @@
+import importlib.util
+import itertools
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from edl_jax.errors import DataError, InputError
+from edl_jax.training import datasets, streaming
+from edl_jax.training.datasets import load_dataset
+from edl_jax.training.streaming import fits_device, prefetch_to_device, stream_batches
+
+needs_grain = pytest.mark.skipif(
+    importlib.util.find_spec("grain") is None, reason="grain is not installed"
+)
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (50, 4, 4, 3), dtype=np.uint8)
+LABELS = RNG.integers(0, 10, 50)
+
+
+def ahead_threads() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith("grain-prefetch")]
+
+
+def wait_until_threads_end():
+    """Grain tells its threads to end and does not wait for them."""
+    for _ in range(500):
+        if not ahead_threads():
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"still running: {ahead_threads()}")
+
+
+class Slow:
+    """Images that remember which were asked for, and fail at one of them."""
+
+    shape = IMAGES.shape
+
+    def __init__(self, broken=None):
+        self.broken, self.asked = broken, []
+
+    def __len__(self):
+        return len(IMAGES)
+
+    def __getitem__(self, indices):
+        self.asked.append([*indices])
+        time.sleep(0.002)
+        if self.broken in indices:
+            raise DataError("cannot read")
+        return IMAGES[indices]
+
+
+# Batches
+
+
+@needs_grain
+@pytest.mark.parametrize("steps", [0, 1, 23])
+def test_batches_are_the_examples_asked_for_in_that_order(steps):
+    indices = RNG.integers(0, 50, (steps, 5))
+    found = [*stream_batches(IMAGES, LABELS, indices)]
+    assert len(found) == steps
+    for (images, labels), chosen in zip(found, indices, strict=True):
+        assert (images.dtype, labels.dtype) == (np.uint8, np.int32)
+        np.testing.assert_array_equal(images, IMAGES[chosen])
+        np.testing.assert_array_equal(labels, LABELS[chosen])
+    wait_until_threads_end()
+
+
+@needs_grain
+def test_streamed_sets_give_what_sets_in_memory_give(prepared):
+    memory = load_dataset("tiny_cells", data_dir=prepared, val_examples=20)
+    streamed = load_dataset("tiny_cells", data_dir=prepared, val_examples=20, stream=True)
+    indices = np.random.default_rng(1).permutation(70).reshape(14, 5)
+    both = zip(
+        stream_batches(memory.train_images, memory.train_labels, indices),
+        stream_batches(streamed.train_images, streamed.train_labels, indices),
+        strict=True,
+    )
+    for (images, labels), (streamed_images, streamed_labels) in both:
+        np.testing.assert_array_equal(streamed_images, images)
+        np.testing.assert_array_equal(streamed_labels, labels)
+
+
+@needs_grain
+@pytest.mark.parametrize("how", ["close", "drop", "exhaust"])
+def test_threads_end_when_the_consumer_stops(how):
+    source = Slow()
+    batches = stream_batches(source, LABELS, np.arange(50)[:, None])
+    if how == "exhaust":
+        for _ in batches:
+            pass
+    else:
+        next(batches)
+        assert ahead_threads()
+    if how == "close":
+        batches.close()
+    del batches
+    wait_until_threads_end()
+    if how != "exhaust":
+        asked = len(source.asked)
+        assert asked < 50
+        time.sleep(0.02)
+        assert len(source.asked) == asked
+
+
+@needs_grain
+def test_reading_is_ahead_of_the_consumer():
+    source = Slow()
+    batches = stream_batches(source, LABELS, np.arange(40)[:, None])
+    next(batches)
+    for _ in range(500):
+        if len(source.asked) > 1:
+            break
+        time.sleep(0.01)
+    assert len(source.asked) > 1
+    batches.close()
+
+
+@needs_grain
+def test_an_error_while_reading_reaches_the_consumer():
+    batches = stream_batches(Slow(broken=7), LABELS, np.arange(50)[:, None])
+    for number in range(7):
+        np.testing.assert_array_equal(next(batches)[0], IMAGES[[number]])
+    with pytest.raises(DataError, match="cannot read"):
+        next(batches)
+    wait_until_threads_end()
+
+
+@needs_grain
+def test_damaged_records_reach_the_consumer_as_a_data_error(copy_of):
+    root, folder = copy_of("tiny_cells")
+    data = load_dataset("tiny_cells", data_dir=root, stream=True)
+    data.train_images[[0]]
+    datasets._load.cache_clear()
+    for path in folder.glob("*-train.*"):
+        path.write_bytes(bytes(len(path.read_bytes())))
+    broken = streaming.StreamedImages(
+        datasets.open_tfds("tiny_cells", str(root), None), "train", np.arange(90)
+    )
+    with pytest.raises(DataError, match="cannot read the train split of tiny_cells"):
+        [*stream_batches(broken, data.train_labels, np.arange(90).reshape(9, 10))]
+    wait_until_threads_end()
+
+
+@pytest.mark.parametrize(
+    ("indices", "named"),
+    [
+        (np.arange(4), r"shape \(4,\)"),
+        (np.zeros((2, 2)), "float64"),
+        (np.array([[0, 50]]), r"0\.\.50; expected 0\.\.49"),
+        (np.array([[-1, 0]]), r"-1\.\.0"),
+    ],
+)
+def test_wrong_indices_are_refused_at_once(indices, named):
+    with pytest.raises(InputError, match=named):
+        stream_batches(IMAGES, LABELS, indices)
+
+
+def test_without_grain_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "grain", None)
+    with pytest.raises(DataError, match=r'grain.*pip install "edl_jax\[data\]"'):
+        stream_batches(IMAGES, LABELS, np.zeros((1, 1), int))
+
+
+# Device
+
+
+class Source:
+    """Counts what is taken from it and whether it was closed."""
+
+    def __init__(self, number):
+        self.taken, self.closed, self.number = 0, False, number
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.taken == self.number:
+            raise StopIteration
+        self.taken += 1
+        return self.taken - 1
+
+    def close(self):
+        self.closed = True
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 20])
+def test_so_many_batches_are_put_ahead(size):
+    source, put = Source(9), []
+
+    def record(batch):
+        put.append(batch)
+        return 10 * batch
+
+    for number, batch in enumerate(prefetch_to_device(source, record, size)):
+        assert batch == 10 * number
+        assert len(put) == source.taken == min(number + size + 1, 9)
+    assert number == 8
+    assert source.closed
+
+
+def test_the_source_is_closed_when_the_consumer_stops_or_putting_fails():
+    source = Source(9)
+    batches = prefetch_to_device(source, lambda batch: batch)
+    assert [*itertools.islice(batches, 2)] == [0, 1]
+    assert not source.closed
+    batches.close()  # type: ignore[attr-defined]
+    assert source.closed
+    source = Source(9)
+    with pytest.raises(ZeroDivisionError):
+        [*prefetch_to_device(source, lambda x: 1 // (3 - x))]
+    assert source.closed
+
+
+def test_batches_arrive_on_the_device():
+    for number, batch in enumerate(prefetch_to_device([np.ones(3), np.zeros(3)], jax.device_put)):
+        assert isinstance(batch, jax.Array)
+        np.testing.assert_array_equal(batch, 1 - number)
+
+
+# Memory
+
+
+class Device:
+    def __init__(self, stats):
+        self.memory_stats = lambda: stats
+
+
+@pytest.mark.parametrize(("num_bytes", "fits"), [(250, True), (251, False)])
+def test_images_may_fill_a_quarter_of_the_devices_memory(monkeypatch, num_bytes, fits):
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device({"bytes_limit": 1000})])
+    assert fits_device(num_bytes) == fits
+
+
+@pytest.mark.parametrize("stats", [None, {}])
+def test_without_a_limit_the_machines_memory_counts(monkeypatch, stats):
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device(stats)])
+    assert fits_device(2**20)
+    assert not fits_device(2**50)
+
+
+@pytest.mark.parametrize("size", [81_919, 81_920])
+def test_sets_that_do_not_fit_are_streamed(monkeypatch, size):
+    """1,280 images of 8x8 bytes."""
+    monkeypatch.setattr(datasets, "fits_device", lambda num_bytes: num_bytes <= size)
+    data = load_dataset("digits", train_examples=1280)
+    assert data.streamed == (size < 81_920)
+    for part in ("train", "val", "test"):
+        images = getattr(data, f"{part}_images")
+        assert isinstance(images, streaming.StreamedImages) == data.streamed
+    assert isinstance(data.train_labels, np.ndarray)
+    assert not load_dataset("digits", train_examples=1280, stream=False).streamed

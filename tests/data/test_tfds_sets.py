@@ -1,0 +1,262 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edl_jax.errors import ConfigError, DataError
+from edl_jax.training import datasets
+from edl_jax.training.datasets import load_dataset
+from edl_jax.training.images import fit_square
+
+pytest.importorskip("tensorflow_datasets")
+from tests.data import tiny
+
+
+def test_a_set_is_what_its_builder_says(prepared):
+    data = load_dataset("tiny_cells", data_dir=prepared)
+    assert data.name == "tiny_cells"
+    assert data.source == f"tiny_cells prepared in {prepared}"
+    assert (data.num_classes, data.class_names) == (3, tiny.SHAPES)
+    assert (data.crop_padding, data.flip, data.streamed) == (1, True, False)
+    for split, n in (("train", tiny.NUM_CELLS), ("test", tiny.NUM_TEST_CELLS)):
+        images, labels = getattr(data, f"{split}_images"), getattr(data, f"{split}_labels")
+        assert (images.dtype, labels.dtype) == (np.uint8, np.int32)
+        assert images.shape == (n, 10, 12, 1)
+        assert sorted(images[:, 0, 0, 0]) == [*range(n)]
+        assert images[:, 0, 0, 0].tolist() != [*range(n)]  # TFDS shuffles
+        for image, label in zip(images, labels, strict=True):
+            np.testing.assert_array_equal(image[..., 0], tiny.cell(split, image[0, 0, 0]))
+            assert label == image[0, 1, 0]
+    assert data.val_images.shape == (0, 10, 12, 1)
+    np.testing.assert_array_equal(data.class_counts, [30, 30, 30])
+    assert data.class_counts.dtype == np.int64
+
+
+def test_the_order_is_that_of_tfds_across_shards(prepared):
+    import tensorflow_datasets as tfds
+
+    direct = tfds.data_source("tiny_cells", data_dir=str(prepared), split="train")
+    data = load_dataset("tiny_cells", data_dir=prepared)
+    np.testing.assert_array_equal(data.train_images, [example["image"] for example in direct])
+
+
+def test_an_unprepared_set_is_prepared_by_its_own_builder_without_tensorflow(tmp_path):
+    data = load_dataset("tiny_cells", data_dir=tmp_path)
+    assert data.source == f"tiny_cells downloaded to and prepared in {tmp_path}"
+    assert len(data.train_images) == tiny.NUM_CELLS
+    assert [*tmp_path.glob("tiny_cells/1.0.0/*-train.array_record*")]
+    assert "tensorflow" not in sys.modules
+    assert load_dataset("tiny_cells", data_dir=tmp_path, val_examples=1).source == (
+        f"tiny_cells prepared in {tmp_path}"
+    )
+
+
+def test_a_builder_that_needs_tensorflow_is_said_to(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    with pytest.raises(DataError, match=r"TensorFlow to prepare.*once.*tfds\.builder\('tiny_arr"):
+        load_dataset("tiny_arrays", data_dir=tmp_path)
+    assert not [*tmp_path.rglob("dataset_info.json")]
+
+
+def test_prepared_sets_need_neither_their_builder_nor_tensorflow(prepared, tmp_path):
+    """With a tensorflow that could be imported, so that the test means something."""
+    (tmp_path / "tensorflow.py").write_text("")
+    code = (
+        "import sys; from edl_jax.training.datasets import load_dataset\n"
+        "assert not {'tensorflow_datasets', 'sklearn', 'grain', 'PIL'} & set(sys.modules)\n"
+        "data = load_dataset('tiny_cells', data_dir=sys.argv[1], train_examples=5)\n"
+        "assert data.class_names == ('square', 'circle', 'cross')\n"
+        "assert 'tensorflow_datasets' in sys.modules and 'tensorflow' not in sys.modules"
+    )
+    path = f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}"
+    environment = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", code, str(prepared)], check=True, env=environment)
+
+
+# Sizes
+
+
+def test_images_of_different_sizes_are_cut_to_squares(prepared):
+    data = load_dataset("tiny_photos/plain", data_dir=prepared, image_size=16)
+    assert data.name == "tiny_photos/plain"
+    assert data.train_images.shape == (12, 16, 16, 3)
+    assert (data.num_classes, data.class_names, data.crop_padding) == (4, ("0", "1", "2", "3"), 2)
+    for image, label in zip(data.train_images[:], data.train_labels, strict=True):
+        index = int(image[0, 0, 0])
+        assert label == index % 4
+        # The middle square's left half is half of the photo's left half.
+        np.testing.assert_array_equal(image[:, :7], index)
+        np.testing.assert_array_equal(image[:, 9:], 0)
+
+
+def test_the_default_configuration_is_found(prepared):
+    data = load_dataset("tiny_photos", data_dir=prepared, image_size=8)
+    assert data.name == "tiny_photos/plain"
+
+
+def test_validation_is_the_test_split_where_test_labels_are_secret(prepared):
+    data = load_dataset("tiny_photos/plain", data_dir=prepared, image_size=8)
+    assert len(data.test_labels) == 8
+
+
+@pytest.mark.parametrize("name", ["tiny_cells", "digits"])
+def test_images_of_one_size_can_be_resized(prepared, name):
+    data = load_dataset(name, data_dir=prepared, image_size=32)
+    assert data.train_images.shape[1:] == (32, 32, 1)
+    assert data.crop_padding == 4
+    own = load_dataset(name, data_dir=prepared)
+    assert own.train_images.shape[1:] == ((10, 12, 1) if name == "tiny_cells" else (8, 8, 1))
+
+
+def test_fit_square_averages_what_it_makes_smaller():
+    from PIL import Image
+
+    stripes = np.zeros((64, 96), np.uint8)
+    stripes[:, ::2] = 200
+    small = np.asarray(fit_square(Image.fromarray(stripes), 8))
+    np.testing.assert_allclose(small.astype(float), 100, atol=8)
+
+
+def test_images_of_no_fixed_size_need_one(prepared):
+    with pytest.raises(ConfigError, match=r"tiny_photos/plain has images of no fixed size.*image"):
+        load_dataset("tiny_photos/plain", data_dir=prepared)
+
+
+@pytest.mark.parametrize("size", [0, 2.5])
+def test_image_size_that_cannot_be_is_refused(prepared, size):
+    with pytest.raises(ConfigError, match="image_size is"):
+        load_dataset("tiny_cells", data_dir=prepared, image_size=size)
+
+
+# Refusals
+
+
+def test_sets_without_images_are_refused_with_what_they_have(prepared):
+    with pytest.raises(ConfigError, match=r"are .*text \(Text\).*of the type Image"):
+        load_dataset("tiny_words", data_dir=prepared)
+
+
+@pytest.mark.parametrize("name", ["tiny_words", "tiny_photos/plain"])
+def test_what_will_be_refused_is_not_prepared_first(tmp_path, name):
+    with pytest.raises(ConfigError, match=r"no set of labelled images|no fixed size"):
+        load_dataset(name, data_dir=tmp_path / "fresh")
+    assert not (tmp_path / "fresh").exists()
+
+
+def test_sets_without_a_test_split_are_refused(prepared):
+    with pytest.raises(ConfigError, match="has the splits train; expected train, and test or val"):
+        load_dataset("tiny_train", data_dir=prepared)
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("cifra10", "did you mean cifar10"),
+        ("digit", "did you mean digits"),
+        ("minst", "did you mean mnist"),
+        ("tiny_cell", "did you mean tiny_cells"),
+        ("qqqqqqqq", "expected a name that TFDS has"),
+        ("no name", "is no name"),
+        ("", "is no name"),
+        ("imagenette/999px", "configurations are .*320px"),
+        ("mnist:9.9.9", "no such configuration or version"),
+    ],
+)
+def test_wrong_names_are_refused_with_close_ones(prepared, name, advice):
+    with pytest.raises(ConfigError, match=rf"data set '{name}'.*{advice}"):
+        load_dataset(name, data_dir=prepared)
+
+
+def test_a_set_that_only_its_folder_knows_is_suggested(tmp_path):
+    (tmp_path / "herbarium_sheets").mkdir()
+    with pytest.raises(ConfigError, match=r"'herbarium_sheet'.*did you mean herbarium_sheets"):
+        load_dataset("herbarium_sheet", data_dir=tmp_path)
+
+
+# Damage
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "missing", "flipped"])
+@pytest.mark.parametrize("examples", [1, None])
+def test_damaged_records_are_an_error_that_names_the_folder(copy_of, damage, examples):
+    root, folder = copy_of("tiny_cells")
+    for path in folder.glob("tiny_cells-test.array_record*"):
+        content = path.read_bytes()
+        if damage == "missing":
+            path.unlink()
+        elif damage == "flipped":
+            path.write_bytes(bytes(byte ^ 255 for byte in content))
+        else:
+            path.write_bytes(content[: len(content) // 2 if damage == "truncated" else 0])
+    with pytest.raises(DataError, match=r"test split of tiny_cells in .*copy.*delete the folder"):
+        load_dataset("tiny_cells", data_dir=root, train_examples=1, test_examples=examples)
+
+
+def test_a_damaged_description_is_an_error(copy_of):
+    root, folder = copy_of("tiny_cells")
+    (folder / "dataset_info.json").write_text("{")
+    with pytest.raises(DataError, match=r"cannot open tiny_cells in .*copy.*delete the folder"):
+        load_dataset("tiny_cells", data_dir=root)
+
+
+def test_labels_out_of_range_are_an_error(copy_of):
+    root, folder = copy_of("tiny_cells")
+    path = folder / "features.json"
+    path.write_text(path.read_text().replace('"numClasses": "3"', '"numClasses": "2"'))
+    (folder / "label.labels.txt").write_text("square\ncircle\n")
+    with pytest.raises(DataError, match=r"train labels out of range 0\.\.1 in tiny_cells"):
+        load_dataset("tiny_cells", data_dir=root)
+
+
+# Parts
+
+
+def test_validation_is_drawn_by_seed_and_the_rest_keeps_its_order(prepared):
+    whole = load_dataset("tiny_cells", data_dir=prepared).train_images
+    data = load_dataset("tiny_cells", data_dir=prepared, val_examples=20, train_examples=40)
+    other = load_dataset("tiny_cells", data_dir=prepared, val_examples=20, split_seed=1)
+
+    def order(images):
+        return [whole[:, 0, 0, 0].tolist().index(index) for index in images[:, 0, 0, 0]]
+
+    val, train = order(data.val_images), order(data.train_images)
+    assert val == sorted(val)
+    assert val != [*range(70, 90)]
+    assert train == [row for row in range(90) if row not in val][:40]
+    assert order(other.val_images) != val
+    assert sorted(order(other.val_images) + order(other.train_images)) == [*range(90)]
+    datasets._load.cache_clear()
+    again = load_dataset("tiny_cells", data_dir=prepared, val_examples=20)
+    np.testing.assert_array_equal(again.val_images, data.val_images)
+
+
+def test_few_images_are_the_first_of_many_and_are_not_cached(copy_of):
+    root, _ = copy_of("tiny_cells")
+    few = load_dataset("tiny_cells", data_dir=root, train_examples=8, test_examples=2)
+    assert not (root / ".edl_jax").exists()
+    many = load_dataset("tiny_cells", data_dir=root)
+    assert (root / ".edl_jax").exists()
+    np.testing.assert_array_equal(few.train_images, many.train_images[:8])
+    np.testing.assert_array_equal(few.train_labels, many.train_labels[:8])
+    np.testing.assert_array_equal(few.test_images, many.test_images[:2])
+    np.testing.assert_array_equal(few.test_labels, many.test_labels[:2])
+
+
+@pytest.mark.parametrize(
+    ("counts", "named"),
+    [
+        ({"train_examples": 80, "val_examples": 11}, "80 train, 11 .*90"),
+        ({"test_examples": 31}, "31 test .*30"),
+        ({"val_examples": 90}, "90"),
+        ({"val_examples": -1}, "-1"),
+        ({"train_examples": 0}, "0 train"),
+        ({"test_examples": 0}, "0 test"),
+        ({"split_seed": -1}, "split_seed is -1"),
+    ],
+)
+def test_more_examples_than_there_are_is_refused(prepared, counts, named):
+    with pytest.raises(ConfigError, match=named):
+        load_dataset("tiny_cells", data_dir=prepared, **counts)

@@ -1,0 +1,245 @@
+"""Baseline losses against their formulas in float64, at their limits, and against optax."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.test_util import check_grads
+from scipy import optimize, special
+
+from edl_jax import LOSSES
+from edl_jax.baselines.evolved import CROSS_ENTROPY_EXPANSION
+from edl_jax.errors import ConfigError, InputError
+from tests.baseline_losses import COUNTS, NAMES, compiled, logits_of, quick_jit
+
+LABELS = np.asarray([0, 1, 2, 3, 4, 0])
+
+
+def tempered(x, t):
+    """The tempered softmax, its normaliser by bisection."""
+
+    def p(normaliser):
+        return (1 + (t - 1) * (normaliser - x)) ** (1 / (1 - t))
+
+    uniform = (len(x) ** (t - 1) - 1) / (t - 1)  # of equal logits: no normaliser is larger
+    root = optimize.brentq(lambda n: p(n).sum() - 1, x.max(), x.max() + uniform, xtol=1e-14)
+    return p(root)
+
+
+def bi_tempered_of(x, w, t1=0.8, t2=1.2):
+    def log_t(u):
+        return (u ** (1 - t1) - 1) / (1 - t1)
+
+    p, q = tempered(x, t2), np.where(w > 0, w, 1)
+    first = np.sum(w * (log_t(q) - log_t(p)))
+    return first - np.sum(w ** (2 - t1) - p ** (2 - t1)) / (2 - t1)
+
+
+def l_softmax_logit(x, margin=2, scale=30):
+    theta = np.arccos(x / scale)
+    k = np.floor(theta * margin / np.pi)
+    return scale * ((-1) ** k * np.cos(margin * theta) - 2 * k)
+
+
+def taylor_glo_of(x, w, a=CROSS_ENTROPY_EXPANSION):
+    total = 0.0
+    for u, v in zip(w - a[0], special.softmax(x) - a[1], strict=True):
+        total += a[2] * v + a[3] / 2 * v**2 + a[4] / 6 * v**3 + a[5] * u * v
+        total += a[6] / 2 * u * v**2 + a[7] / 2 * u**2 * v
+    return -total
+
+
+def replaced(x, y, value):
+    x = x.copy()
+    x[y] = value
+    return -special.log_softmax(x)[y]
+
+
+def normalised(values, y):
+    return values[y] / values.sum()
+
+
+def focals(p, gamma):
+    return -((1 - p) ** gamma) * np.log(p)
+
+
+K1 = special.k1(1.0)  # Bessel function, of Barron's partition function at a shape of 1
+
+# name: (logits of one example, probabilities, label) -> loss, at the default options
+FORMULAS = {
+    "cross_entropy": lambda x, p, y: -np.log(p[y]),
+    "label_smoothing": lambda x, p, y: -0.9 * np.log(p[y]) - 0.1 * np.log(p).mean(),
+    "focal": lambda x, p, y: focals(p, 2)[y],
+    "poly": lambda x, p, y: -np.log(p[y]) + 2 * (1 - p[y]),
+    "taylor_ce": lambda x, p, y: (1 - p[y]) + (1 - p[y]) ** 2 / 2,
+    "mae": lambda x, p, y: np.abs(p - np.eye(5)[y]).sum(),
+    "gce": lambda x, p, y: (1 - p[y] ** 0.7) / 0.7,
+    "sce": lambda x, p, y: -0.1 * np.log(p[y]) + 4 * np.delete(p, y).sum(),
+    "nce_mae": lambda x, p, y: normalised(-np.log(p), y) + 1 - p[y],
+    "nce_rce": lambda x, p, y: normalised(-np.log(p), y) + 4 * (1 - p[y]),
+    "nfl_rce": lambda x, p, y: normalised(focals(p, 0.5), y) + 4 * (1 - p[y]),
+    "bi_tempered": lambda x, p, y: bi_tempered_of(x, np.eye(5)[y]),
+    "multiclass_hinge": lambda x, p, y: max(0, 1 + np.delete(x, y).max() - x[y]),
+    "smoothed_zero_one": lambda x, p, y: 1 / (1 + np.exp(x[y] - np.delete(x, y).max())),
+    "ldam": lambda x, p, y: replaced(x, y, x[y] - 30 * 0.5 * (1 / COUNTS[y]) ** 0.25),
+    "large_margin_softmax": lambda x, p, y: replaced(x, y, l_softmax_logit(x[y])),
+    "additive_margin_softmax": lambda x, p, y: replaced(x, y, x[y] - 30 * 0.35),
+    "barron": lambda x, p, y: np.sqrt((1 - p[y]) ** 2 + 1) - 1,
+    "adaptive_barron": lambda x, p, y: np.sqrt((1 - p[y]) ** 2 + 1) - 1 + np.log(2 * np.e * K1),
+    "baikal": lambda x, p, y: -np.log(p).mean() + 1 / p[y] / 5,
+    "taylor_glo": lambda x, p, y: taylor_glo_of(x, np.eye(5)[y]),
+}
+PUBLISHED_SOFT = {"bi_tempered": bi_tempered_of, "taylor_glo": taylor_glo_of}
+
+
+def by_formula(name, logits, labels):
+    rows = np.asarray(logits, np.float64)
+    return [FORMULAS[name](x, special.softmax(x), y) for x, y in zip(rows, labels, strict=True)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_values(name):
+    for seed in range(5):
+        logits = logits_of(seed)
+        values = compiled()(logits, LABELS)[name][0]
+        np.testing.assert_allclose(values, by_formula(name, logits, LABELS), rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_values_with_soft_labels(name):
+    logits, soft = logits_of(1), np.asarray(jax.nn.softmax(logits_of(2)), np.float64)
+    each = np.stack([by_formula(name, logits, [k] * 6) for k in range(5)], axis=-1)
+    expected = (soft * each).sum(-1)
+    if name in PUBLISHED_SOFT:
+        pairs = zip(np.asarray(logits, np.float64), soft, strict=True)
+        expected = [PUBLISHED_SOFT[name](x, w) for x, w in pairs]
+    value = compiled()(logits, jnp.asarray(soft, jnp.float32))[name][0]
+    np.testing.assert_allclose(value, expected, rtol=2e-5, atol=2e-6)
+
+
+LIMITS = [  # (loss, options, what it then is, factor, tolerance)
+    ("label_smoothing", {"alpha": 0.0}, "cross_entropy", 1, 1e-6),
+    ("focal", {"gamma": 0.0}, "cross_entropy", 1, 1e-6),
+    ("poly", {"epsilon": 0.0}, "cross_entropy", 1, 1e-6),
+    ("taylor_ce", {"order": 1}, "mae", 0.5, 1e-6),
+    ("taylor_ce", {"order": 1000}, "cross_entropy", 1, 1e-4),
+    ("gce", {"q": 1.0}, "mae", 0.5, 1e-6),
+    ("gce", {"q": 1e-5}, "cross_entropy", 1, 1e-4),
+    ("sce", {"alpha": 1.0, "beta": 0.0}, "cross_entropy", 1, 1e-6),
+    ("nfl_rce", {"gamma": 0.0}, "nce_rce", 1, 1e-6),
+    ("nce_rce", {"log_zero": -1.0}, "nce_mae", 1, 1e-6),
+    ("bi_tempered", {"t1": 1.0, "t2": 1.0}, "cross_entropy", 1, 1e-5),
+    ("bi_tempered", {"t1": 0.9999, "t2": 1.0001}, "cross_entropy", 1, 2e-3),
+    ("bi_tempered", {"t1": 0.0, "t2": 1.0}, "brier", 0.5, 1e-5),
+    ("ldam", {"max_margin": 0.0, "class_counts": COUNTS}, "cross_entropy", 1, 1e-6),
+    ("large_margin_softmax", {"margin": 1}, "cross_entropy", 1, 1e-6),
+    ("additive_margin_softmax", {"margin": 0.0}, "cross_entropy", 1, 1e-6),
+    ("barron", {"alpha": 2.0, "scale": 0.5}, "squared_miss", 2, 1e-6),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "other", "factor", "tolerance"), LIMITS)
+def test_limits(name, options, other, factor, tolerance):
+    logits = logits_of(6, 1.0)
+    p = special.softmax(np.asarray(logits, np.float64), axis=-1)
+    if other == "squared_miss":
+        expected = (1 - p[np.arange(6), LABELS]) ** 2
+    elif other == "brier":
+        expected = ((p - np.eye(5)[LABELS]) ** 2).sum(-1)
+    else:
+        expected = np.asarray(by_formula(other, logits, LABELS))
+    value = LOSSES[name](logits, LABELS, **options)
+    np.testing.assert_allclose(value, factor * expected, rtol=tolerance, atol=1e-6)
+
+
+@pytest.mark.parametrize("margin", [2, 3, 4])
+def test_large_margin_softmax_with_scales_of_each_example_and_class(margin):
+    scale = 10 + 5 * jax.random.uniform(jax.random.key(1), (6, 5))
+    logits = logits_of(8)
+    rows, scales = np.asarray(logits, np.float64), np.asarray(scale, np.float64)
+    expected = [
+        replaced(x, y, l_softmax_logit(x[y], margin, s[y]))
+        for x, y, s in zip(rows, LABELS, scales, strict=True)
+    ]
+    loss = quick_jit(
+        lambda x, s: LOSSES["large_margin_softmax"](x.T, LABELS, margin=margin, scale=s.T, axis=0)
+    )
+    np.testing.assert_allclose(loss(logits, scale), expected, rtol=2e-5)
+    gradient = quick_jit(jax.grad(lambda s: loss.__wrapped__(logits, s).sum()))
+    assert jnp.isfinite(gradient(scale.at[0].set(0.0))).all()
+    with pytest.raises(InputError, match=r"scale has shape \(3,\)"):
+        LOSSES["large_margin_softmax"](logits, LABELS, scale=jnp.ones(3))
+
+
+def test_like_optax():
+    logits, one_hot = logits_of(5), jax.nn.one_hot(LABELS, 5)
+    optax_losses = {
+        "cross_entropy": optax.losses.softmax_cross_entropy(logits, one_hot),
+        "label_smoothing": optax.losses.softmax_cross_entropy(
+            logits, optax.losses.smooth_labels(one_hot, 0.1)
+        ),
+        "poly": optax.losses.poly_loss_cross_entropy(logits, one_hot),
+        "multiclass_hinge": optax.losses.multiclass_hinge_loss(logits, LABELS),
+    }
+    values = compiled()(logits, LABELS)
+    for name, expected in optax_losses.items():
+        np.testing.assert_allclose(values[name][0], expected, rtol=1e-5, err_msg=name)
+
+
+def test_like_torch():
+    torch = pytest.importorskip("torch")
+    functional = torch.nn.functional
+    logits = logits_of(5)
+    x, y = torch.tensor(np.asarray(logits)), torch.tensor(LABELS)
+    smoothed = functional.cross_entropy(x, y, label_smoothing=0.1, reduction="none")
+    values = compiled()(logits, LABELS)
+    np.testing.assert_allclose(values["label_smoothing"][0], smoothed.numpy(), rtol=1e-5)
+    # torch sums over the rivals, divided by the class count: of two classes, half the loss.
+    two = LOSSES["multiclass_hinge"](logits[:, :2], LABELS % 2)
+    hinge = functional.multi_margin_loss(x[:, :2], y % 2, reduction="none")
+    np.testing.assert_allclose(two, 2 * hinge.numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("label_smoothing", {"alpha": 1.5}, "alpha is 1.5; expected a finite number, at least 0"),
+        ("focal", {"gamma": "2"}, "gamma is '2'"),
+        ("focal", {"gamma": float("inf")}, "gamma is inf"),
+        ("poly", {"epsilon": -2}, "epsilon is -2"),
+        ("taylor_ce", {"order": 2.0}, "order is 2.0; expected a whole number"),
+        ("gce", {"q": 0}, "q is 0; expected a finite number, more than 0 and at most 1"),
+        ("sce", {"log_zero": 1.0}, "log_zero is 1.0"),
+        ("bi_tempered", {"t1": 1.2}, "t1 is 1.2"),
+        ("bi_tempered", {"t2": 0.8}, "t2 is 0.8"),
+        ("smoothed_zero_one", {"sharpness": True}, "sharpness is True"),
+        ("ldam", {"class_counts": (1, 2, 3, 0, 5)}, "at least 1"),
+        ("large_margin_softmax", {"margin": 0}, "margin is 0"),
+        ("additive_margin_softmax", {"scale": -1.0}, "scale is -1.0"),
+        ("barron", {"alpha": 3.0}, "alpha is 3.0"),
+        ("taylor_glo", {"parameters": (1.0, 2.0)}, "expected 8 numbers"),
+    ],
+)
+def test_refuses_bad_options(name, options, message):
+    with pytest.raises(ConfigError, match=message):
+        LOSSES[name](logits_of(), LABELS, **options)
+
+
+def test_refuses_counts_of_other_classes():
+    with pytest.raises(InputError, match="class_counts has 3 entries for 5 classes"):
+        LOSSES["ldam"](logits_of(), LABELS, class_counts=(1, 2, 3))
+
+
+@pytest.mark.parametrize(("t1", "t2"), [(0.5, 4.0), (0.9, 1.05), (0.2, 10.0)])
+def test_bi_tempered_at_other_temperatures(t1, t2):
+    logits = logits_of(7, 4.0)
+    rows = np.asarray(logits, np.float64)
+    expected = [bi_tempered_of(x, np.eye(5)[y], t1, t2) for x, y in zip(rows, LABELS, strict=True)]
+    loss = quick_jit(lambda x: LOSSES["bi_tempered"](x, LABELS, t1=t1, t2=t2))
+    np.testing.assert_allclose(loss(logits), expected, rtol=2e-5, atol=1e-6)
+
+
+def test_bi_tempered_in_forward_mode():
+    loss = jax.jit(lambda x: LOSSES["bi_tempered"](x, LABELS))
+    check_grads(loss, (logits_of(7),), order=1, modes=["fwd"], eps=1e-2, rtol=2e-3)

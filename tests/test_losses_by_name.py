@@ -1,0 +1,120 @@
+import inspect
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from edl_jax import LOSSES, cli
+from edl_jax.baselines import AdaptiveBarron
+from edl_jax.errors import ConfigError
+from edl_jax.frozen import PRETRAINED, EvolvedLoss, load_pretrained
+from edl_jax.training.losses import check_loss_name, describe_loss, list_losses, resolve_loss
+from tests.baseline_losses import quick_jit
+
+LOGITS, LABELS = jnp.asarray([[1.0, 2.0, 0.5]]), jnp.asarray([0])
+
+
+def test_every_name_resolves():
+    for name in [*LOSSES, *PRETRAINED]:
+        check_loss_name(name)
+        loss = resolve_loss(name, class_counts=[5, 1, 2])
+        assert jax.eval_shape(loss, LOGITS, LABELS).shape == (1,)
+    assert isinstance(resolve_loss("adaptive_barron", {"scale": 0.1}), AdaptiveBarron)
+    assert isinstance(resolve_loss("edl"), EvolvedLoss)
+
+
+def test_options_and_class_counts_reach_the_loss():
+    p = float(jax.nn.softmax(LOGITS)[0, 0])
+    value = quick_jit(resolve_loss("gce", {"q": 0.5}))(LOGITS, LABELS)
+    np.testing.assert_allclose(value, [(1 - p**0.5) / 0.5], rtol=1e-5)
+    counts = np.asarray([16, 1, 2])
+    value = quick_jit(resolve_loss("ldam", {"scale": 1.0}, class_counts=counts))(LOGITS, LABELS)
+    shifted = LOGITS - jnp.asarray([0.25, 0.0, 0.0])
+    np.testing.assert_allclose(value, -jax.nn.log_softmax(shifted)[:, 0], rtol=1e-5)
+    linear = {"parameters": [0.0, 0.0, 1, 0, 0, 0, 0, 0]}  # a list, as JSON gives
+    value = quick_jit(resolve_loss("taylor_glo", linear))(LOGITS, LABELS)
+    np.testing.assert_allclose(value, [-1.0], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("focal", {"gama": 2.0}, "the loss 'focal' has no option 'gama'; expected one of gamma"),
+        ("sce", {"axis": 0}, "has no option 'axis'; expected one of alpha, beta, log_zero"),
+        ("mae", {"q": 1}, "has no option 'q'; it has none"),
+        ("gce", {"q": 2.0}, "the loss 'gce': q is 2.0; expected a finite number"),
+        ("focal", {"gamma": [1, 2]}, r"gamma is \[1, 2\]"),
+        ("taylor_glo", {"parameters": "none"}, "expected 8 numbers"),
+        ("adaptive_barron", {"alpha": 5.0}, "alpha is 5.0"),
+        ("adaptive_barron", {"beta": 5.0}, "no option 'beta'; expected one of alpha, scale"),
+        ("ldam", {}, "the loss 'ldam' needs class_counts"),
+        ("edl", {"scale": 2.0}, "'edl' is an evolved loss and has no options"),
+        ("hinge", {}, "loss is 'hinge'; expected one of cross_entropy, edl, label_smoothing"),
+    ],
+)
+def test_refusals_name_what_is_allowed(name, options, message):
+    with pytest.raises(ConfigError, match=message):
+        resolve_loss(name, options)
+
+
+def test_descriptions_tell_losses_apart(tmp_path):
+    path = tmp_path / "mine.safetensors"
+    load_pretrained().save(path)
+    described = [
+        describe_loss(resolve_loss(name, options, class_counts=counts))
+        for name, options, counts in [
+            ("cross_entropy", {}, None),
+            ("gce", {}, None),
+            ("gce", {"q": 0.5}, None),
+            ("ldam", {}, [1, 2]),
+            ("ldam", {}, [2, 2]),
+            ("adaptive_barron", {}, None),
+            ("adaptive_barron", {"scale": 0.5}, None),
+            ("edl", {}, None),
+        ]
+    ]
+    assert len(set(described)) == len(described)
+    assert described[0] == "cross_entropy"
+    assert described[2] == "gce(q=0.5)"
+    assert describe_loss(resolve_loss("gce", {"q": 0.7})) == described[1] == "gce(q=0.7)"
+    assert describe_loss(resolve_loss("adaptive_barron")) == described[5]
+    assert describe_loss(resolve_loss(str(path))) == described[7]
+    assert describe_loss(LOSSES["gce"]) == "gce"
+
+
+def test_every_loss_is_documented():
+    for name, part in LOSSES.items():
+        doc = inspect.getdoc(part)
+        function = part.__init__ if isinstance(part, type) else part
+        for key in inspect.signature(function).parameters:
+            assert f"  {key}: " in doc or key == "self", f"{name}: {key}"
+    for entry in list_losses():
+        assert 15 < len(entry.summary) < 100
+        assert entry.summary.endswith(".")
+        assert "https://" in entry.reference
+        assert ", 1" in entry.reference or ", 2" in entry.reference  # a year
+
+
+def test_edl_losses_lists_them_all(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "70")
+    assert cli.main(["losses"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    names = [line for line in lines if line and not line.startswith(" ")]
+    assert names[:-1] == [*LOSSES, *PRETRAINED]
+    assert all(len(line) <= 70 for line in lines if "https://" not in line)
+    assert cli.main(["losses", "--help"]) == 0
+    assert "usage: edl losses" in capsys.readouterr().out
+    assert cli.main(["losses", "all"]) == 2
+    assert "unrecognized arguments: all" in capsys.readouterr().err
+    assert cli.main(["--help"]) == 0
+    assert "  losses  " in capsys.readouterr().out
+
+
+def test_edl_losses_through_a_pipe():
+    command = f"{sys.executable} -m edl_jax losses | head -n 3"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert result.stdout.startswith("cross_entropy\n    Cross-entropy")
+    assert result.stderr == ""

@@ -1,0 +1,153 @@
+"""Every network by name: published sizes, gold logits, accelerators, refusals."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from edl_jax.errors import ConfigError
+from edl_jax.training.models import MODELS, create_model
+from edl_jax.training.resnet import ResNet
+from edl_jax.training.vit import VisionTransformer, ViTArchitecture
+from tests.network_tools import fill, images_of, logits_of
+
+PUBLISHED = {
+    "resnet8": 75_290,
+    "resnet20": 269_722,
+    "resnet32": 464_154,
+    "resnet44": 658_586,
+    "resnet56": 853_018,
+    "resnet18": 11_173_962,
+    "resnet34": 21_282_122,
+    "resnet50": 23_520_842,
+    "wrn_16_8": 10_961_370,  # 11.0M in Zagoruyko and Komodakis' table 4
+    "wrn_28_10": 36_479_194,  # 36.5M
+    # DeiT-Ti/16's count at 224 pixels and 1000 classes, below, for patch 4, 64 patches, 10 classes:
+    "vit_tiny": 5_717_416 - (16**2 - 4**2) * 3 * 192 - (196 - 64) * 192 - 990 * 193,
+}
+
+# The first image's first logits by tests/torch_reference.py in float64, with the same weights.
+TRAINING = {
+    "resnet8": [2.33839, -1.15741, 0.888103, -1.63086],
+    "resnet20": [-3.68383, -3.56179, 1.09101, -2.32448],
+    "resnet32": [3.237, -5.39392, -1.70387, 0.410693],
+    "resnet44": [-6.7618, -1.25085, 3.74763, -2.91963],
+    "resnet56": [-2.51615, -2.94103, -3.84843, -1.20548],
+    "resnet18": [1.63586, -2.99883, 4.57483, 4.73184],
+    "resnet34": [2.47403, -0.562897, -5.26805, -1.3793],
+    "resnet50": [-1.32667, -12.1138, 5.84665, -8.72629],
+    "wrn_16_8": [0.779997, 0.469887, 0.701755, -2.32894],
+    "wrn_28_10": [-1.4652, 3.03225, -1.93217, 4.61464],
+    "vit_tiny": [-0.983707, -2.34645, -1.59127, -0.317247],
+}
+EVALUATION = {
+    "resnet8": [-0.346898, -2.4303, 0.52843, -0.456336],
+    "resnet18": [29.7244, -4.25555, 22.6675, 19.7245],
+    "wrn_16_8": [3.57007, 3.77971, 1.84852, -1.70304],
+}
+
+
+@functools.cache
+def abstract(name: str) -> nnx.Module:
+    """The network at full width, shapes only."""
+    return nnx.eval_shape(lambda: create_model(name, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
+
+
+def narrow(name: str, dtype=jnp.float32) -> nnx.Module:
+    width = {"wrn": 2, "vit": 12}.get(name[:3], 4)
+    return fill(
+        nnx.eval_shape(lambda: create_model(name, width=width, dtype=dtype, rngs=nnx.Rngs(0)))
+    )
+
+
+def size_of(model: nnx.Module) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_parameter_count_is_the_published_one(name):
+    assert size_of(abstract(name)) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize(("width", "heads", "published"), [(192, 3, 5717416), (384, 6, 22050664)])
+def test_parameter_count_of_deit_at_224_pixels_is_the_published_one(width, heads, published):
+    architecture = ViTArchitecture(width, depth=12, heads=heads, patch=16)
+    sizes = {"width": width, "num_classes": 1000, "in_channels": 3, "image_size": 224}
+    model = nnx.eval_shape(
+        lambda: VisionTransformer(architecture, **sizes, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    )
+    assert size_of(model) == published
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_training_logits_are_pytorch_s(name):
+    logits = logits_of(narrow(name), images_of(2, 32))
+    assert logits.shape == (2, 10)
+    np.testing.assert_allclose(logits[0, :4], TRAINING[name], rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", EVALUATION)
+def test_evaluation_logits_are_pytorch_s(name):
+    model = narrow(name)
+    model.eval()
+    logits = logits_of(model, images_of(2, 32))
+    np.testing.assert_allclose(logits[0, :4], EVALUATION[name], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_lowers_for_accelerators_with_products_in_bfloat16_and_a_float32_head(name):
+    graph, params, rest = nnx.split(abstract(name), nnx.Param, ...)
+
+    def train(params, rest, images):
+        model = nnx.merge(graph, params, rest, copy=True)
+        return model(images), nnx.state(model, nnx.Not(nnx.Param))
+
+    images = jax.ShapeDtypeStruct((8, 32, 32, 3), jnp.bfloat16)
+    export = jax.export.export(jax.jit(train), platforms=["cuda", "tpu"])
+    exported = export(params, rest, images)
+    assert exported.platforms == ("cuda", "tpu")
+    product = re.compile(r"stablehlo\.(?:convolution|dot_general).* : \(tensor<\w*x(b?f\d+)>")
+    operands = [
+        found[1] for found in map(product.search, exported.mlir_module().splitlines()) if found
+    ]
+    assert operands[-2:] == ["f32", "f32"]  # the head, once for each platform
+    assert set(operands[:-2]) == {"bf16"}
+    logits, statistics = jax.eval_shape(train, params, rest, images)
+    assert {leaf.dtype for leaf in jax.tree.leaves((params, statistics, logits))} == {
+        jnp.dtype(jnp.float32)
+    }
+
+
+def test_bfloat16_is_near_float32():
+    logits = logits_of(narrow("wrn_16_8", jnp.bfloat16), images_of(2, 32))[0, :4]
+    error = np.abs(logits - np.array(TRAINING["wrn_16_8"]))
+    assert 1e-4 < error.max() < 0.1
+
+
+@pytest.mark.parametrize("field", ["width", "num_classes", "in_channels", "image_size"])
+def test_sizes_must_be_positive(field):
+    with pytest.raises(ConfigError, match=f"{field}.*got 0"):
+        create_model("resnet8", **{field: 0}, rngs=nnx.Rngs(0))
+
+
+def test_unknown_name_names_the_known_ones():
+    with pytest.raises(ConfigError, match=r"'resnet9'.*resnet8, resnet20, .*, vit_tiny"):
+        create_model("resnet9", rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
+def test_head_scale_must_be_positive_and_finite(scale):
+    with pytest.raises(ConfigError, match=f"head_scale must be positive and finite, got {scale}"):
+        create_model("resnet8", head_scale=scale, rngs=nnx.Rngs(0))
+
+
+def test_resnet_takes_images_of_any_size():
+    model = nnx.eval_shape(lambda: create_model("resnet8", image_size=28, rngs=nnx.Rngs(0)))
+    assert isinstance(model, ResNet)
+    assert nnx.eval_shape(
+        lambda model, images: model(images), model, jnp.ones((1, 17, 9, 3))
+    ).shape == (1, 10)

@@ -1,0 +1,140 @@
+"""Optimisers, and what changes a step: decay, clipping, averages, parts of a batch, mixing."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from edl_jax.baselines import AdaptiveBarron
+from edl_jax.training import Augmentation, models
+from edl_jax.training.optimizers import make_optimizer, make_schedule
+from edl_jax.training.training import load_config_dataset
+from edl_jax.training.vit import ViTArchitecture
+from tests.test_training import CROSS_ENTROPY, DIGITS, PLAIN, assert_close, functions_of
+
+TREE = {"model": {"w": jnp.array([3.0, -4.0])}, "loss": {"shape": jnp.array([2.0])}}
+GRADIENT = jax.tree.map(jnp.ones_like, TREE)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return load_config_dataset(dataclasses.replace(DIGITS, train_examples=256))
+
+
+@pytest.fixture
+def small_vit(monkeypatch):
+    """No batch statistics, so that parts of a batch are independent."""
+    monkeypatch.setitem(models.MODELS, "vit_tiny", ViTArchitecture(12, depth=1, heads=1, patch=4))
+    return dataclasses.replace(
+        DIGITS, model="vit_tiny", train_examples=256, augmentation=PLAIN, epochs=1
+    )
+
+
+def updates(optimizer):
+    return optimizer.update(GRADIENT, optimizer.init(TREE), TREE)[0]
+
+
+@pytest.mark.parametrize("name", ["sgd", "rmsprop"])
+def test_decay_is_an_l2_penalty_where_the_optimiser_has_none_and_spares_the_loss(name):
+    found = updates(make_optimizer(name, {}, 0.5, weight_decay=0.1))
+    plain = getattr(optax, name)(0.5)
+    penalised = {"model": {"w": jnp.array([1.3, 0.6])}, "loss": {"shape": jnp.array([1.0])}}
+    assert_close(found, plain.update(penalised, plain.init(TREE), TREE)[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "lamb", "lars", "adadelta"])
+def test_decay_is_the_optimisers_own_where_it_has_one_and_spares_the_loss(name):
+    with_decay = updates(make_optimizer(name, {}, 0.5, weight_decay=0.1))
+    without = updates(make_optimizer(name, {}, 0.5))
+    assert_close(with_decay["loss"], without["loss"], rtol=0)
+    assert np.all(with_decay["model"]["w"] != without["model"]["w"])
+    if name == "adamw":
+        expected = without["model"]["w"] - 0.5 * 0.1 * TREE["model"]["w"]
+        np.testing.assert_allclose(with_decay["model"]["w"], expected, rtol=1e-6)
+
+
+def test_the_gradient_is_clipped_before_anything_else():
+    found = updates(make_optimizer("sgd", {}, 1.0, clip_norm=0.1, weight_decay=0.1))
+    size = 0.1 / np.sqrt(3)
+    w = np.array([-size - 0.3, -size + 0.4])
+    expected = {"model": {"w": w}, "loss": {"shape": np.array([-size])}}
+    assert_close(found, expected, rtol=1e-5)
+
+
+def test_schedule():
+    rate = make_schedule(0.4, warmup_steps=4, total_steps=12)
+    expected = [0, 0.1, 0.2, 0.3, *(0.2 + 0.2 * np.cos(np.pi * np.arange(9) / 8))]
+    np.testing.assert_allclose([rate(step) for step in range(13)], expected, atol=1e-7)
+    assert make_schedule(0.4, warmup_steps=0, total_steps=8)(0) == pytest.approx(0.4)
+    assert np.isfinite(make_schedule(0.4, warmup_steps=8, total_steps=8)(8))
+
+
+def test_parts_of_a_batch_add_up_to_the_batch(small_vit, dataset):
+    key, states = jax.random.key(0), {}
+    for parts in (1, 4):
+        config = dataclasses.replace(small_vit, accumulate=parts, warmup_epochs=0)
+        functions = functions_of(config, dataset)
+        states[parts] = functions.advance(functions.init(key), key, 3)
+    assert_close(states[4].params, states[1].params, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(states[4].loss_sum, states[1].loss_sum, rtol=1e-5)
+    assert states[4].correct == states[1].correct
+
+
+def test_the_average_is_evaluated_and_follows_the_weights(small_vit, dataset):
+    config = dataclasses.replace(small_vit, ema_decay=0.5, warmup_epochs=0, learning_rate=1e-3)
+    functions, key = functions_of(config, dataset), jax.random.key(0)
+    state = functions.init(key)
+    average = jax.device_get(state.params["model"])
+    for step in range(4):
+        state = functions.advance(state, key, 1)
+        decay = min(0.5, (1 + step) / (10 + step))
+        average = jax.tree.map(
+            lambda a, p, decay=decay: decay * a + (1 - decay) * p, average, state.params["model"]
+        )
+    assert_close(state.average[0], average, rtol=1e-5, atol=1e-6)
+    swapped = state._replace(params={**state.params, "model": state.average[0]}, average=())
+    plain = functions_of(dataclasses.replace(config, ema_decay=0.0), dataset)
+    assert functions.accuracy(state, "test") == plain.accuracy(swapped, "test")
+
+
+def test_parameters_of_a_loss_are_trained_too(small_vit, dataset):
+    loss = AdaptiveBarron()
+    functions, key = functions_of(small_vit, dataset, loss), jax.random.key(0)
+    state = functions.advance(functions.init(key), key, 4)
+    before, after = nnx.state(loss), state.params["loss"]
+    assert all(
+        np.any(a != b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+    )
+    assert_close(nnx.state(loss), nnx.state(AdaptiveBarron()), rtol=0)  # given, and left as it was
+
+
+def test_mixing_gives_soft_labels_that_sum_to_1(small_vit, dataset):
+    seen = []
+
+    def recording(logits, labels):
+        jax.debug.callback(lambda y: seen.append(y), labels)
+        return optax.losses.softmax_cross_entropy(logits, labels)
+
+    config = dataclasses.replace(small_vit, augmentation=Augmentation(mixup=1.0, cutmix=1.0))
+    functions, key = functions_of(config, dataset, recording), jax.random.key(0)
+    jax.block_until_ready(functions.advance(functions.init(key), key, 4))
+    labels = np.concatenate(seen)
+    assert labels.shape == (4 * 64, 10)
+    np.testing.assert_allclose(labels.sum(axis=1), 1, rtol=1e-6)
+    assert ((labels > 0).sum(axis=1) == 2).mean() > 0.5
+
+
+def test_bfloat16_keeps_float32_state_and_learns_alike(small_vit, dataset):
+    key, values = jax.random.key(0), {}
+    for precision in ("float32", "bfloat16"):
+        config = dataclasses.replace(small_vit, precision=precision)
+        functions = functions_of(config, dataset, CROSS_ENTROPY)
+        state = functions.advance(functions.init(key), key, 4)
+        assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+        values[precision] = float(state.loss_sum) / 4
+    assert values["bfloat16"] == pytest.approx(values["float32"], rel=0.02)
+    assert values["bfloat16"] != values["float32"]

@@ -1,0 +1,163 @@
+"""The networks of `edl_jax.training` once more, in plain PyTorch, and weights carried over to them.
+
+Submodules have our names, so that only the layout of arrays has to be converted.
+"""
+
+import numpy as np
+import torch
+from flax import nnx, traverse_util
+from torch import nn
+from torch.nn import functional as F
+
+
+class ConvNorm(nn.Module):
+    def __init__(self, inputs, outputs, kernel, stride):
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+        self.norm = nn.BatchNorm2d(outputs, eps=1e-5, momentum=0.1)
+
+    def forward(self, x):
+        return self.norm(self.conv(x))
+
+
+class Shortcut(nn.Module):
+    def __init__(self, inputs, outputs, stride, projection):
+        super().__init__()
+        self.stride, self.extra = stride, outputs - inputs
+        if projection and (stride > 1 or inputs != outputs):
+            self.project = ConvNorm(inputs, outputs, 1, stride)
+
+    def forward(self, x):
+        if hasattr(self, "project"):
+            return self.project(x)
+        before = self.extra // 2
+        padding = (0, 0, 0, 0, before, self.extra - before)
+        return F.pad(x[:, :, :: self.stride, :: self.stride], padding)
+
+
+class BasicBlock(nn.Module):
+    def __init__(self, inputs, width, stride, projection):
+        super().__init__()
+        self.first = ConvNorm(inputs, width, 3, stride)
+        self.second = ConvNorm(width, width, 3, 1)
+        self.shortcut = Shortcut(inputs, width, stride, projection)
+
+    def forward(self, x):
+        return F.relu(self.second(F.relu(self.first(x))) + self.shortcut(x))
+
+
+class BottleneckBlock(nn.Module):
+    def __init__(self, inputs, width, stride, projection):
+        super().__init__()
+        self.first = ConvNorm(inputs, width, 1, 1)
+        self.second = ConvNorm(width, width, 3, stride)
+        self.third = ConvNorm(width, 4 * width, 1, 1)
+        self.shortcut = Shortcut(inputs, 4 * width, stride, projection)
+
+    def forward(self, x):
+        y = F.relu(self.second(F.relu(self.first(x))))
+        return F.relu(self.third(y) + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    def __init__(self, stage_blocks, width, projection, bottleneck=False, classes=10):
+        super().__init__()
+        self.stem = ConvNorm(3, width, 3, 1)
+        block, expansion = (BottleneckBlock, 4) if bottleneck else (BasicBlock, 1)
+        self.blocks, channels = nn.ModuleList(), width
+        for stage, count in enumerate(stage_blocks):
+            for index in range(count):
+                stride = 2 if stage and not index else 1
+                self.blocks.append(block(channels, width * 2**stage, stride, projection))
+                channels = expansion * width * 2**stage
+        self.head = nn.Linear(channels, classes)
+
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.mean((2, 3)))
+
+
+class PreActivationBlock(nn.Module):
+    def __init__(self, inputs, outputs, stride):
+        super().__init__()
+        self.norm1, self.norm2 = nn.BatchNorm2d(inputs), nn.BatchNorm2d(outputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        if inputs != outputs:
+            self.project = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x):
+        y = F.relu(self.norm1(x))
+        shortcut = self.project(y) if hasattr(self, "project") else x
+        return shortcut + self.conv2(F.relu(self.norm2(self.conv1(y))))
+
+
+class WideResNet(nn.Module):
+    def __init__(self, depth, widening, width, classes=10):
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.blocks, channels = nn.ModuleList(), width
+        for stage in range(3):
+            for index in range((depth - 4) // 6):
+                stride = 2 if stage and not index else 1
+                self.blocks.append(PreActivationBlock(channels, width * widening << stage, stride))
+                channels = width * widening << stage
+        self.norm, self.head = nn.BatchNorm2d(channels), nn.Linear(channels, classes)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(F.relu(self.norm(x)).mean((2, 3)))
+
+
+class VisionTransformer(nn.Module):
+    def __init__(self, width, depth, heads, patch, image_size, classes=10):
+        super().__init__()
+        self.embed = nn.Conv2d(3, width, patch, patch)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.positions = nn.Parameter(torch.zeros(1, (image_size // patch) ** 2 + 1, width))
+        options = {"dropout": 0.0, "activation": "gelu", "batch_first": True, "norm_first": True}
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(width, heads, 4 * width, layer_norm_eps=1e-6, **options)
+            for _ in range(depth)
+        )
+        self.norm, self.head = nn.LayerNorm(width, eps=1e-6), nn.Linear(width, classes)
+
+    def forward(self, x):
+        patches = self.embed(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.class_token.expand(len(x), -1, -1), patches], 1) + self.positions
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x)[:, 0])
+
+
+RENAMED = {
+    "attention.query_key_value.weight": "self_attn.in_proj_weight",
+    "attention.query_key_value.bias": "self_attn.in_proj_bias",
+    "attention.out": "self_attn.out_proj",
+    "expand": "linear1",
+    "contract": "linear2",
+    "scale": "weight",
+    "kernel": "weight",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+
+
+def to_torch(state: nnx.State) -> dict[str, torch.Tensor]:
+    """An NNX state (parameters, statistics, or gradients) by PyTorch's names, in float64."""
+    tensors = {}
+    for path, array in traverse_util.flatten_dict(nnx.to_pure_dict(state)).items():
+        array = np.asarray(array, np.float64)
+        if path[-1] == "kernel":
+            array = array.transpose({2: (1, 0), 4: (3, 2, 0, 1)}[array.ndim])
+        *module, leaf = (str(part) for part in path)
+        name = ".".join([*module, RENAMED.get(leaf, leaf)])
+        for ours, theirs in RENAMED.items():
+            if "." in ours or ours in ("expand", "contract"):
+                name = name.replace(ours, theirs)
+        tensors[name] = torch.tensor(array)
+    return tensors
