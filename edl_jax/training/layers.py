@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from edl_jax.training.convolution import convolve
+
 _SMALLEST_NORM = 1e-6  # of a vector that has a direction; its square is far from underflow
 
 
@@ -30,6 +32,7 @@ def convolution(
         use_bias=False,
         dtype=dtype,
         kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
+        conv_general_dilated=convolve,
         rngs=rngs,
     )
 

@@ -1,0 +1,120 @@
+"""Convolutions whose weight gradient is quick on a CPU.
+
+XLA's CPU backend computes a weight gradient as a convolution with a kernel as large as the image,
+two to four times as slowly as the matrix products below; `benchmarks/train_throughput.py` shows
+what they buy. On accelerators everything is XLA's own.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+_NHWC = ("NHWC", "HWIO", "NHWC")
+_FEW_CHANNELS, _SMALL_SIDE = 8, 8  # below these the shifted products gain nothing
+
+
+def convolve(
+    images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **rest: Any
+) -> jax.Array:
+    """As `jax.lax.conv_general_dilated`, for `nnx.Conv`; differentiable in reverse mode only.
+
+    Args:
+      images: `[batch, h, w, in_channels]`.
+      kernel: `[k, k, in_channels, out_channels]` with an odd k.
+      strides: the same step in both directions, twice.
+      padding: `k // 2` on every side.
+      rest: what else `nnx.Conv` says, which is not looked at: no dilation, one group.
+
+    Returns:
+      `[batch, h', w', out_channels]` with `h' = ceil(h / stride)`.
+    """
+    del padding, rest
+    return _convolve(images, kernel, strides[0])
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _convolve(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    side = kernel.shape[0] // 2
+    return lax.conv_general_dilated(
+        images, kernel, (stride, stride), ((side, side), (side, side)), dimension_numbers=_NHWC
+    )
+
+
+def _forward(images: jax.Array, kernel: jax.Array, stride: int) -> tuple[jax.Array, Any]:
+    return _convolve.fun(images, kernel, stride), (images, kernel)
+
+
+def _backward(stride: int, saved: Any, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    images, kernel = saved
+    size = kernel.shape[0]
+    plain = partial(_convolve.fun, stride=stride)
+    (of_images,) = jax.vjp(lambda x: plain(x, kernel), images)[1](gradient)
+
+    def by_xla(images: jax.Array, gradient: jax.Array) -> jax.Array:
+        return jax.vjp(lambda w: plain(images, w), kernel)[1](gradient)[0]
+
+    by_product = partial(
+        _by_shifts
+        if stride == 1 and images.shape[-1] >= _FEW_CHANNELS and images.shape[2] >= _SMALL_SIDE
+        else _by_patches,
+        size=size,
+        stride=stride,
+    )
+    of_kernel = lax.platform_dependent(
+        images,
+        gradient,
+        cpu=lambda *args: by_product(*args).astype(kernel.dtype),
+        default=by_xla,
+    )
+    return of_images, of_kernel
+
+
+_convolve.defvjp(_forward, _backward)
+
+
+def _by_shifts(images: jax.Array, gradient: jax.Array, *, size: int, stride: int) -> jax.Array:
+    """The weight gradient as one product of shifted images and oppositely shifted gradients.
+
+    `dW[i, j] = sum x[h + i, w + j] g[h, w] = sum x[h + i, v] g[h, v - j]`: with k row shifts of the
+    images side by side as channels, and k column shifts of the gradient, all k^2 taps are one
+    product of `[k in_channels, n]` and `[n, k out_channels]`. Patches would need k^2 copies.
+    """
+    del stride
+    side, (height, width) = size // 2, images.shape[1:3]
+    span = width + 2 * side
+    # The barriers keep XLA from computing padding, shifts and product element by element.
+    x = lax.optimization_barrier(jnp.pad(images, ((0, 0), (side, side), (side, side), (0, 0))))
+    x = lax.optimization_barrier(
+        jnp.concatenate([x[:, i : i + height] for i in range(size)], axis=-1)
+    )
+    margin = (2 * side, 2 * side)
+    g = lax.optimization_barrier(jnp.pad(gradient, ((0, 0), (0, 0), margin, (0, 0))))
+    first = 2 * side
+    g = [g[:, :, first - j : first - j + span] for j in range(size)]
+    g = lax.optimization_barrier(jnp.concatenate(g, axis=-1))
+    product = _product(x, g).reshape(size, images.shape[-1], size, gradient.shape[-1])
+    return product.transpose(0, 2, 1, 3)
+
+
+def _by_patches(images: jax.Array, gradient: jax.Array, *, size: int, stride: int) -> jax.Array:
+    """The weight gradient as the product of the images' patches and the gradient."""
+    side, (height, width) = size // 2, gradient.shape[1:3]
+    x = jnp.pad(images, ((0, 0), (side, side), (side, side), (0, 0)))
+    rows, columns = stride * (height - 1) + 1, stride * (width - 1) + 1
+    patches = [
+        x[:, i : i + rows : stride, j : j + columns : stride]
+        for i in range(size)
+        for j in range(size)
+    ]
+    product = _product(jnp.concatenate(patches, axis=-1), gradient)
+    return product.reshape(size, size, images.shape[-1], gradient.shape[-1])
+
+
+def _product(x: jax.Array, y: jax.Array) -> jax.Array:
+    """`sum x y^T` over all axes but the last, in float32 at least."""
+    x, y = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    return lax.dot_general(x, y, (((0,), (0,)), ((), ())), preferred_element_type=dtype)
