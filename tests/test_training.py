@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from edl_jax import TrainConfig, load_pretrained, train
+from edl_jax.baselines import LOSSES
 from edl_jax.devices import device_mesh
 from edl_jax.errors import ConfigError, EDLError, LossFileError
 from edl_jax.runs import read_json
@@ -238,6 +239,21 @@ def test_losses_by_name(tmp_path):
         resolve_loss("none.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("name", "head_scale", "scale"),
+    [("ldam", None, 1.0), ("ldam", 20.0, 20.0), ("additive_margin_softmax", 20.0, 20.0)],
+)
+def test_a_margin_loss_is_told_the_scale_of_the_head_and_the_class_counts(name, head_scale, scale):
+    config = dataclasses.replace(DIGITS, loss=name, head_scale=head_scale, imbalance="step")
+    dataset = load_config_dataset(config)
+    options = {"class_counts": tuple(dataset.class_counts.tolist())} if name == "ldam" else {}
+    logits, labels = scale * jnp.array([[0.3, *[0.1] * 9]]), jnp.array([0])
+    np.testing.assert_allclose(
+        training.resolve_config_loss(config, dataset)(logits, labels),
+        LOSSES[name](logits, labels, scale=scale, **options),
+    )
+
+
 def test_divergence_names_the_step_and_the_learning_rate(dataset):
     config = dataclasses.replace(DIGITS, learning_rate=2e30, warmup_epochs=0, seed=3)
     with pytest.raises(
@@ -273,6 +289,10 @@ def test_steps_and_the_evaluation_lower_for_accelerators(platform, num_seeds, da
     ("change", "message"),
     [
         ({"loss": "hinge"}, "loss is 'hinge'"),
+        ({"loss": "large_margin_softmax"}, "margins are of angles; expected a head_scale"),
+        ({"noise_rate": 0.2}, "noise_rate is 0.2 without noise"),
+        ({"imbalance": "linear"}, "imbalance is 'linear'"),
+        ({"dataset": ""}, "dataset is ''; expected the name"),
         ({"epochs": 1.5}, r"epochs is 1\.5; expected a whole number"),
         ({"model": "resnet9"}, "model is 'resnet9'"),
         ({"train_examples": 0}, "train_examples is 0"),

@@ -6,6 +6,8 @@ from edl_jax.baselines.cross_entropies import cross_entropy, focal, label_smooth
 from edl_jax.baselines.robust import gce, mae, nce_mae, nce_rce, nfl_rce, sce
 from edl_jax.baselines.tempered import bi_tempered
 from edl_jax.baselines.margins import (
+    COSINE_LOSSES,
+    MARGIN_LOSSES,
     additive_margin_softmax,
     large_margin_softmax,
     ldam,
@@ -19,7 +21,9 @@ from edl_jax.baselines.common import LOSSES
 # isort: on
 
 __all__ = [
+    "COSINE_LOSSES",
     "LOSSES",
+    "MARGIN_LOSSES",
     "AdaptiveBarron",
     "additive_margin_softmax",
     "baikal",

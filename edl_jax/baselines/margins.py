@@ -26,6 +26,11 @@ from edl_jax.frozen.inputs import classes_last, pick, stable_logits
 ArrayLike = jax.typing.ArrayLike
 
 
+# Of logits that are cosines times a scale, and those whose `scale` is that of the logits.
+COSINE_LOSSES = ("large_margin_softmax", "additive_margin_softmax")
+MARGIN_LOSSES = ("ldam", *COSINE_LOSSES)
+
+
 @LOSSES.register("multiclass_hinge")
 def multiclass_hinge(
     logits: ArrayLike, labels: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from edl_jax.baselines import COSINE_LOSSES
 from edl_jax.errors import ConfigError
 from edl_jax.training.augmentation import Augmentation
 from edl_jax.training.corruption import Corruption
@@ -120,6 +121,11 @@ class TrainConfig:
             raise ConfigError(
                 f"TrainConfig.accumulate is {self.accumulate} with a batch_size of "
                 f"{self.batch_size}; expected a divisor of it."
+            )
+        if self.loss in COSINE_LOSSES and self.head_scale is None:
+            raise ConfigError(
+                f"TrainConfig.loss is {self.loss!r}, whose margins are of angles; expected a "
+                "head_scale with it, such as 30."
             )
         self.corruption()
         self.make_optimizer(self.learning_rate)

@@ -35,8 +35,7 @@ def convolve(
     return _convolve(images, kernel, strides[0])
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _convolve(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+def _plain(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     side = kernel.shape[0] // 2
     return lax.conv_general_dilated(
         images, kernel, (stride, stride), ((side, side), (side, side)), dimension_numbers=_NHWC
@@ -44,13 +43,13 @@ def _convolve(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 
 def _forward(images: jax.Array, kernel: jax.Array, stride: int) -> tuple[jax.Array, Any]:
-    return _convolve.fun(images, kernel, stride), (images, kernel)
+    return _plain(images, kernel, stride), (images, kernel)
 
 
 def _backward(stride: int, saved: Any, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     images, kernel = saved
     size = kernel.shape[0]
-    plain = partial(_convolve.fun, stride=stride)
+    plain = partial(_plain, stride=stride)
     (of_images,) = jax.vjp(lambda x: plain(x, kernel), images)[1](gradient)
 
     def by_xla(images: jax.Array, gradient: jax.Array) -> jax.Array:
@@ -72,6 +71,7 @@ def _backward(stride: int, saved: Any, gradient: jax.Array) -> tuple[jax.Array, 
     return of_images, of_kernel
 
 
+_convolve = jax.custom_vjp(_plain, nondiff_argnums=(2,))
 _convolve.defvjp(_forward, _backward)
 
 

@@ -22,6 +22,11 @@ from edl_jax.training.streaming import StreamedImages, prefetch_to_device, strea
 _EVAL_BATCH = 1000
 Advance = Callable[[TrainState, jax.Array, int], TrainState]
 Lowered = Callable[[Any, Any], Any]
+# For what runs once: otherwise compiling the initial weights takes as long as compiling the step.
+_COMPILED_QUICKLY = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+}
 _WHOLE, _DIVIDED = PartitionSpec(), PartitionSpec(AXIS)
 
 
@@ -102,7 +107,7 @@ def make_train(
     init, correct = steps.init, steps.correct
     if num_seeds is not None:
         init, correct = jax.vmap(init), jax.vmap(correct, in_axes=(0, None, None))
-    compiled_init = jax.jit(init)
+    compiled_init = jax.jit(init, compiler_options=_COMPILED_QUICKLY if _on_cpu(mesh) else None)
     order_of = partial(_order, steps_per_epoch=steps_per_epoch, num_train=num_train)
     # Parts are cut first and shared among the devices then, so that a part is of the same images
     # whatever the number of devices. Row d holds the places in the batch of device d's share.

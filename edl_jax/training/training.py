@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from edl_jax.baselines import MARGIN_LOSSES
 from edl_jax.devices import device_mesh
 from edl_jax.errors import ConfigError
 from edl_jax.processes import first_does, is_first
@@ -171,5 +172,8 @@ def load_config_dataset(config: TrainConfig) -> Dataset:
 
 
 def resolve_config_loss(config: TrainConfig, dataset: Dataset) -> Loss:
-    """The loss that `config` names."""
-    return resolve_loss(config.loss, config.loss_options, class_counts=dataset.class_counts)
+    """The loss that `config` names; a margin loss is told the scale of the head's cosines."""
+    options = dict(config.loss_options)
+    if config.loss in MARGIN_LOSSES:
+        options.setdefault("scale", 1.0 if config.head_scale is None else config.head_scale)
+    return resolve_loss(config.loss, options, class_counts=dataset.class_counts)
