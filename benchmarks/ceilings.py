@@ -21,11 +21,10 @@ def measure_ceilings(activation: str, *, quick: bool = False) -> dict[str, Any]:
       network's own shape, and `activation`, `softplus` and `multiply_add` in elements/s.
     """
     repeats = 2 if quick else 12
-    matrix = {size: _matrix(size, repeats) for size in ((256,) if quick else (1024, 2048))}
+    matrix = matrix_flops(quick=quick)
     sizes = [2**power for power in ((14,) if quick else (15, 16, 17, 18, 19, 20, 21))]
     if not quick and jax.default_backend() != "cpu":
         sizes += [2**24, 2**26]  # an accelerator needs more to be busy
-        matrix[8192] = _matrix(8192, repeats)
     functions: dict[str, Callable[[jax.Array], jax.Array]] = {
         "activation": ACTIVATIONS[activation],
         "softplus": ACTIVATIONS["softplus"],
@@ -42,6 +41,14 @@ def measure_ceilings(activation: str, *, quick: bool = False) -> dict[str, Any]:
         **{name: max(by_size.values()) for name, by_size in rates.items()},
         "elements_by_size": rates,
     }
+
+
+def matrix_flops(dtype: Any = jnp.float32, *, quick: bool = False) -> dict[int, float]:
+    """FLOP/s of square products in a dtype, by size."""
+    sizes = (256,) if quick else (1024, 2048)
+    if not quick and jax.default_backend() != "cpu":
+        sizes += (8192,)
+    return {size: _matrix(size, 2 if quick else 12, dtype) for size in sizes}
 
 
 def best_of(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -91,9 +98,9 @@ def _best_seconds(function: Callable[[jax.Array], jax.Array], x: jax.Array, repe
     return best
 
 
-def _matrix(size: int, repeats: int) -> float:
-    other = jax.random.normal(jax.random.key(0), (size, size)) / size**0.5
-    seconds = _best_seconds(lambda x: x @ other, jnp.ones((size, size)), repeats)
+def _matrix(size: int, repeats: int, dtype: Any) -> float:
+    other = (jax.random.normal(jax.random.key(0), (size, size)) / size**0.5).astype(dtype)
+    seconds = _best_seconds(lambda x: x @ other, jnp.ones((size, size), dtype), repeats)
     return 2 * size**3 / seconds
 
 

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from benchmarks.cores import num_cores
 from edl_jax import PretrainConfig
 from edl_jax.errors import RunFolderError
 from edl_jax.network import ACTIVATIONS
@@ -139,8 +140,10 @@ def random_layers(work: Work, seed: int = 0) -> Layers:
     ]
 
 
-def parser(name: str, description: str | None) -> argparse.ArgumentParser:
-    """A parser of the arguments that all benchmarks take."""
+def parser(
+    name: str, description: str | None, *, activation: bool = True
+) -> argparse.ArgumentParser:
+    """A parser of the arguments that all benchmarks take; the activation is of loss networks."""
     found = argparse.ArgumentParser(
         prog=f"python -m benchmarks.{name}",
         description=description,
@@ -149,7 +152,8 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
     found.add_argument("--out", type=Path, help=f"results folder; default runs/{name}")
     found.add_argument("--quick", action="store_true", help="tiny sizes: does it run at all?")
     found.add_argument("--fresh", action="store_true", help="measure finished cells again too")
-    found.add_argument("--activation", default=Work.activation, choices=sorted(ACTIVATIONS))
+    if activation:
+        found.add_argument("--activation", default=Work.activation, choices=sorted(ACTIVATIONS))
     found.add_argument("--repeats", type=int, help="most repeats of a cell")
     return found
 
@@ -210,11 +214,6 @@ def _has_changes() -> bool:
     command = ["git", "-C", str(Path(__file__).parents[1]), "status", "--porcelain", "edl_jax"]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     return bool(found.stdout.strip())
-
-
-def num_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def version(library: str) -> str:
