@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -97,6 +97,7 @@ class TrainWork:
         return training_flops(product_flops(forward, jax.ShapeDtypeStruct(shape, jnp.float32)))
 
 
+QUICK = TrainWork("resnet8", 8, width=2, image_size=8)
 # Replaces something of a module while it lasts.
 Patch = Callable[[], contextlib.AbstractContextManager[Any]]
 

@@ -1,7 +1,7 @@
 """The residual networks of `edl_jax.training` once more, in plain PyTorch.
 
-Submodules have our names, so that weights carried over need only the layout of arrays changed. Import
-this where PyTorch is installed.
+Submodules have our names, so that only the layout of arrays has to be converted where weights are
+carried over. To be imported where PyTorch is installed.
 """
 
 from collections.abc import Sequence
