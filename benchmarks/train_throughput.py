@@ -23,13 +23,13 @@ if __name__ == "__main__":  # before JAX starts
 import jax
 import jax.numpy as jnp
 
-from benchmarks import ceilings as ceiling
+from benchmarks import ceilings as ceiling, training_work
 from benchmarks.common import caption, open_folder, parser
 from benchmarks.peers import torch_loops
 from benchmarks.peers.torch_training import torch_training
 from benchmarks.report import number, table, write_report
 from benchmarks.timing import Limits, Row, Subject, measure
-from benchmarks.training_work import QUICK, TrainWork, our_training, patch
+from benchmarks.training_work import TrainWork, our_training, patch
 from edl_jax.runs import read_json
 from edl_jax.training import layers, programs
 
@@ -43,7 +43,7 @@ CPU_STEPS, GPU_STEPS = 4, 16  # of one run
 def works(quick: bool) -> list[TrainWork]:
     """What is measured on this backend."""
     if quick:
-        return [QUICK]
+        return [training_work.QUICK]
     if jax.default_backend() == "cpu":
         return [TrainWork("resnet8", 128), TrainWork("resnet20", 128)]
     return [TrainWork("resnet18", 512), TrainWork("resnet18", 1024)]
@@ -66,7 +66,7 @@ def subjects_of(work: TrainWork, *, quick: bool = False) -> list[Subject]:
             found.append(Subject(XLA_GRADIENTS, our_training(work, steps, patched=plain), steps))
         else:
             print(f"skipped {XLA_GRADIENTS}: edl_jax.training.layers.convolve does not exist")
-        if work.model == "resnet8" and not quick:
+        if work.model == "resnet8":
             # "auto" would be bfloat16 where the backend is not taken for a CPU.
             loop = our_training(
                 work, 1, precision="float32", patched=patch(programs, "_on_cpu", lambda mesh: False)
