@@ -35,15 +35,15 @@ def training_flops(forward: list[int]) -> int:
 
 def _of_jaxpr(jaxpr: Jaxpr) -> Iterator[int]:
     for eqn in jaxpr.eqns:
-        name, size = eqn.primitive.name, math.prod(getattr(eqn.outvars[0].aval, "shape", ()))
+        name = eqn.primitive.name
+        shapes: list[Any] = [getattr(x.aval, "shape", ()) for x in (*eqn.invars, *eqn.outvars)]
         if name == "dot_general":
             (contracted, _), _ = eqn.params["dimension_numbers"]
-            shape = eqn.invars[0].aval.shape
-            yield 2 * size * math.prod(shape[axis] for axis in contracted)
+            terms = math.prod(shapes[0][axis] for axis in contracted)
+            yield 2 * math.prod(shapes[-1]) * terms
         elif name == "conv_general_dilated":
-            kernel = eqn.invars[1].aval.shape
-            outputs = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
-            yield 2 * size * math.prod(kernel) // outputs
+            outputs = shapes[1][eqn.params["dimension_numbers"].rhs_spec[0]]
+            yield 2 * math.prod(shapes[-1]) * (math.prod(shapes[1]) // outputs)
         else:
             inner = [flops for part in _parts(eqn.params) for flops in _of_jaxpr(part)]
             if inner and name in ("while", "cond"):
