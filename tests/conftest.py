@@ -6,6 +6,7 @@ import tempfile
 
 import hypothesis
 import jax
+import pytest
 
 # Most of the time goes into compiling the same few programs: one cache for all workers of a run,
 # and for the processes that tests start.
@@ -18,11 +19,48 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 jax.config.update("jax_compilation_cache_dir", _CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
+# In these files nothing depends on how fast or how exactly rounded a program is: they compare runs
+# with one another, or watch behaviour. Compiling took most of their time.
+COMPILED_QUICKLY = {
+    "test_benchmarks",
+    "test_chaotic_es",
+    "test_cli",
+    "test_evolution",
+    "test_examples",
+    "test_optimizers",
+    "test_processes",
+    "test_registry",
+    "test_resume",
+    "test_sharding",
+    "test_strategies",
+    "test_streaming",
+    "test_studies",
+    "test_train_devices",
+    "test_train_runs",
+    "test_training",
+}
+
 # Compilation makes single examples slow, and a failure in CI must be one that can be repeated.
 hypothesis.settings.register_profile(
     "edl", deadline=None, derandomize=True, max_examples=25, print_blob=True
 )
 hypothesis.settings.load_profile("edl")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation(request):
+    """Compile with few optimisations in the files named above, and in the processes they start."""
+    if request.path.stem not in COMPILED_QUICKLY:
+        yield
+        return
+    # What an earlier file compiled, such as a mean, is not the same to the bit.
+    jax.clear_caches()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
 
 
 def pytest_sessionfinish():

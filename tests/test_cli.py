@@ -12,6 +12,7 @@ import pytest
 from edl_jax import Mixture, PretrainConfig, TrainConfig, cli
 from edl_jax.errors import ConfigError
 from edl_jax.studies import CompareConfig, DemoConfig
+from tests.test_training import DIGITS
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 
@@ -39,7 +40,7 @@ def test_pretrain_from_a_config_file_with_overrides(tmp_path, capsys):
 
 
 def test_train_and_compare_on_digits(tmp_path, capsys):
-    small = ["dataset", "digits", "width", "4", "epochs", "1", "train-examples", "256"]
+    small = ["dataset", "digits", "model", DIGITS.model, "epochs", "1", "train-examples", "256"]
     flags = [f"--{x}" if i % 2 == 0 else x for i, x in enumerate(small)]
     assert cli.main(["train", *flags, "--run-dir", str(tmp_path / "train")]) == 0
     assert "Test accuracy after the last epoch" in capsys.readouterr().out

@@ -5,16 +5,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from edl_jax import TrainConfig, load_pretrained
+from edl_jax import load_pretrained
 from edl_jax.errors import ConfigError, RunFolderError
 from edl_jax.studies import CompareConfig, DemoConfig, compare, comparison, demo
 from edl_jax.studies.summary import format_table, summarise
 from tests.test_evolution import TINY
+from tests.test_training import DIGITS
 
-SMALL = CompareConfig(
-    num_seeds=2,
-    train=TrainConfig(dataset="digits", width=4, epochs=2, batch_size=64, train_examples=512),
-)
+SMALL = CompareConfig(num_seeds=2, train=dataclasses.replace(DIGITS, epochs=2, train_examples=512))
 
 
 def test_summary_against_scipy():
@@ -56,16 +54,15 @@ def test_compare_keeps_finished_cells_and_runs_only_the_missing(tmp_path, monkey
     lines = [json.dumps(cell) for cell in whole.cells]
     (stopped / "cells.jsonl").write_text("\n".join(lines[:2]) + "\n" + lines[2][:40])
     ran = []
-    original = comparison.run_training
-    monkeypatch.setattr(
-        comparison,
-        "run_training",
-        lambda config, data, functions, seed, **k: (
-            ran.append(seed) or original(config, data, functions, seed, **k)
-        ),
-    )
+    original = comparison.make_trainer
+
+    def make_trainer(config, *, loss):
+        train = original(config, loss=loss)
+        return lambda seeds, **k: ran.extend((config.loss, x) for x in seeds) or train(seeds, **k)
+
+    monkeypatch.setattr(comparison, "make_trainer", make_trainer)
     resumed = compare(SMALL, run_dir=stopped)
-    assert sorted(ran) == [0, 1]
+    assert sorted(ran) == [("edl", 0), ("edl", 1)]
     assert resumed.table == whole.table
     again = compare(SMALL, run_dir=stopped)
     assert len(ran) == 2
