@@ -9,6 +9,7 @@ from edl_jax import load_pretrained
 from edl_jax.errors import ConfigError, RunFolderError
 from edl_jax.studies import CompareConfig, DemoConfig, compare, comparison, demo
 from edl_jax.studies.summary import format_table, summarise
+from edl_jax.training import download
 from tests.test_evolution import TINY
 from tests.test_training import DIGITS
 
@@ -92,7 +93,7 @@ def test_config_refuses():
 
 def test_demo_runs_end_to_end(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nothing"))
-    monkeypatch.setattr("edl_jax.training.datasets.CIFAR10_URL", "http://127.0.0.1:9/none")
+    monkeypatch.setitem(download.CIFAR_URLS, "cifar10", "http://127.0.0.1:9/none")
     monkeypatch.setattr(
         "edl_jax.studies.demonstration._small_training", lambda name, directory: SMALL.train
     )

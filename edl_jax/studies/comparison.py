@@ -158,7 +158,8 @@ def compare(
 def _groups(cells: list[tuple[str, int]]) -> list[tuple[str, list[int]]]:
     """The seeds of each loss that are trained by one call: all, on an accelerator."""
     if jax.default_backend() == "cpu":
-        return [(name, [seed]) for name, seed in cells]
+        # Seed by seed: a loss begun twice at the same time would be compiled twice.
+        return [(name, [seed]) for name, seed in sorted(cells, key=lambda cell: cell[1])]
     names = dict.fromkeys(name for name, _ in cells)
     return [(name, [seed for other, seed in cells if other == name]) for name in names]
 
