@@ -1,6 +1,7 @@
 """A run that is killed, preempted, damaged or out of disk space loses nothing it had saved."""
 
 import dataclasses
+import json
 import logging
 import random
 import resource
@@ -181,9 +182,14 @@ def test_a_run_goes_on_from_before_a_damaged_checkpoint_to_the_same_result(tmp_p
     shutil.copytree(whole, tmp_path / "run")
     newest = tmp_path / "run" / "checkpoints" / str(GENERATIONS)
     truncate(max(files_of(newest), key=lambda x: x.stat().st_size))
-    pretrain(dataclasses.replace(TINY, generations=GENERATIONS), run_dir=tmp_path / "run")
+    config = dataclasses.replace(TINY, generations=GENERATIONS)
+    history = pretrain(config, run_dir=tmp_path / "run").history
     assert (tmp_path / "run" / f"damaged-checkpoint-{GENERATIONS}-0").is_dir()
     assert differences(whole, tmp_path / "run") == []
+    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    np.testing.assert_array_equal(
+        history["best_fitness"], np.float32([row["best_fitness"] for row in rows])
+    )
 
 
 def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path):

@@ -1,0 +1,56 @@
+"""Small pretrainings: keys, kinds of network, the run folder. What is evolved hardly matters."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from edl_jax import pretrain
+from edl_jax.errors import InputError, RunFolderError
+from tests.test_evolution import TINY
+
+
+def same_params(one, other) -> bool:
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+
+def test_same_key_same_loss_bit_for_bit():
+    first, same = pretrain(TINY, key=jax.random.key(5)), pretrain(TINY, key=jax.random.key(5))
+    assert same_params(first.loss, same.loss)
+    np.testing.assert_array_equal(first.history["best_fitness"], same.history["best_fitness"])
+    assert first.metrics == same.metrics
+    other = pretrain(dataclasses.replace(TINY, seed=6))
+    assert not same_params(first.loss, other.loss)
+
+
+@pytest.mark.parametrize("key", [0, np.zeros(2, np.uint32)], ids=str)
+def test_refuses_what_is_no_key(key):
+    with pytest.raises(InputError, match=r"expected a key such as jax.random.key\(0\)"):
+        pretrain(TINY, key=key)
+
+
+def test_a_pair_network_is_evolved_for_its_class_count():
+    config = dataclasses.replace(TINY, network="pair", class_counts=(4,))
+    loss = pretrain(config).loss
+    assert loss.architecture.num_classes == 4
+    assert loss(jax.numpy.zeros((2, 4)), jax.numpy.asarray([0, 3])).shape == (2,)
+
+
+def test_run_folder_holds_config_versions_metrics_and_loss(tmp_path):
+    result = pretrain(TINY, run_dir=tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["pretrain"]["generations"] == 5
+    environment = json.loads((tmp_path / "environment.json").read_text())
+    assert environment["versions"]["jax"] == jax.__version__
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["generation"] for row in rows] == list(range(5))
+    assert json.loads((tmp_path / "results.json").read_text()) == result.metrics
+    assert same_params(type(result.loss).load(tmp_path / "loss.safetensors"), result.loss)
+
+    with pytest.raises(RunFolderError, match=r"pretrain\.generations is 5 there and 9 here"):
+        pretrain(dataclasses.replace(TINY, generations=9), run_dir=tmp_path)
+    with pytest.raises(RunFolderError, match="key is"):
+        pretrain(TINY, key=jax.random.key(99), run_dir=tmp_path)
+    assert same_params(pretrain(TINY, run_dir=tmp_path).loss, result.loss)
