@@ -16,7 +16,7 @@ import tyro
 from edl_jax.errors import ConfigError, EDLError, Preempted, ProcessError, RunFolderError
 from edl_jax.evolution import PretrainConfig
 from edl_jax.pretraining import pretrain
-from edl_jax.processes import Processes, is_first
+from edl_jax.processes import Processes, from_first, is_first, others_needed
 from edl_jax.runs import default_run_dir, keep_compiled
 from edl_jax.studies import CompareConfig, DemoConfig, compare, demo
 from edl_jax.studies.plots import check_matplotlib, plot_accuracy, plot_evolution, plot_loss
@@ -74,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         keep_compiled(folder.parent)
         progress = not arguments.quiet and sys.stderr.isatty()
         run(arguments.settings, folder, progress)
+        with others_needed():
+            from_first(None)  # or those that end long before the first would count as gone
     except EDLError as error:
         is_resumable = isinstance(error, Preempted | ProcessError | RunFolderError)
         where = f" Add --run-dir {run_dir} to the command." if run_dir and is_resumable else ""

@@ -14,21 +14,33 @@ import pytest
 
 from edl_jax import EvolvedLoss
 from edl_jax.errors import ConfigError
-from edl_jax.processes import Processes, from_first, in_any
+from edl_jax.processes import _SECONDS_TO_PART, Processes, from_first, in_any
 
 ROOT = Path(__file__).parents[1]
 CONFIG = """
-import dataclasses
+import dataclasses, time
+from edl_jax import cli
 from tests.test_evolution import TINY
+
+def draw(*arguments, plot=cli.plot_loss, **options):
+    time.sleep({plotting})
+    plot(*arguments, **options)
+
+cli.plot_loss = draw
+
 def get_config():
     return dataclasses.replace(TINY, generations={generations}, generations_per_chunk={per_chunk})
 """
 
 
-def start(tmp_path, run_dir, *, index=0, count=1, port=None, generations=20, per_chunk=10):
+def start(
+    tmp_path, run_dir, *, index=0, count=1, port=None, generations=20, per_chunk=10, plotting=0
+):
     """Start `edl pretrain` as one process of `count`."""
     config = tmp_path / "tiny.py"
-    config.write_text(CONFIG.format(generations=generations, per_chunk=per_chunk))
+    config.write_text(
+        CONFIG.format(generations=generations, per_chunk=per_chunk, plotting=plotting)
+    )
     command = [sys.executable, "-m", "edl_jax", "pretrain", "--config", str(config), "--quiet"]
     command += ["--run-dir", str(run_dir)]
     if count > 1:
@@ -53,7 +65,7 @@ def start_two(tmp_path, **settings):
     ]
 
 
-def finish(process, seconds=240):
+def finish(process, seconds=480):
     try:
         out, err = process.communicate(timeout=seconds)
     finally:
@@ -78,9 +90,11 @@ def params_of(run_dir):
 
 
 def test_two_processes_reach_what_one_reaches_bit_for_bit(tmp_path):
-    for process in start_two(tmp_path):
+    # The first has more to do in the end than the others wait when they part.
+    for process in start_two(tmp_path, plotting=_SECONDS_TO_PART + 1):
         status, _, err = finish(process)
         assert status == 0, err
+    assert (tmp_path / "run0" / "loss.png").exists()
     status, _, err = finish(start(tmp_path, tmp_path / "alone"))
     assert status == 0, err
     np.testing.assert_array_equal(params_of(tmp_path / "run0"), params_of(tmp_path / "alone"))
