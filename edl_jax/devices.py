@@ -54,3 +54,23 @@ def to_every_device(tree: Any, mesh: Mesh) -> Any:
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
     return jax.tree.map(copy, tree)
+
+
+def rows_divided(mesh: Mesh, size: int) -> tuple[Callable[[Any], Any], np.ndarray]:
+    """How arrays of `size` rows are divided among the devices of the mesh.
+
+    Returns:
+      A function that puts this process's rows of a pytree of arrays on its devices, as its part of
+      the whole arrays; and the indices of these rows, in the order in which it takes them.
+    """
+    sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+    slices = sharding.addressable_devices_indices_map((size,)).values()
+    mine = np.sort(np.concatenate([np.arange(size)[index] for index in slices if index]))
+
+    def put(batch: Any) -> Any:
+        return jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(sharding, x, (size, *x.shape[1:])),
+            batch,
+        )
+
+    return put, mine

@@ -12,7 +12,7 @@ from edl_jax.baselines import LOSSES
 from edl_jax.devices import device_mesh
 from edl_jax.errors import ConfigError, EDLError, LossFileError
 from edl_jax.runs import read_json
-from edl_jax.training import Augmentation, make_trainer, models, programs, training
+from edl_jax.training import Augmentation, evaluation, make_trainer, models, programs, training
 from edl_jax.training.augmentation import normalize
 from edl_jax.training.loop import run_training
 from edl_jax.training.losses import resolve_loss
@@ -156,8 +156,8 @@ def test_losses_meet_the_same_images_in_the_same_order_and_each_once(dataset):
 
 
 def test_accuracy_counts_every_image_once(dataset, monkeypatch):
-    monkeypatch.setattr(programs, "_EVAL_BATCH", 100)  # the last batch is not whole
-    programs._held_batches.cache_clear()
+    monkeypatch.setattr(evaluation, "_EVAL_BATCH", 100)  # the last batch is not whole
+    evaluation._held_batches.cache_clear()
     functions = functions_of(DIGITS, dataset)
     state = functions.init(jax.random.key(0))
     state = functions.advance(state, jax.random.key(0), STEPS)
@@ -169,7 +169,7 @@ def test_accuracy_counts_every_image_once(dataset, monkeypatch):
     assert 0.1 < expected < 1
     (found,) = functions.accuracy(state, "test")
     assert found == pytest.approx(expected, abs=2 / 360)
-    programs._held_batches.cache_clear()
+    evaluation._held_batches.cache_clear()
 
 
 def test_validation_images_are_watched_and_test_images_reported():

@@ -1,25 +1,25 @@
 """The compiled programs of a training: the batches reach the devices, and steps are taken there."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
-from edl_jax.devices import on_every_device, to_every_device
+from edl_jax.devices import on_every_device, rows_divided, to_every_device
 from edl_jax.errors import ConfigError
 from edl_jax.training.config import TrainConfig
 from edl_jax.training.datasets import Dataset
+from edl_jax.training.evaluation import make_accuracy
 from edl_jax.training.losses import Loss
 from edl_jax.training.optimizers import make_schedule
 from edl_jax.training.steps import AXIS, Batch, Steps, TrainState, make_steps
 from edl_jax.training.streaming import StreamedImages, prefetch_to_device, stream_batches
 
-_EVAL_BATCH = 1000
 Advance = Callable[[TrainState, jax.Array, int], TrainState]
 Lowered = Callable[[Any, Any], Any]
 # For what runs once: otherwise compiling the initial weights takes as long as compiling the step.
@@ -134,7 +134,7 @@ def make_train(
     return TrainFunctions(
         lambda keys: to_every_device(jax.device_get(compiled_init(keys)), mesh),
         advance,
-        _accuracy(correct, dataset, mesh),
+        make_accuracy(correct, dataset, mesh),
         steps_per_epoch,
         schedule,
         mesh,
@@ -220,7 +220,7 @@ def _streamed(
 ) -> tuple[Advance, Lowered]:
     """`advance` of images that are read ahead of the steps, by each process for its devices."""
     order_of = on_every_device(order_of, mesh)
-    put, mine = _putting(mesh, places.size)
+    put, mine = rows_divided(mesh, places.size)
 
     def fed(state: TrainState, key: jax.Array, images: jax.Array, labels: jax.Array) -> TrainState:
         index = jnp.asarray(places)[jax.lax.axis_index(AXIS)]
@@ -263,60 +263,3 @@ def _on_cpu(mesh: Mesh) -> bool:
 @functools.lru_cache(maxsize=1)  # several losses, one copy of the images
 def _train_data(dataset: Dataset, mesh: Mesh) -> Batch:
     return to_every_device((dataset.train_images, dataset.train_labels), mesh)
-
-
-def _putting(mesh: Mesh, size: int) -> tuple[Callable[[Any], Any], np.ndarray]:
-    """How a process gives its rows of a divided batch to its devices, and which rows these are."""
-    sharding = NamedSharding(mesh, _DIVIDED)
-    slices = sharding.addressable_devices_indices_map((size,)).values()
-    mine = np.sort(np.concatenate([np.arange(size)[index] for index in slices if index]))
-
-    def put(batch: Any) -> Any:
-        return jax.tree.map(
-            lambda x: jax.make_array_from_process_local_data(sharding, x, (size, *x.shape[1:])),
-            batch,
-        )
-
-    return put, mine
-
-
-def _accuracy(
-    correct: Callable[[TrainState, jax.Array, jax.Array], jax.Array], dataset: Dataset, mesh: Mesh
-) -> Callable[[TrainState, str], np.ndarray]:
-    compiled = on_every_device(correct, mesh, in_specs=(_WHOLE, _DIVIDED, _DIVIDED))
-
-    def accuracy(state: TrainState, split: str) -> np.ndarray:
-        batches = _eval_batches(dataset, split, mesh)
-        counts = [compiled(state, images, labels) for images, labels in batches]
-        return np.atleast_1d(np.asarray(sum(counts))) / len(getattr(dataset, f"{split}_labels"))
-
-    return accuracy
-
-
-def _eval_batches(dataset: Dataset, split: str, mesh: Mesh) -> Iterable[Batch]:
-    """All images of a split; the last batch is filled up with images whose label is -1."""
-    images, labels = getattr(dataset, f"{split}_images"), getattr(dataset, f"{split}_labels")
-    if not isinstance(images, StreamedImages):
-        return _held_batches(dataset, split, mesh)
-    put, rows, is_surplus = _eval_rows(len(labels), mesh)
-    batches = stream_batches(images, labels, rows)
-    filled = ((x, np.where(no, -1, y)) for (x, y), no in zip(batches, is_surplus, strict=True))
-    return prefetch_to_device(filled, put)
-
-
-@functools.lru_cache(maxsize=4)  # as of the training images, for both splits
-def _held_batches(dataset: Dataset, split: str, mesh: Mesh) -> list[Batch]:
-    images, labels = getattr(dataset, f"{split}_images"), getattr(dataset, f"{split}_labels")
-    put, rows, is_surplus = _eval_rows(len(labels), mesh)
-    return [
-        put((images[index], np.where(no, -1, labels[index])))
-        for index, no in zip(rows, is_surplus, strict=True)
-    ]
-
-
-def _eval_rows(count: int, mesh: Mesh) -> tuple[Callable[[Any], Any], np.ndarray, np.ndarray]:
-    """How to put a batch, this process's rows of each, and which of them are surplus."""
-    size = -(-min(_EVAL_BATCH, count) // mesh.size) * mesh.size
-    put, mine = _putting(mesh, size)
-    rows = np.arange(-(-count // size) * size).reshape(-1, size)[:, mine]
-    return put, np.minimum(rows, count - 1), rows >= count
