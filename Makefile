@@ -9,7 +9,7 @@ demo: .venv/demo.stamp ## evolve a loss and train with it; DATA_DIR=DIR for a pr
 	$(BIN)/edl demo $(if $(DATA_DIR),--data-dir "$(DATA_DIR)") $(ARGS)
 
 test: .venv/dev.stamp ## run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: .venv/dev.stamp ## style and types
 	$(BIN)/ruff check .

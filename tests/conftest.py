@@ -40,6 +40,23 @@ COMPILED_QUICKLY = {
     "test_training",
 }
 
+# The files that take longest, longest first: a worker that took one of them last would keep the
+# others waiting.
+_LONGEST = [
+    "test_mutations",
+    "test_pretraining",
+    "test_processes",
+    "test_readme",
+    "test_strategies",
+    "test_resume",
+    "test_benchmarks",
+    "test_evolution",
+    "test_train_runs",
+    "test_training",
+    "test_sharding",
+    "test_ranking",
+]
+
 # Compilation makes single examples slow, and a failure in CI must be one that can be repeated.
 hypothesis.settings.register_profile(
     "edl", deadline=None, derandomize=True, max_examples=25, print_blob=True
@@ -61,6 +78,11 @@ def quick_compilation(request):
         yield
     jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()
+
+
+def pytest_collection_modifyitems(items):
+    rank = {name: index for index, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 def pytest_sessionfinish():
