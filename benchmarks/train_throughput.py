@@ -69,7 +69,7 @@ def subjects_of(work: TrainWork, *, quick: bool = False) -> list[Subject]:
         if work.model == "resnet8":
             # "auto" would be bfloat16 where the backend is not taken for a CPU.
             loop = our_training(
-                work, 1, precision="float32", patched=patch(programs, "_on_cpu", lambda mesh: False)
+                work, 1, precision="float32", patched=patch(programs, "on_cpu", lambda mesh: False)
             )
             found.append(Subject(f"{OURS}, steps in a loop on the device", loop))
     return found + _of_torch(work, steps, on_cpu=on_cpu, quick=quick)

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from edl_jax.errors import RunFolderError
+from edl_jax.runs import RunFolder
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -161,6 +162,11 @@ class Checkpoints:
             str(error).splitlines()[0] if str(error) else type(error).__name__,
             aside.name,
         )
+
+
+def open_checkpoints(folder: RunFolder | None, keep: int) -> Checkpoints | None:
+    """The checkpoints of a run folder, if there is one."""
+    return None if folder is None else Checkpoints(folder.path / "checkpoints", keep=keep)
 
 
 def _by_number(tree: Any) -> dict[str, np.ndarray]:

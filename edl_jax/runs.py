@@ -106,12 +106,12 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any) -> None:
         """Write `value` to the file `name`, whole or not at all."""
-        with self._writing(name):
+        with writing(name, self.path):
             write_atomically(self.path / name, (json.dumps(value, indent=2) + "\n").encode())
 
     def append_rows(self, rows: Iterable[Mapping[str, Any]], name: str = "metrics.jsonl") -> None:
         """Append one JSON line for each row."""
-        with self._writing(name), (self.path / name).open("a") as file:
+        with writing(name, self.path), (self.path / name).open("a") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
             file.flush()
             os.fsync(file.fileno())  # what a checkpoint counts on must outlive the machine
@@ -135,19 +135,25 @@ class RunFolder:
         """The rows to go on from; the others, and a line cut short, are removed from the file."""
         rows = [row for row in self.read_rows(name) if is_kept(row)]
         lines = "".join(json.dumps(row) + "\n" for row in rows)
-        with self._writing(name):
+        with writing(name, self.path):
             write_atomically(self.path / name, lines.encode())
         return rows
 
-    @contextlib.contextmanager
-    def _writing(self, name: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise RunFolderError(
-                f"{name} could not be written in {self.path} ({error}). What was saved before is "
-                "as it was: make room, and give the same command again to go on."
-            ) from error
+
+@contextlib.contextmanager
+def writing(name: str, folder: Path) -> Iterator[None]:
+    """Tell what could not be written where, and how to go on.
+
+    Raises:
+      RunFolderError: instead of an `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunFolderError(
+            f"{name} could not be written in {folder} ({error}). What was saved before is as it "
+            "was: make room, and give the same command again to go on."
+        ) from error
 
 
 def read_json(path: Path) -> Any:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from edl_jax.errors import RunFolderError
+from edl_jax.runs import writing
 
 Write = Callable[[int, Mapping[str, Any]], None]
 
@@ -26,7 +26,7 @@ def event_file(folder: Path, *, first_step: int) -> Iterator[Write]:
     events: Any = event_pb2  # protobuf makes their classes at run time, unseen by type checkers
     summaries: Any = summary_pb2
 
-    with _writing(folder):
+    with writing("an event file", folder):
         folder.mkdir(parents=True, exist_ok=True)
         writer = EventsWriter(str(folder / "events"))
         start = events.SessionLog(status=events.SessionLog.START)
@@ -39,7 +39,7 @@ def event_file(folder: Path, *, first_step: int) -> Iterator[Write]:
             for name, value in row.items()
             if isinstance(value, int | float)
         ]
-        with _writing(folder):
+        with writing("an event file", folder):
             writer.write_event(events.Event(step=step, summary=summaries.Summary(value=values)))
             writer.flush()
 
@@ -48,14 +48,3 @@ def event_file(folder: Path, *, first_step: int) -> Iterator[Write]:
     finally:
         with contextlib.suppress(OSError):
             writer.close()
-
-
-@contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise RunFolderError(
-            f"the event file in {folder} could not be written ({error}). What was saved before is "
-            "as it was: make room, and give the same command again to go on."
-        ) from error

@@ -268,7 +268,7 @@ def test_divergence_names_the_step_and_the_learning_rate(dataset):
 @pytest.mark.parametrize("num_seeds", [None, 2])
 def test_steps_and_the_evaluation_lower_for_accelerators(platform, num_seeds, dataset, monkeypatch):
     # There the steps are a loop on the device, in bfloat16.
-    monkeypatch.setattr(programs, "_on_cpu", lambda mesh: False)
+    monkeypatch.setattr(programs, "on_cpu", lambda mesh: False)
     config = dataclasses.replace(
         DIGITS, accumulate=2, ema_decay=0.9, augmentation=Augmentation(cutmix=1.0, cutout=2)
     )

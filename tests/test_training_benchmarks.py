@@ -119,14 +119,14 @@ def test_patches_last_while_a_training_is_built_and_run(monkeypatch):
     seen = []
 
     def run_of(functions, steps):
-        return lambda count: seen.append((functions, programs._on_cpu(None)))
+        return lambda count: seen.append((functions, programs.on_cpu(None)))
 
-    monkeypatch.setattr(training_work, "functions_of", lambda *_: programs._on_cpu(None))
+    monkeypatch.setattr(training_work, "functions_of", lambda *_: programs.on_cpu(None))
     monkeypatch.setattr(training_work, "our_run", run_of)
-    original = programs._on_cpu
-    our_training(TINY, 1, patched=patch(programs, "_on_cpu", lambda mesh: "no"))()(1)
+    original = programs.on_cpu
+    our_training(TINY, 1, patched=patch(programs, "on_cpu", lambda mesh: "no"))()(1)
     assert seen == [("no", "no")]
-    assert programs._on_cpu is original
+    assert programs.on_cpu is original
 
 
 @pytest.mark.skipif(not hasattr(layers, "convolve"), reason="convolutions are XLA's own")

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from edl_jax.checkpoints import Checkpoints
+from edl_jax.checkpoints import Checkpoints, open_checkpoints
 from edl_jax.devices import on_every_device, to_every_device
 from edl_jax.errors import EDLError, Preempted, RunFolderError
 from edl_jax.evolution.config import PretrainConfig
@@ -72,7 +72,9 @@ def evolve(
     with contextlib.ExitStack() as stack:
         stack.enter_context(others_needed())
         has_folder = from_first(folder is not None)
-        checkpoints = first_does(partial(_opened, folder, config), share=False)
+        checkpoints = first_does(
+            partial(open_checkpoints, folder, config.keep_checkpoints), share=False
+        )
         if checkpoints is not None:
             stack.enter_context(checkpoints)
         terminated = stack.enter_context(sigterm_noticed()) if has_folder else lambda: False
@@ -134,12 +136,6 @@ def make_chunk(
         return jax.lax.scan(body, state, first + jnp.arange(config.generations_per_chunk))
 
     return on_every_device(chunk, mesh, donate_argnums=(1,))
-
-
-def _opened(folder: RunFolder | None, config: PretrainConfig) -> Checkpoints | None:
-    if folder is None:
-        return None
-    return Checkpoints(folder.path / "checkpoints", keep=config.keep_checkpoints)
 
 
 def _taken_up(

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from edl_jax.checkpoints import Checkpoints
+from edl_jax.checkpoints import Checkpoints, open_checkpoints
 from edl_jax.devices import to_every_device
 from edl_jax.errors import EDLError, Preempted, RunFolderError
 from edl_jax.preemption import sigterm_noticed
@@ -92,17 +92,16 @@ def run_training(
     with contextlib.ExitStack() as stack:
         stack.enter_context(others_needed())
         has_folder = from_first(folder is not None)
-        checkpoints = first_does(partial(_opened, folder, config), share=False)
+        checkpoints = first_does(
+            partial(open_checkpoints, folder, config.keep_checkpoints), share=False
+        )
         if checkpoints is not None:
             stack.enter_context(checkpoints)
         terminated = stack.enter_context(sigterm_noticed()) if has_folder else lambda: False
         start = jax.device_get(functions.init(keys_init))
         done, state, rows = first_does(partial(_taken_up, start, folder, checkpoints, per_epoch))
-        state, total, saved = (
-            to_every_device(state, functions.mesh),
-            config.epochs * per_epoch,
-            done,
-        )
+        state = to_every_device(state, functions.mesh)
+        total, saved = config.epochs * per_epoch, done
         write = first_does(partial(_events, stack, folder, len(rows)), share=False)
         bar = stack.enter_context(_bar(config, functions, len(seeds), done, progress))
         seconds, images = 0.0, 0
@@ -155,12 +154,6 @@ def _bar(
         unit_scale=True,
         disable=not progress,
     )
-
-
-def _opened(folder: RunFolder | None, config: TrainConfig) -> Checkpoints | None:
-    if folder is None:
-        return None
-    return Checkpoints(folder.path / "checkpoints", keep=config.keep_checkpoints)
 
 
 def _events(stack: contextlib.ExitStack, folder: RunFolder | None, epochs: int) -> Write | None:
@@ -272,7 +265,10 @@ def _results(
     rows: list[Row],
     source: str,
 ) -> list[TrainResult]:
-    accuracies = functions.accuracy(state, "test")
+    if config.val_examples:
+        accuracies = functions.accuracy(state, "test")
+    else:  # measured already, after the last epoch
+        accuracies = [row["accuracy"] for row in rows[-len(seeds) :]]
     results = []
     for i in range(len(seeds)):
         mine = state if functions.num_seeds is None else jax.tree.map(lambda x, i=i: x[i], state)

@@ -18,10 +18,11 @@ from edl_jax.training.evaluation import make_accuracy
 from edl_jax.training.losses import Loss
 from edl_jax.training.optimizers import make_schedule
 from edl_jax.training.steps import AXIS, Batch, Steps, TrainState, make_steps
-from edl_jax.training.streaming import StreamedImages, prefetch_to_device, stream_batches
+from edl_jax.training.streaming import prefetch_to_device, stream_batches
 
 Advance = Callable[[TrainState, jax.Array, int], TrainState]
 Lowered = Callable[[Any, Any], Any]
+Keys = tuple[jax.Array, jax.Array]  # of the order and of the steps
 # For what runs once: otherwise compiling the initial weights takes as long as compiling the step.
 _COMPILED_QUICKLY = {
     "xla_backend_optimization_level": 0,
@@ -102,18 +103,18 @@ def make_train(
         total_steps=config.epochs * steps_per_epoch,
     )
     steps = make_steps(
-        config, dataset, loss, schedule, steps_per_epoch=steps_per_epoch, on_cpu=_on_cpu(mesh)
+        config, dataset, loss, schedule, steps_per_epoch=steps_per_epoch, on_cpu=on_cpu(mesh)
     )
     init, correct = steps.init, steps.correct
     if num_seeds is not None:
         init, correct = jax.vmap(init), jax.vmap(correct, in_axes=(0, None, None))
-    compiled_init = jax.jit(init, compiler_options=_COMPILED_QUICKLY if _on_cpu(mesh) else None)
+    compiled_init = jax.jit(init, compiler_options=_COMPILED_QUICKLY if on_cpu(mesh) else None)
     order_of = partial(_order, steps_per_epoch=steps_per_epoch, num_train=num_train)
     # Parts are cut first and shared among the devices then, so that a part is of the same images
     # whatever the number of devices. Row d holds the places in the batch of device d's share.
     places = np.arange(config.batch_size).reshape(config.accumulate, mesh.size, -1)
     places = places.swapaxes(0, 1).reshape(mesh.size, -1)
-    if not isinstance(dataset.train_images, StreamedImages):
+    if not dataset.streamed:
         advance, lowered = _in_memory(
             steps, dataset, mesh, places, order_of, steps_per_epoch, num_seeds
         )
@@ -160,7 +161,7 @@ def _in_memory(
     """`advance` of images that are all on every device, and a step of it, lowered."""
 
     def one(
-        state: TrainState, keys: Batch, order: jax.Array, images: jax.Array, labels: jax.Array
+        state: TrainState, keys: Keys, order: jax.Array, images: jax.Array, labels: jax.Array
     ) -> TrainState:
         first = (state.step % steps_per_epoch) * places.size
         mine = jnp.asarray(places)[jax.lax.axis_index(AXIS)]
@@ -168,7 +169,7 @@ def _in_memory(
         return steps.step(state, keys[1], images[rows], labels[rows], mine)
 
     def several(
-        state: TrainState, keys: Batch, count: jax.Array, images: jax.Array, labels: jax.Array
+        state: TrainState, keys: Keys, count: jax.Array, images: jax.Array, labels: jax.Array
     ) -> TrainState:
         order = order_of(state, keys[0])
         return jax.lax.fori_loop(
@@ -193,7 +194,7 @@ def _in_memory(
     def advance(state: TrainState, keys: jax.Array, count: int) -> TrainState:
         images, labels = _train_data(dataset, mesh)
         both = _split(keys)
-        if not _on_cpu(mesh):
+        if not on_cpu(mesh):
             return compiled_several(state, both, jnp.int32(count), images, labels)
         order = compiled_order(state, both[0])
         for _ in range(count):
@@ -203,7 +204,7 @@ def _in_memory(
     def lowered(state: Any, keys: Any) -> Any:
         both, data = (keys, keys), (dataset.train_images, dataset.train_labels)
         data = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), data)
-        if not _on_cpu(mesh):
+        if not on_cpu(mesh):
             return compiled_several.lower(state, both, jnp.int32(0), *data)
         return compiled_one.lower(state, both, jax.eval_shape(compiled_order, state, keys), *data)
 
@@ -250,13 +251,14 @@ def _streamed(
     return advance, lowered
 
 
-def _split(keys: jax.Array) -> Batch:
+def _split(keys: jax.Array) -> Keys:
     """Keys of the order and of the steps."""
     pairs = jax.vmap(jax.random.split)(jnp.atleast_1d(keys))
     return (pairs[:, 0], pairs[:, 1]) if keys.ndim else (pairs[0, 0], pairs[0, 1])
 
 
-def _on_cpu(mesh: Mesh) -> bool:
+def on_cpu(mesh: Mesh) -> bool:
+    """Whether the devices are CPUs."""
     return mesh.devices.flat[0].platform == "cpu"
 
 

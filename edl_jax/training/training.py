@@ -17,7 +17,7 @@ from edl_jax.training.config import TrainConfig
 from edl_jax.training.datasets import Dataset, load_dataset
 from edl_jax.training.loop import Row, TrainResult, run_training
 from edl_jax.training.losses import Loss, describe_loss, resolve_loss
-from edl_jax.training.programs import TrainFunctions, make_train
+from edl_jax.training.programs import TrainFunctions, make_train, on_cpu
 from edl_jax.training.steps import AXIS
 
 
@@ -140,10 +140,10 @@ def make_trainer(
 
 def _seeds_that_fit(functions: TrainFunctions, num_seeds: int) -> int:
     """How many seeds to train in one program, by what the program of one needs; 1 on the CPU."""
-    limits = [(x.memory_stats() or {}).get("bytes_limit", 0) for x in jax.local_devices()]
-    if functions.mesh.devices.flat[0].platform == "cpu" or not min(limits):
+    if num_seeds == 1 or on_cpu(functions.mesh):
         return 1
-    needed = functions.peak_bytes()
+    limits = [(x.memory_stats() or {}).get("bytes_limit", 0) for x in jax.local_devices()]
+    needed = functions.peak_bytes() if min(limits) else None
     used = 0.8  # the rest is for evaluation and fragments
     return min(num_seeds, max(1, int(used * min(limits) / needed))) if needed else 1
 
