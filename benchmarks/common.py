@@ -177,6 +177,7 @@ def open_folder(name: str, arguments: argparse.Namespace, config: dict[str, Any]
         **config,
         "device": f"{device.platform} {device.device_kind}",
         "cores": num_cores(),
+        "memory": os.environ.get("GLIBC_TUNABLES") or "as the C library gives it",
         "commit": commit(),
     }
     try:
@@ -188,6 +189,7 @@ def open_folder(name: str, arguments: argparse.Namespace, config: dict[str, Any]
         environment["versions"][library] = version(library)
     environment |= {
         "cores": num_cores(),
+        "memory": config["memory"],
         "load_average_at_start": os.getloadavg(),
         "uncommitted_changes": _has_changes(),
     }
@@ -202,7 +204,8 @@ def caption(folder: RunFolder) -> str:
     versions = ", ".join(f"{name} {value}" for name, value in environment["versions"].items())
     return (
         f"Measured on {environment['backend']} ({environment['device']}), "
-        f"{environment['cores']} cores, commit {environment['commit']}"
+        f"{environment['cores']} cores, memory: {environment['memory']}, "
+        f"commit {environment['commit']}"
         f"{' with uncommitted changes' * bool(environment['uncommitted_changes'])}, load average "
         f"at the start {environment['load_average_at_start'][0]:.2f}. {versions}. "
         f"Command: `{json.dumps(environment['command'])}`."

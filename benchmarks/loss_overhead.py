@@ -12,6 +12,11 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from edl_jax.huge_pages import restart_with_huge_pages
+
+if __name__ == "__main__":  # before JAX starts
+    restart_with_huge_pages()
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -10,14 +10,18 @@ table and its data to runs/train_throughput. A stopped run goes on where it ende
 out where it is not installed:
 
     pip install torch
+
+All have huge pages, as the command `edl` has; with `GLIBC_TUNABLES=` before the command none has.
 """
 
 import os
 from collections.abc import Sequence
 
 from benchmarks.cores import num_cores
+from edl_jax.huge_pages import restart_with_huge_pages
 
 if __name__ == "__main__":  # before JAX starts
+    restart_with_huge_pages()
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(num_cores()))
 
 import jax

@@ -1,4 +1,4 @@
-"""The `edl` command: meet the other processes, if there are any, and then load the rest.
+"""The `edl` command: get huge pages, meet the other processes if there are any, load the rest.
 
 Loading evosax starts JAX's backend, and after that no process can join others.
 """
@@ -9,12 +9,17 @@ import sys
 from collections.abc import Sequence
 
 from edl_jax.errors import ConfigError, EDLError
-from edl_jax.processes import Processes
+from edl_jax.huge_pages import restart_with_huge_pages
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `edl COMMAND [ARGUMENTS]`; returns the exit status (see `edl_jax.cli.main`)."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        restart_with_huge_pages()
+        argv = sys.argv[1:]
+    argv = list(argv)
+    from edl_jax.processes import Processes  # loads JAX
+
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--processes.auto", dest="auto", action="store_true")
     parser.add_argument("--processes.coordinator", dest="coordinator")
