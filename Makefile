@@ -22,7 +22,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
 .venv/demo.stamp: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable ".[data,plots]"
+	$(BIN)/python -m pip install --quiet --editable ".[studies]"
 	touch $@
 
 .venv/dev.stamp: pyproject.toml | $(BIN)/python

@@ -19,7 +19,8 @@ from edl_jax.pretraining import pretrain
 from edl_jax.processes import Processes, from_first, is_first, others_needed
 from edl_jax.runs import default_run_dir, keep_compiled
 from edl_jax.studies import CompareConfig, DemoConfig, compare, demo
-from edl_jax.studies.plots import check_matplotlib, plot_accuracy, plot_evolution, plot_loss
+from edl_jax.studies.figures import check_matplotlib, save
+from edl_jax.studies.plots import plot_accuracy, plot_evolution, plot_loss
 from edl_jax.training import TrainConfig, train
 from edl_jax.training.losses import list_losses
 
@@ -118,9 +119,9 @@ def _pretrain(config: PretrainConfig, run_dir: Path, progress: bool) -> None:
     result = pretrain(config, run_dir=run_dir, progress=progress)
     if not is_first():
         return
-    plot_evolution(result.history, result.held_out, run_dir / "evolution.png")
+    save(plot_evolution(result.history, result.held_out), run_dir / "evolution.png")
     num_classes = config.class_counts[len(config.class_counts) // 2]
-    plot_loss({"evolved": result.loss}, run_dir / "loss.png", num_classes=num_classes)
+    save(plot_loss({"evolved": result.loss}, num_classes=num_classes), run_dir / "loss.png")
     _print_metrics(result.metrics)
     print(f"\nThe loss is in {run_dir / 'loss.safetensors'}")
 
@@ -137,7 +138,7 @@ def _train(config: TrainConfig, run_dir: Path, progress: bool) -> None:
 def _compare(config: CompareConfig, run_dir: Path, progress: bool) -> None:
     check_matplotlib()
     result = compare(config, run_dir=run_dir, progress=progress)
-    plot_accuracy(result.cells, run_dir / "accuracy.png")
+    save(plot_accuracy(result.cells), run_dir / "accuracy.png")
     print(f"Data: {result.source}\n\n{result.table}\nRun folder: {run_dir}")
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from edl_jax.evolution import PretrainConfig
 from edl_jax.pretraining import PretrainResult, pretrain
 from edl_jax.studies.comparison import CompareConfig, CompareResult, compare
-from edl_jax.studies.plots import check_matplotlib, plot_accuracy, plot_evolution, plot_loss
+from edl_jax.studies.figures import check_matplotlib, save
+from edl_jax.studies.plots import plot_accuracy, plot_evolution, plot_loss
 from edl_jax.training import TrainConfig
 from edl_jax.training.datasets import load_dataset
 
@@ -50,8 +51,8 @@ def demo(
     say(f"Evolving a loss on synthetic pairs for {config.pretrain.generations} generations ...")
     evolved = pretrain(config.pretrain, run_dir=run_dir / "pretrain", progress=progress)
     evolved.loss.save(run_dir / "evolved.safetensors")
-    plot_evolution(evolved.history, evolved.held_out, run_dir / "evolution.png")
-    plot_loss({"evolved": evolved.loss}, run_dir / "loss.png")
+    save(plot_evolution(evolved.history, evolved.held_out), run_dir / "evolution.png")
+    save(plot_loss({"evolved": evolved.loss}), run_dir / "loss.png")
     say(f"Training with cross-entropy and with the evolved loss, {config.num_seeds} seeds each ...")
     compared = compare(
         CompareConfig(
@@ -62,7 +63,7 @@ def demo(
         run_dir=run_dir / "compare",
         progress=progress,
     )
-    plot_accuracy(compared.cells, run_dir / "accuracy.png")
+    save(plot_accuracy(compared.cells), run_dir / "accuracy.png")
     return evolved, compared
 
 

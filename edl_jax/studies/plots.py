@@ -1,9 +1,7 @@
 """Figures of a run: the evolution, the evolved loss beside cross-entropy, accuracy over epochs."""
 
-import importlib.util
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,31 +9,33 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from edl_jax.errors import EDLError
+from edl_jax.studies.figures import styles, subplots
 from edl_jax.studies.summary import labels_of
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
-# Colours of Okabe and Ito (2008), told apart with any colour vision, and in grey by their dashes.
-_STYLES = [("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", ":")]
 
 
-def plot_evolution(
-    history: Mapping[str, np.ndarray], held_out: Mapping[str, np.ndarray], path: Path
-) -> None:
+def plot_evolution(history: Mapping[str, np.ndarray], held_out: Mapping[str, np.ndarray]) -> Any:
     """Fitness, held-out pairwise accuracy and step size over the generations.
 
     Args:
       history: `PretrainResult.history`.
       held_out: `PretrainResult.held_out`.
-      path: the PNG or SVG file to write.
+
+    Returns:
+      A `matplotlib.figure.Figure`.
 
     Raises:
       EDLError: if matplotlib is not installed.
     """
-    figure, (left, right) = _subplots(2)
+    figure, axes = subplots(2)
+    left, right = axes[0]
+    pair = list(itertools.islice(styles(), 2))
     generations = np.arange(1, len(history["best_fitness"]) + 1)
-    for (color, dash), name in zip(_STYLES, ("best", "mean"), strict=False):
-        left.plot(generations, history[f"{name}_fitness"], dash, color=color, label=name)
+    for style, name in zip(pair, ("best", "mean"), strict=True):
+        left.plot(
+            generations, history[f"{name}_fitness"], ls=style.dash, color=style.color, label=name
+        )
     left.set(
         yscale="log",
         xlabel="generation",
@@ -43,12 +43,12 @@ def plot_evolution(
         title="Fitness on fresh pairs (lower is better)",
     )
     left.legend()
-    color, dash = _STYLES[0]
     right.plot(
         1 + held_out["generation"],
         held_out["pairwise_accuracy"],
-        f"o{dash}",
-        color=color,
+        ls=pair[0].dash,
+        color=pair[0].color,
+        marker="o",
         markersize=4,
         label="pairwise accuracy",
     )
@@ -58,38 +58,47 @@ def plot_evolution(
         title="Held-out pairs, and the step size",
     )
     steps = right.twinx()
-    color, dash = _STYLES[1]
-    steps.plot(generations, history["step_size"], dash, color=color, label="step size")
+    style = pair[1]
+    steps.plot(
+        generations, history["step_size"], ls=style.dash, color=style.color, label="step size"
+    )
     steps.set(yscale="log", ylabel="mutation step size (standard deviation)")
     lines = [*right.get_lines(), *steps.get_lines()]
     right.legend(lines, [line.get_label() for line in lines], loc="center right")
-    _save(figure, path)
+    return figure
 
 
-def plot_loss(losses: Mapping[str, Loss], path: Path, *, num_classes: int = 10) -> None:
+def plot_loss(losses: Mapping[str, Loss], *, num_classes: int = 10) -> Any:
     """Loss and logit gradient against the true class's probability, beside cross-entropy.
 
     Two slices of the simplex: the other classes share the rest evenly, or one rival has it all.
 
     Args:
       losses: losses by name, each of logits `[n, num_classes]` and integer labels `[n]`.
-      path: the PNG or SVG file to write.
       num_classes: class count of the predictions.
+
+    Returns:
+      A `matplotlib.figure.Figure`.
 
     Raises:
       EDLError: if matplotlib is not installed.
     """
     curves = {"cross-entropy": optax.losses.softmax_cross_entropy_with_integer_labels, **losses}
     own = np.linspace(0.002, 0.998, 250)
-    figure, axes = _subplots(2)
-    for (color, dash), (name, loss) in zip(itertools.cycle(_STYLES), curves.items(), strict=False):
+    figure, (axes,) = subplots(2)
+    for style, (name, loss) in zip(styles(), curves.items(), strict=False):
         for slice_name, logits in _slices(own, num_classes).items():
             labels = jnp.zeros(len(own), jnp.int32)
             gradient = jax.grad(lambda x, loss=loss: loss(x, labels).sum())(logits)  # noqa: B023
             thin = {"linewidth": 1, "alpha": 0.6} if slice_name == "one rival" else {"linewidth": 2}
-            style = {"color": color, "linestyle": dash, "label": f"{name}, {slice_name}", **thin}
-            axes[0].plot(own, loss(logits, labels), **style)
-            axes[1].plot(own, jnp.linalg.norm(gradient, axis=-1), **style)
+            look = {
+                "color": style.color,
+                "ls": style.dash,
+                "label": f"{name}, {slice_name}",
+                **thin,
+            }
+            axes[0].plot(own, loss(logits, labels), **look)
+            axes[1].plot(own, jnp.linalg.norm(gradient, axis=-1), **look)
     axes[0].set(xlabel="probability of the true class", ylabel="loss", title="Loss")
     axes[1].set(
         xlabel="probability of the true class",
@@ -97,30 +106,33 @@ def plot_loss(losses: Mapping[str, Loss], path: Path, *, num_classes: int = 10) 
         title="What descent feels",
     )
     axes[0].legend()
-    _save(figure, path)
+    return figure
 
 
-def plot_accuracy(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
+def plot_accuracy(cells: Sequence[Mapping[str, Any]]) -> Any:
     """Accuracy over the epochs, mean and standard deviation over the seeds of each loss.
 
     Args:
       cells: `CompareResult.cells`.
-      path: the PNG or SVG file to write.
+
+    Returns:
+      A `matplotlib.figure.Figure`.
 
     Raises:
       EDLError: if matplotlib is not installed.
     """
-    figure, (axis,) = _subplots(1)
+    figure, ((axis,),) = subplots()
     names = list(dict.fromkeys(cell["loss"] for cell in cells))
     labels = labels_of(names)
-    for (color, dash), name in zip(itertools.cycle(_STYLES), names, strict=False):
+    for style, name in zip(styles(), names, strict=False):
         curves = 100 * np.asarray(
             [[row["accuracy"] for row in c["epochs"]] for c in cells if c["loss"] == name]
         )
         epochs, mean = 1 + np.arange(curves.shape[1]), curves.mean(0)
         spread = curves.std(0, ddof=min(1, len(curves) - 1))
-        axis.plot(epochs, mean, dash, color=color, label=f"{labels[name]}, n = {len(curves)}")
-        axis.fill_between(epochs, mean - spread, mean + spread, color=color, alpha=0.2)
+        label = f"{labels[name]}, n = {len(curves)}"
+        axis.plot(epochs, mean, ls=style.dash, color=style.color, label=label)
+        axis.fill_between(epochs, mean - spread, mean + spread, color=style.color, alpha=0.2)
     split = {"val": "validation", "test": "test"}[cells[0]["epochs"][0]["evaluated_on"]]
     axis.set(
         xlabel="epoch",
@@ -128,7 +140,7 @@ def plot_accuracy(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
         title="Accuracy (mean, and standard deviation over seeds)",
     )
     axis.legend()
-    _save(figure, path)
+    return figure
 
 
 def _slices(own: np.ndarray, num_classes: int) -> dict[str, jax.Array]:
@@ -140,30 +152,3 @@ def _slices(own: np.ndarray, num_classes: int) -> dict[str, jax.Array]:
         "rest spread evenly": jnp.log(jnp.asarray(even, jnp.float32)),
         "one rival": jnp.log(jnp.asarray(rival, jnp.float32)),
     }
-
-
-def check_matplotlib() -> None:
-    """Refuse to go on where no plot can be drawn.
-
-    Raises:
-      EDLError: if matplotlib is not installed.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise EDLError('plots need matplotlib: pip install "edl_jax[plots]"')
-
-
-def _subplots(columns: int) -> tuple[Any, Any]:
-    check_matplotlib()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.2 * columns, 3.8), layout="constrained")
-    axes = figure.subplots(1, columns, squeeze=False)[0]
-    for axis in axes:
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _save(figure: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)

@@ -1,0 +1,230 @@
+"""Statistics of studies: plain functions of arrays, computed by scipy and statsmodels.
+
+Whatever is not defined for the numbers at hand, such as a deviation of one value, is NaN.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+_RESAMPLES = 5000
+_ROUNDING = 1e-9  # a spread below this is rounding: the values are all the same
+
+
+class Sample(NamedTuple):
+    """Some numbers in short.
+
+    Attributes:
+      n: how many.
+      mean: their mean.
+      deviation: sample standard deviation (n - 1).
+      standard_error: of the mean.
+      low: lower end of a 95 % bootstrap interval of the mean (BCa).
+      high: its upper end.
+    """
+
+    n: int
+    mean: float
+    deviation: float
+    standard_error: float
+    low: float
+    high: float
+
+
+class Paired(NamedTuple):
+    """What is different between two sets of numbers, `[n]` each, paired by their index.
+
+    Attributes:
+      difference: the differences in short.
+      effect_size: Cohen's d of paired differences, mean over standard deviation (d_z).
+      p_t: two-sided p-value of the paired t-test.
+      p_wilcoxon: of Wilcoxon's signed-rank test; with n below 6 it cannot be below 0.05.
+      p_welch: of Welch's t-test, which does not use the pairing.
+      detectable: smallest true difference that the paired t-test finds with this n and deviation
+        four times in five, at the 5 % level.
+    """
+
+    difference: Sample
+    effect_size: float
+    p_t: float
+    p_wilcoxon: float
+    p_welch: float
+    detectable: float
+
+
+class Correlation(NamedTuple):
+    """A rank correlation, its 95 % interval (bootstrap over the points, percentile), its p-value."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+
+class Waiting(NamedTuple):
+    """Times until something happened, of which some ended before it did (Kaplan-Meier).
+
+    Attributes:
+      n: how many were watched.
+      reached: how many got there.
+      median: time by which half have got there; infinite if fewer did.
+      low: lower end of its 95 % interval (Brookmeyer and Crowley).
+      high: upper end.
+    """
+
+    n: int
+    reached: int
+    median: float
+    low: float
+    high: float
+
+
+def describe(values: np.ndarray) -> Sample:
+    """Mean, deviation and interval of values `[n]`."""
+    values = np.asarray(values, float)
+    n, mean = len(values), float(values.mean())
+    if n < 2:
+        return Sample(n, mean, math.nan, math.nan, math.nan, math.nan)
+    deviation = float(values.std(ddof=1))
+    error = deviation / math.sqrt(n)
+    if _is_constant(values):
+        return Sample(n, mean, deviation, error, mean, mean)
+    low, high = _bootstrap((values,), np.mean, "BCa")
+    return Sample(n, mean, deviation, error, low, high)
+
+
+def compare_paired(values: np.ndarray, baseline: np.ndarray) -> Paired:
+    """Tests of whether values and baseline, `[n]` paired by index, differ.
+
+    References:
+      Wilcoxon, "Individual comparisons by ranking methods", Biometrics Bulletin 1945.
+      Welch, "The generalization of Student's problem when several different population variances
+      are involved", Biometrika 1947.
+      Cohen, "Statistical power analysis for the behavioral sciences", 1988.
+    """
+    values, baseline = np.asarray(values, float), np.asarray(baseline, float)
+    differences = values - baseline
+    short = describe(differences)
+    if len(values) < 2 or _is_constant(differences):
+        return Paired(short, *[math.nan] * 5)
+    t, welch = stats.ttest_rel(values, baseline), stats.ttest_ind(values, baseline, equal_var=False)
+    return Paired(
+        short,
+        effect_size=short.mean / short.deviation,
+        p_t=float(t.pvalue),
+        p_wilcoxon=float(stats.wilcoxon(differences).pvalue),
+        p_welch=float(welch.pvalue),
+        detectable=detectable_difference(short.deviation, len(values)),
+    )
+
+
+def detectable_difference(
+    deviation: float, n: int, *, level: float = 0.05, power: float = 0.8
+) -> float:
+    """Smallest true mean that a two-sided t-test of n values finds with probability `power`.
+
+    Args:
+      deviation: standard deviation of the values.
+      n: how many there are.
+      level: significance level.
+      power: probability to find it.
+    """
+    from statsmodels.stats.power import TTestPower
+
+    if n < 2:
+        return math.nan
+    size = TTestPower().solve_power(nobs=n, alpha=level, power=power)
+    return float(np.squeeze(size)) * deviation
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values adjusted for having been so many (Holm, Scandinavian Journal of Statistics 1979).
+
+    NaN, a test that was not defined, is not counted and stays NaN.
+    """
+    from statsmodels.stats.multitest import multipletests
+
+    found = np.asarray(p_values, float)
+    defined = ~np.isnan(found)
+    if defined.any():
+        found[defined] = multipletests(found[defined], method="holm")[1]
+    return found.tolist()
+
+
+def rank_correlation(x: np.ndarray, y: np.ndarray, *, method: Callable[..., Any]) -> Correlation:
+    """A rank correlation of `[n]` and `[n]`, such as `scipy.stats.spearmanr` or `kendalltau`."""
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    if len(x) < 3 or _is_constant(x) or _is_constant(y):
+        return Correlation(*[math.nan] * 4)
+    found = method(x, y)
+
+    def value(x: np.ndarray, y: np.ndarray) -> float:
+        return method(x, y).statistic
+
+    with warnings.catch_warnings():
+        # A draw of one point many times has no correlation; such draws are left out below.
+        warnings.simplefilter("ignore", stats.ConstantInputWarning)
+        draws = stats.bootstrap(
+            (x, y), value, paired=True, vectorized=False, n_resamples=2000,
+            method="percentile", rng=np.random.default_rng(0),
+        ).bootstrap_distribution  # fmt: skip
+    low, high = np.nanpercentile(draws, [2.5, 97.5])
+    return Correlation(float(found.statistic), float(low), float(high), float(found.pvalue))
+
+
+def waiting_time(times: np.ndarray, reached: np.ndarray) -> Waiting:
+    """Kaplan-Meier's estimate of how long something takes.
+
+    Args:
+      times: `[n]`, when it happened, or how long was watched in vain.
+      reached: `[n]` booleans, whether it happened.
+
+    References:
+      Kaplan and Meier, "Nonparametric estimation from incomplete observations", JASA 1958.
+      Brookmeyer and Crowley, "A confidence interval for the median survival time", Biometrics 1982.
+    """
+    survival = stats.ecdf(_censored(times, reached)).sf
+    steps, left = survival.quantiles, survival.probabilities
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # at the last step nobody is left
+        band = survival.confidence_interval(method="log-log")
+
+    def first(probabilities: np.ndarray) -> float:
+        below = np.flatnonzero(probabilities <= 0.5 + _ROUNDING)
+        return float(steps[below[0]]) if len(below) else math.inf
+
+    reached = np.asarray(reached, bool)
+    ends = first(band.low.probabilities), first(band.high.probabilities)
+    return Waiting(len(reached), int(reached.sum()), first(left), *ends)
+
+
+def logrank(
+    times: np.ndarray, reached: np.ndarray, other_times: np.ndarray, other_reached: np.ndarray
+) -> float:
+    """P-value of the log-rank test that two groups take equally long; as `waiting_time`."""
+    if not (np.any(reached) or np.any(other_reached)):
+        return math.nan
+    groups = _censored(times, reached), _censored(other_times, other_reached)
+    return float(stats.logrank(*groups).pvalue)
+
+
+def _censored(times: np.ndarray, reached: np.ndarray) -> stats.CensoredData:
+    times, reached = np.asarray(times, float), np.asarray(reached, bool)
+    return stats.CensoredData(uncensored=times[reached], right=times[~reached])
+
+
+def _is_constant(values: np.ndarray) -> bool:
+    return float(np.ptp(values)) <= _ROUNDING
+
+
+def _bootstrap(
+    data: Sequence[np.ndarray], statistic: Callable[..., np.ndarray], method: str
+) -> tuple[float, float]:
+    found = stats.bootstrap(
+        data, statistic, n_resamples=_RESAMPLES, method=method, rng=np.random.default_rng(0)
+    ).confidence_interval
+    return float(found.low), float(found.high)
