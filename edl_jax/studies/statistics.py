@@ -57,7 +57,7 @@ class Paired(NamedTuple):
 
 
 class Correlation(NamedTuple):
-    """A rank correlation, its 95 % interval (bootstrap over the points, percentile), its p-value."""
+    """A rank correlation with its 95 % interval (percentile bootstrap over points) and p-value."""
 
     value: float
     low: float
@@ -111,12 +111,15 @@ def compare_paired(values: np.ndarray, baseline: np.ndarray) -> Paired:
     short = describe(differences)
     if len(values) < 2 or _is_constant(differences):
         return Paired(short, *[math.nan] * 5)
-    t, welch = stats.ttest_rel(values, baseline), stats.ttest_ind(values, baseline, equal_var=False)
+    # Typed as Any: scipy's results have no types that a checker could follow.
+    t: Any = stats.ttest_rel(values, baseline)
+    wilcoxon: Any = stats.wilcoxon(differences)
+    welch: Any = stats.ttest_ind(values, baseline, equal_var=False)
     return Paired(
         short,
         effect_size=short.mean / short.deviation,
         p_t=float(t.pvalue),
-        p_wilcoxon=float(stats.wilcoxon(differences).pvalue),
+        p_wilcoxon=float(wilcoxon.pvalue),
         p_welch=float(welch.pvalue),
         detectable=detectable_difference(short.deviation, len(values)),
     )
