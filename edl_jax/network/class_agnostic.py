@@ -34,8 +34,11 @@ class ClassAgnosticNetwork(LossNetwork):
 
     def features(self, log_probabilities: jax.Array, labels: jax.Array) -> jax.Array:
         """Summaries `[5, ...]` of `[..., num_classes]` log-probabilities and `[...]` labels."""
-        own = jnp.take_along_axis(log_probabilities, labels[..., None], axis=-1)
-        rival = jnp.take_along_axis(_strongest_rival(log_probabilities), labels[..., None], axis=-1)
+        labels = labels[..., None]
+        own = jnp.take_along_axis(log_probabilities, labels, axis=-1)
+        is_label = labels == jnp.arange(log_probabilities.shape[-1])
+        others = jnp.where(is_label, -jnp.inf, log_probabilities)
+        rival = jnp.max(others, axis=-1, keepdims=True)
         return _summaries(log_probabilities, own, rival)[..., 0]
 
     def features_of_every_class(self, log_probabilities: jax.Array) -> jax.Array:
