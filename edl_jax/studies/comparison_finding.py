@@ -33,28 +33,33 @@ def finding(rows: Sequence[Row], rates: Sequence[Row], labels: Mapping[str, str]
 def _of_setting(group: Sequence[Row], labels: Mapping[str, str], num_tests: int) -> list[str]:
     baseline, *others = group
     name = labels[baseline["loss"]]
+    seeds = f"{baseline['n']} seed{'s' if baseline['n'] > 1 else ''}"
     sentences = [
-        f"Over {baseline['n']} seed(s), {name} reaches a test accuracy of "
-        f"{baseline['accuracy_mean']:.2f} %."
+        f"Over {seeds}, {name} reaches a test accuracy of {baseline['accuracy_mean']:.2f} %."
     ]
     tested = [row for row in others if not is_absent(row["p_t_holm"])]
     found = [row for row in tested if row["p_t_holm"] < LEVEL]
     above = sorted((row for row in found if row["difference_mean"] > 0), key=_size)
     below = sorted((row for row in found if row["difference_mean"] < 0), key=_size)
+    if tested:
+        sentences.append(
+            "The others are compared with it by paired t-tests at the 5 % level after Holm's "
+            f"correction for {num_tests} test{'s' if num_tests > 1 else ''}."
+        )
     for side, where in ((above, "above"), (below, "below")):
         if side:
-            sentences.append(
-                f"Significantly {where} it (paired t, Holm over {num_tests} tests, 5 % level): "
-                f"{_listed(side, labels)}."
-            )
+            sentences.append(f"Significantly {where} it: {_listed(side, labels)}.")
     undecided = sorted((row for row in tested if row not in found), key=_size)
     if undecided:
         sizes = [row["detectable"] for row in undecided]
         least, most = f"{min(sizes):.2f}", f"{max(sizes):.2f}"
+        listed = ", ".join(
+            f"{labels[row['loss']]} ({row['difference_mean']:+.2f} points)" for row in undecided
+        )
         sentences.append(
-            f"Not told apart from it: {_listed(undecided, labels)}; this many seeds find a true "
-            f"difference of {least if least == most else f'{least} to {most}'} points four times "
-            "in five, before correction."
+            f"Not told apart from it: {listed}. With {seeds} the test finds a true difference of "
+            f"{least if least == most else f'{least} to {most}'} points four times in five, before "
+            "correction."
         )
     undefined = [labels[row["loss"]] for row in others if row not in tested]
     if undefined:
@@ -89,18 +94,17 @@ def _of_setting(group: Sequence[Row], labels: Mapping[str, str], num_tests: int)
 def _of_rates(rates: Sequence[Row], labels: Mapping[str, str]) -> list[str]:
     if not rates:
         return []
-    grid = {row["learning_rate"] for row in rates}
-    chosen = [row for row in rates if row["chosen"]]
-    listed = ", ".join(f"{labels[row['loss']]} {row['learning_rate']:g}" for row in chosen)
-    sentences = [f"Learning rates chosen on validation images: {listed}."]
-    at_edge = [
-        labels[row["loss"]] for row in chosen if row["learning_rate"] in (min(grid), max(grid))
-    ]
-    if at_edge:
-        sentences.append(
-            f"At the edge of the grid, so that a better rate may lie outside: {', '.join(at_edge)}."
-        )
-    return sentences
+    grid = sorted({row["learning_rate"] for row in rates})
+    parts, has_edge = [], False
+    for rate in grid:
+        takers = [labels[x["loss"]] for x in rates if x["chosen"] and x["learning_rate"] == rate]
+        if takers:
+            is_edge = rate in (grid[0], grid[-1])
+            has_edge = has_edge or is_edge
+            edge = " (the grid's edge)" if is_edge else ""
+            parts.append(f"{rate:g}{edge} for {', '.join(takers)}")
+    sentence = f"Learning rates chosen on validation images: {'; '.join(parts)}."
+    return [sentence, "Beyond an edge a better rate may lie."] if has_edge else [sentence]
 
 
 def _listed(rows: Sequence[Row], labels: Mapping[str, str]) -> str:

@@ -69,25 +69,27 @@ def train_all(
     # A trainer holds compiled programs: it goes with the last of its groups.
     left = Counter(_program(group) for group in groups)
     trainers = {program: make(program) for program in left}
-    stopping = threading.Event()
+    stopping, lock = threading.Event(), threading.Lock()
 
     def report(_: Row) -> None:
         if stopping.is_set():
             raise EDLError("the comparison was stopped")
         advance()
 
+    def run(group: Sequence[Work]) -> None:
+        program = _program(group)
+        found = _train(trainers[program], group, report)
+        with lock:
+            keep(found)  # here: what has ended is kept even if another training fails meanwhile
+            left[program] -= 1
+            if not left[program]:
+                del trainers[program]
+
     with ThreadPoolExecutor(_num_side_by_side()) as pool:
-        futures = {
-            pool.submit(_train, trainers[_program(group)], group, report): _program(group)
-            for group in groups
-        }
+        futures = [pool.submit(run, group) for group in groups]
         try:
             for future in as_completed(futures):
-                keep(future.result())
-                program = futures[future]
-                left[program] -= 1
-                if not left[program]:
-                    del trainers[program]
+                future.result()
         except BaseException:
             # Another training failed, or Ctrl-C: the others end with their epoch.
             stopping.set()
