@@ -10,7 +10,7 @@ from scipy import stats
 
 from edl_jax.baselines import LOSSES, MARGIN_LOSSES
 from edl_jax.errors import ConfigError, DivergedError, EDLError
-from edl_jax.studies import CompareConfig, compare, comparison
+from edl_jax.studies import CompareConfig, compare, comparison, comparison_results
 from edl_jax.studies.comparison_runs import COMPARISON, TUNING, work_of
 from tests.test_training import DIGITS
 
@@ -36,9 +36,15 @@ def planted(config, seed):
 class Trainings:
     """Stands for `make_trainer`; `ran` has every training that was begun."""
 
-    def __init__(self, monkeypatch, accuracy=planted, diverges=lambda config, seed: False):
+    def __init__(
+        self, monkeypatch, accuracy=planted, diverges=lambda config, seed: False, figures=False
+    ):
         self.ran, self.accuracy, self.diverges = [], accuracy, diverges
         monkeypatch.setattr(comparison, "make_trainer", self.make)
+        if not figures:  # which take most of the time
+            for name in ("accuracy", "differences", "learning_rates"):
+                monkeypatch.setattr(comparison_results, f"plot_{name}", lambda *cells: None)
+            monkeypatch.setattr("edl_jax.studies.results.save", lambda figure, path: None)
 
     def make(self, config, *, loss):
         return lambda seeds, **options: [self.train(config, seed, **options) for seed in seeds]
@@ -64,7 +70,7 @@ def row_of(result, loss, **setting):
 
 
 def test_rows_have_every_number_and_the_paragraph_follows_them(monkeypatch, tmp_path):
-    Trainings(monkeypatch)
+    Trainings(monkeypatch, figures=True)
     result = compare(PLAIN, run_dir=tmp_path)
     row = row_of(result, "edl")
     accuracies = {
@@ -129,6 +135,30 @@ def test_every_loss_takes_its_own_rate_by_validation_images_alone(monkeypatch):
     said = result.results.finding
     assert "0.1 (the grid's edge) for cross_entropy; 0.2 for edl; 0.4 (the grid's edge)" in said
     assert "No test image was looked at" in " ".join(result.results.protocol)
+
+
+def test_figures_of_several_settings_and_a_loss_that_does_not_learn(monkeypatch):
+    trainings = Trainings(
+        monkeypatch,
+        lambda config, seed: planted(config, seed) - 0.3 * (config.loss == "gce"),
+        diverges=lambda config, seed: (config.loss, seed) == ("edl", 1),
+        figures=True,
+    )
+    figures = compare(dataclasses.replace(TUNED, noise_rates=(0.0, 0.4))).results.figures
+    assert trainings.ran
+    assert [figure.name for figure in figures] == ["differences", "accuracy", "learning_rates"]
+    differences, accuracy, rates = (figure.drawn for figure in figures)
+    for drawn in (differences, accuracy, rates):
+        assert [axis.get_title() for axis in drawn.axes] == [
+            "tiny on digits",
+            "tiny on digits, 40 % wrong labels",
+        ]
+    shown = [text.get_text() for text in accuracy.legends[0].get_texts()]
+    assert shown == ["cross_entropy, n = 3", "edl, n = 3", "gce, n = 3"]
+    ticks = [text.get_text() for text in differences.axes[0].get_yticklabels()]
+    assert ticks == ["edl, n = 3", "gce, n = 3"]
+    assert differences.axes[0].get_xscale() == "symlog"
+    assert "validation accuracy, %" in {axis.get_ylabel() for axis in rates.axes}
 
 
 class Stop(Exception):

@@ -5,15 +5,17 @@ from typing import Any
 
 import numpy as np
 
+from edl_jax.studies.comparison_config import Setting
 from edl_jax.studies.comparison_rows import by_setting, percent_by_loss
 from edl_jax.studies.comparison_runs import COMPARISON
 from edl_jax.studies.figures import labels_of, styles, subplots
 
 Row = Mapping[str, Any]
+FEW = 6  # losses: of more, the bands would hide one another, and the legend goes outside
 
 
 def plot_accuracy(cells: Sequence[Row]) -> Any:
-    """Accuracy over the epochs, mean and standard deviation over the seeds of each loss.
+    """Accuracy over the epochs, the mean over the seeds of each loss; of few, the deviation too.
 
     Where a training had diverged, its accuracy is that of guessing.
 
@@ -27,7 +29,7 @@ def plot_accuracy(cells: Sequence[Row]) -> Any:
       EDLError: if matplotlib is not installed.
     """
     groups = by_setting([cell for cell in cells if cell["phase"] == COMPARISON])
-    figure, (axes,) = subplots(len(groups))
+    figure, (axes,) = _panels(groups)
     length = max(len(cell["epochs"]) for cell in cells)
     on = {row["evaluated_on"] for cell in cells for row in cell["epochs"]}
     split = "validation" if on == {"val"} else "test"
@@ -42,7 +44,10 @@ def plot_accuracy(cells: Sequence[Row]) -> Any:
                 epochs, mean, ls=style.dash, color=style.color, marker=style.marker,
                 markersize=4, label=label,
             )  # fmt: skip
-            axis.fill_between(epochs, mean - spread, mean + spread, color=style.color, alpha=0.15)
+            if len(names) <= FEW:
+                band = mean - spread, mean + spread
+                axis.fill_between(epochs, *band, color=style.color, alpha=0.15)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set(xlabel="epoch", ylabel=f"{split} accuracy, %", title=str(setting))
     _legend(figure, axes)
     return figure
@@ -68,31 +73,29 @@ def plot_differences(cells: Sequence[Row], rows: Sequence[Row]) -> Any:
     labels = labels_of(names)
     for axis, (setting, (_, *others)) in zip(axes, groups.items(), strict=True):
         values = percent_by_loss(found[setting])
-        reach = 0.0
+        reach = max(np.abs(values[row["loss"]] - values[names[0]]).max() for row in others)
+        label = f"difference of test accuracy to {labels[names[0]]}, points"
+        if reach > 10:  # one loss that does not learn would hide the differences of the others
+            axis.set_xscale("symlog", linthresh=1)
+            axis.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+            label += "\n(logarithmic beyond ±1)"
         for height, row in enumerate(others):
             differences = values[row["loss"]] - values[names[0]]
-            reach = max(reach, float(np.abs(differences).max()))
             axis.plot(
                 differences, np.full(len(differences), height), ls="", marker="o", markersize=5,
                 markerfacecolor="none", color="0.45", label="one seed",
             )  # fmt: skip
             middle, low, high = (row[f"difference_{x}"] for x in ("mean", "low", "high"))
+            axis.plot([middle], [height + 0.22], ls="", marker="D", color="black", label="mean")
             axis.plot(
                 [low, high], [height + 0.22] * 2, ls="-", marker="|", color="black", linewidth=1.5,
-                label="95 % interval of the mean (bootstrap)",
+                label="its 95 % interval",
             )  # fmt: skip
-            axis.plot([middle], [height + 0.22], ls="", marker="D", color="black", label="mean")
         axis.axvline(0, color="black", linewidth=1, ls=":")
         ticks = [f"{labels[row['loss']]}, n = {row['n']}" for row in others]
         axis.set_yticks(range(len(others)), ticks)
         axis.set_ylim(len(others) - 0.4, -0.6)
-        unit = "points"
-        if reach > 10:  # one loss that does not learn would hide the differences of the others
-            axis.set_xscale("symlog", linthresh=1)
-            unit = "points (logarithmic beyond ±1)"
-        axis.set(
-            xlabel=f"difference of test accuracy to {labels[names[0]]}, {unit}", title=str(setting)
-        )
+        axis.set(xlabel=label, title=str(setting))
     _legend(figure, axes, below=True)
     return figure
 
@@ -110,7 +113,7 @@ def plot_learning_rates(rows: Sequence[Row]) -> Any:
       EDLError: if matplotlib is not installed.
     """
     groups = by_setting(rows)
-    figure, (axes,) = subplots(len(groups))
+    figure, (axes,) = _panels(groups)
     for axis, (setting, group) in zip(axes, groups.items(), strict=True):
         names = list(dict.fromkeys(row["loss"] for row in group))
         labels = labels_of(names)
@@ -134,6 +137,12 @@ def plot_learning_rates(rows: Sequence[Row]) -> Any:
     return figure
 
 
+def _panels(groups: Mapping[Setting, Sequence[Row]]) -> Any:
+    """As `subplots`, a panel for each setting, high enough for the legend."""
+    most = max(len({row["loss"] for row in group}) for group in groups.values())
+    return subplots(len(groups), height=max(3.8, 0.25 * most))
+
+
 def _curve(cell: Row, length: int) -> list[float]:
     found = [row["accuracy"] for row in cell["epochs"]]
     return found + [cell["chance"]] * (length - len(found))
@@ -145,7 +154,7 @@ def _legend(figure: Any, axes: Any, *, below: bool = False) -> None:
     shown = dict(zip(labels, handles, strict=True))
     if below:
         figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=len(shown))
-    elif len(axes) == 1 and len(shown) <= 6:
+    elif len(axes) == 1 and len(shown) <= FEW:
         axes[0].legend()
     else:
         figure.legend(shown.values(), shown.keys(), loc="outside right center")

@@ -6,6 +6,7 @@ from typing import Any
 from edl_jax.studies.comparison_config import CompareConfig, Setting
 from edl_jax.studies.comparison_finding import finding
 from edl_jax.studies.comparison_plots import (
+    FEW,
     plot_accuracy,
     plot_differences,
     plot_learning_rates,
@@ -49,7 +50,8 @@ def comparison_results(
     figures = [
         Figure(
             "accuracy",
-            "Accuracy after each epoch: mean, and one standard deviation over the seeds as a band.",
+            "Accuracy after each epoch, mean over the seeds"
+            f"{' and one standard deviation as a band' if len(labels) <= FEW else ''}.",
             plot_accuracy(compared),
         )
     ]
