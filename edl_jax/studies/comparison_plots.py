@@ -29,7 +29,7 @@ def plot_accuracy(cells: Sequence[Row]) -> Any:
       EDLError: if matplotlib is not installed.
     """
     groups = by_setting([cell for cell in cells if cell["phase"] == COMPARISON])
-    figure, (axes,) = _panels(groups)
+    figure, axes = _panels(groups, height=max(3.8, 0.25 * _most_losses(groups)))
     length = max(len(cell["epochs"]) for cell in cells)
     on = {row["evaluated_on"] for cell in cells for row in cell["epochs"]}
     split = "validation" if on == {"val"} else "test"
@@ -67,18 +67,17 @@ def plot_differences(cells: Sequence[Row], rows: Sequence[Row]) -> Any:
       EDLError: if matplotlib is not installed.
     """
     groups, found = by_setting(rows), by_setting([c for c in cells if c["phase"] == COMPARISON])
-    num_losses = max(len(group) for group in groups.values()) - 1
-    figure, (axes,) = subplots(len(groups), height=1.6 + 0.32 * num_losses)
+    figure, axes = _panels(groups, height=1.6 + 0.32 * (_most_losses(groups) - 1))
     names = list(dict.fromkeys(row["loss"] for row in rows))
     labels = labels_of(names)
     for axis, (setting, (_, *others)) in zip(axes, groups.items(), strict=True):
         values = percent_by_loss(found[setting])
         reach = max(np.abs(values[row["loss"]] - values[names[0]]).max() for row in others)
-        label = f"difference of test accuracy to {labels[names[0]]}, points"
+        label = f"difference of test accuracy\nto {labels[names[0]]}, points"
         if reach > 10:  # one loss that does not learn would hide the differences of the others
             axis.set_xscale("symlog", linthresh=1)
             axis.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
-            label += "\n(logarithmic beyond ±1)"
+            label += " (logarithmic beyond ±1)"
         for height, row in enumerate(others):
             differences = values[row["loss"]] - values[names[0]]
             axis.plot(
@@ -113,7 +112,7 @@ def plot_learning_rates(rows: Sequence[Row]) -> Any:
       EDLError: if matplotlib is not installed.
     """
     groups = by_setting(rows)
-    figure, (axes,) = _panels(groups)
+    figure, axes = _panels(groups, height=max(3.8, 0.25 * _most_losses(groups)))
     for axis, (setting, group) in zip(axes, groups.items(), strict=True):
         names = list(dict.fromkeys(row["loss"] for row in group))
         labels = labels_of(names)
@@ -137,10 +136,17 @@ def plot_learning_rates(rows: Sequence[Row]) -> Any:
     return figure
 
 
-def _panels(groups: Mapping[Setting, Sequence[Row]]) -> Any:
-    """As `subplots`, a panel for each setting, high enough for the legend."""
-    most = max(len({row["loss"] for row in group}) for group in groups.values())
-    return subplots(len(groups), height=max(3.8, 0.25 * most))
+def _panels(groups: Mapping[Setting, Sequence[Row]], *, height: float) -> tuple[Any, list[Any]]:
+    """A figure with a panel for each setting, three in a row."""
+    columns = min(3, len(groups))
+    figure, axes = subplots(columns, -(-len(groups) // columns), height=height)
+    for surplus in axes.flat[len(groups) :]:
+        surplus.remove()
+    return figure, list(axes.flat[: len(groups)])
+
+
+def _most_losses(groups: Mapping[Setting, Sequence[Row]]) -> int:
+    return max(len({row["loss"] for row in group}) for group in groups.values())
 
 
 def _curve(cell: Row, length: int) -> list[float]:
