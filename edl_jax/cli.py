@@ -20,7 +20,7 @@ from edl_jax.processes import Processes, from_first, is_first, others_needed
 from edl_jax.runs import default_run_dir, keep_compiled
 from edl_jax.studies import CompareConfig, DemoConfig, compare, demo
 from edl_jax.studies.figures import check_matplotlib, save
-from edl_jax.studies.plots import plot_accuracy, plot_evolution, plot_loss
+from edl_jax.studies.plots import plot_evolution, plot_loss
 from edl_jax.training import TrainConfig, train
 from edl_jax.training.losses import list_losses
 
@@ -132,14 +132,17 @@ def _train(config: TrainConfig, run_dir: Path, progress: bool) -> None:
         return
     print(f"Data: {result.source}")
     print(f"Test accuracy after the last epoch: {100 * result.test_accuracy:.2f} %")
+    print(f"Negative log-likelihood: {result.test_nll:.3f} nats")
+    print(f"Expected calibration error: {100 * result.test_calibration_error:.2f} %")
     print(f"Run folder: {run_dir}")
 
 
 def _compare(config: CompareConfig, run_dir: Path, progress: bool) -> None:
-    check_matplotlib()
-    result = compare(config, run_dir=run_dir, progress=progress)
-    save(plot_accuracy(result.cells), run_dir / "accuracy.png")
-    print(f"Data: {result.source}\n\n{result.table}\nRun folder: {run_dir}")
+    found = compare(config, run_dir=run_dir, progress=progress).results
+    print("\n".join(["Protocol:", *(f"- {sentence}" for sentence in found.protocol)]))
+    for table in found.tables:
+        print(f"\n{table.title}:\n\n{table.markdown()}", end="")
+    print(f"\n{textwrap.fill(found.finding, 100)}\n\nRun folder: {run_dir}")
 
 
 def _demo(config: DemoConfig, run_dir: Path, progress: bool) -> None:

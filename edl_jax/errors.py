@@ -25,6 +25,10 @@ class RunFolderError(EDLError):
     """A run folder belongs to another configuration or is damaged."""
 
 
+class DivergedError(EDLError):
+    """A training's loss or gradient is no longer finite."""
+
+
 class ProcessError(EDLError):
     """Another process of a run cannot be reached, or is gone."""
 

@@ -47,8 +47,11 @@ def test_train_and_compare_on_digits(tmp_path, capsys):
     flags = [f"--train.{x}" if i % 2 == 0 else x for i, x in enumerate(small)]
     run_dir = tmp_path / "compare"
     assert cli.main(["compare", "--num-seeds", "1", *flags, "--run-dir", str(run_dir)]) == 0
-    assert "| edl | 1 |" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    for part in ("| edl | 1 |", "Exclusions: none", "No test is defined for edl"):
+        assert part in out
     assert (run_dir / "accuracy.png").exists()
+    assert (run_dir / "differences.svg").exists()
 
 
 def documented_fields(kind: type) -> dict[str, str]:

@@ -98,7 +98,7 @@ def test_the_average_is_evaluated_and_follows_the_weights(small_vit, dataset):
     assert_close(state.average[0], average, rtol=1e-5, atol=1e-6)
     swapped = state._replace(params={**state.params, "model": state.average[0]}, average=())
     plain = functions_of(dataclasses.replace(config, ema_decay=0.0), dataset)
-    assert functions.accuracy(state, "test") == plain.accuracy(swapped, "test")
+    assert functions.evaluate(state, "test") == plain.evaluate(swapped, "test")
 
 
 def test_parameters_of_a_loss_are_trained_too(small_vit, dataset):

@@ -41,7 +41,7 @@ def trained(devices, **changes):
     functions = make_train(config, dataset, load_pretrained(), mesh)
     state = functions.init(jax.random.key(0))
     state = functions.advance(state, jax.random.key(1), 3)
-    return jax.device_get((state, functions.accuracy(state, "test")))
+    return jax.device_get((state, functions.evaluate(state, "test")))
 
 def assert_close(found, expected):
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):

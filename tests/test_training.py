@@ -16,11 +16,13 @@ from edl_jax.training import Augmentation, evaluation, make_trainer, models, pro
 from edl_jax.training.augmentation import normalize
 from edl_jax.training.loop import run_training
 from edl_jax.training.losses import resolve_loss
+from edl_jax.training.metrics import Metrics
 from edl_jax.training.models import create_model
 from edl_jax.training.programs import make_train
 from edl_jax.training.resnet import ResNetArchitecture
 from edl_jax.training.steps import AXIS
 from edl_jax.training.training import load_config_dataset
+from tests.test_metrics import reference
 
 # One block only: compiling takes most of these tests' time.
 models.MODELS["tiny"] = ResNetArchitecture((1,), width=8, projection=False)
@@ -64,6 +66,8 @@ def test_learns_digits_with_either_loss():
         losses = [row["train_loss"] for row in result.history]
         assert losses[-1] < 0.5 * losses[0]
         assert result.test_accuracy == result.history[-1]["accuracy"]  # the last epoch's
+        assert result.test_nll == result.history[-1]["nll"]
+        assert 0 < result.test_calibration_error < 0.5
         assert "handwritten digits" in result.source
 
 
@@ -155,7 +159,7 @@ def test_losses_meet_the_same_images_in_the_same_order_and_each_once(dataset):
         np.testing.assert_array_equal(labels[epoch], expected)
 
 
-def test_accuracy_counts_every_image_once(dataset, monkeypatch):
+def test_metrics_count_every_image_once(dataset, monkeypatch):
     monkeypatch.setattr(evaluation, "_EVAL_BATCH", 100)  # the last batch is not whole
     evaluation._held_batches.cache_clear()
     functions = functions_of(DIGITS, dataset)
@@ -165,10 +169,12 @@ def test_accuracy_counts_every_image_once(dataset, monkeypatch):
     nnx.update(model, state.params["model"], state.statistics)
     model.eval()
     logits = model(normalize(jnp.asarray(dataset.test_images), dataset.mean, dataset.std))
-    expected = (np.asarray(logits).argmax(-1) == dataset.test_labels).mean()
-    assert 0.1 < expected < 1
-    (found,) = functions.accuracy(state, "test")
-    assert found == pytest.approx(expected, abs=2 / 360)
+    accuracy, nll, calibration_error = reference(logits, dataset.test_labels)
+    assert 0.1 < accuracy < 1
+    found = functions.evaluate(state, "test")
+    assert found.accuracy == pytest.approx(accuracy, abs=2 / 360)
+    assert found.nll == pytest.approx(nll, rel=1e-3)
+    assert found.calibration_error == pytest.approx(calibration_error, abs=4 / 360)
     evaluation._held_batches.cache_clear()
 
 
@@ -181,6 +187,20 @@ def test_validation_images_are_watched_and_test_images_reported():
     assert result.test_accuracy * len(data.test_labels) == pytest.approx(
         round(result.test_accuracy * len(data.test_labels))
     )
+
+
+def test_without_test_nothing_looks_at_the_test_images(functions):
+    def evaluate(state, split):
+        assert split == "val"
+        return Metrics(*np.asarray([[0.5], [1.0], [0.1]]))
+
+    config = dataclasses.replace(DIGITS, epochs=1, val_examples=1)
+    blind = functions._replace(evaluate=evaluate)
+    (result,) = run_training(config, blind, [0], test=False)
+    assert np.isnan([result.test_accuracy, result.test_nll, result.test_calibration_error]).all()
+    assert result.history[0]["calibration_error"] == 0.1
+    with pytest.raises(AssertionError):
+        run_training(config, blind, [0])
 
 
 def test_seeds_side_by_side_train_as_each_alone(dataset):
@@ -222,7 +242,9 @@ def test_run_folder_and_a_loss_given_as_an_object(tmp_path):
     config = dataclasses.replace(DIGITS, epochs=2)
     result = train(config, loss=load_pretrained(), run_dir=tmp_path)
     assert read_json(tmp_path / "config.json")["train"]["epochs"] == 2
-    assert read_json(tmp_path / "results.json")["test_accuracy"] == result.test_accuracy
+    found = read_json(tmp_path / "results.json")
+    for name in ("test_accuracy", "test_nll", "test_calibration_error"):
+        assert found[name] == getattr(result, name)
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
     assert train(config).test_accuracy == result.test_accuracy
 

@@ -6,9 +6,12 @@ from pathlib import Path
 
 from edl_jax.evolution import PretrainConfig
 from edl_jax.pretraining import PretrainResult, pretrain
-from edl_jax.studies.comparison import CompareConfig, CompareResult, compare
-from edl_jax.studies.figures import check_matplotlib, save
-from edl_jax.studies.plots import plot_accuracy, plot_evolution, plot_loss
+from edl_jax.studies.comparison import CompareResult, compare
+from edl_jax.studies.comparison_config import CompareConfig
+from edl_jax.studies.comparison_plots import plot_accuracy
+from edl_jax.studies.figures import save
+from edl_jax.studies.plots import plot_evolution, plot_loss
+from edl_jax.studies.results import check_libraries
 from edl_jax.training import TrainConfig
 from edl_jax.training.datasets import load_dataset
 
@@ -42,11 +45,11 @@ def demo(
 
     Raises:
       DataError: if `data_dir` is given and holds no CIFAR-10 that can be read.
-      EDLError: if matplotlib is not installed.
+      EDLError: if a library that studies need is not installed.
     """
     # Looked up first: a missing data set should not cost a minute of evolution.
     data = load_dataset("auto", data_dir=config.data_dir, train_examples=1, test_examples=1)
-    check_matplotlib()
+    check_libraries()
     say(f"Data: {data.source}.")
     say(f"Evolving a loss on synthetic pairs for {config.pretrain.generations} generations ...")
     evolved = pretrain(config.pretrain, run_dir=run_dir / "pretrain", progress=progress)

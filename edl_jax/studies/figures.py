@@ -2,7 +2,7 @@
 
 import importlib.util
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,12 @@ def styles() -> Iterator[Style]:
     looks = zip(_COLORS, _DASHES, strict=True)
     for (color, dash), marker in zip(itertools.cycle(looks), itertools.cycle(_MARKERS)):
         yield Style(color, dash, marker)
+
+
+def labels_of(losses: Sequence[str]) -> dict[str, str]:
+    """Short names of losses: a file's without folder and ending, unless two would be the same."""
+    short = {loss: Path(loss).stem if loss.endswith(".safetensors") else loss for loss in losses}
+    return short if len(set(short.values())) == len(short) else {loss: loss for loss in losses}
 
 
 def check_matplotlib() -> None:

@@ -1,7 +1,7 @@
-"""Figures of a run: the evolution, the evolved loss beside cross-entropy, accuracy over epochs."""
+"""Figures of an evolution: its course, and the evolved loss beside cross-entropy."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,7 +10,6 @@ import numpy as np
 import optax
 
 from edl_jax.studies.figures import styles, subplots
-from edl_jax.studies.summary import labels_of
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -106,40 +105,6 @@ def plot_loss(losses: Mapping[str, Loss], *, num_classes: int = 10) -> Any:
         title="What descent feels",
     )
     axes[0].legend()
-    return figure
-
-
-def plot_accuracy(cells: Sequence[Mapping[str, Any]]) -> Any:
-    """Accuracy over the epochs, mean and standard deviation over the seeds of each loss.
-
-    Args:
-      cells: `CompareResult.cells`.
-
-    Returns:
-      A `matplotlib.figure.Figure`.
-
-    Raises:
-      EDLError: if matplotlib is not installed.
-    """
-    figure, ((axis,),) = subplots()
-    names = list(dict.fromkeys(cell["loss"] for cell in cells))
-    labels = labels_of(names)
-    for style, name in zip(styles(), names, strict=False):
-        curves = 100 * np.asarray(
-            [[row["accuracy"] for row in c["epochs"]] for c in cells if c["loss"] == name]
-        )
-        epochs, mean = 1 + np.arange(curves.shape[1]), curves.mean(0)
-        spread = curves.std(0, ddof=min(1, len(curves) - 1))
-        label = f"{labels[name]}, n = {len(curves)}"
-        axis.plot(epochs, mean, ls=style.dash, color=style.color, label=label)
-        axis.fill_between(epochs, mean - spread, mean + spread, color=style.color, alpha=0.2)
-    split = {"val": "validation", "test": "test"}[cells[0]["epochs"][0]["evaluated_on"]]
-    axis.set(
-        xlabel="epoch",
-        ylabel=f"{split} accuracy, %",
-        title="Accuracy (mean, and standard deviation over seeds)",
-    )
-    axis.legend()
     return figure
 
 

@@ -6,12 +6,14 @@ which there are, for `edl report`; `README.md` shows them all.
 
 import csv
 import dataclasses
+import importlib.util
 import io
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from edl_jax.errors import EDLError
 from edl_jax.runs import RunFolder, writing
 from edl_jax.storage import write_atomically
 from edl_jax.studies.figures import save
@@ -150,6 +152,17 @@ class StudyResults:
     def _write(folder: RunFolder, name: str, text: str) -> None:
         with writing(name, folder.path):
             write_atomically(folder.path / name, text.encode())
+
+
+def check_libraries() -> None:
+    """Refuse to begin a study whose end would fail.
+
+    Raises:
+      EDLError: if matplotlib or statsmodels is not installed.
+    """
+    for name in ("matplotlib", "statsmodels"):
+        if importlib.util.find_spec(name) is None:
+            raise EDLError(f'studies need {name}: pip install "edl_jax[studies]"')
 
 
 def is_absent(value: Any) -> bool:

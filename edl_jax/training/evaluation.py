@@ -1,4 +1,4 @@
-"""Accuracy on held-out images, in batches that the devices share."""
+"""Metrics on held-out images, in batches that the devices share."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -10,6 +10,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from edl_jax.devices import on_every_device, rows_divided
 from edl_jax.training.datasets import Dataset
+from edl_jax.training.metrics import Metrics, Sums, metrics_of
 from edl_jax.training.steps import AXIS, Batch, TrainState
 from edl_jax.training.streaming import prefetch_to_device, stream_batches
 
@@ -17,18 +18,19 @@ _EVAL_BATCH = 1000
 _WHOLE, _DIVIDED = PartitionSpec(), PartitionSpec(AXIS)
 
 
-def make_accuracy(
-    correct: Callable[[TrainState, jax.Array, jax.Array], jax.Array], dataset: Dataset, mesh: Mesh
-) -> Callable[[TrainState, str], np.ndarray]:
-    """`(state, split) -> accuracy`, from the function that counts correct images of a share."""
-    compiled = on_every_device(correct, mesh, in_specs=(_WHOLE, _DIVIDED, _DIVIDED))
+def make_evaluate(
+    sums: Callable[[TrainState, jax.Array, jax.Array], Sums], dataset: Dataset, mesh: Mesh
+) -> Callable[[TrainState, str], Metrics]:
+    """`(state, split) -> metrics`, from the function that sums up a share of a batch."""
+    compiled = on_every_device(sums, mesh, in_specs=(_WHOLE, _DIVIDED, _DIVIDED))
 
-    def accuracy(state: TrainState, split: str) -> np.ndarray:
+    def evaluate(state: TrainState, split: str) -> Metrics:
         read = _read_batches if dataset.streamed else _held_batches
-        counts = [compiled(state, images, labels) for images, labels in read(dataset, split, mesh)]
-        return np.atleast_1d(np.asarray(sum(counts))) / len(getattr(dataset, f"{split}_labels"))
+        found = [compiled(state, images, labels) for images, labels in read(dataset, split, mesh)]
+        total = jax.tree.map(lambda *x: np.sum(np.stack(x, dtype=float), axis=0), *found)
+        return metrics_of(total, len(getattr(dataset, f"{split}_labels")))
 
-    return accuracy
+    return evaluate
 
 
 def _read_batches(dataset: Dataset, split: str, mesh: Mesh) -> Iterator[Batch]:

@@ -13,12 +13,13 @@ from tqdm import tqdm
 
 from edl_jax.checkpoints import Checkpoints, open_checkpoints
 from edl_jax.devices import to_every_device
-from edl_jax.errors import EDLError, Preempted, RunFolderError
+from edl_jax.errors import DivergedError, Preempted, RunFolderError
 from edl_jax.preemption import sigterm_noticed
 from edl_jax.processes import first_does, from_first, in_any, others_needed
 from edl_jax.runs import RunFolder, as_finite
 from edl_jax.tensorboard import Write, event_file
 from edl_jax.training.config import TrainConfig
+from edl_jax.training.metrics import Metrics
 from edl_jax.training.optimizers import LOSS
 from edl_jax.training.programs import TrainFunctions
 from edl_jax.training.steps import TrainState, evaluated
@@ -32,10 +33,12 @@ class TrainResult:
 
     Attributes:
       test_accuracy: accuracy on the test images after the last epoch, never the best epoch's.
-      history: a row of metrics for each epoch: `epoch`, `train_loss`, `train_accuracy`,
-        `accuracy` (on the held-out validation images where there are any, on the test images
-        otherwise; `evaluated_on` says which), `learning_rate` and `images_per_second` (of the
-        steps alone; compilation included).
+      test_nll: mean negative log-likelihood on them, in nats.
+      test_calibration_error: expected calibration error on them, in [0, 1].
+      history: a row of metrics for each epoch: `epoch`, `train_loss`, `train_accuracy`;
+        `accuracy`, `nll` and `calibration_error` (on the held-out validation images where there are
+        any, on the test images otherwise; `evaluated_on` says which); `learning_rate` and
+        `images_per_second` (of the steps alone; compilation included).
       source: a sentence that says which data was used.
       params: the classifier's parameters that were evaluated, an NNX state: trained, or their
         moving average.
@@ -44,6 +47,8 @@ class TrainResult:
     """
 
     test_accuracy: float
+    test_nll: float
+    test_calibration_error: float
     history: list[Row]
     source: str
     params: Any
@@ -68,6 +73,7 @@ def run_training(
     folder: RunFolder | None = None,
     progress: bool = False,
     report: Callable[[Row], None] = lambda row: None,
+    test: bool = True,
 ) -> list[TrainResult]:
     """Train with functions made before, from one seed or from as many as they were made for.
 
@@ -80,9 +86,11 @@ def run_training(
         several processes, the first alone has one.
       progress: whether to show a progress bar.
       report: called with the row of metrics of every epoch as it ends.
+      test: whether to look at the test images at the end; with validation images and without this,
+        nothing looks at them, and what is measured on them is NaN.
 
     Raises:
-      EDLError: if a training diverges.
+      DivergedError: if a training diverges.
       Preempted: on SIGTERM, after saving; only with a folder.
       ProcessError: if another process is gone.
       RunFolderError: if the folder is damaged, or cannot be written.
@@ -130,7 +138,7 @@ def run_training(
                     f"told to stop by SIGTERM after step {done} of {total}; everything is saved. "
                     "Give the same command again to go on."
                 )
-        return _results(config, functions, state, seeds, rows, source)
+        return _results(config, functions, state, seeds, rows, source, test)
 
 
 def _keys(seeds: Sequence[int], *, several: bool) -> tuple[jax.Array, jax.Array]:
@@ -211,7 +219,7 @@ def _rows(
     images_per_second: float,
 ) -> list[Row]:
     evaluated_on = "val" if config.val_examples else "test"
-    accuracies = functions.accuracy(state, evaluated_on)
+    metrics = functions.evaluate(state, evaluated_on)
     loss_sums, corrects, steps = map(
         np.atleast_1d, jax.device_get((state.loss_sum, state.correct, state.step))
     )
@@ -221,7 +229,7 @@ def _rows(
             "epoch": epoch,
             "train_loss": float(loss_sums[i]) / functions.steps_per_epoch,
             "train_accuracy": int(corrects[i]) / images,
-            "accuracy": float(accuracies[i]),
+            **{name: float(values[i]) for name, values in metrics._asdict().items()},
             "evaluated_on": evaluated_on,
             "learning_rate": float(functions.learning_rate(int(steps[i]) - 1)),
             "images_per_second": images_per_second,
@@ -249,7 +257,7 @@ def _check_finite(
     else:
         where = f" ({folder.path / 'checkpoints' / str(saved)})" if folder is not None else ""
         kept = f"The last good checkpoint is that of step {saved}{where}."
-    raise EDLError(
+    raise DivergedError(
         f"training diverged: the loss or its gradient is not finite at step {step} (epoch "
         f"{step // functions.steps_per_epoch + 1}, seed {seeds[which]}), at a learning rate of "
         f"{float(functions.learning_rate(step)):.3g}. {kept} Lower learning_rate, lengthen "
@@ -264,21 +272,27 @@ def _results(
     seeds: Sequence[int],
     rows: list[Row],
     source: str,
+    test: bool,
 ) -> list[TrainResult]:
-    if config.val_examples:
-        accuracies = functions.accuracy(state, "test")
-    else:  # measured already, after the last epoch
-        accuracies = [row["accuracy"] for row in rows[-len(seeds) :]]
+    if not config.val_examples:  # measured already, after the last epoch
+        last = rows[-len(seeds) :]
+        metrics = Metrics(*(np.asarray([x[name] for x in last], float) for name in Metrics._fields))
+    elif test:
+        metrics = functions.evaluate(state, "test")
+    else:
+        metrics = Metrics(*[np.full(len(seeds), np.nan)] * 3)
     results = []
     for i in range(len(seeds)):
         mine = state if functions.num_seeds is None else jax.tree.map(lambda x, i=i: x[i], state)
+        params, statistics = evaluated(mine)
         results.append(
             TrainResult(
-                float(accuracies[i]),
-                rows[i :: len(seeds)],
-                source,
-                *evaluated(mine),
-                mine.params[LOSS],
+                **{f"test_{name}": float(x[i]) for name, x in metrics._asdict().items()},
+                history=rows[i :: len(seeds)],
+                source=source,
+                params=params,
+                statistics=statistics,
+                loss_params=mine.params[LOSS],
             )
         )
     return results

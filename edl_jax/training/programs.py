@@ -14,8 +14,9 @@ from edl_jax.devices import on_every_device, rows_divided, to_every_device
 from edl_jax.errors import ConfigError
 from edl_jax.training.config import TrainConfig
 from edl_jax.training.datasets import Dataset
-from edl_jax.training.evaluation import make_accuracy
+from edl_jax.training.evaluation import make_evaluate
 from edl_jax.training.losses import Loss
+from edl_jax.training.metrics import Metrics
 from edl_jax.training.optimizers import make_schedule
 from edl_jax.training.steps import AXIS, Batch, Steps, TrainState, make_steps
 from edl_jax.training.streaming import prefetch_to_device, stream_batches
@@ -38,8 +39,8 @@ class TrainFunctions(NamedTuple):
       init: `(keys) -> state`, on all devices. A key, or with `num_seeds` so many; the state's
         arrays then have an axis of seeds in front.
       advance: `(state, keys, count) -> state`: so many steps, within an epoch; donates the state.
-      accuracy: `(state, split) -> accuracy` in [0, 1], an array of seeds, `[num_seeds or 1]`; the
-        split is "val" or "test".
+      evaluate: `(state, split) -> metrics`, arrays of seeds, `[num_seeds or 1]`; the split is "val"
+        or "test".
       steps_per_epoch: whole batches in an epoch.
       learning_rate: `(step) -> learning rate`.
       mesh: the devices.
@@ -50,7 +51,7 @@ class TrainFunctions(NamedTuple):
 
     init: Callable[[jax.Array], TrainState]
     advance: Advance
-    accuracy: Callable[[TrainState, str], np.ndarray]
+    evaluate: Callable[[TrainState, str], Metrics]
     steps_per_epoch: int
     learning_rate: Callable[[int], Any]
     mesh: Mesh
@@ -105,9 +106,9 @@ def make_train(
     steps = make_steps(
         config, dataset, loss, schedule, steps_per_epoch=steps_per_epoch, on_cpu=on_cpu(mesh)
     )
-    init, correct = steps.init, steps.correct
+    init, sums = steps.init, steps.sums
     if num_seeds is not None:
-        init, correct = jax.vmap(init), jax.vmap(correct, in_axes=(0, None, None))
+        init, sums = jax.vmap(init), jax.vmap(sums, in_axes=(0, None, None))
     compiled_init = jax.jit(init, compiler_options=_COMPILED_QUICKLY if on_cpu(mesh) else None)
     order_of = partial(_order, steps_per_epoch=steps_per_epoch, num_train=num_train)
     # Parts are cut first and shared among the devices then, so that a part is of the same images
@@ -135,7 +136,7 @@ def make_train(
     return TrainFunctions(
         lambda keys: to_every_device(jax.device_get(compiled_init(keys)), mesh),
         advance,
-        make_accuracy(correct, dataset, mesh),
+        make_evaluate(sums, dataset, mesh),
         steps_per_epoch,
         schedule,
         mesh,

@@ -12,6 +12,7 @@ from edl_jax.training.augmentation import augment, normalize
 from edl_jax.training.config import TrainConfig
 from edl_jax.training.datasets import Dataset
 from edl_jax.training.losses import Loss
+from edl_jax.training.metrics import Sums, sums_of
 from edl_jax.training.mixing import mix
 from edl_jax.training.models import create_model
 from edl_jax.training.optimizers import LOSS, MODEL
@@ -55,13 +56,13 @@ class Steps(NamedTuple):
         batch, images `[share, h, w, c]` uint8, labels `[share]` int32, and their places in the
         whole batch, `[share]` int32. With several devices it runs under the mapped axis "data".
         The key is the same in every step.
-      correct: `(state, images, labels) -> count` of images classified correctly, int32 scalar; a
-        label of -1 never is.
+      sums: `(state, images, labels) -> sums` over the images of all devices, from which the
+        metrics follow; a label of -1 takes no part.
     """
 
     init: Callable[[jax.Array], TrainState]
     step: Callable[[TrainState, jax.Array, jax.Array, jax.Array, jax.Array], TrainState]
-    correct: Callable[[TrainState, jax.Array, jax.Array], jax.Array]
+    sums: Callable[[TrainState, jax.Array, jax.Array], Sums]
 
 
 def make_steps(
@@ -220,14 +221,14 @@ def make_steps(
         decay = jnp.minimum(config.ema_decay, (1.0 + state.step) / (10.0 + state.step))
         return optax.tree.update_moment(new, state.average, decay, 1)
 
-    def correct(state: TrainState, images: jax.Array, labels: jax.Array) -> jax.Array:
+    def sums(state: TrainState, images: jax.Array, labels: jax.Array) -> Sums:
         params, statistics = evaluated(state)
         model = nnx.merge(graph, params, statistics)
         model.eval()
         logits = model(normalize(images, dataset.mean, dataset.std, dtype))
-        return jax.lax.psum(jnp.sum(jnp.argmax(logits, axis=-1) == labels), AXIS)
+        return jax.lax.psum(sums_of(logits, labels), AXIS)
 
-    return Steps(init, step, correct)
+    return Steps(init, step, sums)
 
 
 def evaluated(state: TrainState) -> tuple[Any, Any]:

@@ -12,11 +12,12 @@ from edl_jax.baselines import MARGIN_LOSSES
 from edl_jax.devices import device_mesh
 from edl_jax.errors import ConfigError
 from edl_jax.processes import first_does, is_first
-from edl_jax.runs import RunFolder, as_json
+from edl_jax.runs import RunFolder, as_finite, as_json
 from edl_jax.training.config import TrainConfig
 from edl_jax.training.datasets import Dataset, load_dataset
 from edl_jax.training.loop import Row, TrainResult, run_training
 from edl_jax.training.losses import Loss, describe_loss, resolve_loss
+from edl_jax.training.metrics import Metrics
 from edl_jax.training.programs import TrainFunctions, make_train, on_cpu
 from edl_jax.training.steps import AXIS
 
@@ -52,7 +53,7 @@ def train(
       RunFolderError: if `run_dir` holds a run with another configuration, or cannot be written.
       Preempted: on SIGTERM, after the chunk of steps under way is saved; only with `run_dir`.
       ProcessError: if another process of the run is gone.
-      EDLError: if training diverges.
+      DivergedError: if training diverges.
     """
     config = config or TrainConfig()
     mesh = device_mesh(AXIS, devices)
@@ -72,9 +73,9 @@ def train(
         progress=progress and is_first(),
     )
     if folder is not None:
-        folder.write_json(
-            "results.json", {"test_accuracy": result.test_accuracy, "data": result.source}
-        )
+        found = {name: getattr(result, f"test_{name}") for name in Metrics._fields}
+        test = as_finite({f"test_{name}": value for name, value in found.items()})
+        folder.write_json("results.json", {**test, "data": result.source})
     return result
 
 
@@ -97,8 +98,9 @@ def make_trainer(
         the CPU, whose convolutions take longer with an axis of seeds.
 
     Returns:
-      `(seeds, *, report, progress) -> results`, in the order of the seeds; `report` is called with
-      the row of metrics of every epoch of every seed as it ends.
+      `(seeds, *, report, progress, test) -> results`, in the order of the seeds; `report` is called
+      with the row of metrics of every epoch of every seed as it ends, and without `test` nothing
+      looks at the test images where there are validation images.
 
     Raises:
       ConfigError, DataError, LossFileError, ProcessError, EDLError: as of `train`; so does the
@@ -119,6 +121,7 @@ def make_trainer(
         *,
         report: Callable[[Row], None] = lambda row: None,
         progress: bool = False,
+        test: bool = True,
     ) -> list[TrainResult]:
         size = seeds_at_a_time or _seeds_that_fit(made(1), len(seeds))
         groups = [seeds[first : first + size] for first in range(0, len(seeds), size)]
@@ -132,6 +135,7 @@ def make_trainer(
                 source=dataset.source,
                 progress=progress and is_first(),
                 report=report,
+                test=test,
             )
         ]
 

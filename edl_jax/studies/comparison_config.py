@@ -1,0 +1,130 @@
+"""What a comparison of losses is told."""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from edl_jax.baselines import LOSSES, MARGIN_LOSSES
+from edl_jax.errors import ConfigError
+from edl_jax.training import TrainConfig
+from edl_jax.training.losses import check_loss_name
+from edl_jax.validation import MAX_SEED, check_whole
+
+STATIC = "static"
+
+
+class Setting(NamedTuple):
+    """What losses are compared under: a model, a data set and a share of wrong training labels."""
+
+    model: str
+    dataset: str
+    noise_rate: float
+
+    def __str__(self) -> str:
+        """Such as `resnet8 on cifar10, 40 % wrong labels`."""
+        noise = f", {100 * self.noise_rate:g} % wrong labels" if self.noise_rate else ""
+        return f"{self.model} on {self.dataset}{noise}"
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareConfig:
+    """Which losses are compared, and how. Checked when made.
+
+    Within a setting (model, data set, noise rate) everything but the loss, and its learning rate
+    where one is looked for, is the same for all: recipe, data, seeds (so initial weights, data
+    order and augmentation). The differences are therefore paired by seed.
+
+    Raises:
+      ConfigError: naming the first field that cannot work, its value and what was expected.
+    """
+
+    losses: tuple[str, ...] = ("cross_entropy", "edl")
+    """Losses, each named as in TrainConfig.loss; the first is what the others are compared with.
+    `static` stands for all baselines without parameters of their own that suit a linear head."""
+    num_seeds: int = 5
+    """Trainings of each loss in each setting, with the seeds train.seed, train.seed + 1, ..."""
+    models: tuple[str, ...] = ()
+    """Architectures, each named as in TrainConfig.model; none: train.model alone."""
+    datasets: tuple[str, ...] = ()
+    """Data sets, each named as in TrainConfig.dataset; none: train.dataset alone."""
+    noise_rates: tuple[float, ...] = ()
+    """Shares of wrong training labels, of the kind train.label_noise (symmetric if that is none);
+    none: train.noise_rate alone."""
+    learning_rates: tuple[float, ...] = ()
+    """Every loss takes the best of these learning rates by accuracy on validation images, in each
+    setting anew (needs train.val_examples); none: train.learning_rate for all."""
+    tuning_seeds: int = 1
+    """Trainings at each of `learning_rates`, with the seeds that follow those of the comparison."""
+    train: TrainConfig = TrainConfig()
+    """Settings of every training; what is compared replaces its own."""
+
+    def __post_init__(self) -> None:
+        if not self.losses:
+            raise ConfigError("CompareConfig.losses is (); expected one or more different losses.")
+        for field in ("losses", "models", "datasets", "noise_rates", "learning_rates"):
+            _check_different(self, field)
+        for name in self.losses:
+            if name != STATIC:
+                check_loss_name(name)
+        check_whole(self, "num_seeds", 1, MAX_SEED - self.train.seed)
+        check_whole(self, "tuning_seeds", 1, MAX_SEED - self.train.seed - self.num_seeds)
+        if len(self.learning_rates) == 1:
+            raise ConfigError(
+                f"CompareConfig.learning_rates is {self.learning_rates}; expected two or more to "
+                "choose from, or none and this one as train.learning_rate."
+            )
+        if self.learning_rates and not self.train.val_examples:
+            raise ConfigError(
+                f"CompareConfig.learning_rates is {self.learning_rates} without validation images "
+                "to choose by; expected train.val_examples of more than 0."
+            )
+        rates = self.learning_rates or (self.train.learning_rate,)
+        for setting, loss, rate in itertools.product(self.settings(), self.loss_names(), rates):
+            self.training(setting, loss, rate)
+
+    def loss_names(self) -> tuple[str, ...]:
+        """The losses, each once, with all that `static` stands for."""
+        static = [
+            name
+            for name, part in LOSSES.items()
+            if not isinstance(part, type) and name not in MARGIN_LOSSES
+        ]
+        listed = [static if name == STATIC else [name] for name in self.losses]
+        return tuple(dict.fromkeys(itertools.chain.from_iterable(listed)))
+
+    def settings(self) -> list[Setting]:
+        """Every setting, those of the same data one after the other."""
+        found = itertools.product(
+            self.datasets or (self.train.dataset,),
+            self.noise_rates or (self.train.noise_rate,),
+            self.models or (self.train.model,),
+        )
+        return [Setting(model, dataset, rate) for dataset, rate, model in found]
+
+    def seeds(self, *, tuning: bool = False) -> range:
+        """Seeds of the comparison, or those with which learning rates are chosen."""
+        first = self.train.seed
+        middle = first + self.num_seeds
+        return range(middle, middle + self.tuning_seeds) if tuning else range(first, middle)
+
+    def training(self, setting: Setting, loss: str, learning_rate: float) -> TrainConfig:
+        """How one loss is trained in a setting."""
+        named = self.train.label_noise
+        noise = "none" if not setting.noise_rate else "symmetric" if named == "none" else named
+        return dataclasses.replace(
+            self.train,
+            loss=loss,
+            learning_rate=learning_rate,
+            label_noise=noise,
+            **setting._asdict(),
+        )
+
+
+def _check_different(config: Any, field: str) -> None:
+    values: Sequence[Any] = getattr(config, field)
+    if not isinstance(values, tuple | list) or len(set(values)) != len(values):
+        kind = field.replace("_", " ")
+        raise ConfigError(
+            f"CompareConfig.{field} is {values!r}; expected a tuple of different {kind}."
+        )
