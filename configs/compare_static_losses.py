@@ -1,7 +1,7 @@
 """Every static baseline and the evolved loss beside cross-entropy, each at its best learning rate.
 
-10,000 CIFAR-10 images, ResNet-8, 6 epochs, 5 seeds. Each loss takes the best of three learning rates
-by 2,000 other images of the train split, held out, with a seed that the comparison does not use.
+10,000 CIFAR-10 images, ResNet-8, 6 epochs, 5 seeds. Each loss takes the best of three learning
+rates by 2,000 other images of the train split, with a seed that the comparison does not use.
 
 Command:  edl compare --config configs/compare_static_losses.py --run-dir runs/static \
               --train.data-dir DIR

@@ -1,6 +1,7 @@
 """`compare` with trainings that are made up: what it runs, what it says about them."""
 
 import dataclasses
+import gc
 import json
 from types import SimpleNamespace
 
@@ -11,7 +12,9 @@ from scipy import stats
 from edl_jax.baselines import LOSSES, MARGIN_LOSSES
 from edl_jax.errors import ConfigError, DivergedError, EDLError
 from edl_jax.studies import CompareConfig, compare, comparison, comparison_results
+from edl_jax.studies.comparison_rows import comparison_rows
 from edl_jax.studies.comparison_runs import COMPARISON, TUNING, work_of
+from edl_jax.studies.statistics import Sample
 from tests.test_training import DIGITS
 
 TRAIN = dataclasses.replace(DIGITS, epochs=2, train_examples=256, val_examples=100)
@@ -19,6 +22,12 @@ THREE = ("cross_entropy", "edl", "gce")
 PLAIN = CompareConfig(losses=THREE, train=TRAIN)
 TUNED = dataclasses.replace(PLAIN, learning_rates=(0.1, 0.2, 0.4), num_seeds=3, tuning_seeds=2)
 NOISE = np.asarray([0.0, 0.01, -0.01, 0.005, -0.004])  # of a seed, the same for all losses
+
+
+@pytest.fixture(autouse=True)
+def no_collection(monkeypatch):
+    """What statsmodels corrects for Holm's way, it collects garbage after: half a second of it."""
+    monkeypatch.setattr(gc, "collect", lambda *_: 0)
 
 
 def wobble(loss, seed):
@@ -159,6 +168,30 @@ def test_figures_of_several_settings_and_a_loss_that_does_not_learn(monkeypatch)
     assert ticks == ["edl, n = 3", "gce, n = 3"]
     assert differences.axes[0].get_xscale() == "symlog"
     assert "validation accuracy, %" in {axis.get_ylabel() for axis in rates.axes}
+
+
+def test_without_an_effect_studies_find_one_no_oftener_than_stated(monkeypatch):
+    """In at most 5 % of the studies any of three losses differs; uncorrected, oftener."""
+    for module in ("comparison_rows", "statistics"):  # intervals take most of the time
+        short = lambda x: Sample(len(x), x.mean(), x.std(ddof=1), 0, 0, 0)  # noqa: E731
+        monkeypatch.setattr(f"edl_jax.studies.{module}.describe", short)
+    monkeypatch.setattr("edl_jax.studies.statistics.detectable_difference", lambda *_: 1.0)
+    rng, count = np.random.default_rng(0), 200
+    found = {"p_t": 0, "p_t_holm": 0}
+    same = {"model": "tiny", "dataset": "digits", "noise_rate": 0.0, "learning_rate": 0.1}
+    same |= {"diverged": None, "test_nll": 1.0, "test_calibration_error": 0.1, "chance": 0.1}
+    for _ in range(count):
+        shared = rng.normal(size=6)  # what the losses have in common at a seed
+        cells = [
+            {**same, "loss": name, "test_accuracy": 0.5 + 0.01 * (shared[seed] + rng.normal())}
+            for name in ("cross_entropy", "edl", "gce", "poly")
+            for seed in range(6)
+        ]
+        rows = comparison_rows(cells)
+        for name in found:
+            found[name] += any(row[name] < 0.05 for row in rows)
+    bound = stats.binom(count, 0.05).ppf(0.999)
+    assert 0 < found["p_t_holm"] <= bound < found["p_t"]
 
 
 class Stop(Exception):
