@@ -18,7 +18,7 @@ from edl_jax.evolution import PretrainConfig
 from edl_jax.pretraining import pretrain
 from edl_jax.processes import Processes, from_first, is_first, others_needed
 from edl_jax.runs import default_run_dir, keep_compiled
-from edl_jax.studies import CompareConfig, DemoConfig, compare, demo
+from edl_jax.studies import CompareConfig, DemoConfig, InspectConfig, compare, demo, inspect
 from edl_jax.studies.figures import check_matplotlib, save
 from edl_jax.studies.plots import plot_accuracy, plot_evolution, plot_loss
 from edl_jax.training import TrainConfig, train
@@ -150,6 +150,12 @@ def _demo(config: DemoConfig, run_dir: Path, progress: bool) -> None:
     print(f"Run folder, with evolution.png, loss.png and accuracy.png: {run_dir}")
 
 
+def _inspect(config: InspectConfig, run_dir: Path, progress: bool) -> None:
+    del progress  # it is over in seconds
+    results = inspect(config, run_dir=run_dir)
+    print(f"{results.finding}\n\nRun folder, with the card (README.md): {run_dir}")
+
+
 def _say(line: str) -> None:
     print(line, flush=True)
 
@@ -166,6 +172,7 @@ _COMMANDS: dict[str, tuple[type, Any, str]] = {
     "train": (TrainConfig, _train, "Train a classifier on real images with one loss."),
     "compare": (CompareConfig, _compare, "Train with several losses over the same seeds."),
     "demo": (DemoConfig, _demo, "Evolve a loss, then train with cross-entropy and with it."),
+    "inspect": (InspectConfig, _inspect, "Look at one loss: its parts, its shape, its gradient."),
 }
 
 

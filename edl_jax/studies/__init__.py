@@ -2,5 +2,14 @@
 
 from edl_jax.studies.comparison import CompareConfig, CompareResult, compare
 from edl_jax.studies.demonstration import DemoConfig, demo
+from edl_jax.studies.inspection import InspectConfig, inspect
 
-__all__ = ["CompareConfig", "CompareResult", "DemoConfig", "compare", "demo"]
+__all__ = [
+    "CompareConfig",
+    "CompareResult",
+    "DemoConfig",
+    "InspectConfig",
+    "compare",
+    "demo",
+    "inspect",
+]
