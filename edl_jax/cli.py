@@ -21,6 +21,7 @@ from edl_jax.runs import default_run_dir, keep_compiled
 from edl_jax.studies import CompareConfig, DemoConfig, InspectConfig, compare, demo, inspect
 from edl_jax.studies.figures import check_matplotlib, save
 from edl_jax.studies.plots import plot_accuracy, plot_evolution, plot_loss
+from edl_jax.studies.report import write_report
 from edl_jax.training import TrainConfig, train
 from edl_jax.training.losses import list_losses
 
@@ -56,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["losses"]:
         return _losses(argv[1:])
+    if argv[:1] == ["report"]:
+        return _report(argv[1:])
     if not argv or argv[0] not in _COMMANDS:
         return _usage(argv)
     name, *rest = argv
@@ -199,6 +202,29 @@ def _losses(argv: Sequence[str]) -> int:
     return 0
 
 
+_REPORT_SUMMARY = "Gather run folders into one HTML page."
+
+
+def _report(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="edl report", description=_REPORT_SUMMARY)
+    parser.add_argument(
+        "runs", nargs="+", type=Path, help="folders of finished studies, trainings or pretrainings"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("report.html"), help="the page (default: report.html)"
+    )
+    try:
+        arguments = parser.parse_args(argv)
+        write_report(arguments.runs, arguments.out)
+    except SystemExit as stop:
+        return EXIT_REFUSED if stop.code else 0
+    except EDLError as error:
+        print(f"edl report: {error}", file=sys.stderr)
+        return EXIT_REFUSED
+    print(f"The report is in {arguments.out}")
+    return 0
+
+
 def _usage(argv: Sequence[str]) -> int:
     asked_for_help = argv[:1] in (["-h"], ["--help"])
     stream = sys.stdout if asked_for_help or not argv else sys.stderr
@@ -209,5 +235,6 @@ def _usage(argv: Sequence[str]) -> int:
     )
     for name, (_, _, summary) in _COMMANDS.items():
         print(f"  {name:10} {summary}", file=stream)
+    print(f"  {'report':10} {_REPORT_SUMMARY}", file=stream)
     print(f"  {'losses':10} {_LOSSES_SUMMARY}", file=stream)
     return 0 if asked_for_help else EXIT_REFUSED
