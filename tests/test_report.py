@@ -14,7 +14,7 @@ from edl_jax.studies.results import Column, Table
 
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
 PNG = b"\x89PNG fake"
-EVIL = "</td></table><script>alert(1)</script><img src=http://evil onerror='x()'>\"><b>"
+EVIL = '</td></table><script>alert(1)</script><img src=http://evil onerror=x>"><b>" onload=x "'
 TAGS = {
     *("html", "head", "meta", "title", "style", "body", "nav", "section", "footer", "div"),
     *("h1", "h2", "h3", "p", "a", "ol", "ul", "li", "code", "pre", "dl", "dt", "dd"),

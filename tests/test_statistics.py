@@ -179,6 +179,16 @@ def test_waiting_times_by_hand():
     assert p == pytest.approx(stats.chi2.sf((7 / 6) ** 2 / (17 / 36), 1))
 
 
+def test_the_interval_of_a_median_by_hand():
+    """Exponential Greenwood: S^exp(-+1.96 e), e^2 the sum of d / (n (n - d)) over log^2 S."""
+    times = np.arange(1, 9)
+    left = 1 - times[:-1] / 8
+    e = np.sqrt(np.cumsum([1 / (n * (n - 1)) for n in range(8, 1, -1)])) / -np.log(left)
+    low, high = (int(np.argmax(left ** np.exp(z * e) <= 0.5)) + 1 for z in (1.959964, -1.959964))
+    assert waiting_time(times, np.ones(8, bool)) == (8, 8, 4, low, high)
+    assert (low, high) == (1, 7)
+
+
 def test_equal_waiting_times_are_told_apart_one_time_in_twenty():
     draws = np.random.default_rng(6).exponential(10, (300, 2, 25))
     found = sum(logrank(a, a < 20, b, b < 20) < 0.05 for a, b in np.minimum(draws, 20))
