@@ -18,9 +18,10 @@ from edl_jax.evolution import PretrainConfig
 from edl_jax.pretraining import pretrain
 from edl_jax.processes import Processes, from_first, is_first, others_needed
 from edl_jax.runs import default_run_dir, keep_compiled
-from edl_jax.studies import CompareConfig, DemoConfig, compare, demo
+from edl_jax.studies import CompareConfig, DemoConfig, InspectConfig, compare, demo, inspect
 from edl_jax.studies.figures import check_matplotlib, save
 from edl_jax.studies.plots import plot_evolution, plot_loss
+from edl_jax.studies.report import write_report
 from edl_jax.training import TrainConfig, train
 from edl_jax.training.losses import list_losses
 
@@ -56,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["losses"]:
         return _losses(argv[1:])
+    if argv[:1] == ["report"]:
+        return _report(argv[1:])
     if not argv or argv[0] not in _COMMANDS:
         return _usage(argv)
     name, *rest = argv
@@ -153,6 +156,12 @@ def _demo(config: DemoConfig, run_dir: Path, progress: bool) -> None:
     print(f"Run folder, with evolution.png, loss.png and accuracy.png: {run_dir}")
 
 
+def _inspect(config: InspectConfig, run_dir: Path, progress: bool) -> None:
+    del progress  # it is over in seconds
+    results = inspect(config, run_dir=run_dir)
+    print(f"{results.finding}\n\nRun folder, with the card (README.md): {run_dir}")
+
+
 def _say(line: str) -> None:
     print(line, flush=True)
 
@@ -169,6 +178,7 @@ _COMMANDS: dict[str, tuple[type, Any, str]] = {
     "train": (TrainConfig, _train, "Train a classifier on real images with one loss."),
     "compare": (CompareConfig, _compare, "Train with several losses over the same seeds."),
     "demo": (DemoConfig, _demo, "Evolve a loss, then train with cross-entropy and with it."),
+    "inspect": (InspectConfig, _inspect, "Look at one loss: its parts, its shape, its gradient."),
 }
 
 
@@ -195,6 +205,29 @@ def _losses(argv: Sequence[str]) -> int:
     return 0
 
 
+_REPORT_SUMMARY = "Gather run folders into one HTML page."
+
+
+def _report(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="edl report", description=_REPORT_SUMMARY)
+    parser.add_argument(
+        "runs", nargs="+", type=Path, help="folders of finished studies, trainings or pretrainings"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("report.html"), help="the page (default: report.html)"
+    )
+    try:
+        arguments = parser.parse_args(argv)
+        write_report(arguments.runs, arguments.out)
+    except SystemExit as stop:
+        return EXIT_REFUSED if stop.code else 0
+    except EDLError as error:
+        print(f"edl report: {error}", file=sys.stderr)
+        return EXIT_REFUSED
+    print(f"The report is in {arguments.out}")
+    return 0
+
+
 def _usage(argv: Sequence[str]) -> int:
     asked_for_help = argv[:1] in (["-h"], ["--help"])
     stream = sys.stdout if asked_for_help or not argv else sys.stderr
@@ -205,5 +238,6 @@ def _usage(argv: Sequence[str]) -> int:
     )
     for name, (_, _, summary) in _COMMANDS.items():
         print(f"  {name:10} {summary}", file=stream)
+    print(f"  {'report':10} {_REPORT_SUMMARY}", file=stream)
     print(f"  {'losses':10} {_LOSSES_SUMMARY}", file=stream)
     return 0 if asked_for_help else EXIT_REFUSED

@@ -27,6 +27,7 @@ COMPILED_QUICKLY = {
     "test_cli",
     "test_evolution",
     "test_examples",
+    "test_inspection",
     "test_optimizers",
     "test_pretraining_runs",
     "test_processes",

@@ -11,7 +11,7 @@ import pytest
 
 from edl_jax import Mixture, PretrainConfig, TrainConfig, cli
 from edl_jax.errors import ConfigError
-from edl_jax.studies import CompareConfig, DemoConfig
+from edl_jax.studies import CompareConfig, DemoConfig, InspectConfig
 from tests.test_training import DIGITS
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -73,6 +73,7 @@ def documented_fields(kind: type) -> dict[str, str]:
         ("train", [TrainConfig]),
         ("compare", [CompareConfig, TrainConfig]),
         ("demo", [DemoConfig, PretrainConfig]),
+        ("inspect", [InspectConfig]),
     ],
 )
 def test_help_explains_every_field(command, kinds, capsys):

@@ -13,6 +13,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from edl_jax.errors import EDLError
 from edl_jax.runs import RunFolder, writing
 from edl_jax.storage import write_atomically
@@ -44,7 +46,8 @@ class Table:
     Attributes:
       name: of its files, without ending.
       title: one line.
-      rows: values by name, the same names in every row; numbers, strings, booleans or None.
+      rows: values by name, the same names in every row; numbers (NumPy's too), strings, booleans
+        or None.
       columns: what of them people read.
     """
 
@@ -58,7 +61,7 @@ class Table:
         heads = [column.heading for column in self.columns]
         rule = ["---:" if column.is_number else "---" for column in self.columns]
         cells = [[column.text(row) for column in self.columns] for row in self.rows]
-        escaped = [[cell.replace("|", "\\|") for cell in line] for line in [heads, rule, *cells]]
+        escaped = [[_cell(text) for text in line] for line in [heads, rule, *cells]]
         return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
 
     def csv(self) -> str:
@@ -71,6 +74,11 @@ class Table:
             {k: "" if is_absent(v) else v for k, v in row.items()} for row in self.rows
         )
         return file.getvalue()
+
+    def json(self) -> str:
+        """All values of the rows; null for None, and for NaN and infinities, unknown to JSON."""
+        rows = [{k: _json_value(v) for k, v in row.items()} for row in self.rows]
+        return json.dumps(rows, indent=2) + "\n"
 
 
 class Figure(NamedTuple):
@@ -114,11 +122,10 @@ class StudyResults:
           RunFolderError: if something cannot be written.
         """
         for table in self.tables:
-            rows = [{k: None if is_absent(v) else v for k, v in row.items()} for row in table.rows]
             for ending, text in (
                 ("md", table.markdown()),
                 ("csv", table.csv()),
-                ("json", json.dumps(rows, indent=2) + "\n"),
+                ("json", table.json()),
             ):
                 self._write(folder, f"{table.name}.{ending}", text)
         for figure in self.figures:
@@ -167,7 +174,7 @@ def check_libraries() -> None:
 
 def is_absent(value: Any) -> bool:
     """Whether a value is None or NaN: not measured, or not defined."""
-    return value is None or (isinstance(value, float) and math.isnan(value))
+    return value is None or value != value
 
 
 def number(name: str, form: str = ".3g") -> Callable[[Row], str]:
@@ -208,3 +215,13 @@ def p_value(name: str) -> Callable[[Row], str]:
         return "< 0.001" if row[name] < 0.001 else f"{row[name]:.3f}"
 
     return text
+
+
+def _cell(text: str) -> str:
+    """A cell's text on one line, and within its cell."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _json_value(value: Any) -> Any:
+    plain = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(plain, float) and not math.isfinite(plain) else plain

@@ -12,7 +12,8 @@ import numpy as np
 from scipy import stats
 
 _RESAMPLES = 5000
-_ROUNDING = 1e-9  # a spread below this is rounding: the values are all the same
+_RANK_RESAMPLES = 2000
+_ROUNDING = 1e-9  # a spread below this share of the values is rounding: they are all the same
 
 
 class Sample(NamedTuple):
@@ -84,10 +85,15 @@ class Waiting(NamedTuple):
 
 
 def describe(values: np.ndarray) -> Sample:
-    """Mean, deviation and interval of values `[n]`."""
+    """Mean, deviation and interval of values `[n]`; all but the mean are NaN below two values.
+
+    The interval of few values is too short, as every bootstrap's is: of 5 normal ones it holds the
+    true mean about 80 times in 100.
+    """
     values = np.asarray(values, float)
-    n, mean = len(values), float(values.mean())
-    if n < 2:
+    n = len(values)
+    mean = float(values.mean()) if n else math.nan
+    if n < 2 or not math.isfinite(mean):
         return Sample(n, mean, math.nan, math.nan, math.nan, math.nan)
     deviation = float(values.std(ddof=1))
     error = deviation / math.sqrt(n)
@@ -100,6 +106,8 @@ def describe(values: np.ndarray) -> Sample:
 def compare_paired(values: np.ndarray, baseline: np.ndarray) -> Paired:
     """Tests of whether values and baseline, `[n]` paired by index, differ.
 
+    Differences that are all the same leave the t-tests undefined: everything is then NaN.
+
     References:
       Wilcoxon, "Individual comparisons by ranking methods", Biometrics Bulletin 1945.
       Welch, "The generalization of Student's problem when several different population variances
@@ -109,7 +117,7 @@ def compare_paired(values: np.ndarray, baseline: np.ndarray) -> Paired:
     values, baseline = np.asarray(values, float), np.asarray(baseline, float)
     differences = values - baseline
     short = describe(differences)
-    if len(values) < 2 or _is_constant(differences):
+    if math.isnan(short.deviation) or _is_constant(differences, values, baseline):
         return Paired(short, *[math.nan] * 5)
     # Typed as Any: scipy's results have no types that a checker could follow.
     t: Any = stats.ttest_rel(values, baseline)
@@ -151,7 +159,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """
     from statsmodels.stats.multitest import multipletests
 
-    found = np.asarray(p_values, float)
+    found = np.array(p_values, float)  # a copy: it is written to
     defined = ~np.isnan(found)
     if defined.any():
         found[defined] = multipletests(found[defined], method="holm")[1]
@@ -161,20 +169,16 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def rank_correlation(x: np.ndarray, y: np.ndarray, *, method: Callable[..., Any]) -> Correlation:
     """A rank correlation of `[n]` and `[n]`, such as `scipy.stats.spearmanr` or `kendalltau`."""
     x, y = np.asarray(x, float), np.asarray(y, float)
-    if len(x) < 3 or _is_constant(x) or _is_constant(y):
+    is_defined = not (np.isnan(x).any() or np.isnan(y).any())
+    if len(x) < 3 or not is_defined or np.all(x == x[0]) or np.all(y == y[0]):
         return Correlation(*[math.nan] * 4)
     found = method(x, y)
 
-    def value(x: np.ndarray, y: np.ndarray) -> float:
-        return method(x, y).statistic
-
+    points = np.random.default_rng(0).integers(len(x), size=(_RANK_RESAMPLES, len(x)))
     with warnings.catch_warnings():
-        # A draw of one point many times has no correlation; such draws are left out below.
+        # A draw of one point many times has no correlation; such draws are left out.
         warnings.simplefilter("ignore", stats.ConstantInputWarning)
-        draws = stats.bootstrap(
-            (x, y), value, paired=True, vectorized=False, n_resamples=2000,
-            method="percentile", rng=np.random.default_rng(0),
-        ).bootstrap_distribution  # fmt: skip
+        draws = [method(x[drawn], y[drawn]).statistic for drawn in points]
     low, high = np.nanpercentile(draws, [2.5, 97.5])
     return Correlation(float(found.statistic), float(low), float(high), float(found.pvalue))
 
@@ -190,6 +194,8 @@ def waiting_time(times: np.ndarray, reached: np.ndarray) -> Waiting:
       Kaplan and Meier, "Nonparametric estimation from incomplete observations", JASA 1958.
       Brookmeyer and Crowley, "A confidence interval for the median survival time", Biometrics 1982.
     """
+    if not len(times):
+        return Waiting(0, 0, *[math.nan] * 3)
     survival = stats.ecdf(_censored(times, reached)).sf
     steps, left = survival.quantiles, survival.probabilities
     with warnings.catch_warnings():
@@ -201,7 +207,8 @@ def waiting_time(times: np.ndarray, reached: np.ndarray) -> Waiting:
         return float(steps[below[0]]) if len(below) else math.inf
 
     reached = np.asarray(reached, bool)
-    ends = first(band.low.probabilities), first(band.high.probabilities)
+    # The band is not defined where all or none are left; there its lower end is the estimate.
+    ends = first(np.fmin(band.low.probabilities, left)), first(band.high.probabilities)
     return Waiting(len(reached), int(reached.sum()), first(left), *ends)
 
 
@@ -212,7 +219,8 @@ def logrank(
     if not (np.any(reached) or np.any(other_reached)):
         return math.nan
     groups = _censored(times, reached), _censored(other_times, other_reached)
-    return float(stats.logrank(*groups).pvalue)
+    with np.errstate(invalid="ignore"):  # NaN where never two groups were watched at once
+        return float(stats.logrank(*groups).pvalue)
 
 
 def _censored(times: np.ndarray, reached: np.ndarray) -> stats.CensoredData:
@@ -220,8 +228,10 @@ def _censored(times: np.ndarray, reached: np.ndarray) -> stats.CensoredData:
     return stats.CensoredData(uncensored=times[reached], right=times[~reached])
 
 
-def _is_constant(values: np.ndarray) -> bool:
-    return float(np.ptp(values)) <= _ROUNDING
+def _is_constant(values: np.ndarray, *sources: np.ndarray) -> bool:
+    """Whether values are the same but for rounding, their own or that of what they came from."""
+    size = max(float(np.abs(x).max()) for x in (values, *sources))
+    return float(np.ptp(values)) <= _ROUNDING * size
 
 
 def _bootstrap(
