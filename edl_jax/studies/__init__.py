@@ -1,6 +1,17 @@
-"""Stage 8: studies over finished parts: comparisons, plots and the demonstration."""
+"""Stage 8: studies over finished parts: comparisons, ablations, plots and the demonstration."""
 
+from edl_jax.studies.ablation import AblateResult, ablate
+from edl_jax.studies.ablation_config import AblateConfig
 from edl_jax.studies.comparison import CompareConfig, CompareResult, compare
 from edl_jax.studies.demonstration import DemoConfig, demo
 
-__all__ = ["CompareConfig", "CompareResult", "DemoConfig", "compare", "demo"]
+__all__ = [
+    "AblateConfig",
+    "AblateResult",
+    "CompareConfig",
+    "CompareResult",
+    "DemoConfig",
+    "ablate",
+    "compare",
+    "demo",
+]
