@@ -219,10 +219,10 @@ def _protocol(
         f"counts {base.class_counts}, strategy {base.strategy}, {base.generations} generations of "
         f"{base.pairs_per_generation} fresh pairs; seeds {seed} to {seed + config.num_seeds - 1}, "
         "the same in every cell, each cell in one program.",
-        "Objective: share of the asked margins that is missing (0: none, 1: a constant loss). Curves, "
-        f"areas and thresholds are of each generation's leader on {base.pairs_per_generation} pairs "
-        "of the seed's own that it is not selected on, the same in every generation; area is the "
-        "mean over all generations.",
+        "Objective: share of the asked margins that is missing (0: none, 1: a constant loss). "
+        "Curves, areas and thresholds are of each generation's leader on "
+        f"{base.pairs_per_generation} pairs of the seed's own that it is not selected on, the same "
+        "in every generation; area is the mean over all generations.",
         f"Final: the winner among the last elites on {base.held_out_pairs} held-out pairs, "
         "measured on as many others.",
         "Generations to a threshold: Kaplan-Meier's median with the interval of Brookmeyer and "
@@ -240,7 +240,8 @@ def _protocol(
         sentences.append(
             f"Downstream: {train.model} on {downstream[0]['data']}, {train.epochs} epochs, "
             f"learning rate {train.learning_rate}, seed {train.seed}, accuracy on "
-            f"{train.val_examples} validation images after the last epoch; no test image was used. Losses are leaders "
+            f"{train.val_examples} validation images after the last epoch; "
+            "no test image was used. Losses are leaders "
             f"after {', '.join(map(str, config.downstream_generations))} generations, calibrated "
             "to cross-entropy's mean gradient norm. A training that diverges counts as guessing."
         )

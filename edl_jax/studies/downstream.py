@@ -125,7 +125,9 @@ def _evolved(config: AblateConfig, wanted: list[Source]) -> Iterator[tuple[Sourc
     settings = dataclasses.replace(config.pretrain, severity=wanted[0].severity)
     seeds = list(dict.fromkeys(source.seed for source in wanted))
     keys, runs = keys_of(seeds), make_seed_runs(settings, len(seeds))
-    yardstick = make_seed_runs(config.pretrain, len(seeds))
+    yardstick = runs
+    if settings != config.pretrain:
+        yardstick = make_seed_runs(config.pretrain, len(seeds))
     pairs = yardstick.held_out(run_keys(keys[0])[2])
     progress, done = runs.init(keys), 0
     for stop in sorted({source.generation for source in wanted}):

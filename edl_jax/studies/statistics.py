@@ -171,6 +171,7 @@ def rank_correlation(x: np.ndarray, y: np.ndarray, *, method: Callable[..., Any]
     with warnings.catch_warnings():
         # A draw of one point many times has no correlation; such draws are left out below.
         warnings.simplefilter("ignore", stats.ConstantInputWarning)
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         draws = stats.bootstrap(
             (x, y), value, paired=True, vectorized=False, n_resamples=2000,
             method="percentile", rng=np.random.default_rng(0),
