@@ -40,7 +40,7 @@ def stand_in(config, *, loss):
     value = float(loss(jnp.eye(2, 10), jnp.asarray([0, 5])).sum())
 
     def train(seeds):
-        rows = [{"accuracy": 0.5 + 0.4 * np.tanh(value), "evaluated_on": "val"}]
+        rows = [{"accuracy": value % 1, "evaluated_on": "val"}]
         assert (config, seeds) == (SMALL.train, [0])
         return [TrainResult(0.0, rows, "digits", None, None, None)]
 

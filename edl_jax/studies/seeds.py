@@ -5,6 +5,7 @@ and the held-out pairs are the same.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -82,18 +83,13 @@ def make_seed_runs(config: PretrainConfig, num_seeds: int) -> SeedRuns:
     """
     at_a_time = max(1, config.networks_at_a_time // num_seeds)
     evolution = make_evolution(dataclasses.replace(config, networks_at_a_time=at_a_time))
-    severity, margin = SEVERITIES[config.severity], MARGINS[config.margin]
-    sample, observe = jax.jit(evolution.sample), jax.jit(evolution.observe)
+    defaults = {name: getattr(PretrainConfig, name) for name in ("mutation", "selection")}
+    programs = _programs(dataclasses.replace(config, **defaults))
+    observe, sample = programs.observe, programs.sample
+    init_states = jax.jit(jax.vmap(lambda key: evolution.init(run_keys(key)[0])))
 
     def held_out(key: jax.Array) -> tuple[Pairs, ...]:
         return held_out_pairs(sample, key, config)
-
-    def objective(losses: jax.Array, batch: Batch) -> jax.Array:
-        return margin_violation(
-            losses, batch.severities, margin=margin, num_opponents=config.num_opponents
-        )
-
-    init_states = jax.jit(jax.vmap(lambda key: evolution.init(run_keys(key)[0])))
 
     def init(keys: jax.Array) -> Progress:
         measurement = [run_keys(key)[3] for key in keys]
@@ -107,8 +103,10 @@ def make_seed_runs(config: PretrainConfig, num_seeds: int) -> SeedRuns:
     ) -> tuple[State, jax.Array, jax.Array]:
         state, log = evolution.generation(jax.random.fold_in(run_keys(key)[1], index), state)
         leader = nnx.merge(evolution.graphdef, _first(evolution.candidates(state)))
-        return state, objective(leader.from_features(batch.features), batch), log["step_size"]
+        value = _objective(config, leader.from_features(batch.features), batch)
+        return state, value, log["step_size"]
 
+    @functools.partial(jax.jit, donate_argnums=(1,))
     def advance(keys: jax.Array, progress: Progress, first: jax.Array, last: jax.Array) -> Progress:
         def body(index: jax.Array, now: Progress) -> Progress:
             states, objectives, steps = jax.vmap(generation, (0, 0, 0, None))(
@@ -118,32 +116,19 @@ def make_seed_runs(config: PretrainConfig, num_seeds: int) -> SeedRuns:
 
         return jax.lax.fori_loop(first, last, body, progress)
 
-    # Winners are chosen and measured seed by seed: all held-out pairs at once take much memory.
     @jax.jit
-    def winner(state: State, batch: Batch) -> nnx.State:
-        candidates = evolution.candidates(state)
-        scores = evolution.score(candidates, batch)
-        best = jnp.argmin(jnp.where(jnp.isnan(scores), jnp.inf, scores))
-        return jax.tree.map(lambda x: x[best], candidates)
+    def leaders(progress: Progress) -> nnx.State:
+        return jax.vmap(lambda state: _first(evolution.candidates(state)))(progress.state)
 
+    # Winners are chosen and measured seed by seed: all held-out pairs at once take much memory.
     def winners(keys: jax.Array, progress: Progress) -> nnx.State:
         found = []
         for index, key in enumerate(keys):
             key = run_keys(key)[2]
             batch = observe(key, held_out(key))
-            found.append(winner(jax.tree.map(lambda x, i=index: x[i], progress.state), batch))
+            state = jax.tree.map(lambda x, i=index: x[i], progress.state)
+            found.append(programs.winner(state, batch))
         return jax.tree.map(lambda *arrays: jnp.stack(arrays), *found)
-
-    @jax.jit
-    def measured(solution: nnx.State, pairs_of_counts: tuple[Pairs, ...], batch: Batch):
-        network = nnx.merge(evolution.graphdef, solution)
-        losses = network.from_features(batch.features)
-        samples = [
-            logit_gradients(lambda x, y: network(jax.nn.log_softmax(x), y), pairs, severity)
-            for pairs in pairs_of_counts
-        ]
-        together = GradientSample(*(jnp.concatenate(x) for x in zip(*samples, strict=True)))
-        return objective(losses, batch), losses, together
 
     def measure(keys: jax.Array, networks: nnx.State) -> list[dict[str, float]]:
         metrics = []
@@ -151,19 +136,68 @@ def make_seed_runs(config: PretrainConfig, num_seeds: int) -> SeedRuns:
             pairs = held_out(run_keys(key)[3])
             batch = observe(jax.random.key(0), pairs)
             network = jax.tree.map(lambda x, i=index: x[i], networks)
-            value, losses, gradients = jax.device_get(measured(network, pairs, batch))
+            value, losses, gradients = jax.device_get(programs.measured(network, pairs, batch))
             row = {"objective": float(value)}
             if np.isfinite(losses).all():
+                margin = MARGINS[config.margin]
                 row |= rank_metrics(losses, batch.severities, batch.regimes, margin=margin)
                 row |= _without_scale(gradient_metrics(gradients))
             metrics.append(row)
         return metrics
 
-    def leaders(progress: Progress) -> nnx.State:
-        return jax.vmap(lambda state: _first(evolution.candidates(state)))(progress.state)
+    return SeedRuns(init, advance, leaders, winners, held_out, measure)
 
-    compiled = jax.jit(advance, donate_argnums=(1,)), jax.jit(leaders)
-    return SeedRuns(init, *compiled, winners, held_out, measure)
+
+class _Programs(NamedTuple):
+    """What is compiled once for all mutations and selections.
+
+    Attributes:
+      sample: of `Evolution`.
+      observe: of `Evolution`.
+      winner: `(state, batch) -> network`, the candidate that is best on the pairs.
+      measured: `(network, pairs, batch)` to its objective, losses and logit gradients.
+    """
+
+    sample: Callable[[jax.Array], tuple[Pairs, ...]]
+    observe: Callable[[jax.Array, tuple[Pairs, ...]], Batch]
+    winner: Callable[[State, Batch], nnx.State]
+    measured: Callable[..., tuple[jax.Array, jax.Array, GradientSample]]
+
+
+@functools.lru_cache(maxsize=4)
+def _programs(config: PretrainConfig) -> _Programs:
+    evolution, severity = make_evolution(config), SEVERITIES[config.severity]
+
+    @jax.jit
+    def winner(state: State, batch: Batch) -> nnx.State:
+        candidates = evolution.candidates(state)
+        scores = evolution.score(candidates, batch)
+        best = jnp.argmin(jnp.where(jnp.isnan(scores), jnp.inf, scores))
+        return jax.tree.map(lambda x: x[best], candidates)
+
+    @jax.jit
+    def measured(
+        solution: nnx.State, pairs_of_counts: tuple[Pairs, ...], batch: Batch
+    ) -> tuple[jax.Array, jax.Array, GradientSample]:
+        network = nnx.merge(evolution.graphdef, solution)
+        losses = network.from_features(batch.features)
+        samples = [
+            logit_gradients(lambda x, y: network(jax.nn.log_softmax(x), y), pairs, severity)
+            for pairs in pairs_of_counts
+        ]
+        together = GradientSample(*(jnp.concatenate(x) for x in zip(*samples, strict=True)))
+        return _objective(config, losses, batch), losses, together
+
+    return _Programs(jax.jit(evolution.sample), jax.jit(evolution.observe), winner, measured)
+
+
+def _objective(config: PretrainConfig, losses: jax.Array, batch: Batch) -> jax.Array:
+    return margin_violation(
+        losses,
+        batch.severities,
+        margin=MARGINS[config.margin],
+        num_opponents=config.num_opponents,
+    )
 
 
 def _first(candidates: nnx.State) -> nnx.State:
