@@ -6,6 +6,7 @@ import shutil
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from edl_jax import Mixture, pretrain
 from edl_jax.errors import ConfigError, EDLError, RunFolderError
@@ -23,8 +24,8 @@ from tests.test_training import DIGITS
 
 SMALL = AblateConfig(
     mutations=("logistic", "gaussian"),
-    num_seeds=3,
-    thresholds=(0.9, 0.01),
+    num_seeds=2,
+    thresholds=(0.01,),
     pretrain=dataclasses.replace(
         TINY, network="pair", class_counts=(10,), mixture=Mixture(uniform=0, sparse=0)
     ),
@@ -58,16 +59,17 @@ def run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(downstream, "make_trainer", stand_in)
         patch.setattr(downstream_results, "rank_correlation", without_interval)
+        patch.setattr(downstream_results, "METRICS", {"pairwise_accuracy": "", "descent_rate": ""})
         return folder, ablate(SMALL, run_dir=folder)
 
 
 def test_a_seed_in_a_cell_is_that_seed_alone(run):
     cell = run[1].cells[0]
-    alone = pretrain(dataclasses.replace(SMALL.pretrain, seed=cell["seeds"][2]))
+    alone = pretrain(dataclasses.replace(SMALL.pretrain, seed=cell["seeds"][1]))
     for name in ("pairwise_accuracy", "kendall_tau"):
-        assert cell["final"][2][name] == pytest.approx(alone.metrics[name], abs=1e-5)
-    assert cell["step_sizes"][2] == pytest.approx(alone.history["step_size"][-1], rel=1e-5)
-    assert len({metrics["objective"] for metrics in cell["final"]}) == 3
+        assert cell["final"][1][name] == pytest.approx(alone.metrics[name], abs=1e-5)
+    assert cell["step_sizes"][1] == pytest.approx(alone.history["step_size"][-1], rel=1e-5)
+    assert len({metrics["objective"] for metrics in cell["final"]}) == 2
 
 
 def test_cells_share_seeds_and_first_generation(run):
@@ -93,11 +95,11 @@ def test_writes_all_its_files(run):
         assert len(list(csv.DictReader(lines))) == len(rows) > 0
         assert (folder / f"{name}.md").read_text().startswith("|")
     figures = [figure["name"] for figure in index["figures"]]
-    assert figures == ["objective", "reached_0.9", "reached_0.01", "final", "downstream"]
+    assert figures == ["objective", "reached_0.01", "final", "downstream"]
     for name in figures:
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert "<svg" in (folder / f"{name}.svg").read_text()
-    assert "n = 3 pairs" in result.results.finding
+    assert "n = 2 pairs" in result.results.finding
 
 
 def test_what_is_finished_is_never_run_again(run, tmp_path, monkeypatch):
@@ -130,8 +132,8 @@ def test_what_is_finished_is_never_run_again(run, tmp_path, monkeypatch):
     ablate(SMALL, run_dir=stopped)
     assert len(ran) == 1
     assert len(trained) == 2
-    with pytest.raises(RunFolderError, match="num_seeds is 3 there and 2 here"):
-        ablate(dataclasses.replace(SMALL, num_seeds=2), run_dir=stopped)
+    with pytest.raises(RunFolderError, match="num_seeds is 2 there and 3 here"):
+        ablate(dataclasses.replace(SMALL, num_seeds=3), run_dir=stopped)
 
 
 def test_losses_to_train_with_come_from_several_evolutions(run):
@@ -271,7 +273,8 @@ def test_selections_and_sizes_are_compared_within_a_setting():
     assert next(iter(settings_of(cells))) == "surprisal, plus selection, population 64"
 
 
-def test_correlations_of_planted_accuracies():
+def test_correlations_of_planted_accuracies(monkeypatch):
+    monkeypatch.setattr(downstream_results, "_MEASURES", {"spearman": stats.spearmanr})
     rng = np.random.default_rng(0)
     good = np.sort(rng.uniform(0.4, 1, 24))
     rows = [
@@ -293,7 +296,6 @@ def test_correlations_of_planted_accuracies():
     correlations, tables = downstream_tables(rows)
     by_metric = {row["metric"]: row for row in correlations}
     assert by_metric["pairwise_accuracy"]["spearman"] == pytest.approx(1)
-    assert by_metric["pairwise_accuracy"]["kendall"] == pytest.approx(1)
     assert abs(by_metric["descent_rate"]["spearman"]) < 0.5
     assert by_metric["descent_rate"]["spearman_p_holm"] > 0.05
     assert by_metric["kendall_tau"]["n"] == 0
