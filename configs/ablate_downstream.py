@@ -1,4 +1,4 @@
-"""Which metrics of pretraining go with accuracy: 28 losses from bad to good, trained with on digits.
+"""Which metrics of pretraining go with accuracy: 28 losses, bad to good, trained with on digits.
 
 Command:  edl ablate --config configs/ablate_downstream.py --run-dir runs/downstream
 Time:     not measured; on 2 CPU cores mostly that of compiling 28 trainings.

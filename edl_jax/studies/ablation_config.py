@@ -50,7 +50,7 @@ class AblateConfig:
     """Population sizes to compare; none given: pretrain.population_size."""
     num_seeds: int = 30
     """Evolutions of each cell, with the seeds pretrain.seed, pretrain.seed + 1, ..."""
-    thresholds: tuple[float, ...] = (0.5, 0.3, 0.2)
+    thresholds: tuple[float, ...] = (0.7, 0.5, 0.4)
     """Values of the objective (0: perfect, 1: a constant loss) until which generations are counted,
     on held-out pairs."""
     pretrain: PretrainConfig = PretrainConfig(
@@ -58,6 +58,7 @@ class AblateConfig:
         class_counts=(10,),
         population_size=64,
         pairs_per_generation=1024,
+        generations=300,
         held_out_pairs=8192,
     )
     """All other settings of the evolution. With the class-agnostic network, which reads -log p_y,
@@ -65,7 +66,7 @@ class AblateConfig:
     downstream_losses: int = 0
     """So many losses from bad to good (24 or more say something) are trained with, to see how the
     metrics of pretraining map to accuracy; 0: none."""
-    downstream_generations: tuple[int, ...] = (0, 2, 5, 10, 30, 100, 200)
+    downstream_generations: tuple[int, ...] = (0, 2, 5, 10, 30, 100, 300)
     """After how many generations an evolution's leader is taken as a loss to train with; 0: a fresh
     network. Further losses are of further seeds, with the severities in turn."""
     train: TrainConfig = TrainConfig(
