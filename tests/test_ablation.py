@@ -50,7 +50,8 @@ def stand_in(config, *, loss):
 
 def without_interval(x, y, *, method):
     """Drawing thousands of times takes long."""
-    return Correlation(*[method(x, y).statistic] * 3, 0.5)
+    value = method(x, y).statistic
+    return Correlation(value, value, value, 0.5)
 
 
 @pytest.fixture(scope="module")
