@@ -218,6 +218,8 @@ def test_planted_differences_are_found_and_told():
     assert f"lower than gaussian (final objective {means[0]:.4f} against {means[1]:.4f}" in text
     assert "logistic and arcsine are not told apart" in text
     assert "n = 20 pairs" in text
+    assert "In area and times to the thresholds it is better in 2 of 2 tests" in text
+    assert "reached 0.5 within 1,152 evaluations" in text  # 18 generations of 64
     conclusion = text[text.index("So in the final objective") :]
     assert "chaos beats Gaussian mutation, the dynamics is not shown to matter" in conclusion
     assert "the marginal matters" in conclusion

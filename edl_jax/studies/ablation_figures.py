@@ -77,16 +77,16 @@ def _finals(cells: Cells) -> Figure:
         values = values_of(cells[cell], FINAL)
         values = values[np.isfinite(values)]
         spread = np.linspace(-0.25, 0.25, len(values))
-        axis.plot(
-            index + spread, values, style.marker, color=style.color, alpha=0.5, markersize=4,
-            label=f"{cell.mutation}, n = {len(values)}",
-        )  # fmt: skip
+        look = {"color": style.color, "alpha": 0.5, "markersize": 4}
+        label = f"{cell.mutation}, n = {len(values)}"
+        axis.plot(index + spread, values, style.marker, **look, label=label)
         if len(values):
             found = describe(values)
             ends = [[found.mean - found.low], [found.high - found.mean]]
             axis.errorbar(index, found.mean, ends, color="black", marker="_", ms=14, capsize=5)
-        axis.set(xlim=(-0.6, None), xlabel="mutation", ylabel=f"final {_OBJECTIVE}")
-        axis.set_xticks(range(index + 1), [""] * (index + 1))
+        axis.set(xlim=(-0.6, index + 0.6), ylabel=f"final {_OBJECTIVE}")
+        names = [*(text.get_text() for text in axis.get_xticklabels()[:index]), cell.mutation]
+        axis.set_xticks(range(index + 1), names, rotation=30, ha="right")
 
     return Figure(
         "final",
@@ -104,7 +104,8 @@ def _panels(cells: Cells, draw: Draw) -> Any:
         for index, (cell, style) in enumerate(zip(group, styles(), strict=False)):
             draw(axis, index, cell, style)
         axis.set_title(name)
-        axis.legend(fontsize="small")
+        place = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if len(group) > 4 else {}
+        axis.legend(fontsize="small", **place)
     for axis in axes.flat[len(settings) :]:
         axis.set_axis_off()
     return figure

@@ -1,5 +1,6 @@
 """One paragraph that says what an ablation's figures show, made from the numbers."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -62,12 +63,12 @@ def _of_effect(question: str, rows: Sequence[Comparison]) -> list[str]:
         if len(finals) == 1:
             sentences.append(f"{question}: {_in_numbers(finals[0])}.")
         else:
-            counts = _counts(finals)
-            sentences.append(
-                f"{question}: {name} ends {counts} {baseline} in {len(finals)} settings."
-            )
+            ended = f"the final objective of {name} against {baseline}"
+            sentences.append(f"{question}: {ended} is {_counts(finals)}.")
         others = [row for row in group if row["measure"] != FINAL]
-        sentences.append(f"Area and times to the thresholds: {_counts(others)} {baseline}'s.")
+        sentences.append(f"In area and times to the thresholds it is {_counts(others)}.")
+        if len(finals) == 1 and (times := _times(others)):
+            sentences.append(times)
     return sentences
 
 
@@ -93,7 +94,24 @@ def _p(value: float) -> str:
 def _counts(rows: Sequence[Comparison]) -> str:
     verdicts = [row["verdict"] for row in rows]
     better, worse, neither = (verdicts.count(outcome) for outcome in _OUTCOMES)
-    return f"{better} times better, {worse} times worse and {neither} times not told apart from"
+    return f"better in {better} of {len(rows)} tests, worse in {worse}, not told apart in {neither}"
+
+
+def _times(rows: Sequence[Comparison]) -> str:
+    """How long half of the seeds took to the last threshold that half of both groups reached."""
+    raced = [
+        row
+        for row in rows
+        if row["test"] == "log-rank" and math.isfinite(row["value"] + row["baseline_value"])
+    ]
+    if not raced:
+        return ""
+    row = min(raced, key=lambda row: float(row["measure"].split()[-1]))
+    return (
+        f"Half of the seeds reached {row['measure'].split()[-1]} within {row['value']:,.0f} "
+        f"evaluations of networks with {row['name']} and {row['baseline_value']:,.0f} with "
+        f"{row['baseline']}."
+    )
 
 
 def _conclusion(comparisons: Sequence[Comparison]) -> str:
