@@ -1,8 +1,7 @@
 """Severity x selection x population size, chaotic and Gaussian mutation, 10 seeds.
 
 Command:  edl ablate --config configs/ablate_selection.py --run-dir runs/selection
-Time:     not measured; 24 cells, of which the largest takes four times as long as one of
-          configs/ablate_mutations.py by each seed.
+Time:     not measured yet; 24 cells, a third of which have four times the default population.
 Result:   a table, figures and a paragraph in runs/selection/README.md.
 """
 
