@@ -18,7 +18,16 @@ from edl_jax.evolution import PretrainConfig
 from edl_jax.pretraining import pretrain
 from edl_jax.processes import Processes, from_first, is_first, others_needed
 from edl_jax.runs import default_run_dir, keep_compiled
-from edl_jax.studies import CompareConfig, DemoConfig, InspectConfig, compare, demo, inspect
+from edl_jax.studies import (
+    AblateConfig,
+    CompareConfig,
+    DemoConfig,
+    InspectConfig,
+    ablate,
+    compare,
+    demo,
+    inspect,
+)
 from edl_jax.studies.figures import check_matplotlib, save
 from edl_jax.studies.plots import plot_evolution, plot_loss
 from edl_jax.studies.report import write_report
@@ -148,6 +157,12 @@ def _compare(config: CompareConfig, run_dir: Path, progress: bool) -> None:
     print(f"\n{textwrap.fill(found.finding, 100)}\n\nRun folder: {run_dir}")
 
 
+def _ablate(config: AblateConfig, run_dir: Path, progress: bool) -> None:
+    check_matplotlib()
+    results = ablate(config, run_dir=run_dir, progress=progress).results
+    print(f"{results.finding}\n\nTables and figures: {run_dir / 'README.md'}")
+
+
 def _demo(config: DemoConfig, run_dir: Path, progress: bool) -> None:
     evolved, compared = demo(config, run_dir, progress=progress, say=_say)
     print("\nThe evolved loss, on synthetic pairs it was not evolved on:")
@@ -177,6 +192,7 @@ _COMMANDS: dict[str, tuple[type, Any, str]] = {
     "pretrain": (PretrainConfig, _pretrain, "Evolve a loss on synthetic prediction-label pairs."),
     "train": (TrainConfig, _train, "Train a classifier on real images with one loss."),
     "compare": (CompareConfig, _compare, "Train with several losses over the same seeds."),
+    "ablate": (AblateConfig, _ablate, "Compare settings of the evolution over many seeds."),
     "demo": (DemoConfig, _demo, "Evolve a loss, then train with cross-entropy and with it."),
     "inspect": (InspectConfig, _inspect, "Look at one loss: its parts, its shape, its gradient."),
 }

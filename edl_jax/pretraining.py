@@ -102,7 +102,7 @@ def pretrain(
     # Best-ever fitness is optimistic: it keeps the luckiest draw of pairs. So the winner is the
     # last candidate that scores best on many fresh pairs, and it is measured on others.
     sample, observe = jax.jit(evolution.sample), jax.jit(evolution.observe)
-    pairs = _held_out(sample, key_choice, config)
+    pairs = held_out_pairs(sample, key_choice, config)
     candidates = evolution.candidates(state)
     scores = jax.jit(evolution.score)(candidates, observe(key_choice, pairs))
     winner = jnp.argmin(jnp.where(jnp.isnan(scores), jnp.inf, scores))
@@ -112,7 +112,7 @@ def pretrain(
         architecture=config.architecture(),
     )
     loss = calibrated(loss, pairs)
-    metrics = _measure(loss, observe, _held_out(sample, key_measurement, config), config)
+    metrics = _measure(loss, observe, held_out_pairs(sample, key_measurement, config), config)
     loss = loss.replace(provenance=Provenance(as_json(config), metrics, versions()))
 
     if folder is not None:
@@ -127,7 +127,7 @@ def _columns(rows: Sequence[Row], left_out: Collection[str] = ()) -> dict[str, n
     return {name: np.asarray([row.get(name) for row in rows], np.float64) for name in names}
 
 
-def _held_out(
+def held_out_pairs(
     sample: Callable[[jax.Array], tuple[Pairs, ...]], key: jax.Array, config: PretrainConfig
 ) -> tuple[Pairs, ...]:
     """At least `held_out_pairs` pairs, drawn a generation's worth at a time by one program."""

@@ -22,6 +22,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 # In these files nothing depends on how fast or how exactly rounded a program is: they compare runs
 # with one another, or watch behaviour. Compiling took most of their time.
 COMPILED_QUICKLY = {
+    "test_ablation",
     "test_benchmarks",
     "test_chaotic_es",
     "test_cli",

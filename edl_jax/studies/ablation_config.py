@@ -1,0 +1,129 @@
+"""The configuration of an ablation of the evolution."""
+
+import dataclasses
+import itertools
+from typing import NamedTuple
+
+from edl_jax.errors import ConfigError
+from edl_jax.evolution import PretrainConfig
+from edl_jax.training import TrainConfig
+from edl_jax.validation import MAX_SEED, check_whole, check_wholes
+
+
+class Cell(NamedTuple):
+    """One combination of the settings that are compared."""
+
+    mutation: str
+    severity: str
+    selection: str
+    population_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class AblateConfig:
+    """Which settings of the evolution are compared, and over how many seeds. Checked when made.
+
+    Every combination of `mutations`, `severities`, `selections` and `population_sizes` is a cell,
+    and all cells are evolved from the same seeds: the same fresh networks, as far as the population
+    sizes are the same, and the same pairs. Differences are therefore paired by seed.
+
+    Raises:
+      ConfigError: naming the first field that cannot work, its value and what was expected.
+    """
+
+    mutations: tuple[str, ...] = (
+        "logistic",
+        "logistic_gaussian",
+        "tent",
+        "sine",
+        "chebyshev",
+        "arcsine",
+        "gaussian",
+        "uniform",
+    )
+    """Mutations to compare, of edl_jax.MUTATIONS; none given: pretrain.mutation."""
+    severities: tuple[str, ...] = ()
+    """Severities to compare, of edl_jax.SEVERITIES; none given: pretrain.severity."""
+    selections: tuple[str, ...] = ()
+    """Selections to compare, plus and comma; none given: pretrain.selection."""
+    population_sizes: tuple[int, ...] = ()
+    """Population sizes to compare; none given: pretrain.population_size."""
+    num_seeds: int = 30
+    """Evolutions of each cell, with the seeds pretrain.seed, pretrain.seed + 1, ..."""
+    thresholds: tuple[float, ...] = (0.7, 0.5, 0.4)
+    """Values of the objective (0: perfect, 1: a constant loss) until which generations are counted,
+    on held-out pairs."""
+    pretrain: PretrainConfig = PretrainConfig(
+        network="pair",
+        class_counts=(10,),
+        population_size=64,
+        pairs_per_generation=1024,
+        generations=300,
+        held_out_pairs=8192,
+    )
+    """All other settings of the evolution. With the class-agnostic network, which reads -log p_y,
+    evolution has little left to do."""
+    downstream_losses: int = 0
+    """So many losses from bad to good (24 or more say something) are trained with, to see how the
+    metrics of pretraining map to accuracy; 0: none."""
+    downstream_generations: tuple[int, ...] = (0, 2, 5, 10, 30, 100, 300)
+    """After how many generations an evolution's leader is taken as a loss to train with; 0: a fresh
+    network. Further losses are of further seeds, with the severities in turn."""
+    train: TrainConfig = TrainConfig(
+        dataset="digits", val_examples=360, batch_size=64, learning_rate=0.05
+    )
+    """How a classifier is trained with each of them; accuracies are of the validation images."""
+
+    def __post_init__(self) -> None:
+        for field in ("mutations", "severities", "selections", "population_sizes"):
+            values = getattr(self, field)
+            if not isinstance(values, tuple | list) or len(set(values)) != len(values):
+                raise ConfigError(
+                    f"AblateConfig.{field} is {values!r}; expected a tuple of different values."
+                )
+        check_whole(self, "num_seeds", 2, MAX_SEED - self.pretrain.seed)
+        if not self.thresholds or not all(0 < x < 1 for x in self.thresholds):
+            raise ConfigError(
+                f"AblateConfig.thresholds is {self.thresholds!r}; expected values of the objective "
+                "between 0 (perfect) and 1 (a constant loss)."
+            )
+        for cell in self.cells():
+            self.config_of(cell)  # refuses names and sizes that cannot work
+        self._check_downstream()
+
+    def cells(self) -> list[Cell]:
+        """Every combination."""
+        base = self.pretrain
+        combinations = itertools.product(
+            self.mutations or (base.mutation,),
+            self.severities or (base.severity,),
+            self.selections or (base.selection,),
+            self.population_sizes or (base.population_size,),
+        )
+        return [Cell(*values) for values in combinations]
+
+    def config_of(self, cell: Cell) -> PretrainConfig:
+        """The configuration that a cell is evolved with."""
+        return dataclasses.replace(self.pretrain, **cell._asdict())
+
+    def _check_downstream(self) -> None:
+        check_whole(self, "downstream_losses", 0)
+        check_wholes(self, "downstream_generations", 0)
+        if not self.downstream_losses:
+            return
+        if self.downstream_losses < 3:
+            raise ConfigError(
+                f"AblateConfig.downstream_losses is {self.downstream_losses}; expected 0, or at "
+                "least 3 to correlate anything."
+            )
+        stops, generations = self.downstream_generations, self.pretrain.generations
+        if not stops or len(set(stops)) != len(stops) or max(stops) > generations:
+            raise ConfigError(
+                f"AblateConfig.downstream_generations is {stops}; expected different numbers of at "
+                f"most the {generations} generations of pretrain.generations."
+            )
+        if not self.train.val_examples:
+            raise ConfigError(
+                "AblateConfig.train.val_examples is 0; expected some images to measure accuracy "
+                "on, as test images are not for choosing what predicts it."
+            )
