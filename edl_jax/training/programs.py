@@ -17,6 +17,7 @@ from edl_jax.training.datasets import Dataset
 from edl_jax.training.evaluation import make_accuracy
 from edl_jax.training.losses import Loss
 from edl_jax.training.optimizers import make_schedule
+from edl_jax.training.outputs import Outputs, make_outputs
 from edl_jax.training.steps import AXIS, Batch, Steps, TrainState, make_steps
 from edl_jax.training.streaming import prefetch_to_device, stream_batches
 
@@ -46,6 +47,7 @@ class TrainFunctions(NamedTuple):
       num_seeds: how many networks are trained side by side; None: one, without an axis of seeds.
       peak_bytes: `() -> bytes` that a step needs on each device, its arguments included, as the
         compiler tells; None where it does not tell.
+      outputs: the logits of a state on images of a split; see `make_outputs`.
     """
 
     init: Callable[[jax.Array], TrainState]
@@ -56,6 +58,7 @@ class TrainFunctions(NamedTuple):
     mesh: Mesh
     num_seeds: int | None
     peak_bytes: Callable[[], int | None]
+    outputs: Outputs
 
 
 def make_train(
@@ -141,6 +144,7 @@ def make_train(
         mesh,
         num_seeds,
         peak_bytes,
+        make_outputs(steps, dataset, mesh, batch_size=config.batch_size),
     )
 
 
