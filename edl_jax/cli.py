@@ -18,7 +18,7 @@ from edl_jax.evolution import PretrainConfig
 from edl_jax.pretraining import pretrain
 from edl_jax.processes import Processes, from_first, is_first, others_needed
 from edl_jax.runs import default_run_dir, keep_compiled
-from edl_jax.studies import CompareConfig, DemoConfig, compare, demo
+from edl_jax.studies import CompareConfig, DemoConfig, TransferConfig, compare, demo, transfer
 from edl_jax.studies.figures import check_matplotlib, save
 from edl_jax.studies.plots import plot_accuracy, plot_evolution, plot_loss
 from edl_jax.training import TrainConfig, train
@@ -150,6 +150,11 @@ def _demo(config: DemoConfig, run_dir: Path, progress: bool) -> None:
     print(f"Run folder, with evolution.png, loss.png and accuracy.png: {run_dir}")
 
 
+def _transfer(config: TransferConfig, run_dir: Path, progress: bool) -> None:
+    result = transfer(config, run_dir=run_dir, progress=progress)
+    print(f"{result.finding}\n\nRun folder: {run_dir} (see README.md in it)")
+
+
 def _say(line: str) -> None:
     print(line, flush=True)
 
@@ -165,6 +170,7 @@ _COMMANDS: dict[str, tuple[type, Any, str]] = {
     "pretrain": (PretrainConfig, _pretrain, "Evolve a loss on synthetic prediction-label pairs."),
     "train": (TrainConfig, _train, "Train a classifier on real images with one loss."),
     "compare": (CompareConfig, _compare, "Train with several losses over the same seeds."),
+    "transfer": (TransferConfig, _transfer, "Compare outputs of trainings with synthetic pairs."),
     "demo": (DemoConfig, _demo, "Evolve a loss, then train with cross-entropy and with it."),
 }
 
