@@ -55,9 +55,8 @@ def test_relabelling_the_classes_changes_nothing():
 
 def test_bins_hold_every_summary():
     rng = np.random.default_rng(0)
-    sure = pairs_of(rng.dirichlet(np.full(10, 0.03), 500), rng.integers(10, size=500))
-    unsure = pairs_of(np.full((500, 10), 0.1), rng.integers(10, size=500))
-    both = Pairs(*(np.concatenate(x) for x in zip(sure, unsure, strict=True)))  # pyright: ignore
+    sure, unsure = rng.dirichlet(np.full(10, 0.03), 500), np.full((500, 10), 0.1)
+    both = pairs_of(np.concatenate([sure, unsure]), rng.integers(10, size=1000))
     for name, values in summarise_pairs(both).items():
         edges = edges_of(name, 10)
         assert values.min() >= edges[0] - 1e-6, name
@@ -144,9 +143,9 @@ def test_fisher_p_value_is_that_of_the_accuracy():
     assert (same.accuracy, same.p) == (0.5, 1)
 
 
-def test_covered_is_inside_a_ball_that_reaches_to_the_fifth_neighbour():
-    support = np.arange(11.0)[:, None]  # every ball reaches 3, those at the ends 5
-    points = np.asarray([[-5.0], [-5.1], [5.5], [15.0], [15.1]])
+def test_covered_is_inside_a_ball_that_reaches_to_the_third_neighbour():
+    support = np.arange(11.0)[:, None]  # balls reach 2, those at the ends 3
+    points = np.asarray([[-3.0], [-3.1], [5.5], [13.0], [13.1]])
     np.testing.assert_array_equal(is_covered(points, support), [1, 0, 1, 1, 0])
 
 

@@ -22,7 +22,7 @@ SUMMARIES = {
     "rank": "rank of the true class",
 }
 BINS = 20
-NEIGHBOURS = 5
+NEIGHBOURS = 3
 LEAST_PROBABILITY = 1e-6  # below it, and above 1 minus it, pairs count as equally sure
 _ROWS_AT_A_TIME = 1000
 
@@ -160,7 +160,7 @@ def two_sample_test(x: np.ndarray, y: np.ndarray, *, seed: int = 0) -> TwoSample
     rng, size = np.random.default_rng(seed), min(len(x), len(y))
     shuffled = [rng.permutation(z)[:size] for z in (x, y)]
     train, test = ([z[part] for z in shuffled] for part in (np.s_[: size // 2], np.s_[size // 2 :]))
-    trees = HistGradientBoostingClassifier(max_iter=30, early_stopping=False)
+    trees = HistGradientBoostingClassifier(max_iter=30, random_state=seed)
     with threadpool_limits(1):  # so few points: threads would wait for one another
         trees.fit(np.concatenate(train), np.repeat([0, 1], [len(z) for z in train]))
         said_y = [int(trees.predict(z).sum()) for z in test]
@@ -174,11 +174,11 @@ def is_covered(points: np.ndarray, support: np.ndarray) -> np.ndarray:
     """Which points lie inside the support of a sample, `[n]` booleans.
 
     The support is estimated as the union of balls around the sample's points, each reaching to its
-    fifth-nearest other point. (The share of points inside is the "precision" of the reference.)
+    third-nearest other point. (The share of points inside is the "precision" of the reference.)
 
     Args:
       points: `[n, d]`.
-      support: the sample, `[m, d]`, m more than 5.
+      support: the sample, `[m, d]`, m more than 3.
 
     Raises:
       ModuleNotFoundError: if scikit-learn is not installed.

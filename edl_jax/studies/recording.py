@@ -123,7 +123,7 @@ def load_recording(path: Path, epochs: Sequence[int]) -> Recording:
       RunFolderError: if the file is damaged.
     """
     try:
-        with np.load(path) as arrays:
+        with path.open("rb") as file, np.load(file) as arrays:
             recording = Recording(**{name: arrays[name] for name in Recording._fields})
         if recording.epochs.tolist() != list(epochs):
             raise ValueError(f"it is of epochs {recording.epochs.tolist()}")

@@ -29,7 +29,8 @@ from edl_jax.studies.transfer_measures import (
 from edl_jax.studies.transfer_results import report_transfer
 from edl_jax.studies.transfer_rows import CONTROL, Row
 from edl_jax.training import TrainConfig
-from edl_jax.training.losses import check_loss_name, describe_loss, resolve_loss
+from edl_jax.training.datasets import Dataset
+from edl_jax.training.losses import Loss, check_loss_name, describe_loss, resolve_loss
 from edl_jax.training.programs import make_train
 from edl_jax.training.steps import AXIS
 from edl_jax.training.training import load_config_dataset, resolve_config_loss
@@ -120,8 +121,10 @@ def transfer(
     config = config or TransferConfig()
     check_matplotlib()
     dataset = load_config_dataset(config.train)
-    configs = {name: dataclasses.replace(config.train, loss=name) for name in config.losses}
-    losses = {name: resolve_config_loss(configs[name], dataset) for name in config.losses}
+    losses = {
+        name: resolve_config_loss(dataclasses.replace(config.train, loss=name), dataset)
+        for name in config.losses
+    }
     evolved = resolve_loss(config.evolved)
     assert isinstance(evolved, EvolvedLoss)
     one = jax.ShapeDtypeStruct((1, dataset.num_classes), jnp.float32)
@@ -135,33 +138,7 @@ def transfer(
     }
     folder = RunFolder(Path(run_dir), identity)
 
-    recordings = {}
-    with tqdm(
-        total=len(losses) * config.num_seeds * config.train.epochs,
-        desc="trainings",
-        unit="epoch",
-        disable=not progress,
-    ) as bar:
-        mesh = device_mesh(AXIS)
-        for index, (name, loss) in enumerate(losses.items()):
-            functions = make_train(configs[name], dataset, loss, mesh)
-            for seed in range(config.train.seed, config.train.seed + config.num_seeds):
-                path = folder.path / f"outputs-{index}-{seed}.npz"
-                if path.exists():
-                    bar.update(config.train.epochs)
-                else:
-                    found = record(
-                        configs[name],
-                        functions,
-                        dataset,
-                        seed,
-                        epochs=config.epochs,
-                        num_outputs=config.num_outputs,
-                        report=lambda row: bar.update() and None,
-                    )
-                    save_recording(folder, path.name, found)
-                recordings[name, seed] = load_recording(path, config.epochs)
-
+    recordings = _record_missing(config, folder, dataset, losses, progress)
     references, fresh = draw_references(config.num_synthetic, dataset.num_classes, config.mixture)
     sources = [({"loss": CONTROL, "seed": None, "epoch": None, "part": None}, fresh)]
     sources += _outputs(config, recordings)
@@ -169,6 +146,43 @@ def transfer(
     results = report_transfer(config, dataset.source, recordings, references, comparisons)
     results.write(folder)
     return results
+
+
+def _record_missing(
+    config: TransferConfig,
+    folder: RunFolder,
+    dataset: Dataset,
+    losses: Mapping[str, Loss],
+    progress: bool,
+) -> dict[tuple[str, int], Recording]:
+    """The outputs of every training by loss and seed; what the folder lacks is trained first."""
+    recordings, mesh = {}, device_mesh(AXIS)
+    total = len(losses) * config.num_seeds * config.train.epochs
+    with tqdm(total=total, desc="trainings", unit="epoch", disable=not progress) as bar:
+
+        def advance(_: dict[str, Any]) -> None:
+            bar.update()
+
+        for index, (name, loss) in enumerate(losses.items()):
+            train = dataclasses.replace(config.train, loss=name)
+            functions = make_train(train, dataset, loss, mesh)
+            for seed in range(train.seed, train.seed + config.num_seeds):
+                path = folder.path / f"outputs-{index}-{seed}.npz"
+                if path.exists():
+                    bar.update(train.epochs)
+                else:
+                    found = record(
+                        train,
+                        functions,
+                        dataset,
+                        seed,
+                        epochs=config.epochs,
+                        num_outputs=config.num_outputs,
+                        report=advance,
+                    )
+                    save_recording(folder, path.name, found)
+                recordings[name, seed] = load_recording(path, config.epochs)
+    return recordings
 
 
 def _outputs(

@@ -8,7 +8,7 @@ import numpy as np
 
 from edl_jax.pairs import Pairs
 from edl_jax.studies.distances import SUMMARIES, summarise_pairs
-from edl_jax.studies.figures import styles, subplots
+from edl_jax.studies.figures import Style, styles, subplots
 from edl_jax.studies.recording import Recording
 from edl_jax.studies.results import Figure
 from edl_jax.studies.transfer_measures import MIXTURE
@@ -16,14 +16,14 @@ from edl_jax.studies.transfer_rows import CONTROL, Row
 
 _BAND = {"facecolor": "0.88", "edgecolor": "0.6", "hatch": "///", "linewidth": 0}
 _CONTROL = {"color": "0.35", "ls": (0, (1, 1)), "linewidth": 1.5}
+_MIXTURE = Style("black", "-", "o")
 _DISTANCES = {
     "divergence": "Jensen-Shannon divergence, bits",
-    "wasserstein/true_probability": "Wasserstein distance, true-class probability",
+    "wasserstein/true_probability": "Wasserstein distance\nof true-class probabilities",
     "mmd": "squared maximum mean discrepancy",
     "accuracy": "accuracy of the classifier, share",
 }
 _RANKING = {
-    "pairwise_accuracy": "pairwise accuracy, share",
     "kendall_tau": "Kendall's tau-b",
     "violated_margins": "violated margins, share",
     "gradient_ratio": "gradient norm over cross-entropy's",
@@ -54,18 +54,18 @@ def plot_drift(summaries: Sequence[Row]) -> Figure:
                 marker=style.marker,
                 label=name,
             )
-        axis.set(xlabel="epoch", ylabel=label)
+        _over_epochs(axis, label)
     axis = axes.flat[len(SUMMARIES)]
     correct = [row for row in summaries if row["summary"] == "rank"]
     for (name, rows), style in zip(_of_losses(correct, "held_out").items(), styles(), strict=False):
         _line(axis, rows, "correct", style, name)
-    axis.set(xlabel="epoch", ylabel="held-out accuracy, share")
+    _over_epochs(axis, "held-out accuracy, share")
     figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncol=4)
     return Figure(
         "drift",
         "Outputs as the loss sees them over training: medians with quartiles over the outputs of "
-        "all seeds, beside the quartiles of the synthetic mixture (hatched) and its median (dotted). "
-        "Last: accuracy on held-out images, mean ± sd over seeds.",
+        "all seeds, beside the quartiles of the synthetic mixture (hatched) and its median "
+        "(dotted). Last: accuracy on held-out images, mean ± sd over seeds.",
         figure,
     )
 
@@ -77,7 +77,8 @@ def plot_distances(distances: Sequence[Row]) -> Figure:
     for line, (name, rows) in zip(axes, losses.items(), strict=True):
         for axis, (measure, label) in zip(line, _DISTANCES.items(), strict=True):
             _lines_of_references(axis, rows, distances, measure)
-            axis.set(xlabel="epoch", ylabel=label, title=name)
+            _over_epochs(axis, label)
+            axis.set_title(name)
     _legend_below(figure, axes)
     return Figure(
         "distances",
@@ -94,9 +95,8 @@ def plot_coverage(distances: Sequence[Row]) -> Figure:
     figure, axes = subplots(len(losses))
     for axis, (name, rows) in zip(axes[0], losses.items(), strict=True):
         _lines_of_references(axis, rows, distances, "coverage")
-        axis.set(
-            xlabel="epoch", ylabel="coverage: share of outputs", title=name, ylim=(-0.03, 1.05)
-        )
+        _over_epochs(axis, "coverage: share of outputs")
+        axis.set(title=name, ylim=(-0.03, 1.05))
     _legend_below(figure, axes)
     return Figure(
         "coverage",
@@ -155,7 +155,7 @@ def plot_ranking(ranking: Sequence[Row]) -> Figure:
         for (name, rows), style in zip(_of_losses(whole).items(), styles(), strict=False):
             _line(axis, rows, metric, style, name)
         axis.axhline(control[metric], **_CONTROL, label=CONTROL)
-        axis.set(xlabel="epoch", ylabel=label)
+        _over_epochs(axis, label)
         axis.ticklabel_format(axis="y", useOffset=False)
     _legend_below(figure, axes)
     return Figure(
@@ -178,14 +178,14 @@ def _of_losses(rows: Sequence[Row], part: str = "train") -> dict[str, list[Row]]
 def _lines_of_references(
     axis: Any, rows: Sequence[Row], distances: Sequence[Row], measure: str
 ) -> None:
-    references = dict.fromkeys(row["reference"] for row in rows)
-    for reference, style in zip(references, styles(), strict=False):
-        _line(axis, [x for x in rows if x["reference"] == reference], measure, style, reference)
+    regimes = dict.fromkeys(row["reference"] for row in rows if row["reference"] != MIXTURE)
+    for name, style in ((MIXTURE, _MIXTURE), *zip(regimes, styles(), strict=False)):
+        _line(axis, [x for x in rows if x["reference"] == name], measure, style, name)
     (control,) = (x for x in distances if x["loss"] == CONTROL and x["reference"] == MIXTURE)
     axis.axhline(control[measure], **_CONTROL, label=CONTROL)
 
 
-def _line(axis: Any, rows: Sequence[Row], measure: str, style: Any, label: str) -> None:
+def _line(axis: Any, rows: Sequence[Row], measure: str, style: Style, label: str) -> None:
     values, deviations = (
         np.asarray([row[name] for row in rows], float) for name in (measure, f"{measure}_deviation")
     )
@@ -194,12 +194,18 @@ def _line(axis: Any, rows: Sequence[Row], measure: str, style: Any, label: str) 
         values,
         yerr=np.nan_to_num(deviations),  # of one seed there is none
         capsize=3,
+        linewidth=2.5 if style is _MIXTURE else 1.5,
         color=style.color,
         ls=style.dash,
         marker=style.marker,
         markersize=5,
         label=label,
     )
+
+
+def _over_epochs(axis: Any, label: str) -> None:
+    axis.set(xlabel="epoch", ylabel=label)
+    axis.xaxis.get_major_locator().set_params(integer=True)
 
 
 def _legend_below(figure: Any, axes: Any) -> None:
