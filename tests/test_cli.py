@@ -11,7 +11,7 @@ import pytest
 
 from edl_jax import Mixture, PretrainConfig, TrainConfig, cli
 from edl_jax.errors import ConfigError
-from edl_jax.studies import CompareConfig, DemoConfig
+from edl_jax.studies import CompareConfig, DemoConfig, TransferConfig
 from tests.test_training import DIGITS
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -19,7 +19,12 @@ CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_configs_load_and_their_headers_tell_command_time_and_result(path):
-    kind = {"pretrain": PretrainConfig, "train": TrainConfig, "compare": CompareConfig}
+    kind = {
+        "pretrain": PretrainConfig,
+        "train": TrainConfig,
+        "compare": CompareConfig,
+        "transfer": TransferConfig,
+    }
     header = path.read_text()
     command = re.search(rf"edl (\w+) --config configs/{path.name}", header)
     assert command
@@ -69,6 +74,7 @@ def documented_fields(kind: type) -> dict[str, str]:
         ("pretrain", [PretrainConfig, Mixture]),
         ("train", [TrainConfig]),
         ("compare", [CompareConfig, TrainConfig]),
+        ("transfer", [TransferConfig, Mixture]),
         ("demo", [DemoConfig, PretrainConfig]),
     ],
 )

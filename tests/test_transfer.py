@@ -14,6 +14,7 @@ from edl_jax.pairs.sampler import log_probabilities
 from edl_jax.ranking import MARGINS, SEVERITIES, rank_metrics
 from edl_jax.studies import TransferConfig, recording, transfer
 from edl_jax.studies.recording import load_recording, record
+from edl_jax.studies.results import StudyResults
 from edl_jax.studies.transfer_measures import compare_pairs, draw_references, make_ranking
 from edl_jax.training import Augmentation
 from tests.test_training import CROSS_ENTROPY, DIGITS, functions_of, load_config_dataset, order_of
@@ -189,6 +190,7 @@ def test_nothing_finished_is_run_again(run, monkeypatch):
         "compare_pairs",
         lambda *args: compared.append(args) or compare_pairs(*args),
     )
+    monkeypatch.setattr(StudyResults, "write", lambda *_: None)  # takes long, and was written
     again = transfer(SMALL, run_dir=folder)
     assert ran == [1]
     assert len(compared) == 8 * (9 - 3)
