@@ -72,9 +72,9 @@ def test_divergence_by_hand():
     assert divergence(np.asarray([0.5, 1.5]), np.asarray([1.5, 2.5]), edges) == pytest.approx(0.5)
     assert divergence(np.asarray([0.1]), np.asarray([-4.0, 0.9]), edges) == 0
     assert divergence(np.asarray([0.1]), np.asarray([7.0]), edges) == pytest.approx(1)
-    uniform = np.random.default_rng(0).uniform(size=(2, 4000))
-    assert divergence(*uniform, edges_of("confidence", 10)) < 0.004
-    assert divergence(uniform[0], uniform[1] ** 1.5, edges_of("confidence", 10)) > 0.01
+    first, second = np.random.default_rng(0).uniform(size=(2, 4000))
+    assert divergence(first, second, edges_of("confidence", 10)) < 0.004
+    assert divergence(first, second**1.5, edges_of("confidence", 10)) > 0.01
 
 
 def test_mean_discrepancy_against_brute_force():

@@ -19,6 +19,7 @@ from edl_jax.ranking import (
     logit_gradients,
     rank_metrics,
 )
+from edl_jax.ranking.severity import Severity
 from edl_jax.studies import distances
 
 MIXTURE = "mixture"
@@ -87,16 +88,20 @@ def make_ranking(loss: EvolvedLoss) -> Callable[[Pairs], dict[str, float]]:
     severity = SEVERITIES[loss.provenance.config.get("severity", "surprisal")]
     margin = MARGINS[loss.provenance.config.get("margin", "proportional")]
 
-    @jax.jit
-    def measure(pairs: Pairs) -> tuple[jax.Array, jax.Array, GradientSample]:
-        log_p = log_probabilities(pairs.probabilities)
-        severities = apply_severity(severity, log_p, pairs.labels)
-        losses = loss.network()(log_p, pairs.labels)
-        return losses, severities, logit_gradients(loss, pairs, severity)
-
     def ranking(pairs: Pairs) -> dict[str, float]:
-        losses, severities, sample = jax.device_get(measure(pairs))
+        losses, severities, sample = jax.device_get(_measure(loss, pairs, severity))
         ranks = rank_metrics(losses, severities, np.asarray(pairs.regimes), margin=margin)
         return {**ranks, **gradient_metrics(sample)}
 
     return ranking
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _measure(
+    loss: EvolvedLoss, pairs: Pairs, severity: Severity
+) -> tuple[jax.Array, jax.Array, GradientSample]:
+    """Losses by the network, severities, and gradients of the loss."""
+    log_p = log_probabilities(pairs.probabilities)
+    severities = apply_severity(severity, log_p, pairs.labels)
+    losses = loss.network()(log_p, pairs.labels)
+    return losses, severities, logit_gradients(loss, pairs, severity)
