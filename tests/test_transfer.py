@@ -60,6 +60,9 @@ def test_outputs_of_train_images_are_what_the_loss_sees(functions, dataset):
     first = logits[: TINY.batch_size]
     assert logits.shape == (2 * TINY.batch_size, 10)
     assert logits.dtype == np.float32
+    later = state._replace(step=state.step + 1)
+    second = functions.outputs(later, key, "train", order[TINY.batch_size : 2 * TINY.batch_size])
+    np.testing.assert_array_equal(logits[TINY.batch_size :], second)
     stepped = functions.advance(state, key, 1)
     losses = CROSS_ENTROPY(jnp.asarray(first), dataset.train_labels[order[: len(first)]])
     np.testing.assert_allclose(losses.mean(), stepped.loss_sum, rtol=1e-5)

@@ -174,7 +174,9 @@ def is_covered(points: np.ndarray, support: np.ndarray) -> np.ndarray:
     """Which points lie inside the support of a sample, `[n]` booleans.
 
     The support is estimated as the union of balls around the sample's points, each reaching to its
-    third-nearest other point. (The share of points inside is the "precision" of the reference.)
+    third-nearest other point. (The share of points inside is the "precision" of the reference.) The
+    balls shrink as the sample grows, so compare shares of samples of one size, and with the share
+    of a fresh sample of the same distribution, which is below 1.
 
     Args:
       points: `[n, d]`.

@@ -152,9 +152,9 @@ def plot_ranking(ranking: Sequence[Row]) -> Figure:
     whole = [row for row in ranking if row["regime"] == "all"]
     (control,) = (row for row in whole if row["loss"] == CONTROL)
     for axis, (metric, label) in zip(axes[0], _RANKING.items(), strict=True):
+        axis.axhline(control[metric], **_CONTROL, label=CONTROL)
         for (name, rows), style in zip(_of_losses(whole).items(), styles(), strict=False):
             _line(axis, rows, metric, style, name)
-        axis.axhline(control[metric], **_CONTROL, label=CONTROL)
         _over_epochs(axis, label)
         axis.ticklabel_format(axis="y", useOffset=False)
     _legend_below(figure, axes)
@@ -178,11 +178,11 @@ def _of_losses(rows: Sequence[Row], part: str = "train") -> dict[str, list[Row]]
 def _lines_of_references(
     axis: Any, rows: Sequence[Row], distances: Sequence[Row], measure: str
 ) -> None:
+    (control,) = (x for x in distances if x["loss"] == CONTROL and x["reference"] == MIXTURE)
+    axis.axhline(control[measure], **_CONTROL, label=CONTROL)
     regimes = dict.fromkeys(row["reference"] for row in rows if row["reference"] != MIXTURE)
     for name, style in ((MIXTURE, _MIXTURE), *zip(regimes, styles(), strict=False)):
         _line(axis, [x for x in rows if x["reference"] == name], measure, style, name)
-    (control,) = (x for x in distances if x["loss"] == CONTROL and x["reference"] == MIXTURE)
-    axis.axhline(control[measure], **_CONTROL, label=CONTROL)
 
 
 def _line(axis: Any, rows: Sequence[Row], measure: str, style: Style, label: str) -> None:
