@@ -23,10 +23,12 @@ from edl_jax.studies import (
     CompareConfig,
     DemoConfig,
     InspectConfig,
+    TransferConfig,
     ablate,
     compare,
     demo,
     inspect,
+    transfer,
 )
 from edl_jax.studies.figures import check_matplotlib, save
 from edl_jax.studies.plots import plot_evolution, plot_loss
@@ -177,6 +179,11 @@ def _inspect(config: InspectConfig, run_dir: Path, progress: bool) -> None:
     print(f"{results.finding}\n\nRun folder, with the card (README.md): {run_dir}")
 
 
+def _transfer(config: TransferConfig, run_dir: Path, progress: bool) -> None:
+    result = transfer(config, run_dir=run_dir, progress=progress)
+    print(f"{result.finding}\n\nRun folder: {run_dir} (see README.md in it)")
+
+
 def _say(line: str) -> None:
     print(line, flush=True)
 
@@ -193,6 +200,7 @@ _COMMANDS: dict[str, tuple[type, Any, str]] = {
     "train": (TrainConfig, _train, "Train a classifier on real images with one loss."),
     "compare": (CompareConfig, _compare, "Train with several losses over the same seeds."),
     "ablate": (AblateConfig, _ablate, "Compare settings of the evolution over many seeds."),
+    "transfer": (TransferConfig, _transfer, "Compare outputs of trainings with synthetic pairs."),
     "demo": (DemoConfig, _demo, "Evolve a loss, then train with cross-entropy and with it."),
     "inspect": (InspectConfig, _inspect, "Look at one loss: its parts, its shape, its gradient."),
 }

@@ -40,6 +40,7 @@ COMPILED_QUICKLY = {
     "test_train_devices",
     "test_train_runs",
     "test_training",
+    "test_transfer",
 }
 
 # The files that take longest, longest first: a worker that took one of them last would keep the

@@ -11,7 +11,13 @@ import pytest
 
 from edl_jax import Mixture, PretrainConfig, TrainConfig, cli
 from edl_jax.errors import ConfigError
-from edl_jax.studies import AblateConfig, CompareConfig, DemoConfig, InspectConfig
+from edl_jax.studies import (
+    AblateConfig,
+    CompareConfig,
+    DemoConfig,
+    InspectConfig,
+    TransferConfig,
+)
 from tests.test_training import DIGITS
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -24,6 +30,7 @@ def test_configs_load_and_their_headers_tell_command_time_and_result(path):
         "compare": CompareConfig,
         "pretrain": PretrainConfig,
         "train": TrainConfig,
+        "transfer": TransferConfig,
     }
     header = path.read_text()
     command = re.search(rf"edl (\w+) --config configs/{path.name}", header)
@@ -78,6 +85,7 @@ def documented_fields(kind: type) -> dict[str, str]:
         ("train", [TrainConfig]),
         ("compare", [CompareConfig, TrainConfig]),
         ("ablate", [AblateConfig, PretrainConfig]),
+        ("transfer", [TransferConfig, Mixture]),
         ("demo", [DemoConfig, PretrainConfig]),
         ("inspect", [InspectConfig]),
     ],

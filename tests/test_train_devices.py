@@ -41,7 +41,10 @@ def trained(devices, **changes):
     functions = make_train(config, dataset, load_pretrained(), mesh)
     state = functions.init(jax.random.key(0))
     state = functions.advance(state, jax.random.key(1), 3)
-    return jax.device_get((state, functions.evaluate(state, "test")))
+    seen = ()
+    if not changes:
+        seen = functions.outputs(state, jax.random.key(1), "train", np.arange(2 * 64)[::-1])
+    return jax.device_get((state, functions.evaluate(state, "test"), seen))
 
 def assert_close(found, expected):
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
@@ -50,7 +53,7 @@ def assert_close(found, expected):
 one, eight = trained(1), trained(8)
 assert_close(eight, one)
 streamed = trained(8, stream=True)
-for a, b in zip(jax.tree.leaves(streamed), jax.tree.leaves(eight), strict=True):
+for a, b in zip(jax.tree.leaves(streamed[:2]), jax.tree.leaves(eight[:2]), strict=True):
     np.testing.assert_array_equal(a, b)
 local = trained(8, sync_batch_norm=False)[0]
 changed = [not np.allclose(a, b, rtol=2e-3, atol=2e-4) for a, b in zip(

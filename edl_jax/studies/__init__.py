@@ -6,6 +6,7 @@ from edl_jax.studies.comparison import CompareResult, compare
 from edl_jax.studies.comparison_config import CompareConfig
 from edl_jax.studies.demonstration import DemoConfig, demo
 from edl_jax.studies.inspection import InspectConfig, inspect
+from edl_jax.studies.transfer import TransferConfig, transfer
 
 __all__ = [
     "AblateConfig",
@@ -14,8 +15,10 @@ __all__ = [
     "CompareResult",
     "DemoConfig",
     "InspectConfig",
+    "TransferConfig",
     "ablate",
     "compare",
     "demo",
     "inspect",
+    "transfer",
 ]

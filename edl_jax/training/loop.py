@@ -25,6 +25,7 @@ from edl_jax.training.programs import TrainFunctions
 from edl_jax.training.steps import TrainState, evaluated
 
 Row = dict[str, Any]
+Watch = Callable[[int, TrainState, jax.Array], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +75,7 @@ def run_training(
     progress: bool = False,
     report: Callable[[Row], None] = lambda row: None,
     test: bool = True,
+    watch: Watch = lambda epoch, state, keys: None,
 ) -> list[TrainResult]:
     """Train with functions made before, from one seed or from as many as they were made for.
 
@@ -88,6 +90,8 @@ def run_training(
       report: called with the row of metrics of every epoch as it ends.
       test: whether to look at the test images at the end; with validation images and without this,
         nothing looks at them, and what is measured on them is NaN.
+      watch: called with the epoch, the state and the keys of the steps: with epoch 0 before the
+        first step, then as every epoch ends. The state's buffers are given away afterwards.
 
     Raises:
       DivergedError: if a training diverges.
@@ -113,6 +117,8 @@ def run_training(
         write = first_does(partial(_events, stack, folder, len(rows)), share=False)
         bar = stack.enter_context(_bar(config, functions, len(seeds), done, progress))
         seconds, images = 0.0, 0
+        if done == 0:
+            watch(0, state, keys)
         while done < total:
             count = min(config.steps_per_chunk, per_epoch - done % per_epoch)
             began = time.perf_counter()
@@ -131,6 +137,8 @@ def run_training(
             if has_folder and (new or stop):
                 first_does(partial(_save, folder, checkpoints, write, done, state, new))
                 saved = done
+            if new:
+                watch(done // per_epoch, state, keys)
             for row in new:
                 report(row)
             if stop and done < total:

@@ -18,6 +18,7 @@ from edl_jax.training.evaluation import make_evaluate
 from edl_jax.training.losses import Loss
 from edl_jax.training.metrics import Metrics
 from edl_jax.training.optimizers import make_schedule
+from edl_jax.training.outputs import Outputs, make_outputs
 from edl_jax.training.steps import AXIS, Batch, Steps, TrainState, make_steps
 from edl_jax.training.streaming import prefetch_to_device, stream_batches
 
@@ -47,6 +48,7 @@ class TrainFunctions(NamedTuple):
       num_seeds: how many networks are trained side by side; None: one, without an axis of seeds.
       peak_bytes: `() -> bytes` that a step needs on each device, its arguments included, as the
         compiler tells; None where it does not tell.
+      outputs: the logits of a state on images of a split; see `make_outputs`.
     """
 
     init: Callable[[jax.Array], TrainState]
@@ -57,6 +59,7 @@ class TrainFunctions(NamedTuple):
     mesh: Mesh
     num_seeds: int | None
     peak_bytes: Callable[[], int | None]
+    outputs: Outputs
 
 
 def make_train(
@@ -142,6 +145,7 @@ def make_train(
         mesh,
         num_seeds,
         peak_bytes,
+        make_outputs(steps, dataset, mesh, batch_size=config.batch_size),
     )
 
 

@@ -58,11 +58,17 @@ class Steps(NamedTuple):
         The key is the same in every step.
       sums: `(state, images, labels) -> sums` over the images of all devices, from which the
         metrics follow; a label of -1 takes no part.
+      seen: as `step`, but gives the logits that its loss would see, `[share, num_classes]`: of
+        augmented images, the model in training mode. With `accumulate`, batch statistics are those
+        of the whole share.
+      logits: `(state, images) -> logits`, `[share, num_classes]`, as in an evaluation.
     """
 
     init: Callable[[jax.Array], TrainState]
     step: Callable[[TrainState, jax.Array, jax.Array, jax.Array, jax.Array], TrainState]
     sums: Callable[[TrainState, jax.Array, jax.Array], Sums]
+    seen: Callable[[TrainState, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+    logits: Callable[[TrainState, jax.Array], jax.Array]
 
 
 def make_steps(
@@ -126,10 +132,8 @@ def make_steps(
             return loss(logits, targets)
         return nnx.merge(loss_graph, params, copy=True)(logits, targets)
 
-    def gradient(
-        params: Any, statistics: Any, key: jax.Array, images: jax.Array, part: Batch
-    ) -> tuple[Any, Any, jax.Array, jax.Array]:
-        """Gradient, statistics after, mean loss and correct images of a part of the share."""
+    def prepared(key: jax.Array, images: jax.Array, part: Batch) -> Batch:
+        """Images and targets of a part of the share as the model and the loss see them."""
         labels, index = part
         key_augment, key_mix = jax.random.split(key)
         images = augment(
@@ -142,21 +146,30 @@ def make_steps(
             mean=dataset.mean,
         )
         images = normalize(images, dataset.mean, dataset.std, dtype)
-        images, targets = mix(
-            key_mix, images, labels, config.augmentation, num_classes=dataset.num_classes
-        )
+        return mix(key_mix, images, labels, config.augmentation, num_classes=dataset.num_classes)
+
+    def forward(params: Any, statistics: Any, images: jax.Array) -> tuple[jax.Array, Any]:
+        """Logits of the model in training mode, and its statistics after."""
+        # Copied, because a model may only update variables made at its own level of tracing.
+        model = nnx.merge(graph, params, statistics, copy=True)
+        model.train()
+        logits = model(images)
+        return logits, nnx.state(model, nnx.Not(nnx.Param))
+
+    def gradient(
+        params: Any, statistics: Any, key: jax.Array, images: jax.Array, part: Batch
+    ) -> tuple[Any, Any, jax.Array, jax.Array]:
+        """Gradient, statistics after, mean loss and correct images of a part of the share."""
+        images, targets = prepared(key, images, part)
 
         def objective(params: Any) -> tuple[jax.Array, tuple[Any, jax.Array]]:
-            # Copied, because a model may only update variables made at its own level of tracing.
-            model = nnx.merge(graph, params[MODEL], statistics, copy=True)
-            model.train()
-            logits = model(images)
+            logits, after = forward(params[MODEL], statistics, images)
             mean_loss = losses_of(params[LOSS], logits, targets).mean()
-            return mean_loss, (nnx.state(model, nnx.Not(nnx.Param)), logits)
+            return mean_loss, (after, logits)
 
         value_and_grad = jax.value_and_grad(objective, has_aux=True)
         (value, (statistics, logits)), found = value_and_grad(params)
-        return found, statistics, value, jnp.sum(jnp.argmax(logits, axis=-1) == labels)
+        return found, statistics, value, jnp.sum(jnp.argmax(logits, axis=-1) == part[0])
 
     def accumulated(
         state: TrainState, key: jax.Array, images: jax.Array, part: Batch
@@ -221,14 +234,27 @@ def make_steps(
         decay = jnp.minimum(config.ema_decay, (1.0 + state.step) / (10.0 + state.step))
         return optax.tree.update_moment(new, state.average, decay, 1)
 
-    def sums(state: TrainState, images: jax.Array, labels: jax.Array) -> Sums:
+    def seen(
+        state: TrainState,
+        key: jax.Array,
+        images: jax.Array,
+        labels: jax.Array,
+        index: jax.Array,
+    ) -> jax.Array:
+        key = jax.random.fold_in(key, state.step)
+        images, _ = prepared(key, images, (labels, index))
+        return forward(state.params[MODEL], state.statistics, images)[0]
+
+    def logits_of(state: TrainState, images: jax.Array) -> jax.Array:
         params, statistics = evaluated(state)
         model = nnx.merge(graph, params, statistics)
         model.eval()
-        logits = model(normalize(images, dataset.mean, dataset.std, dtype))
-        return jax.lax.psum(sums_of(logits, labels), AXIS)
+        return model(normalize(images, dataset.mean, dataset.std, dtype))
 
-    return Steps(init, step, sums)
+    def sums(state: TrainState, images: jax.Array, labels: jax.Array) -> Sums:
+        return jax.lax.psum(sums_of(logits_of(state, images), labels), AXIS)
+
+    return Steps(init, step, sums, seen, logits_of)
 
 
 def evaluated(state: TrainState) -> tuple[Any, Any]:

@@ -1,0 +1,20 @@
+"""As transfer_cifar10, on 5,000 images of CIFAR-10, 6 epochs, 2 seeds.
+
+Command:  edl transfer --config configs/transfer_cifar10_subset.py --run-dir runs/transfer_subset \
+              --train.data-dir DIR
+Time:     not measured.
+Result:   not measured yet.
+"""
+
+from edl_jax import TrainConfig
+from edl_jax.studies import TransferConfig
+
+
+def get_config() -> TransferConfig:
+    """The study's configuration."""
+    return TransferConfig(
+        losses=("cross_entropy", "edl"),
+        epochs=(0, 1, 2, 4, 6),
+        num_seeds=2,
+        train=TrainConfig(dataset="cifar10", train_examples=5_000, test_examples=2_048, epochs=6),
+    )
