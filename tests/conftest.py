@@ -56,8 +56,10 @@ _LONGEST = [
     "test_evolution",
     "test_train_runs",
     "test_training",
+    "test_ablation",
     "test_sharding",
     "test_ranking",
+    "test_transfer",
 ]
 
 # Compilation makes single examples slow, and a failure in CI must be one that can be repeated.
