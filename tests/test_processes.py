@@ -24,7 +24,7 @@ from tests.test_evolution import TINY
 
 def draw(*arguments, plot=cli.plot_loss, **options):
     time.sleep({plotting})
-    plot(*arguments, **options)
+    return plot(*arguments, **options)
 
 cli.plot_loss = draw
 
