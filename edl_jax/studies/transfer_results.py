@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from edl_jax.pairs import Pairs
 from edl_jax.studies.distances import BINS, LEAST_PROBABILITY, NEIGHBOURS, SUMMARIES
+from edl_jax.studies.figures import labels_of
 from edl_jax.studies.recording import Recording
 from edl_jax.studies.results import (
     Column,
@@ -15,7 +16,6 @@ from edl_jax.studies.results import (
     p_value,
 )
 from edl_jax.studies.statistics import holm
-from edl_jax.studies.summary import labels_of
 from edl_jax.studies.transfer_figures import (
     plot_coverage,
     plot_density,
