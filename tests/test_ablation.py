@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from edl_jax import Mixture, pretrain
-from edl_jax.errors import ConfigError, EDLError, RunFolderError
+from edl_jax.errors import ConfigError, DivergedError, RunFolderError
 from edl_jax.runs import RunFolder
 from edl_jax.studies import AblateConfig, ablate, ablation, downstream, downstream_results
 from edl_jax.studies.ablation import first_reached
@@ -150,7 +150,7 @@ def test_losses_to_train_with_come_from_several_evolutions(run):
 
 def test_a_training_that_diverges_counts_as_guessing(run, tmp_path, monkeypatch):
     def make_trainer(*_, **__):
-        raise EDLError("training diverged")
+        raise DivergedError("training diverged")
 
     monkeypatch.setattr(downstream, "make_trainer", make_trainer)
     folder = RunFolder(tmp_path, {})

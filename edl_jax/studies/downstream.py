@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
-from edl_jax.errors import ConfigError, EDLError
+from edl_jax.errors import ConfigError, DivergedError
 from edl_jax.evolution import run_keys
 from edl_jax.frozen import EvolvedLoss, Provenance, calibrated
 from edl_jax.runs import RunFolder, as_finite, as_json, versions, writing
@@ -83,9 +83,7 @@ def train_downstream(
         try:
             (result,) = make_trainer(config.train, loss=loss)([config.train.seed])
             accuracy = result.history[-1]["accuracy"]
-        except EDLError as error:
-            if type(error) is not EDLError:  # divergence has no kind of its own
-                raise
+        except DivergedError:
             diverged = True
         metrics = as_finite(loss.provenance.metrics)
         found[source] = {
