@@ -160,7 +160,6 @@ def _compare(config: CompareConfig, run_dir: Path, progress: bool) -> None:
 
 
 def _ablate(config: AblateConfig, run_dir: Path, progress: bool) -> None:
-    check_matplotlib()
     results = ablate(config, run_dir=run_dir, progress=progress).results
     print(f"{results.finding}\n\nTables and figures: {run_dir / 'README.md'}")
 

@@ -2,14 +2,14 @@
 
 XLA asks for the memory of a training step anew in every step, and the kernel then clears it page by
 page: a third of the processor time of a ResNet-8 step, in pages of 4 KiB. With huge pages that is
-next to nothing (README, "Speed on a CPU"). glibc reads its settings once, when a program starts.
+next to nothing (README, "Speed"). glibc reads its settings once, when a program starts.
 """
 
 import contextlib
 import os
 import platform
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping
 from pathlib import Path
 
 VARIABLE, SETTING = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
@@ -32,7 +32,7 @@ def restart_with_huge_pages() -> None:
             os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
-def wanted(environment: MutableMapping[str, str], kernel: Path = _KERNEL) -> bool:
+def wanted(environment: Mapping[str, str], kernel: Path = _KERNEL) -> bool:
     """Whether a restart would give huge pages, and nothing was said against it."""
     if VARIABLE in environment or not sys.executable:
         return False

@@ -16,7 +16,7 @@ from edl_jax.runs import RunFolder, as_json
 from edl_jax.studies.ablation_config import AblateConfig, Cell
 from edl_jax.studies.ablation_results import ablation_results
 from edl_jax.studies.downstream import train_downstream
-from edl_jax.studies.results import StudyResults
+from edl_jax.studies.results import StudyResults, check_libraries
 from edl_jax.studies.seeds import keys_of, make_seed_runs
 
 CELLS = "cells.jsonl"
@@ -56,9 +56,10 @@ def ablate(
     Raises:
       ConfigError, DataError: if a strategy refuses the configuration, or the data cannot be used.
       RunFolderError: if `run_dir` holds another ablation, or cannot be written.
-      EDLError: if matplotlib is not installed.
+      EDLError: if a library that studies need is missing.
     """
     config = config or AblateConfig()
+    check_libraries()
     folder = None if run_dir is None else RunFolder(Path(run_dir), {"ablate": as_json(config)})
     rows = [] if folder is None else folder.resume_rows(name=CELLS)
     found = {cell_of(row): row for row in rows}

@@ -6,6 +6,7 @@ from typing import Any
 
 from edl_jax.studies.ablation_config import AblateConfig
 from edl_jax.studies.ablation_effects import FINAL, LEVEL, Cells, settings_of
+from edl_jax.studies.results import compared_p
 
 Comparison = Mapping[str, Any]
 
@@ -82,13 +83,9 @@ def _in_numbers(row: Comparison) -> str:
         f"{outcome} (final objective {row['value']:.4f} against {row['baseline_value']:.4f}, "
         f"n = {row['n']} pairs, difference {row['difference']:+.4f}, 95 % interval "
         f"{row['low']:+.4f} to {row['high']:+.4f}, d = {row['effect_size']:+.2f}, Holm-corrected p "
-        f"{_p(row['p_holm'])}; a difference of {row['detectable']:.4f} would be found four times "
-        "in five, before correction)"
+        f"{compared_p(row['p_holm'])}; a difference of {row['detectable']:.4f} would be found four "
+        "times in five, before correction)"
     )
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
 
 
 def _counts(rows: Sequence[Comparison]) -> str:
@@ -163,5 +160,5 @@ def _correlated(row: Mapping[str, Any]) -> str:
     return (
         f"the {row['metric'].replace('_', ' ')} is {row['spearman']:+.2f} (Spearman, 95 % interval "
         f"{row['spearman_low']:+.2f} to {row['spearman_high']:+.2f}, Holm-corrected p "
-        f"{_p(row['spearman_p_holm'])})"
+        f"{compared_p(row['spearman_p_holm'])})"
     )

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edl_jax.studies.comparison_rows import by_setting
-from edl_jax.studies.results import is_absent
+from edl_jax.studies.results import compared_p, is_absent
 
 Row = Mapping[str, Any]
 LEVEL = 0.05
@@ -110,11 +110,10 @@ def _of_rates(rates: Sequence[Row], labels: Mapping[str, str]) -> list[str]:
 def _listed(rows: Sequence[Row], labels: Mapping[str, str]) -> str:
     parts = []
     for row in rows:
-        p = row["p_t_holm"]
-        chance = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
         parts.append(
             f"{labels[row['loss']]} by {row['difference_mean']:+.2f} points (95 % interval "
-            f"{row['difference_low']:+.2f} to {row['difference_high']:+.2f}, {chance})"
+            f"{row['difference_low']:+.2f} to {row['difference_high']:+.2f}, "
+            f"p {compared_p(row['p_t_holm'])})"
         )
     return ", ".join(parts)
 

@@ -81,7 +81,7 @@ def train_downstream(
         loss = losses[source]
         accuracy, diverged = 1 / num_classes, False
         try:
-            (result,) = make_trainer(config.train, loss=loss)([config.train.seed])
+            (result,) = make_trainer(config.train, loss=loss)([config.train.seed], test=False)
             accuracy = result.history[-1]["accuracy"]
         except DivergedError:
             diverged = True

@@ -6,7 +6,7 @@ from typing import Any
 from edl_jax.frozen import EvolvedLoss
 from edl_jax.pairs import REGIMES
 from edl_jax.studies import loss_shape as shape
-from edl_jax.studies.results import ABSENT, Column, Row, Table, number
+from edl_jax.studies.results import ABSENT, Column, Row, Table, number, span
 from edl_jax.training.losses import Loss, describe_loss
 
 PAIRS = 1000 * len(REGIMES)
@@ -128,9 +128,9 @@ def finding(
         where = "; ".join(f"{r['classes']} classes, the rest to {r['others']}" for r in rising)
         sentences.append(f"It does not fall all the way as the true class gains ({where}).")
     ratios = {p: [row[f"ratio_{p:g}"] for row in paths] for p in POINTS}
-    spans = ", ".join(f"{_span(values, '.2f')} at p = {p:g}" for p, values in ratios.items())
+    spans = ", ".join(f"{span(values, '.2f')} at p = {p:g}" for p, values in ratios.items())
     sentences.append(f"Its logit gradient's norm is cross-entropy's times {spans}.")
-    convex = _span([row["convex"] for row in paths], ".0f")
+    convex = span([row["convex"] for row in paths], ".0f")
     sentences.append(
         f"It is convex in the true class's logit on {convex} % of the way (cross-entropy: 100)."
     )
@@ -149,15 +149,9 @@ def finding(
             f"{' / '.join(map(str, shares))} classes, most often on those that are "
             f"{regime.replace('_', ' ')}, of {count} classes ({100 * worst:.1f} %)."
         )
-    costs = _span([row["at_perfect"] for row in paths], ".3g")
+    costs = span([row["at_perfect"] for row in paths], ".3g")
     sentences.append(f"A perfect prediction costs {costs}, with cross-entropy 0.")
     return " ".join(sentences)
-
-
-def _span(values: Sequence[float], form: str) -> str:
-    """`low to high`, or one number where they do not differ as written."""
-    ends = dict.fromkeys(format(value, form) for value in (min(values), max(values)))
-    return " to ".join(ends)
 
 
 def protocol(loss: Loss) -> list[str]:

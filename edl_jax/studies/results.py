@@ -217,6 +217,16 @@ def p_value(name: str) -> Callable[[Row], str]:
     return text
 
 
+def span(values: Sequence[float], form: str) -> str:
+    """`low to high` in a format, or one number where the two do not differ as written."""
+    return " to ".join(dict.fromkeys(format(value, form) for value in (min(values), max(values))))
+
+
+def compared_p(p: float) -> str:
+    """A p-value for a sentence, such as `= 0.012`; below 0.001 it says so."""
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
+
+
 def _cell(text: str) -> str:
     """A cell's text on one line, and within its cell."""
     return " ".join(text.split()).replace("|", "\\|")

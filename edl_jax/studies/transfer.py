@@ -17,9 +17,8 @@ from edl_jax.frozen import EvolvedLoss
 from edl_jax.pairs import Mixture, Pairs
 from edl_jax.runs import RunFolder, as_finite, as_json
 from edl_jax.studies import distances
-from edl_jax.studies.figures import check_matplotlib
 from edl_jax.studies.recording import PARTS, Recording, load_recording, record, save_recording
-from edl_jax.studies.results import StudyResults
+from edl_jax.studies.results import StudyResults, check_libraries
 from edl_jax.studies.transfer_measures import (
     MIXTURE,
     compare_pairs,
@@ -116,10 +115,10 @@ def transfer(
       ConfigError, DataError, LossFileError: if a name, the data or a file cannot be used.
       InputError: if the evolved loss is for another class count than the data's.
       RunFolderError: if `run_dir` holds another study, is damaged or cannot be written.
-      EDLError: if a training diverges, or matplotlib is not installed.
+      EDLError: if a training diverges, or a library that studies need is missing.
     """
     config = config or TransferConfig()
-    check_matplotlib()
+    check_libraries()
     dataset = load_config_dataset(config.train)
     losses = {
         name: resolve_config_loss(dataclasses.replace(config.train, loss=name), dataset)

@@ -14,6 +14,7 @@ from edl_jax.studies.results import (
     mean_and_deviation,
     number,
     p_value,
+    span,
 )
 from edl_jax.studies.statistics import holm
 from edl_jax.studies.transfer_figures import (
@@ -101,7 +102,7 @@ def describe_transfer(
     coverage = _all(train, "coverage")
     lowest = min(train, key=lambda row: row["coverage"])
     parts.append(
-        f"The mixture's support holds {_range(coverage, '.1%')} of the outputs (least with "
+        f"The mixture's support holds {span(coverage, '.1%')} of the outputs (least with "
         f"{lowest['loss']} at epoch {lowest['epoch']}), against {control['coverage']:.1%} of fresh "
         f"synthetic pairs, so training {_left(min(coverage), control['coverage'])}."
     )
@@ -110,16 +111,16 @@ def describe_transfer(
     found = sum(p < _LEVEL for p in adjusted)
     parts.append(
         f"A classifier tells outputs from the mixture in {found} of {len(tests)} comparisons "
-        f"(Holm, 5 % level), with an accuracy of {_range(_all(train, 'accuracy'), '.1%')}, against "
+        f"(Holm, 5 % level), with an accuracy of {span(_all(train, 'accuracy'), '.1%')}, against "
         f"{control['accuracy']:.1%} for fresh synthetic pairs"
         + (": what is covered is not drawn as often as it is visited." if found else ".")
     )
     real = [row for row in ranking if row["part"] == "train"]
     (synthetic,) = (x for x in ranking if x["loss"] == CONTROL and x["regime"] == "all")
     parts.append(
-        f"On the outputs the evolved loss orders {_range(_all(real, 'pairwise_accuracy'), '.3%')} "
+        f"On the outputs the evolved loss orders {span(_all(real, 'pairwise_accuracy'), '.3%')} "
         f"of the comparisons as severity does, against {synthetic['pairwise_accuracy']:.3%} on "
-        f"synthetic pairs, and violates {_range(_all(real, 'violated_margins'), '.2%')} of the "
+        f"synthetic pairs, and violates {span(_all(real, 'violated_margins'), '.2%')} of the "
         f"margins, against {synthetic['violated_margins']:.2%}."
     )
     return " ".join(parts)
@@ -230,11 +231,6 @@ def _left(coverage: float, expected: float) -> str:
     if coverage >= expected - 0.01:
         return "never leaves what the mixture covers"
     return f"leaves it with up to {1 - coverage:.1%} of its outputs"
-
-
-def _range(values: Sequence[float], form: str) -> str:
-    low, high = format(min(values), form), format(max(values), form)
-    return low if low == high else f"{low} to {high}"
 
 
 def _all(rows: Iterable[Row], name: str) -> list[float]:
