@@ -12,7 +12,7 @@ import jax
 from edl_jax.errors import DivergedError, EDLError
 from edl_jax.runs import as_finite
 from edl_jax.training import TrainResult
-from edl_jax.training.loop import Row
+from edl_jax.training.result import Row
 
 TUNING, COMPARISON = "tuning", "comparison"
 Cell = dict[str, Any]

@@ -15,8 +15,9 @@ from edl_jax.runs import RunFolder, writing
 from edl_jax.storage import open_atomically
 from edl_jax.training import TrainConfig
 from edl_jax.training.datasets import Dataset
-from edl_jax.training.loop import Row, run_training
+from edl_jax.training.loop import run_training
 from edl_jax.training.programs import TrainFunctions
+from edl_jax.training.result import Row
 from edl_jax.training.steps import TrainState
 
 PARTS = ("train", "held_out")

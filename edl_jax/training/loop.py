@@ -1,11 +1,10 @@
 """The host's side of a training: chunks of steps, and a report after every epoch."""
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -19,42 +18,11 @@ from edl_jax.processes import first_does, from_first, in_any, others_needed
 from edl_jax.runs import RunFolder, as_finite
 from edl_jax.tensorboard import Write, event_file
 from edl_jax.training.config import TrainConfig
-from edl_jax.training.metrics import Metrics
-from edl_jax.training.optimizers import LOSS
 from edl_jax.training.programs import TrainFunctions
-from edl_jax.training.steps import TrainState, evaluated
+from edl_jax.training.result import Row, TrainResult, epoch_rows, train_results
+from edl_jax.training.steps import TrainState
 
-Row = dict[str, Any]
 Watch = Callable[[int, TrainState, jax.Array], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainResult:
-    """What a training gives.
-
-    Attributes:
-      test_accuracy: accuracy on the test images after the last epoch, never the best epoch's.
-      test_nll: mean negative log-likelihood on them, in nats.
-      test_calibration_error: expected calibration error on them, in [0, 1].
-      history: a row of metrics for each epoch: `epoch`, `train_loss`, `train_accuracy`;
-        `accuracy`, `nll` and `calibration_error` (on the held-out validation images where there are
-        any, on the test images otherwise; `evaluated_on` says which); `learning_rate` and
-        `images_per_second` (of the steps alone; compilation included).
-      source: a sentence that says which data was used.
-      params: the classifier's parameters that were evaluated, an NNX state: trained, or their
-        moving average.
-      statistics: batch-norm statistics likewise.
-      loss_params: trained parameters of the loss, an NNX state; empty for most losses.
-    """
-
-    test_accuracy: float
-    test_nll: float
-    test_calibration_error: float
-    history: list[Row]
-    source: str
-    params: Any
-    statistics: Any
-    loss_params: Any
 
 
 class _Progress(NamedTuple):
@@ -131,7 +99,7 @@ def run_training(
             new = []
             if done % per_epoch == 0:
                 speed = images * len(seeds) / seconds
-                new = _rows(config, functions, state, seeds, done // per_epoch, speed)
+                new = epoch_rows(config, functions, state, seeds, done // per_epoch, speed)
                 rows, seconds, images = rows + new, 0.0, 0
                 bar.set_postfix_str(f"{new[0]['evaluated_on']} accuracy {new[0]['accuracy']:.3f}")
             if has_folder and (new or stop):
@@ -146,7 +114,7 @@ def run_training(
                     f"told to stop by SIGTERM after step {done} of {total}; everything is saved. "
                     "Give the same command again to go on."
                 )
-        return _results(config, functions, state, seeds, rows, source, test)
+        return train_results(config, functions, state, seeds, rows, source, test)
 
 
 def _keys(seeds: Sequence[int], *, several: bool) -> tuple[jax.Array, jax.Array]:
@@ -218,34 +186,6 @@ def _save(
     checkpoints.save(step, jax.device_get(state), score=score)
 
 
-def _rows(
-    config: TrainConfig,
-    functions: TrainFunctions,
-    state: TrainState,
-    seeds: Sequence[int],
-    epoch: int,
-    images_per_second: float,
-) -> list[Row]:
-    evaluated_on = "val" if config.val_examples else "test"
-    metrics = functions.evaluate(state, evaluated_on)
-    loss_sums, corrects, steps = map(
-        np.atleast_1d, jax.device_get((state.loss_sum, state.correct, state.step))
-    )
-    images = functions.steps_per_epoch * config.batch_size
-    return [
-        {
-            "epoch": epoch,
-            "train_loss": float(loss_sums[i]) / functions.steps_per_epoch,
-            "train_accuracy": int(corrects[i]) / images,
-            **{name: float(values[i]) for name, values in metrics._asdict().items()},
-            "evaluated_on": evaluated_on,
-            "learning_rate": float(functions.learning_rate(int(steps[i]) - 1)),
-            "images_per_second": images_per_second,
-        }
-        for i in range(len(seeds))
-    ]
-
-
 def _check_finite(
     state: TrainState,
     functions: TrainFunctions,
@@ -271,36 +211,3 @@ def _check_finite(
         f"{float(functions.learning_rate(step)):.3g}. {kept} Lower learning_rate, lengthen "
         "warmup_epochs or set clip_norm."
     )
-
-
-def _results(
-    config: TrainConfig,
-    functions: TrainFunctions,
-    state: TrainState,
-    seeds: Sequence[int],
-    rows: list[Row],
-    source: str,
-    test: bool,
-) -> list[TrainResult]:
-    if not config.val_examples:  # measured already, after the last epoch
-        last = rows[-len(seeds) :]
-        metrics = Metrics(*(np.asarray([x[name] for x in last], float) for name in Metrics._fields))
-    elif test:
-        metrics = functions.evaluate(state, "test")
-    else:
-        metrics = Metrics(*[np.full(len(seeds), np.nan)] * 3)
-    results = []
-    for i in range(len(seeds)):
-        mine = state if functions.num_seeds is None else jax.tree.map(lambda x, i=i: x[i], state)
-        params, statistics = evaluated(mine)
-        results.append(
-            TrainResult(
-                **{f"test_{name}": float(x[i]) for name, x in metrics._asdict().items()},
-                history=rows[i :: len(seeds)],
-                source=source,
-                params=params,
-                statistics=statistics,
-                loss_params=mine.params[LOSS],
-            )
-        )
-    return results

@@ -15,10 +15,11 @@ from edl_jax.processes import first_does, is_first
 from edl_jax.runs import RunFolder, as_finite, as_json
 from edl_jax.training.config import TrainConfig
 from edl_jax.training.datasets import Dataset, load_dataset
-from edl_jax.training.loop import Row, TrainResult, run_training
+from edl_jax.training.loop import run_training
 from edl_jax.training.losses import Loss, describe_loss, resolve_loss
 from edl_jax.training.metrics import Metrics
 from edl_jax.training.programs import TrainFunctions, make_train, on_cpu
+from edl_jax.training.result import Row, TrainResult
 from edl_jax.training.steps import AXIS
 
 
