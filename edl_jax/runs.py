@@ -104,10 +104,14 @@ class RunFolder:
             self.write_json("environment.json", environment)
             self.write_json("config.json", config)  # last: it makes the folder this run's
 
+    def write_text(self, name: str, text: str) -> None:
+        """Write the file `name`, whole or not at all."""
+        with writing(name, self.path):
+            write_atomically(self.path / name, text.encode())
+
     def write_json(self, name: str, value: Any) -> None:
         """Write `value` to the file `name`, whole or not at all."""
-        with writing(name, self.path):
-            write_atomically(self.path / name, (json.dumps(value, indent=2) + "\n").encode())
+        self.write_text(name, json.dumps(value, indent=2) + "\n")
 
     def append_rows(self, rows: Iterable[Mapping[str, Any]], name: str = "metrics.jsonl") -> None:
         """Append one JSON line for each row."""
@@ -135,8 +139,7 @@ class RunFolder:
         """The rows to go on from; the others, and a line cut short, are removed from the file."""
         rows = [row for row in self.read_rows(name) if is_kept(row)]
         lines = "".join(json.dumps(row) + "\n" for row in rows)
-        with writing(name, self.path):
-            write_atomically(self.path / name, lines.encode())
+        self.write_text(name, lines)
         return rows
 
 

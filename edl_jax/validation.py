@@ -53,6 +53,19 @@ def check_wholes(config: Any, field: str, low: int) -> None:
         )
 
 
+def check_different(config: Any, field: str, kind: str = "values") -> None:
+    """Refuse what is no tuple or list, or holds a value twice; `kind` says what it is to hold.
+
+    Raises:
+      ConfigError: naming the field, its value and what was expected.
+    """
+    values = getattr(config, field)
+    if not isinstance(values, tuple | list) or len(set(values)) != len(values):
+        raise ConfigError(
+            f"{type(config).__name__}.{field} is {values!r}; expected a tuple of different {kind}."
+        )
+
+
 def check_range(
     config: Any,
     field: str,

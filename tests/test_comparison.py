@@ -55,7 +55,7 @@ class Trainings:
                 monkeypatch.setattr(comparison_results, f"plot_{name}", lambda *cells: None)
             monkeypatch.setattr("edl_jax.studies.results.save", lambda figure, path: None)
 
-    def make(self, config, *, loss):
+    def make(self, config, *, loss, dataset):
         return lambda seeds, **options: [self.train(config, seed, **options) for seed in seeds]
 
     def train(self, config, seed, *, report, test):

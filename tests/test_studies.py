@@ -31,8 +31,8 @@ def test_compare_keeps_finished_cells_and_runs_only_the_missing(tmp_path, monkey
     ran = []
     original = comparison.make_trainer
 
-    def make_trainer(config, *, loss):
-        train = original(config, loss=loss)
+    def make_trainer(config, *, loss, dataset):
+        train = original(config, loss=loss, dataset=dataset)
         return lambda seeds, **k: ran.extend((config.loss, x) for x in seeds) or train(seeds, **k)
 
     monkeypatch.setattr(comparison, "make_trainer", make_trainer)

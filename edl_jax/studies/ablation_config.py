@@ -7,7 +7,7 @@ from typing import NamedTuple
 from edl_jax.errors import ConfigError
 from edl_jax.evolution import PretrainConfig
 from edl_jax.training import TrainConfig
-from edl_jax.validation import MAX_SEED, check_whole, check_wholes
+from edl_jax.validation import MAX_SEED, check_different, check_whole, check_wholes
 
 
 class Cell(NamedTuple):
@@ -76,11 +76,7 @@ class AblateConfig:
 
     def __post_init__(self) -> None:
         for field in ("mutations", "severities", "selections", "population_sizes"):
-            values = getattr(self, field)
-            if not isinstance(values, tuple | list) or len(set(values)) != len(values):
-                raise ConfigError(
-                    f"AblateConfig.{field} is {values!r}; expected a tuple of different values."
-                )
+            check_different(self, field)
         check_whole(self, "num_seeds", 2, MAX_SEED - self.pretrain.seed)
         if not self.thresholds or not all(0 < x < 1 for x in self.thresholds):
             raise ConfigError(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edl_jax.studies.ablation_config import AblateConfig, Cell
-from edl_jax.studies.statistics import compare_paired, holm, logrank, waiting_time
+from edl_jax.studies.statistics import LEVEL, compare_paired, holm, logrank, waiting_time
 
 # The controls tell apart what chaos brings: an orbit instead of independent draws (dynamics, at
 # the same marginal), and the distribution of its values (marginal, of independent draws).
@@ -19,7 +19,6 @@ MUTATION_EFFECTS = (
     ("marginal", "uniform", "gaussian"),
 )
 FINAL, AREA = "final objective", "area under the curve"
-LEVEL = 0.05
 
 Cells = Mapping[Cell, Mapping[str, Any]]
 

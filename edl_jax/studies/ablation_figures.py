@@ -7,11 +7,10 @@ import numpy as np
 
 from edl_jax.studies.ablation_config import AblateConfig, Cell
 from edl_jax.studies.ablation_effects import FINAL, Cells, settings_of, times_of, values_of
-from edl_jax.studies.figures import Style, styles, subplots
+from edl_jax.studies.figures import Style, panels, styles
 from edl_jax.studies.results import Figure
 from edl_jax.studies.statistics import describe
 
-_COLUMNS = 3
 _OBJECTIVE = "objective: share of the asked margins missing"
 
 Draw = Callable[[Any, int, Cell, Style], None]
@@ -98,14 +97,11 @@ def _finals(cells: Cells) -> Figure:
 
 def _panels(cells: Cells, draw: Draw) -> Any:
     settings = settings_of(cells)
-    columns = min(_COLUMNS, len(settings))
-    figure, axes = subplots(columns, -(-len(settings) // columns), width=6.4, height=4.6)
-    for axis, (name, group) in zip(axes.flat, settings.items(), strict=False):
+    figure, axes = panels(len(settings), width=6.4, height=4.6)
+    for axis, (name, group) in zip(axes, settings.items(), strict=True):
         for index, (cell, style) in enumerate(zip(group, styles(), strict=False)):
             draw(axis, index, cell, style)
         axis.set_title(name)
         place = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if len(group) > 4 else {}
         axis.legend(fontsize="small", **place)
-    for axis in axes.flat[len(settings) :]:
-        axis.set_axis_off()
     return figure

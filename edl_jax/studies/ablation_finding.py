@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edl_jax.studies.ablation_config import AblateConfig
-from edl_jax.studies.ablation_effects import FINAL, LEVEL, Cells, settings_of
+from edl_jax.studies.ablation_effects import FINAL, Cells, settings_of
 from edl_jax.studies.results import compared_p
+from edl_jax.studies.statistics import LEVEL
 
 Comparison = Mapping[str, Any]
 

@@ -129,16 +129,12 @@ def _summary(config: AblateConfig, cell: Cell, row: Mapping[str, Any]) -> dict[s
     seconds = {name: row[name] for name in ("compile_seconds", "run_seconds", "measure_seconds")}
     speed = row["evaluations"] * len(row["seeds"]) / row["run_seconds"]
     return {
-        **{name: _plain(value) for name, value in found.items()},
+        **found,
         "step_size": float(np.median(steps)) if len(steps) else None,
         "evaluations": row["evaluations"],
         **seconds,
         "evaluations_per_second": speed,
     }
-
-
-def _plain(value: Any) -> Any:
-    return float(value) if isinstance(value, np.floating) else value
 
 
 def _finite(values: np.ndarray) -> np.ndarray:

@@ -119,7 +119,7 @@ def compare(
     def make(work: Work) -> Trainer:
         key = Setting(work.model, work.dataset, work.noise_rate)
         training = config.training(asked[key], work.loss, work.learning_rate)
-        return make_trainer(training, loss=losses[key][work.loss])
+        return make_trainer(training, loss=losses[key][work.loss], dataset=data[key])
 
     def keep(new: list[Cell]) -> None:
         for cell in new:

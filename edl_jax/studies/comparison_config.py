@@ -2,14 +2,13 @@
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from edl_jax.baselines import LOSSES, MARGIN_LOSSES
 from edl_jax.errors import ConfigError
 from edl_jax.training import TrainConfig
 from edl_jax.training.losses import check_loss_name
-from edl_jax.validation import MAX_SEED, check_whole
+from edl_jax.validation import MAX_SEED, check_different, check_whole
 
 STATIC = "static"
 
@@ -63,7 +62,7 @@ class CompareConfig:
         if not self.losses:
             raise ConfigError("CompareConfig.losses is (); expected one or more different losses.")
         for field in ("losses", "models", "datasets", "noise_rates", "learning_rates"):
-            _check_different(self, field)
+            check_different(self, field, field.replace("_", " "))
         for name in self.losses:
             if name != STATIC:
                 check_loss_name(name)
@@ -118,13 +117,4 @@ class CompareConfig:
             learning_rate=learning_rate,
             label_noise=noise,
             **setting._asdict(),
-        )
-
-
-def _check_different(config: Any, field: str) -> None:
-    values: Sequence[Any] = getattr(config, field)
-    if not isinstance(values, tuple | list) or len(set(values)) != len(values):
-        kind = field.replace("_", " ")
-        raise ConfigError(
-            f"CompareConfig.{field} is {values!r}; expected a tuple of different {kind}."
         )

@@ -5,9 +5,9 @@ from typing import Any
 
 from edl_jax.studies.comparison_rows import by_setting
 from edl_jax.studies.results import compared_p, is_absent
+from edl_jax.studies.statistics import LEVEL
 
 Row = Mapping[str, Any]
-LEVEL = 0.05
 
 
 def finding(rows: Sequence[Row], rates: Sequence[Row], labels: Mapping[str, str]) -> str:

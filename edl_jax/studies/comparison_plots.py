@@ -8,7 +8,7 @@ import numpy as np
 from edl_jax.studies.comparison_config import Setting
 from edl_jax.studies.comparison_rows import by_setting, percent_by_loss
 from edl_jax.studies.comparison_runs import COMPARISON
-from edl_jax.studies.figures import labels_of, styles, subplots
+from edl_jax.studies.figures import labels_of, panels, styles
 
 Row = Mapping[str, Any]
 FEW = 6  # losses: of more, the bands would hide one another, and the legend goes outside
@@ -29,7 +29,7 @@ def plot_accuracy(cells: Sequence[Row]) -> Any:
       EDLError: if matplotlib is not installed.
     """
     groups = by_setting([cell for cell in cells if cell["phase"] == COMPARISON])
-    figure, axes = _panels(groups, height=max(3.8, 0.25 * _most_losses(groups)))
+    figure, axes = panels(len(groups), height=max(3.8, 0.25 * _most_losses(groups)))
     length = max(len(cell["epochs"]) for cell in cells)
     on = {row["evaluated_on"] for cell in cells for row in cell["epochs"]}
     split = "validation" if on == {"val"} else "test"
@@ -67,7 +67,7 @@ def plot_differences(cells: Sequence[Row], rows: Sequence[Row]) -> Any:
       EDLError: if matplotlib is not installed.
     """
     groups, found = by_setting(rows), by_setting([c for c in cells if c["phase"] == COMPARISON])
-    figure, axes = _panels(groups, height=1.6 + 0.32 * (_most_losses(groups) - 1))
+    figure, axes = panels(len(groups), height=1.6 + 0.32 * (_most_losses(groups) - 1))
     names = list(dict.fromkeys(row["loss"] for row in rows))
     labels = labels_of(names)
     for axis, (setting, (_, *others)) in zip(axes, groups.items(), strict=True):
@@ -112,7 +112,7 @@ def plot_learning_rates(rows: Sequence[Row]) -> Any:
       EDLError: if matplotlib is not installed.
     """
     groups = by_setting(rows)
-    figure, axes = _panels(groups, height=max(3.8, 0.25 * _most_losses(groups)))
+    figure, axes = panels(len(groups), height=max(3.8, 0.25 * _most_losses(groups)))
     for axis, (setting, group) in zip(axes, groups.items(), strict=True):
         names = list(dict.fromkeys(row["loss"] for row in group))
         labels = labels_of(names)
@@ -134,15 +134,6 @@ def plot_learning_rates(rows: Sequence[Row]) -> Any:
         axis.set(xlabel="peak learning rate", ylabel="validation accuracy, %", title=str(setting))
     _legend(figure, axes)
     return figure
-
-
-def _panels(groups: Mapping[Setting, Sequence[Row]], *, height: float) -> tuple[Any, list[Any]]:
-    """A figure with a panel for each setting, three in a row."""
-    columns = min(3, len(groups))
-    figure, axes = subplots(columns, -(-len(groups) // columns), height=height)
-    for surplus in axes.flat[len(groups) :]:
-        surplus.remove()
-    return figure, list(axes.flat[: len(groups)])
 
 
 def _most_losses(groups: Mapping[Setting, Sequence[Row]]) -> int:

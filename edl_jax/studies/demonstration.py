@@ -8,7 +8,6 @@ from edl_jax.evolution import PretrainConfig
 from edl_jax.pretraining import PretrainResult, pretrain
 from edl_jax.studies.comparison import CompareResult, compare
 from edl_jax.studies.comparison_config import CompareConfig
-from edl_jax.studies.comparison_plots import plot_accuracy
 from edl_jax.studies.figures import save
 from edl_jax.studies.plots import plot_evolution, plot_loss
 from edl_jax.studies.results import check_libraries
@@ -66,7 +65,8 @@ def demo(
         run_dir=run_dir / "compare",
         progress=progress,
     )
-    save(plot_accuracy(compared.cells), run_dir / "accuracy.png")
+    drawn = {figure.name: figure.drawn for figure in compared.results.figures}
+    save(drawn["accuracy"], run_dir / "accuracy.png")
     return evolved, compared
 
 

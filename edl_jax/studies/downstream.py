@@ -65,7 +65,7 @@ def train_downstream(
       RunFolderError: if the folder cannot be written, or is of other data.
     """
     dataset = load_config_dataset(config.train)
-    num_classes, served = len(dataset.class_counts), config.pretrain.class_counts
+    num_classes, served = dataset.num_classes, config.pretrain.class_counts
     if config.pretrain.network == "pair" and num_classes != served[0]:
         raise ConfigError(
             f"AblateConfig.pretrain.class_counts is {served} with network 'pair', and "
@@ -81,7 +81,9 @@ def train_downstream(
         loss = losses[source]
         accuracy, diverged = 1 / num_classes, False
         try:
-            (result,) = make_trainer(config.train, loss=loss)([config.train.seed], test=False)
+            (result,) = make_trainer(config.train, loss=loss, dataset=dataset)(
+                [config.train.seed], test=False
+            )
             accuracy = result.history[-1]["accuracy"]
         except DivergedError:
             diverged = True

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from edl_jax.studies.figures import styles, subplots
+from edl_jax.studies.figures import panels, styles
 from edl_jax.studies.results import Column, Figure, Table, interval, number, p_value
 from edl_jax.studies.statistics import holm, rank_correlation
 
@@ -120,10 +120,9 @@ def downstream_figures(rows: Rows, correlations: Rows) -> list[Figure]:
     Raises:
       EDLError: if matplotlib is not installed.
     """
-    columns = 3
-    figure, axes = subplots(columns, -(-len(METRICS) // columns), width=4.6, height=3.6)
+    figure, axes = panels(len(METRICS), width=4.6, height=3.6)
     severities = list(dict.fromkeys(row["severity"] for row in rows))
-    for axis, found in zip(axes.flat, correlations, strict=False):
+    for axis, found in zip(axes, correlations, strict=True):
         for style, severity in zip(styles(), severities, strict=False):
             mine = [row for row in rows if row["severity"] == severity]
             axis.plot(
@@ -141,8 +140,6 @@ def downstream_figures(rows: Rows, correlations: Rows) -> list[Figure]:
             title="" if math.isnan(rho) else f"Spearman {rho:+.2f}",
         )
         axis.legend(fontsize="small")
-    for axis in axes.flat[len(METRICS) :]:
-        axis.set_axis_off()
     caption = (
         "Metrics of each loss on held-out synthetic pairs against the validation accuracy of a "
         "classifier trained with it."

@@ -64,6 +64,19 @@ def subplots(columns: int = 1, rows: int = 1, *, width: float = 5.2, height: flo
     return figure, axes
 
 
+def panels(count: int, *, width: float = 5.2, height: float = 3.8) -> tuple[Any, list[Any]]:
+    """A figure with so many axes, three in a row, each of a size as for `subplots`.
+
+    Raises:
+      EDLError: if matplotlib is not installed.
+    """
+    columns = min(3, count)
+    figure, axes = subplots(columns, -(-count // columns), width=width, height=height)
+    for surplus in axes.flat[count:]:
+        surplus.remove()
+    return figure, list(axes.flat[:count])
+
+
 def save(figure: Any, path: Path) -> None:
     """Write a figure as its file's ending says, `.png` or `.svg`; the same figure, the same bytes.
 

@@ -17,7 +17,6 @@ import numpy as np
 
 from edl_jax.errors import EDLError
 from edl_jax.runs import RunFolder, writing
-from edl_jax.storage import write_atomically
 from edl_jax.studies.figures import save
 
 Row = Mapping[str, Any]
@@ -127,12 +126,12 @@ class StudyResults:
                 ("csv", table.csv()),
                 ("json", table.json()),
             ):
-                self._write(folder, f"{table.name}.{ending}", text)
+                folder.write_text(f"{table.name}.{ending}", text)
         for figure in self.figures:
             for ending in ("svg", "png"):
                 with writing(f"{figure.name}.{ending}", folder.path):
                     save(figure.drawn, folder.path / f"{figure.name}.{ending}")
-        self._write(folder, "README.md", self.markdown())
+        folder.write_text("README.md", self.markdown())
         index = {
             "study": self.study,
             "title": self.title,
@@ -154,11 +153,6 @@ class StudyResults:
         ]
         parts += ["## Protocol", "\n".join(f"- {sentence}" for sentence in self.protocol)]
         return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
-
-    @staticmethod
-    def _write(folder: RunFolder, name: str, text: str) -> None:
-        with writing(name, folder.path):
-            write_atomically(folder.path / name, text.encode())
 
 
 def check_libraries() -> None:
@@ -210,9 +204,7 @@ def p_value(name: str) -> Callable[[Row], str]:
     """A cell with a p-value; below 0.001 it says so."""
 
     def text(row: Row) -> str:
-        if is_absent(row[name]):
-            return ABSENT
-        return "< 0.001" if row[name] < 0.001 else f"{row[name]:.3f}"
+        return ABSENT if is_absent(row[name]) else compared_p(row[name]).removeprefix("= ")
 
     return text
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
+LEVEL = 0.05  # at which something is said to differ
 _RESAMPLES = 5000
 _RANK_RESAMPLES = 2000
 _ROUNDING = 1e-9  # a spread below this share of the values is rounding: they are all the same
@@ -99,8 +100,10 @@ def describe(values: np.ndarray) -> Sample:
     error = deviation / math.sqrt(n)
     if _is_constant(values):
         return Sample(n, mean, deviation, error, mean, mean)
-    low, high = _bootstrap((values,), np.mean, "BCa")
-    return Sample(n, mean, deviation, error, low, high)
+    ends = stats.bootstrap(
+        (values,), np.mean, n_resamples=_RESAMPLES, method="BCa", rng=np.random.default_rng(0)
+    ).confidence_interval
+    return Sample(n, mean, deviation, error, float(ends.low), float(ends.high))
 
 
 def compare_paired(values: np.ndarray, baseline: np.ndarray) -> Paired:
@@ -133,22 +136,18 @@ def compare_paired(values: np.ndarray, baseline: np.ndarray) -> Paired:
     )
 
 
-def detectable_difference(
-    deviation: float, n: int, *, level: float = 0.05, power: float = 0.8
-) -> float:
-    """Smallest true mean that a two-sided t-test of n values finds with probability `power`.
+def detectable_difference(deviation: float, n: int) -> float:
+    """Smallest true mean that a two-sided t-test of n values at `LEVEL` finds four times in five.
 
     Args:
       deviation: standard deviation of the values.
       n: how many there are.
-      level: significance level.
-      power: probability to find it.
     """
     from statsmodels.stats.power import TTestPower
 
     if n < 2:
         return math.nan
-    size = TTestPower().solve_power(nobs=n, alpha=level, power=power)
+    size = TTestPower().solve_power(nobs=n, alpha=LEVEL, power=0.8)
     return float(np.squeeze(size)) * deviation
 
 
@@ -232,12 +231,3 @@ def _is_constant(values: np.ndarray, *sources: np.ndarray) -> bool:
     """Whether values are the same but for rounding, their own or that of what they came from."""
     size = max(float(np.abs(x).max()) for x in (values, *sources))
     return float(np.ptp(values)) <= _ROUNDING * size
-
-
-def _bootstrap(
-    data: Sequence[np.ndarray], statistic: Callable[..., np.ndarray], method: str
-) -> tuple[float, float]:
-    found = stats.bootstrap(
-        data, statistic, n_resamples=_RESAMPLES, method=method, rng=np.random.default_rng(0)
-    ).confidence_interval
-    return float(found.low), float(found.high)

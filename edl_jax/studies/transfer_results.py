@@ -16,7 +16,7 @@ from edl_jax.studies.results import (
     p_value,
     span,
 )
-from edl_jax.studies.statistics import holm
+from edl_jax.studies.statistics import LEVEL, holm
 from edl_jax.studies.transfer_figures import (
     plot_coverage,
     plot_density,
@@ -36,8 +36,6 @@ from edl_jax.studies.transfer_rows import (
 
 if TYPE_CHECKING:
     from edl_jax.studies.transfer import TransferConfig
-
-_LEVEL = 0.05
 
 
 def report_transfer(
@@ -108,7 +106,7 @@ def describe_transfer(
     )
     tests = [row for row in comparisons if row["part"] == "train"]
     adjusted = holm([row["references"][MIXTURE]["p"] for row in tests])
-    found = sum(p < _LEVEL for p in adjusted)
+    found = sum(p < LEVEL for p in adjusted)
     parts.append(
         f"A classifier tells outputs from the mixture in {found} of {len(tests)} comparisons "
         f"(Holm, 5 % level), with an accuracy of {span(_all(train, 'accuracy'), '.1%')}, against "

@@ -84,6 +84,7 @@ def make_trainer(
     config: TrainConfig,
     *,
     loss: Loss | None = None,
+    dataset: Dataset | None = None,
     devices: Sequence[Any] | None = None,
     seeds_at_a_time: int | None = None,
 ) -> Callable[..., list[TrainResult]]:
@@ -94,6 +95,8 @@ def make_trainer(
     Args:
       config: how to train.
       loss: as of `train`.
+      dataset: what `config` names, where it is loaded already: several trainers of one data set
+        then hold one copy of it. Loaded unless given.
       devices: as of `train`.
       seeds_at_a_time: seeds in one program; unless given, what fits on an accelerator, and one on
         the CPU, whose convolutions take longer with an axis of seeds.
@@ -110,7 +113,7 @@ def make_trainer(
     if seeds_at_a_time is not None and seeds_at_a_time < 1:
         raise ConfigError(f"seeds_at_a_time is {seeds_at_a_time}; expected at least 1.")
     mesh = device_mesh(AXIS, devices)
-    dataset = load_config_dataset(config)
+    dataset = dataset or load_config_dataset(config)
     loss = resolve_config_loss(config, dataset) if loss is None else loss
 
     @functools.cache
