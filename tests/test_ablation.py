@@ -11,11 +11,12 @@ from scipy import stats
 from edl_jax import Mixture, pretrain
 from edl_jax.errors import ConfigError, DivergedError, RunFolderError
 from edl_jax.runs import RunFolder
-from edl_jax.studies import AblateConfig, ablate, ablation, downstream, downstream_results
-from edl_jax.studies.ablation import first_reached
-from edl_jax.studies.ablation_effects import FINAL, compare_cells, settings_of, times_of
-from edl_jax.studies.ablation_results import ablation_results
-from edl_jax.studies.downstream_results import downstream_tables
+from edl_jax.studies import AblateConfig, ablate
+from edl_jax.studies.ablation import downstream, downstream_results, study as ablation
+from edl_jax.studies.ablation.downstream_results import downstream_tables
+from edl_jax.studies.ablation.effects import FINAL, compare_cells, settings_of, times_of
+from edl_jax.studies.ablation.results import ablation_results
+from edl_jax.studies.ablation.study import first_reached
 from edl_jax.studies.results import StudyResults
 from edl_jax.studies.statistics import Correlation
 from edl_jax.training import TrainResult

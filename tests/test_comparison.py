@@ -11,9 +11,10 @@ from scipy import stats
 
 from edl_jax.baselines import LOSSES, MARGIN_LOSSES
 from edl_jax.errors import ConfigError, DivergedError, EDLError
-from edl_jax.studies import CompareConfig, compare, comparison, comparison_results
-from edl_jax.studies.comparison_rows import comparison_rows
-from edl_jax.studies.comparison_runs import COMPARISON, TUNING, work_of
+from edl_jax.studies import CompareConfig, compare
+from edl_jax.studies.comparison import results as comparison_results, study as comparison
+from edl_jax.studies.comparison.rows import comparison_rows
+from edl_jax.studies.comparison.runs import COMPARISON, TUNING, work_of
 from edl_jax.studies.statistics import Sample
 from tests.test_training import DIGITS
 
@@ -172,7 +173,7 @@ def test_figures_of_several_settings_and_a_loss_that_does_not_learn(monkeypatch)
 
 def test_without_an_effect_studies_find_one_no_oftener_than_stated(monkeypatch):
     """In at most 5 % of the studies any of three losses differs; uncorrected, oftener."""
-    for module in ("comparison_rows", "statistics"):  # intervals take most of the time
+    for module in ("comparison.rows", "statistics"):  # intervals take most of the time
         short = lambda x: Sample(len(x), x.mean(), x.std(ddof=1), 0, 0, 0)  # noqa: E731
         monkeypatch.setattr(f"edl_jax.studies.{module}.describe", short)
     monkeypatch.setattr("edl_jax.studies.statistics.detectable_difference", lambda *_: 1.0)
@@ -200,7 +201,7 @@ class Stop(Exception):
 
 @pytest.mark.parametrize("stop_after", [4, 20])  # in the tuning, and in the comparison
 def test_a_finished_cell_is_never_run_twice(monkeypatch, tmp_path, stop_after):
-    monkeypatch.setattr("edl_jax.studies.comparison_runs._num_side_by_side", lambda: 1)
+    monkeypatch.setattr("edl_jax.studies.comparison.runs._num_side_by_side", lambda: 1)
     count = iter(range(100))
 
     def stopping(config, seed):
@@ -278,7 +279,7 @@ def test_a_rate_that_diverges_is_not_chosen(monkeypatch):
 
 
 def test_seeds_in_one_program_go_on_without_the_one_that_diverges(monkeypatch):
-    monkeypatch.setattr("edl_jax.studies.comparison_runs.jax.default_backend", lambda: "gpu")
+    monkeypatch.setattr("edl_jax.studies.comparison.runs.jax.default_backend", lambda: "gpu")
     trainings = Trainings(monkeypatch, diverges=lambda config, seed: seed == 1)
     result = compare(dataclasses.replace(PLAIN, losses=("edl",), num_seeds=3))
     assert [seed for _, seed, _ in trainings.ran] == [0, 1, 0, 1, 2]

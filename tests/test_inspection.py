@@ -11,8 +11,8 @@ from edl_jax.baselines import AdaptiveBarron, cross_entropy
 from edl_jax.errors import ConfigError, LossFileError
 from edl_jax.network import Architecture
 from edl_jax.pairs import Pairs
-from edl_jax.studies import inspection, loss_shape as shape
-from edl_jax.studies.inspection import InspectConfig, inspect
+from edl_jax.studies.inspection import loss_shape as shape, study as inspection
+from edl_jax.studies.inspection.study import InspectConfig, inspect
 
 
 def own_probability(x, labels):

@@ -6,7 +6,8 @@ import pytest
 
 from edl_jax import load_pretrained
 from edl_jax.errors import RunFolderError
-from edl_jax.studies import CompareConfig, DemoConfig, compare, comparison, demo
+from edl_jax.studies import CompareConfig, DemoConfig, compare, demo
+from edl_jax.studies.comparison import study as comparison
 from edl_jax.training import download
 from tests.test_evolution import TINY
 from tests.test_training import DIGITS

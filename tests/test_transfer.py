@@ -12,10 +12,11 @@ from edl_jax.errors import ConfigError, RunFolderError
 from edl_jax.pairs import REGIMES, Mixture
 from edl_jax.pairs.sampler import log_probabilities
 from edl_jax.ranking import MARGINS, SEVERITIES, rank_metrics
-from edl_jax.studies import TransferConfig, recording, transfer
-from edl_jax.studies.recording import load_recording, record
+from edl_jax.studies import TransferConfig, transfer
 from edl_jax.studies.results import StudyResults
-from edl_jax.studies.transfer_measures import compare_pairs, draw_references, make_ranking
+from edl_jax.studies.transfer import recording
+from edl_jax.studies.transfer.measures import compare_pairs, draw_references, make_ranking
+from edl_jax.studies.transfer.recording import load_recording, record
 from edl_jax.training import Augmentation
 from tests.test_training import CROSS_ENTROPY, DIGITS, functions_of, load_config_dataset, order_of
 

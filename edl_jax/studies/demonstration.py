@@ -6,8 +6,8 @@ from pathlib import Path
 
 from edl_jax.evolution import PretrainConfig
 from edl_jax.pretraining import PretrainResult, pretrain
-from edl_jax.studies.comparison import CompareResult, compare
-from edl_jax.studies.comparison_config import CompareConfig
+from edl_jax.studies.comparison.config import CompareConfig
+from edl_jax.studies.comparison.study import CompareResult, compare
 from edl_jax.studies.figures import save
 from edl_jax.studies.plots import plot_evolution, plot_loss
 from edl_jax.studies.results import check_libraries

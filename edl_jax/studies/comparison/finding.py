@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edl_jax.studies.comparison_rows import by_setting
+from edl_jax.studies.comparison.rows import by_setting
 from edl_jax.studies.results import compared_p, is_absent
 from edl_jax.studies.statistics import LEVEL
 

@@ -13,11 +13,11 @@ from tqdm import tqdm
 
 from edl_jax.evolution import PretrainConfig
 from edl_jax.runs import RunFolder, as_json
-from edl_jax.studies.ablation_config import AblateConfig, Cell
-from edl_jax.studies.ablation_results import ablation_results
-from edl_jax.studies.downstream import train_downstream
+from edl_jax.studies.ablation.config import AblateConfig, Cell
+from edl_jax.studies.ablation.downstream import train_downstream
+from edl_jax.studies.ablation.results import ablation_results
+from edl_jax.studies.ablation.seeds import keys_of, make_seed_runs
 from edl_jax.studies.results import StudyResults, check_libraries
-from edl_jax.studies.seeds import keys_of, make_seed_runs
 
 CELLS = "cells.jsonl"
 _POINTS = 60  # of a curve that are kept, early generations more densely

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edl_jax.studies.figures import styles, subplots
-from edl_jax.studies.loss_shape import VANISHING, Response, path_probabilities
+from edl_jax.studies.inspection.loss_shape import VANISHING, Response, path_probabilities
 
 _TICKS = (0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
 

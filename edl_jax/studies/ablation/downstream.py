@@ -15,8 +15,8 @@ from edl_jax.errors import ConfigError, DivergedError
 from edl_jax.evolution import run_keys
 from edl_jax.frozen import EvolvedLoss, Provenance, calibrated
 from edl_jax.runs import RunFolder, as_finite, as_json, versions, writing
-from edl_jax.studies.ablation_config import AblateConfig
-from edl_jax.studies.seeds import keys_of, make_seed_runs
+from edl_jax.studies.ablation.config import AblateConfig
+from edl_jax.studies.ablation.seeds import keys_of, make_seed_runs
 from edl_jax.training import make_trainer
 from edl_jax.training.training import load_config_dataset
 

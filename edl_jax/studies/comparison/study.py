@@ -9,10 +9,10 @@ from tqdm import tqdm
 
 from edl_jax.errors import ConfigError
 from edl_jax.runs import RunFolder, as_json
-from edl_jax.studies.comparison_config import CompareConfig, Setting
-from edl_jax.studies.comparison_results import comparison_results
-from edl_jax.studies.comparison_rows import best_learning_rates
-from edl_jax.studies.comparison_runs import (
+from edl_jax.studies.comparison.config import CompareConfig, Setting
+from edl_jax.studies.comparison.results import comparison_results
+from edl_jax.studies.comparison.rows import best_learning_rates
+from edl_jax.studies.comparison.runs import (
     COMPARISON,
     TUNING,
     Cell,

@@ -5,7 +5,7 @@ from typing import Any
 
 from edl_jax.frozen import EvolvedLoss
 from edl_jax.pairs import REGIMES
-from edl_jax.studies import loss_shape as shape
+from edl_jax.studies.inspection import loss_shape as shape
 from edl_jax.studies.results import ABSENT, Column, Row, Table, number, span
 from edl_jax.training.losses import Loss, describe_loss
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edl_jax.studies.ablation_config import AblateConfig, Cell
+from edl_jax.studies.ablation.config import AblateConfig, Cell
 from edl_jax.studies.statistics import LEVEL, compare_paired, holm, logrank, waiting_time
 
 # The controls tell apart what chaos brings: an orbit instead of independent draws (dynamics, at

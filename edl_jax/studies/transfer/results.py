@@ -4,9 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from edl_jax.pairs import Pairs
-from edl_jax.studies.distances import BINS, LEAST_PROBABILITY, NEIGHBOURS, SUMMARIES
 from edl_jax.studies.figures import labels_of
-from edl_jax.studies.recording import Recording
 from edl_jax.studies.results import (
     Column,
     StudyResults,
@@ -17,15 +15,17 @@ from edl_jax.studies.results import (
     span,
 )
 from edl_jax.studies.statistics import LEVEL, holm
-from edl_jax.studies.transfer_figures import (
+from edl_jax.studies.transfer.distances import BINS, LEAST_PROBABILITY, NEIGHBOURS, SUMMARIES
+from edl_jax.studies.transfer.measures import MIXTURE
+from edl_jax.studies.transfer.plots import (
     plot_coverage,
     plot_density,
     plot_distances,
     plot_drift,
     plot_ranking,
 )
-from edl_jax.studies.transfer_measures import MIXTURE
-from edl_jax.studies.transfer_rows import (
+from edl_jax.studies.transfer.recording import Recording
+from edl_jax.studies.transfer.rows import (
     CONTROL,
     Row,
     distance_rows,
@@ -35,7 +35,7 @@ from edl_jax.studies.transfer_rows import (
 )
 
 if TYPE_CHECKING:
-    from edl_jax.studies.transfer import TransferConfig
+    from edl_jax.studies.transfer.study import TransferConfig
 
 
 def report_transfer(

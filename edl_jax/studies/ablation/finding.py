@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edl_jax.studies.ablation_config import AblateConfig
-from edl_jax.studies.ablation_effects import FINAL, Cells, settings_of
+from edl_jax.studies.ablation.config import AblateConfig
+from edl_jax.studies.ablation.effects import FINAL, Cells, settings_of
 from edl_jax.studies.results import compared_p
 from edl_jax.studies.statistics import LEVEL
 

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from edl_jax.pairs import REGIMES
-from edl_jax.studies.ablation_config import AblateConfig, Cell
-from edl_jax.studies.ablation_effects import (
+from edl_jax.studies.ablation.config import AblateConfig, Cell
+from edl_jax.studies.ablation.downstream_results import downstream_figures, downstream_tables
+from edl_jax.studies.ablation.effects import (
     AREA,
     FINAL,
     Cells,
@@ -16,9 +17,8 @@ from edl_jax.studies.ablation_effects import (
     times_of,
     values_of,
 )
-from edl_jax.studies.ablation_figures import ablation_figures
-from edl_jax.studies.ablation_finding import finding
-from edl_jax.studies.downstream_results import downstream_figures, downstream_tables
+from edl_jax.studies.ablation.finding import finding
+from edl_jax.studies.ablation.plots import ablation_figures
 from edl_jax.studies.results import (
     Column,
     Row,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from edl_jax.studies.comparison_config import Setting
+from edl_jax.studies.comparison.config import Setting
 from edl_jax.studies.statistics import Paired, Sample, compare_paired, describe, holm
 
 Row = Mapping[str, Any]

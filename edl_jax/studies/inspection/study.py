@@ -12,8 +12,8 @@ import tyro
 from edl_jax.frozen import EvolvedLoss
 from edl_jax.pairs import log_probabilities, sample_pairs
 from edl_jax.runs import RunFolder, as_json
-from edl_jax.studies import inspection_card as card, inspection_plots as plots, loss_shape as shape
 from edl_jax.studies.figures import check_matplotlib, labels_of
+from edl_jax.studies.inspection import card, loss_shape as shape, plots
 from edl_jax.studies.results import Figure, Row, StudyResults
 from edl_jax.training.losses import Loss, check_loss_name, describe_loss, resolve_loss
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from edl_jax.studies.comparison_config import Setting
-from edl_jax.studies.comparison_rows import by_setting, percent_by_loss
-from edl_jax.studies.comparison_runs import COMPARISON
+from edl_jax.studies.comparison.config import Setting
+from edl_jax.studies.comparison.rows import by_setting, percent_by_loss
+from edl_jax.studies.comparison.runs import COMPARISON
 from edl_jax.studies.figures import labels_of, panels, styles
 
 Row = Mapping[str, Any]

@@ -3,15 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edl_jax.studies.comparison_config import CompareConfig, Setting
-from edl_jax.studies.comparison_finding import finding
-from edl_jax.studies.comparison_plots import (
+from edl_jax.studies.comparison.config import CompareConfig, Setting
+from edl_jax.studies.comparison.finding import finding
+from edl_jax.studies.comparison.plots import (
     FEW,
     plot_accuracy,
     plot_differences,
     plot_learning_rates,
 )
-from edl_jax.studies.comparison_rows import TESTS, comparison_rows, tuning_rows
+from edl_jax.studies.comparison.rows import TESTS, comparison_rows, tuning_rows
 from edl_jax.studies.figures import labels_of
 from edl_jax.studies.results import (
     Column,

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from edl_jax.studies.ablation_config import AblateConfig, Cell
-from edl_jax.studies.ablation_effects import FINAL, Cells, settings_of, times_of, values_of
+from edl_jax.studies.ablation.config import AblateConfig, Cell
+from edl_jax.studies.ablation.effects import FINAL, Cells, settings_of, times_of, values_of
 from edl_jax.studies.figures import Style, panels, styles
 from edl_jax.studies.results import Figure
 from edl_jax.studies.statistics import describe

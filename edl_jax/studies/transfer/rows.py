@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from edl_jax.pairs import REGIMES, Pairs
-from edl_jax.studies.distances import SUMMARIES, summarise_pairs
-from edl_jax.studies.recording import PARTS, Recording
-from edl_jax.studies.transfer_measures import MIXTURE
+from edl_jax.studies.transfer.distances import SUMMARIES, summarise_pairs
+from edl_jax.studies.transfer.measures import MIXTURE
+from edl_jax.studies.transfer.recording import PARTS, Recording
 
 Row = dict[str, Any]
 CONTROL = "fresh synthetic pairs"

@@ -1,0 +1,1 @@
+"""Losses compared: the same trainings with each, over the same seeds."""

@@ -1,0 +1,1 @@
+"""A loss's card: what it is and what shape it has."""

@@ -1,0 +1,1 @@
+"""Outputs of real trainings beside the synthetic pairs."""
