@@ -4,7 +4,7 @@ from scipy import stats
 
 from edl_jax import Pairs
 from edl_jax.errors import InputError
-from edl_jax.studies.transfer.distances import (
+from edl_jax.studies.transferability.distances import (
     SUMMARIES,
     coordinates,
     divergence,
@@ -95,7 +95,7 @@ def test_mean_discrepancy_in_blocks_of_rows(monkeypatch):
     x, y = normal(0, 25), normal(1, 13)
     whole = mean_discrepancy(x, y, 1.0)
     inside = is_covered(x, y)
-    monkeypatch.setattr("edl_jax.studies.transfer.distances._ROWS_AT_A_TIME", 10)
+    monkeypatch.setattr("edl_jax.studies.transferability.distances._ROWS_AT_A_TIME", 10)
     assert mean_discrepancy(x, y, 1.0) == pytest.approx(whole, rel=1e-12)
     np.testing.assert_array_equal(is_covered(x, y), inside)
 

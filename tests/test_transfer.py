@@ -14,9 +14,9 @@ from edl_jax.pairs.sampler import log_probabilities
 from edl_jax.ranking import MARGINS, SEVERITIES, rank_metrics
 from edl_jax.studies import TransferConfig, transfer
 from edl_jax.studies.results import StudyResults
-from edl_jax.studies.transfer import recording
-from edl_jax.studies.transfer.measures import compare_pairs, draw_references, make_ranking
-from edl_jax.studies.transfer.recording import load_recording, record
+from edl_jax.studies.transferability import recording
+from edl_jax.studies.transferability.measures import compare_pairs, draw_references, make_ranking
+from edl_jax.studies.transferability.recording import load_recording, record
 from edl_jax.training import Augmentation
 from tests.test_training import CROSS_ENTROPY, DIGITS, functions_of, load_config_dataset, order_of
 

@@ -6,7 +6,7 @@ from edl_jax.studies.comparison.config import CompareConfig
 from edl_jax.studies.comparison.study import CompareResult, compare
 from edl_jax.studies.demonstration import DemoConfig, demo
 from edl_jax.studies.inspection.study import InspectConfig, inspect
-from edl_jax.studies.transfer.study import TransferConfig, transfer
+from edl_jax.studies.transferability.study import TransferConfig, transfer
 
 __all__ = [
     "AblateConfig",

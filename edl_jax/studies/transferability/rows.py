@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from edl_jax.pairs import REGIMES, Pairs
-from edl_jax.studies.transfer.distances import SUMMARIES, summarise_pairs
-from edl_jax.studies.transfer.measures import MIXTURE
-from edl_jax.studies.transfer.recording import PARTS, Recording
+from edl_jax.studies.transferability.distances import SUMMARIES, summarise_pairs
+from edl_jax.studies.transferability.measures import MIXTURE
+from edl_jax.studies.transferability.recording import PARTS, Recording
 
 Row = dict[str, Any]
 CONTROL = "fresh synthetic pairs"

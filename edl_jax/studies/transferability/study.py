@@ -17,22 +17,22 @@ from edl_jax.frozen import EvolvedLoss
 from edl_jax.pairs import Mixture, Pairs
 from edl_jax.runs import RunFolder, as_finite, as_json
 from edl_jax.studies.results import StudyResults, check_libraries
-from edl_jax.studies.transfer import distances
-from edl_jax.studies.transfer.measures import (
+from edl_jax.studies.transferability import distances
+from edl_jax.studies.transferability.measures import (
     MIXTURE,
     compare_pairs,
     draw_references,
     make_ranking,
 )
-from edl_jax.studies.transfer.recording import (
+from edl_jax.studies.transferability.recording import (
     PARTS,
     Recording,
     load_recording,
     record,
     save_recording,
 )
-from edl_jax.studies.transfer.results import report_transfer
-from edl_jax.studies.transfer.rows import CONTROL, Row
+from edl_jax.studies.transferability.results import report_transfer
+from edl_jax.studies.transferability.rows import CONTROL, Row
 from edl_jax.training import TrainConfig
 from edl_jax.training.datasets import Dataset
 from edl_jax.training.losses import Loss, check_loss_name, describe_loss, resolve_loss

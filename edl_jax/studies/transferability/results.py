@@ -15,17 +15,17 @@ from edl_jax.studies.results import (
     span,
 )
 from edl_jax.studies.statistics import LEVEL, holm
-from edl_jax.studies.transfer.distances import BINS, LEAST_PROBABILITY, NEIGHBOURS, SUMMARIES
-from edl_jax.studies.transfer.measures import MIXTURE
-from edl_jax.studies.transfer.plots import (
+from edl_jax.studies.transferability.distances import BINS, LEAST_PROBABILITY, NEIGHBOURS, SUMMARIES
+from edl_jax.studies.transferability.measures import MIXTURE
+from edl_jax.studies.transferability.plots import (
     plot_coverage,
     plot_density,
     plot_distances,
     plot_drift,
     plot_ranking,
 )
-from edl_jax.studies.transfer.recording import Recording
-from edl_jax.studies.transfer.rows import (
+from edl_jax.studies.transferability.recording import Recording
+from edl_jax.studies.transferability.rows import (
     CONTROL,
     Row,
     distance_rows,
@@ -35,7 +35,7 @@ from edl_jax.studies.transfer.rows import (
 )
 
 if TYPE_CHECKING:
-    from edl_jax.studies.transfer.study import TransferConfig
+    from edl_jax.studies.transferability.study import TransferConfig
 
 
 def report_transfer(

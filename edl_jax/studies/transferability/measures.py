@@ -20,7 +20,7 @@ from edl_jax.ranking import (
     rank_metrics,
 )
 from edl_jax.ranking.severity import Severity
-from edl_jax.studies.transfer import distances
+from edl_jax.studies.transferability import distances
 
 MIXTURE = "mixture"
 

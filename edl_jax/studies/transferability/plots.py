@@ -9,10 +9,10 @@ import numpy as np
 from edl_jax.pairs import Pairs
 from edl_jax.studies.figures import Style, styles, subplots
 from edl_jax.studies.results import Figure
-from edl_jax.studies.transfer.distances import SUMMARIES, summarise_pairs
-from edl_jax.studies.transfer.measures import MIXTURE
-from edl_jax.studies.transfer.recording import Recording
-from edl_jax.studies.transfer.rows import CONTROL, Row
+from edl_jax.studies.transferability.distances import SUMMARIES, summarise_pairs
+from edl_jax.studies.transferability.measures import MIXTURE
+from edl_jax.studies.transferability.recording import Recording
+from edl_jax.studies.transferability.rows import CONTROL, Row
 
 _BAND = {"facecolor": "0.88", "edgecolor": "0.6", "hatch": "///", "linewidth": 0}
 _CONTROL = {"color": "0.35", "ls": (0, (1, 1)), "linewidth": 1.5}
