@@ -70,7 +70,8 @@ def test_sigterm_saves_and_exits_with_a_status_of_its_own(tmp_path, whole):
         if process.returncode:
             assert process.returncode == 75, err
             assert "told to stop by SIGTERM after generation" in err
-            assert len(err.splitlines()) == 1
+            said = [x for x in err.splitlines() if not x.startswith("WARNING:absl")]  # a slow save
+            assert len(said) == 1
     assert statuses == [75, 75, 0]
     assert differences(whole, tmp_path / "run") == []
 
