@@ -55,7 +55,6 @@ _LONGEST = [
     "test_processes",
     "test_readme",
     "test_strategies",
-    "test_resnet",
     "test_resume",
     "test_benchmarks",
     "test_evolution",
