@@ -40,6 +40,7 @@ Config = TypeVar("Config")
 
 EXIT_REFUSED = 2
 EXIT_PREEMPTED = 75  # sysexits' EX_TEMPFAIL: the same command, given again, goes on
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell says it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
       The exit status: 0, `EXIT_REFUSED` for a request that cannot be met, `EXIT_PREEMPTED` for a
-      run that SIGTERM stopped and that has saved what it needs to go on.
+      run that SIGTERM stopped and that has saved what it needs to go on, `EXIT_INTERRUPTED` for
+      Ctrl-C, after which a run goes on from what was saved before.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["losses"]:
@@ -96,6 +98,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f" Add --run-dir {run_dir} to the command." if run_dir and is_resumable else ""
         print(f"edl {name}: {error}{where}", file=sys.stderr)
         return EXIT_PREEMPTED if isinstance(error, Preempted) else EXIT_REFUSED
+    except KeyboardInterrupt:
+        where = f", with --run-dir {run_dir}," if run_dir else ""
+        print(
+            f"\nedl {name}: stopped by Ctrl-C. What was saved is kept: give the same command"
+            f"{where} again to go on from there.",
+            file=sys.stderr,
+        )
+        return EXIT_INTERRUPTED
     return 0
 
 

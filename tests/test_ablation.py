@@ -98,7 +98,7 @@ def test_writes_all_its_files(run):
         assert len(list(csv.DictReader(lines))) == len(rows) > 0
         assert (folder / f"{name}.md").read_text().startswith("|")
     figures = [figure["name"] for figure in index["figures"]]
-    assert figures == ["objective", "reached_0.01", "final", "downstream"]
+    assert figures == ["objective", "final", "downstream"]  # nobody reached 0.01
     for name in figures:
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert "<svg" in (folder / f"{name}.svg").read_text()
@@ -257,6 +257,16 @@ def test_seeds_that_never_arrive_are_censored():
     found = ablation_results(PLANTED, rows).tables[0].rows[0]
     assert found["generations_0.5_median"] == np.sort(early)[9]
     assert found["evaluations_0.5_median"] == np.sort(early)[9] * 64
+
+
+def test_a_threshold_that_nobody_reached_has_no_figure_and_is_said_to_be_untested():
+    config = dataclasses.replace(PLANTED, thresholds=(0.5, 0.01))
+    rows = planted(PLANTED, {}, {})
+    for row in rows:
+        row["reached"]["0.01"] = [None] * config.num_seeds
+    results = ablation_results(config, rows)
+    assert [figure.name for figure in results.figures] == ["objective", "reached_0.5", "final"]
+    assert "(1 of them could not be tested)" in results.finding
 
 
 def test_selections_and_sizes_are_compared_within_a_setting():

@@ -120,6 +120,21 @@ def test_refusals_are_one_line_and_status_2(arguments, message, capsys, tmp_path
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("chosen", [True, False])
+def test_ctrl_c_is_one_line_and_says_how_to_go_on(chosen, capsys, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "train", interrupted)
+    monkeypatch.chdir(tmp_path)
+    flags = ["--run-dir", str(tmp_path / "run")] if chosen else []
+    assert cli.main(["train", *flags]) == 130
+    error = capsys.readouterr().err
+    assert "stopped by Ctrl-C" in error
+    assert ("--run-dir runs" in error) != chosen
+    assert len(error.strip().splitlines()) == 1
+
+
 def test_unknown_command_and_no_command(capsys):
     assert cli.main(["evolve"]) == 2
     assert "unknown command 'evolve'" in capsys.readouterr().err

@@ -154,8 +154,11 @@ def test_figures_of_several_settings_and_a_loss_that_does_not_learn(monkeypatch)
         diverges=lambda config, seed: (config.loss, seed) == ("edl", 1),
         figures=True,
     )
-    figures = compare(dataclasses.replace(TUNED, noise_rates=(0.0, 0.4))).results.figures
+    several = {"losses": ("cross_entropy", "edl", "gce", "mae", "focal"), "noise_rates": (0.0, 0.4)}
+    results = compare(dataclasses.replace(TUNED, **several)).results
+    figures = results.figures
     assert trainings.ran
+    assert "So few seeds make the bootstrap intervals too narrow" in results.finding
     assert [figure.name for figure in figures] == ["differences", "accuracy", "learning_rates"]
     differences, accuracy, rates = (figure.drawn for figure in figures)
     for drawn in (differences, accuracy, rates):
@@ -164,9 +167,9 @@ def test_figures_of_several_settings_and_a_loss_that_does_not_learn(monkeypatch)
             "tiny on digits, 40 % wrong labels",
         ]
     shown = [text.get_text() for text in accuracy.legends[0].get_texts()]
-    assert shown == ["cross_entropy, n = 3", "edl, n = 3", "gce, n = 3"]
+    assert shown == [f"{name}, n = 3" for name in several["losses"]]
     ticks = [text.get_text() for text in differences.axes[0].get_yticklabels()]
-    assert ticks == ["edl, n = 3", "gce, n = 3"]
+    assert ticks == shown[1:]
     assert differences.axes[0].get_xscale() == "symlog"
     assert "validation accuracy, %" in {axis.get_ylabel() for axis in rates.axes}
 
@@ -307,7 +310,7 @@ def test_static_stands_for_the_baselines_without_parameters_and_margins():
     [
         ({"losses": ()}, "losses is"),
         ({"losses": ("edl", "edl")}, "expected a tuple of different losses"),
-        ({"losses": ("hinge",)}, "loss is 'hinge'"),
+        ({"losses": ("hinge",)}, "loss is 'hinge'; expected one of .*, static, or a file"),
         ({"num_seeds": 0}, "num_seeds is 0"),
         ({"models": ("resnet9",)}, "model is 'resnet9'"),
         ({"models": ("tiny", "tiny")}, "different models"),

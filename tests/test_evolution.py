@@ -242,6 +242,8 @@ def test_evolution_begins_anew_where_it_stagnates_and_keeps_the_leaders():
 )
 def test_every_compiled_function_lowers_for_accelerators(platform, change):
     config = dataclasses.replace(TINY, **change)
+    if config.kernel == "pallas" and platform == "cuda" and jax.__version_info__ >= (0, 12):
+        pytest.skip("from jax 0.12 on, Pallas asks Triton kernels for the GPU itself to lower")
     evolution = make_evolution(config)
     key, state = jax.random.key(0), evolution.init(jax.random.key(0))
     pairs = evolution.sample(key)

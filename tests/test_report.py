@@ -89,7 +89,13 @@ def test_a_page_holds_everything_of_every_run_and_needs_nothing_else(tmp_path, c
     assert [base64.b64decode(data) for _, data in sources] == [SVG, PNG]
     assert {x.removeprefix("#") for x in page.values("href")} == set(page.values("id"))
     assert "width=device-width, initial-scale=1" in page.values("content")
-    for text in ("A toy", "Second.", "jax 0.10.2", "edl toy", "0.57716", "train: train-7", "loss"):
+    for text in (
+        "A toy Parity holds: `edl`. (a)",
+        "Second.",
+        "edl toy",
+        "0.57716",
+        "train: train-7",
+    ):
         assert text in page.text
     assert "<p>Parity holds: <code>edl</code>.</p>" in out.read_text()
     assert "uniform" not in page.text

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import io
 import itertools
 import json
@@ -64,6 +65,14 @@ def test_markdown():
         "| e | 0 | — |\n"
         "| f | 2 | 3.00 ± inf |\n"
     )
+
+
+def test_a_page_shows_its_figures_before_the_longer_tables():
+    figure = Figure("drift", "What drifts.", None)
+    second = dataclasses.replace(TABLE, name="long", title="Long")
+    page = StudyResults("toy", "A toy", "Found.", ["Done."], [TABLE, second], [figure]).markdown()
+    places = [page.index(text) for text in (f"**{TABLE.title}**", "What drifts.", "**Long**")]
+    assert places == sorted(places)
 
 
 def test_csv_and_json_hold_the_same_values():

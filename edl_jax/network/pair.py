@@ -60,5 +60,5 @@ class PairNetwork(LossNetwork):
         if log_probabilities.shape[-1] != self.num_classes:
             raise InputError(
                 f"predictions have {log_probabilities.shape[-1]} classes; this PairNetwork was "
-                f"made for {self.num_classes}. Use a ClassAgnosticNetwork for other class counts."
+                f"made for {self.num_classes}. A class_agnostic network serves any count."
             )

@@ -93,6 +93,7 @@ def _study(
     del config
     index = _object(folder, STUDY)
     title, finding = _text(folder, index, "title"), _text(folder, index, "finding")
+    title = f"{title} ({folder.resolve().name})"  # two of the same study are told apart
     protocol = _listed(folder, index, "protocol")
     parts = [f"<p>{page.prose(part)}</p>" for part in finding.split("\n\n")]
     entries = []

@@ -103,7 +103,7 @@ class StudyResults:
       title: one line.
       finding: a paragraph that says what the figures show, made from the numbers.
       protocol: sentences that say how it was done: data, splits, seeds, what was left out.
-      tables: its tables, the most important first.
+      tables: its tables, at least one, the most important first.
       figures: its figures likewise.
     """
 
@@ -146,11 +146,12 @@ class StudyResults:
 
     def markdown(self) -> str:
         """All of it as one page."""
-        parts = [f"# {self.title}", self.finding]
-        parts += [f"**{table.title}**\n\n{table.markdown()}" for table in self.tables]
-        parts += [
+        first, *others = [f"**{table.title}**\n\n{table.markdown()}" for table in self.tables]
+        figures = [
             f"![{figure.caption}]({figure.name}.svg)\n\n{figure.caption}" for figure in self.figures
         ]
+        # The figures are seen before the longer tables.
+        parts = [f"# {self.title}", self.finding, first, *figures, *others]
         parts += ["## Protocol", "\n".join(f"- {sentence}" for sentence in self.protocol)]
         return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
@@ -211,7 +212,8 @@ def p_value(name: str) -> Callable[[Row], str]:
 
 def span(values: Sequence[float], form: str) -> str:
     """`low to high` in a format, or one number where the two do not differ as written."""
-    return " to ".join(dict.fromkeys(format(value, form) for value in (min(values), max(values))))
+    ends = (min(values) + 0.0, max(values) + 0.0)  # -0.0 as 0
+    return " to ".join(dict.fromkeys(format(value, form) for value in ends))
 
 
 def compared_p(p: float) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from scipy import stats
 
 LEVEL = 0.05  # at which something is said to differ
+FEW_SEEDS = 5  # below, bootstrap intervals are far too narrow
 _RESAMPLES = 5000
 _RANK_RESAMPLES = 2000
 _ROUNDING = 1e-9  # a spread below this share of the values is rounding: they are all the same

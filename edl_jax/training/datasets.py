@@ -102,9 +102,11 @@ class Parts:
         train = num_train - val if self.train_examples is None else self.train_examples
         test = num_test if self.test_examples is None else self.test_examples
         if min(train, test, val + 1) < 1 or train + val > num_train or test > num_test:
-            asked = f"{train} train, {val} validation and {test} test examples asked for"
-            has = f"{num_train} to share between train and validation, and {num_test} for test"
-            raise ConfigError(f"{asked}: {name} has {has}")
+            raise ConfigError(
+                f"train_examples is {self.train_examples}, val_examples {val} and test_examples "
+                f"{self.test_examples}; {name} has {num_train} for train and validation together "
+                f"and {num_test} for test: expected no more, and at least 1 for train and for test."
+            )
         held_out = np.zeros(num_train, bool)
         chosen = np.random.default_rng(self.split_seed).permutation(num_train)[:val]
         held_out[chosen] = True

@@ -23,14 +23,19 @@ Loss = Callable[[jax.Array, jax.Array], jax.Array]
 _NOT_OPTIONS = {"axis", "where", "class_counts"}
 
 
-def check_loss_name(name: str) -> None:
+def check_loss_name(name: str, *groups: str) -> None:
     """Refuse a name that `resolve_loss` cannot know, without reading a file.
+
+    Args:
+      name: the name.
+      groups: names that stand for several losses where this one is given.
 
     Raises:
       ConfigError: naming it and the known names.
     """
-    if name not in LOSSES and name not in PRETRAINED and not name.endswith(".safetensors"):
-        known = ", ".join(dict.fromkeys(["cross_entropy", *PRETRAINED, *LOSSES]))
+    names = dict.fromkeys(["cross_entropy", *PRETRAINED, *LOSSES, *groups])
+    if name not in names and not name.endswith(".safetensors"):
+        known = ", ".join(names)
         raise ConfigError(f"loss is {name!r}; expected one of {known}, or a file *.safetensors.")
 
 

@@ -79,7 +79,7 @@ def _builder_from_code(tfds: Any, name: str, data_dir: str | None) -> Any:
     except tfds.core.DatasetNotFoundError as error:
         prepared = [] if data_dir is None else [p.name for p in Path(data_dir).glob("*")]
         known = ["auto", "digits", *tfds.list_builders(with_community_datasets=False), *prepared]
-        close = difflib.get_close_matches(name.split("/")[0].split(":")[0], known)
+        close = difflib.get_close_matches(name.split("/")[0].split(":")[0], [*dict.fromkeys(known)])
         advice = f"did you mean {' or '.join(close)}?" if close else "expected a name that TFDS has"
         raise ConfigError(f"unknown data set {name!r}: {advice}") from error
     except (ValueError, AssertionError) as error:  # no such configuration or version

@@ -84,7 +84,7 @@ def test_environment_names_the_directory(monkeypatch, name):
 
 @needs_cifar10
 def test_more_examples_than_there_are_is_refused_before_reading():
-    with pytest.raises(ConfigError, match=r"49000 train, 1001 .*50000"):
+    with pytest.raises(ConfigError, match=r"train_examples is 49000, val_examples 1001 .*50000"):
         load_dataset("cifar10", data_dir=SHARED, train_examples=49_000, val_examples=1_001)
 
 

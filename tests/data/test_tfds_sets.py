@@ -248,12 +248,12 @@ def test_few_images_are_the_first_of_many_and_are_not_cached(copy_of):
 @pytest.mark.parametrize(
     ("counts", "named"),
     [
-        ({"train_examples": 80, "val_examples": 11}, "80 train, 11 .*90"),
-        ({"test_examples": 31}, "31 test .*30"),
-        ({"val_examples": 90}, "90"),
-        ({"val_examples": -1}, "-1"),
-        ({"train_examples": 0}, "0 train"),
-        ({"test_examples": 0}, "0 test"),
+        ({"train_examples": 80, "val_examples": 11}, "is 80, val_examples 11 .*has 90 for train"),
+        ({"test_examples": 31}, "test_examples 31; .*and 30 for test"),
+        ({"val_examples": 90}, "val_examples 90 .*has 90"),
+        ({"val_examples": -1}, "val_examples -1"),
+        ({"train_examples": 0}, "train_examples is 0"),
+        ({"test_examples": 0}, "test_examples 0"),
         ({"split_seed": -1}, "split_seed is -1"),
     ],
 )

@@ -92,7 +92,12 @@ def _in_numbers(row: Comparison) -> str:
 def _counts(rows: Sequence[Comparison]) -> str:
     verdicts = [row["verdict"] for row in rows]
     better, worse, neither = (verdicts.count(outcome) for outcome in _OUTCOMES)
-    return f"better in {better} of {len(rows)} tests, worse in {worse}, not told apart in {neither}"
+    untested = sum(math.isnan(row["p_holm"]) for row in rows)
+    unsaid = f" ({untested} of them could not be tested)" if untested else ""
+    return (
+        f"better in {better} of {len(rows)} tests, worse in {worse}, not told apart in "
+        f"{neither}{unsaid}"
+    )
 
 
 def _times(rows: Sequence[Comparison]) -> str:

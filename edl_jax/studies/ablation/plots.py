@@ -17,12 +17,16 @@ Draw = Callable[[Any, int, Cell, Style], None]
 
 
 def ablation_figures(config: AblateConfig, cells: Cells) -> list[Figure]:
-    """All figures.
+    """All figures; none of a threshold that nobody reached.
 
     Raises:
       EDLError: if matplotlib is not installed.
     """
-    reached = [_reached(cells, threshold) for threshold in config.thresholds]
+    reached = [
+        _reached(cells, threshold)
+        for threshold in config.thresholds
+        if any(times_of(row, threshold)[1].any() for row in cells.values())
+    ]
     return [_curves(cells), *reached, _finals(cells)]
 
 

@@ -64,8 +64,7 @@ class CompareConfig:
         for field in ("losses", "models", "datasets", "noise_rates", "learning_rates"):
             check_different(self, field, field.replace("_", " "))
         for name in self.losses:
-            if name != STATIC:
-                check_loss_name(name)
+            check_loss_name(name, STATIC)
         check_whole(self, "num_seeds", 1, MAX_SEED - self.train.seed)
         check_whole(self, "tuning_seeds", 1, MAX_SEED - self.train.seed - self.num_seeds)
         if len(self.learning_rates) == 1:

@@ -5,7 +5,7 @@ from typing import Any
 
 from edl_jax.studies.comparison.rows import by_setting
 from edl_jax.studies.results import compared_p, is_absent
-from edl_jax.studies.statistics import LEVEL
+from edl_jax.studies.statistics import FEW_SEEDS, LEVEL
 
 Row = Mapping[str, Any]
 
@@ -37,6 +37,8 @@ def _of_setting(group: Sequence[Row], labels: Mapping[str, str], num_tests: int)
     sentences = [
         f"Over {seeds}, {name} reaches a test accuracy of {baseline['accuracy_mean']:.2f} %."
     ]
+    if 1 < baseline["n"] < FEW_SEEDS:
+        sentences.append("So few seeds make the bootstrap intervals too narrow: read the tests.")
     tested = [row for row in others if not is_absent(row["p_t_holm"])]
     found = [row for row in tested if row["p_t_holm"] < LEVEL]
     above = sorted((row for row in found if row["difference_mean"] > 0), key=_size)

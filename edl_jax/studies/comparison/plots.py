@@ -72,9 +72,10 @@ def plot_differences(cells: Sequence[Row], rows: Sequence[Row]) -> Any:
     labels = labels_of(names)
     for axis, (setting, (_, *others)) in zip(axes, groups.items(), strict=True):
         values = percent_by_loss(found[setting])
-        reach = max(np.abs(values[row["loss"]] - values[names[0]]).max() for row in others)
+        reach = [np.abs(values[row["loss"]] - values[names[0]]).max() for row in others]
         label = f"difference of test accuracy\nto {labels[names[0]]}, points"
-        if reach > 10:  # one loss that does not learn would hide the differences of the others
+        # A loss that does not learn would hide the differences of the others.
+        if max(reach) > 10 * max(1, min(reach)):
             axis.set_xscale("symlog", linthresh=1)
             axis.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
             label += " (logarithmic beyond ±1)"

@@ -219,7 +219,8 @@ def _protocol(config: "TransferConfig", source: str, recording: Recording) -> li
         "the other; Fisher's exact test, one-sided. The p of a row is the largest of its seeds.",
         "Coverage: share of the outputs that lie, in the space of the MMD, in a ball around some "
         f"synthetic pair that reaches to its neighbour number {NEIGHBOURS} (Kynkäänniemi et al. "
-        "2019).",
+        "2019). A ball is small where synthetic pairs are dense, and a regime is drawn as often as "
+        "the whole mixture, so that it can cover more than the mixture does.",
         f"Ranking metrics are of the evolved loss {config.evolved!r}, whatever loss was trained "
         "with, by the severity and margin it was evolved for.",
     ]
