@@ -1,9 +1,9 @@
-"""As transfer_cifar10, on 5,000 images of CIFAR-10, 6 epochs, 2 seeds.
+"""As transfer_cifar10, on 5,000 images of CIFAR-10, 6 epochs, 3 seeds.
 
 Command:  edl transfer --config configs/transfer_cifar10_subset.py --run-dir runs/transfer_subset \
               --train.data-dir DIR
-Time:     not measured.
-Result:   not measured yet.
+Time:     see results/README.md.
+Result:   see results/transfer_cifar10_subset/.
 """
 
 from edl_jax import TrainConfig
@@ -15,6 +15,6 @@ def get_config() -> TransferConfig:
     return TransferConfig(
         losses=("cross_entropy", "edl"),
         epochs=(0, 1, 2, 4, 6),
-        num_seeds=2,
+        num_seeds=3,
         train=TrainConfig(dataset="cifar10", train_examples=5_000, test_examples=2_048, epochs=6),
     )
