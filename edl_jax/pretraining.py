@@ -14,6 +14,7 @@ from flax import nnx
 from edl_jax.devices import device_mesh
 from edl_jax.errors import InputError
 from edl_jax.evolution import PretrainConfig, make_evolution, run_keys
+from edl_jax.evolution.engine import FINAL_TASK_SETS
 from edl_jax.evolution.loop import Row, evolve
 from edl_jax.evolution.monitor import make_monitor
 from edl_jax.evolution.scoring import Batch
@@ -23,6 +24,7 @@ from edl_jax.pairs import Pairs
 from edl_jax.processes import first_does, is_first
 from edl_jax.ranking import MARGINS, SEVERITIES, gradient_metrics, logit_gradients, rank_metrics
 from edl_jax.runs import RunFolder, as_json, versions
+from edl_jax.tasks import draw_tasks, task_errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +106,8 @@ def pretrain(
     sample, observe = jax.jit(evolution.sample), jax.jit(evolution.observe)
     pairs = held_out_pairs(sample, key_choice, config)
     candidates = evolution.candidates(state)
-    scores = jax.jit(evolution.score)(candidates, observe(key_choice, pairs))
-    winner = jnp.argmin(jnp.where(jnp.isnan(scores), jnp.inf, scores))
+    batch = observe(key_choice, pairs)
+    winner = jnp.argmin(jax.jit(evolution.final_score)(candidates, batch, key_choice))
     loss = EvolvedLoss(
         params=nnx.to_pure_dict(jax.tree.map(lambda x: x[winner], candidates)),
         scale=jnp.ones(()),
@@ -113,6 +115,8 @@ def pretrain(
     )
     loss = calibrated(loss, pairs)
     metrics = _measure(loss, observe, held_out_pairs(sample, key_measurement, config), config)
+    if config.task_weight:
+        metrics |= _measure_on_tasks(loss, key_measurement, config)
     loss = loss.replace(provenance=Provenance(as_json(config), metrics, versions()))
 
     if folder is not None:
@@ -159,3 +163,23 @@ def _measure(
         }
         metrics |= {f"{num_classes} classes: {name}": value for name, value in parts.items()}
     return metrics
+
+
+def _measure_on_tasks(
+    loss: EvolvedLoss, key: jax.Array, config: PretrainConfig
+) -> dict[str, float]:
+    """Error on fresh tasks beside cross-entropy's, each at its own best learning rate."""
+    network = loss.network()
+
+    def cross_entropy(log_probabilities: jax.Array, labels: jax.Array) -> jax.Array:
+        return -jnp.take_along_axis(log_probabilities, labels[..., None], axis=-1)[..., 0]
+
+    @jax.jit
+    def errors(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        tasks = draw_tasks(key, config.tasks, config.mixture)
+        mine, reference = (task_errors(x, tasks, config.tasks) for x in (network, cross_entropy))
+        return mine, reference
+
+    found = [errors(each) for each in jax.random.split(key, FINAL_TASK_SETS)]
+    mine, reference = (np.mean(column, axis=(0, 2)).min() for column in zip(*found, strict=True))
+    return {"task_error": float(mine), "task_error_of_cross_entropy": float(reference)}

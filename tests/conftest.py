@@ -41,6 +41,7 @@ COMPILED_QUICKLY = {
     "test_sharding",
     "test_strategies",
     "test_studies",
+    "test_tasks",
     "test_train_devices",
     "test_train_runs",
     "test_training",

@@ -10,6 +10,7 @@ from edl_jax.ranking import MARGINS, SEVERITIES
 from edl_jax.strategy import MUTATIONS, STRATEGIES
 from edl_jax.strategy.chaotic_es import SELECTIONS, STEP_SIZE_RULES
 from edl_jax.strategy.strategies import SCHEDULES, is_built_in, takes_schedule
+from edl_jax.tasks import TaskConfig
 from edl_jax.validation import MAX_SEED, check_choice, check_range, check_whole, check_wholes
 
 KERNELS = ("xla", "pallas")
@@ -46,6 +47,11 @@ class PretrainConfig:
     difference, or constant."""
     num_opponents: int = 4
     """Comparisons that each pair takes part in as the first."""
+    task_weight: float = 0.0
+    """Weight of the error of small classifiers on synthetic tasks beside the ranking objective, of
+    which 1 is what a constant loss scores; 0 for no tasks."""
+    tasks: TaskConfig = TaskConfig()
+    """The tasks, if they have a weight."""
     strategy: str = "ChaoticES"
     """Evolution strategy: ChaoticES, ChaoticSNES, any that evosax ships (SimpleGA, CMA_ES, ...), or
     one of your own in edl_jax.STRATEGIES."""
@@ -119,6 +125,7 @@ class PretrainConfig:
                 f"PretrainConfig.elite_ratio is {self.elite_ratio} of a population_size of "
                 f"{self.population_size}; expected at least one elite and one child."
             )
+        self._check_tasks()
         check_range(self, "std_init", 0, open_low=True)
         check_range(self, "std_final", 0, open_low=True)
         check_whole(self, "restart_after", 0)
@@ -136,6 +143,20 @@ class PretrainConfig:
         """The structure of the loss networks."""
         num_classes = self.class_counts[0] if self.network == "pair" else None
         return Architecture(self.network, tuple(self.hidden), self.activation, num_classes)
+
+    def _check_tasks(self) -> None:
+        check_range(self, "task_weight", 0)
+        if not self.task_weight and self.tasks != TaskConfig():
+            raise ConfigError(
+                "PretrainConfig.tasks has settings of its own with a task_weight of 0, so that "
+                "none is learned; expected a task_weight of more than 0, such as 1."
+            )
+        num_classes = self.tasks.num_classes
+        if self.task_weight and self.network == "pair" and self.class_counts != (num_classes,):
+            raise ConfigError(
+                f"PretrainConfig.tasks.num_classes is {num_classes} with a pair network for "
+                f"{self.class_counts} classes; expected the same."
+            )
 
     def _check_fit_of_strategy(self) -> None:
         if not is_built_in(self.strategy):

@@ -5,6 +5,7 @@ The key of a generation is `fold_in(key, generation)`: any generation can be rep
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ from edl_jax.errors import ConfigError
 from edl_jax.evolution import restarts as restarting
 from edl_jax.evolution.config import PretrainConfig
 from edl_jax.evolution.restarts import Restarts
-from edl_jax.evolution.scoring import Batch, make_score, without_failures
+from edl_jax.evolution.scoring import Batch, make_score, make_task_score, without_failures
 from edl_jax.evolution.search import make_search
 from edl_jax.evolution.sharding import my_share, of_all
 from edl_jax.pairs import Pairs, log_probabilities, sample_pairs
@@ -24,6 +25,7 @@ from edl_jax.ranking import MARGINS, SEVERITIES, apply_severity
 from edl_jax.strategy import build_strategy
 
 Log = dict[str, jax.Array]
+FINAL_TASK_SETS = 8  # the winner is chosen on so many sets of tasks, and measured on as many
 
 
 @struct.dataclass
@@ -53,7 +55,12 @@ class Evolution(NamedTuple):
       graphdef: the loss network's NNX graph definition.
       sample: `(key) -> (Pairs, ...)`, fresh pairs, one set for each class count.
       observe: `(key, pairs) -> Batch`, those pairs as the population sees them.
-      score: `(population, batch) -> fitness`, `[population_size]`, lower is better.
+      score: `(population, batch) -> violation`, `[population_size]`, lower is better.
+      task_score: `(population, key) -> errors`, `[population_size]`, on tasks that the key draws;
+        None where tasks have no weight. A generation's fitness is the violation and the weighted
+        error together.
+      final_score: `(candidates, batch, key) -> fitness`, by which the winner is chosen: of one that
+        is not finite, infinity. The error is that on several sets of tasks.
       init: `(key) -> state`; its networks are not scored yet.
       generation: `(key, state) -> (state, log)`; `log` holds scalars.
       candidates: `(state) -> population`: the best of the last generation, best first, and then
@@ -65,6 +72,8 @@ class Evolution(NamedTuple):
     sample: Callable[[jax.Array], tuple[Pairs, ...]]
     observe: Callable[[jax.Array, tuple[Pairs, ...]], Batch]
     score: Callable[[nnx.State, Batch], jax.Array]
+    task_score: Callable[[nnx.State, jax.Array], jax.Array] | None
+    final_score: Callable[[nnx.State, Batch, jax.Array], jax.Array]
     init: Callable[[jax.Array], State]
     generation: Callable[[jax.Array, State], tuple[State, Log]]
     candidates: Callable[[State], nnx.State]
@@ -102,6 +111,14 @@ def make_evolution(config: PretrainConfig, *, shards: int = 1) -> Evolution:
         pairs_at_a_time=config.pairs_at_a_time,
         fused=config.kernel == "pallas",
     )
+    task_score = None
+    if config.task_weight:
+        task_score = make_task_score(
+            graphdef,
+            config.tasks,
+            mixture=config.mixture,
+            networks_at_a_time=config.networks_at_a_time,
+        )
 
     def sample(key: jax.Array) -> tuple[Pairs, ...]:
         each, extra = divmod(config.pairs_per_generation, len(config.class_counts))
@@ -157,6 +174,12 @@ def make_evolution(config: PretrainConfig, *, shards: int = 1) -> Evolution:
         # All networks, elites and children, meet the same pairs (common random numbers).
         batch = observe(key_observe, sample(key_sample))
         raw = barrier(of_all(score(my_share(population, shards), batch), shards))
+        errors = None
+        if task_score is not None:
+            key_tasks = jax.random.fold_in(key, 5)  # after the five that it was split into
+            errors = of_all(task_score(my_share(population, shards), key_tasks), shards)
+            errors = barrier(errors)
+            raw += config.task_weight * errors
         finite = jnp.isfinite(raw)
         population, fitness = without_failures(population, raw)
         told = search.tell(key_tell, population, fitness, asked, state.begin)
@@ -173,7 +196,17 @@ def make_evolution(config: PretrainConfig, *, shards: int = 1) -> Evolution:
             "failed": jnp.sum(~finite),
             "restarts": jnp.zeros((), jnp.int32) if restarts is None else restarts.count,
         }
+        if errors is not None:
+            log["task_error"] = errors[jnp.argmin(fitness)]
         return State(told, population, fitness, begin, restarts), log
+
+    def final_score(candidates: nnx.State, batch: Batch, key: jax.Array) -> jax.Array:
+        fitness = score(candidates, batch)
+        if task_score is not None:
+            keys = jax.random.split(key, FINAL_TASK_SETS)
+            errors = jax.lax.map(partial(task_score, candidates), keys)
+            fitness += config.task_weight * jnp.mean(errors, axis=0)
+        return jnp.where(jnp.isfinite(fitness), fitness, jnp.inf)
 
     def candidates(state: State) -> nnx.State:
         num_best = max(1, int(config.elite_ratio * config.population_size))
@@ -185,7 +218,18 @@ def make_evolution(config: PretrainConfig, *, shards: int = 1) -> Evolution:
             found.append(state.restarts.champions)
         return jax.tree.map(lambda *parts: jnp.concatenate(parts), *found)
 
-    return Evolution(strategy, graphdef, sample, observe, score, init, generation, candidates)
+    return Evolution(
+        strategy,
+        graphdef,
+        sample,
+        observe,
+        score,
+        task_score,
+        final_score,
+        init,
+        generation,
+        candidates,
+    )
 
 
 def make_run(config: PretrainConfig) -> Callable[[jax.Array], tuple[nnx.State, Log]]:

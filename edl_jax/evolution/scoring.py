@@ -17,8 +17,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from edl_jax.network import LossNetwork, fused_from_features
+from edl_jax.pairs import Mixture
 from edl_jax.ranking import margin_violation
 from edl_jax.ranking.severity import Margin
+from edl_jax.tasks import TaskConfig, draw_tasks, task_errors
 
 
 class Batch(NamedTuple):
@@ -79,15 +81,59 @@ def make_score(
                 num_opponents=num_opponents,
             )
 
-        # Whole blocks, filled up with copies: the same code scores every network, so the last bit
-        # of its fitness does not depend on how many devices share the population.
-        size = jax.tree.leaves(population)[0].shape[0]
-        whole_size = -(-size // networks_at_a_time) * networks_at_a_time
-        rows = jnp.minimum(jnp.arange(whole_size), size - 1)
-        whole = jax.tree.map(lambda x: x[rows], population)
-        return jax.lax.map(violation, whole, batch_size=networks_at_a_time)[:size]
+        return _in_blocks(violation, population, networks_at_a_time)
 
     return score
+
+
+def make_task_score(
+    graphdef: nnx.GraphDef, config: TaskConfig, *, mixture: Mixture, networks_at_a_time: int
+) -> Callable[[nnx.State, jax.Array], jax.Array]:
+    """`(population, key) -> errors`, `[population_size]`: of classifiers that networks trained.
+
+    The error is the mean over the tasks that the key draws, at the learning rate that suits the
+    network best. All networks meet the same tasks.
+    """
+
+    def task_score(population: nnx.State, key: jax.Array) -> jax.Array:
+        tasks = draw_tasks(key, config, mixture)
+
+        def error(solution: nnx.State) -> jax.Array:
+            of_rates = jnp.mean(task_errors(nnx.merge(graphdef, solution), tasks, config), axis=-1)
+            return jnp.min(of_rates)
+
+        return _in_blocks(error, population, networks_at_a_time)
+
+    return task_score
+
+
+def _in_blocks(
+    function: Callable[[nnx.State], jax.Array], population: nnx.State, networks_at_a_time: int
+) -> jax.Array:
+    """The function of every network, so many at a time: `[population_size]` float32.
+
+    The last bit of a fitness must not depend on how many devices share the population, so XLA must
+    compile a single block as it compiles several. Hence blocks are whole, filled up with copies; a
+    block more is laid out than is evaluated, or a single one would not be a slice; and the number
+    of blocks is hidden, or a loop over a single one would be taken apart.
+    """
+    size = jax.tree.leaves(population)[0].shape[0]
+    num_blocks = -(-size // networks_at_a_time)
+    rows = jnp.minimum(jnp.arange((num_blocks + 1) * networks_at_a_time), size - 1)
+    whole = jax.tree.map(lambda x: x[rows], population)
+
+    def of_block(index: jax.Array, found: jax.Array) -> jax.Array:
+        first = index * networks_at_a_time
+        block = jax.tree.map(
+            lambda x: jax.lax.dynamic_slice_in_dim(x, first, networks_at_a_time), whole
+        )
+        values = jax.vmap(function)(block)
+        return jax.lax.dynamic_update_slice_in_dim(found, values, first, 0)
+
+    is_nan = jnp.isnan(jax.tree.leaves(population)[0].reshape(-1)[0])
+    hidden = jnp.maximum(num_blocks, is_nan.astype(jnp.int32))  # num_blocks, whatever the networks
+    found = jax.lax.fori_loop(0, hidden, of_block, jnp.zeros(len(rows), jnp.float32))
+    return found[:size]
 
 
 def without_failures(population: nnx.State, fitness: jax.Array) -> tuple[nnx.State, jax.Array]:

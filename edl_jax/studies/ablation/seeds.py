@@ -127,7 +127,7 @@ def make_seed_runs(config: PretrainConfig, num_seeds: int) -> SeedRuns:
             key = run_keys(key)[2]
             batch = observe(key, held_out(key))
             state = jax.tree.map(lambda x, i=index: x[i], progress.state)
-            found.append(programs.winner(state, batch))
+            found.append(programs.winner(state, batch, key))
         return jax.tree.map(lambda *arrays: jnp.stack(arrays), *found)
 
     def measure(keys: jax.Array, networks: nnx.State) -> list[dict[str, float]]:
@@ -154,13 +154,14 @@ class _Programs(NamedTuple):
     Attributes:
       sample: of `Evolution`.
       observe: of `Evolution`.
-      winner: `(state, batch) -> network`, the candidate that is best on the pairs.
+      winner: `(state, batch, key) -> network`, the candidate that is best on the pairs, and on
+        tasks that the key draws where tasks have a weight.
       measured: `(network, pairs, batch)` to its objective, losses and logit gradients.
     """
 
     sample: Callable[[jax.Array], tuple[Pairs, ...]]
     observe: Callable[[jax.Array, tuple[Pairs, ...]], Batch]
-    winner: Callable[[State, Batch], nnx.State]
+    winner: Callable[[State, Batch, jax.Array], nnx.State]
     measured: Callable[..., tuple[jax.Array, jax.Array, GradientSample]]
 
 
@@ -169,10 +170,9 @@ def _programs(config: PretrainConfig) -> _Programs:
     evolution, severity = make_evolution(config), SEVERITIES[config.severity]
 
     @jax.jit
-    def winner(state: State, batch: Batch) -> nnx.State:
+    def winner(state: State, batch: Batch, key: jax.Array) -> nnx.State:
         candidates = evolution.candidates(state)
-        scores = evolution.score(candidates, batch)
-        best = jnp.argmin(jnp.where(jnp.isnan(scores), jnp.inf, scores))
+        best = jnp.argmin(evolution.final_score(candidates, batch, key))
         return jax.tree.map(lambda x: x[best], candidates)
 
     @jax.jit
