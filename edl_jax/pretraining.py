@@ -14,7 +14,7 @@ from flax import nnx
 from edl_jax.devices import device_mesh
 from edl_jax.errors import InputError
 from edl_jax.evolution import PretrainConfig, make_evolution, run_keys
-from edl_jax.evolution.engine import FINAL_TASK_SETS
+from edl_jax.evolution.engine import FINAL_DRAWS
 from edl_jax.evolution.loop import Row, evolve
 from edl_jax.evolution.monitor import make_monitor
 from edl_jax.evolution.scoring import Batch
@@ -180,6 +180,6 @@ def _measure_on_tasks(
         mine, reference = (task_errors(x, tasks, config.tasks) for x in (network, cross_entropy))
         return mine, reference
 
-    found = [errors(each) for each in jax.random.split(key, FINAL_TASK_SETS)]
+    found = [errors(each) for each in jax.random.split(key, FINAL_DRAWS)]
     mine, reference = (np.mean(column, axis=(0, 2)).min() for column in zip(*found, strict=True))
     return {"task_error": float(mine), "task_error_of_cross_entropy": float(reference)}

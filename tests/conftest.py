@@ -39,6 +39,7 @@ COMPILED_QUICKLY = {
     "test_resnet",
     "test_resume",
     "test_sharding",
+    "test_slope",
     "test_strategies",
     "test_studies",
     "test_tasks",

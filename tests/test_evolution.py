@@ -9,13 +9,14 @@ from flax import nnx
 from edl_jax import Mixture, PretrainConfig
 from edl_jax.devices import device_mesh, to_every_device
 from edl_jax.errors import ConfigError, EDLError
-from edl_jax.evolution import engine, make_evolution, make_run, run_keys
+from edl_jax.evolution import SlopeConfig, engine, make_evolution, make_run, run_keys
 from edl_jax.evolution.loop import evolve, make_chunk
 from edl_jax.evolution.monitor import make_monitor
 from edl_jax.evolution.scoring import make_score, without_failures
 from edl_jax.evolution.sharding import AXIS
 from edl_jax.pairs import REGIMES, log_probabilities
 from edl_jax.ranking import MARGINS, SEVERITIES, margin_violation, rank_metrics
+from edl_jax.tasks import TaskConfig
 
 TINY = PretrainConfig(
     hidden=(4,),
@@ -238,7 +239,18 @@ def test_evolution_begins_anew_where_it_stagnates_and_keeps_the_leaders():
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 @pytest.mark.parametrize(
-    "change", [{}, {"restart_after": 5, "strategy": "SNES"}, {"kernel": "pallas"}], ids=str
+    "change",
+    [
+        {},
+        {"restart_after": 5, "strategy": "SNES"},
+        {"kernel": "pallas"},
+        {
+            "slope": SlopeConfig(1.0, 1.0, 1.0, pairs=20),
+            "task_weight": 1.0,
+            "tasks": TaskConfig(num_tasks=2, train_examples=64, test_examples=64),
+        },
+    ],
+    ids=lambda change: " ".join(change) or "plain",
 )
 def test_every_compiled_function_lowers_for_accelerators(platform, change):
     config = dataclasses.replace(TINY, **change)

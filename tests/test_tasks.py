@@ -147,7 +147,9 @@ def test_fitness_is_the_violation_and_the_weighted_error():
     _, key_sample, key_observe, _, _ = jax.random.split(key, 5)
     batch = evolution.observe(key_observe, evolution.sample(key_sample))
     violation = evolution.score(state.population, batch)
-    found = jax.jit(evolution.task_score)(state.population, jax.random.fold_in(key, 5))
+    found = jax.jit(evolution.terms["task_error"].score)(
+        state.population, jax.random.fold_in(key, 5)
+    )
     np.testing.assert_allclose(state.fitness, violation + 2 * found, rtol=1e-4)
     assert log["task_error"] == found[jnp.argmin(state.fitness)]
     assert len(set(np.asarray(found).tolist())) > 3

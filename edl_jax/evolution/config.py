@@ -23,6 +23,33 @@ _ONLY_FOR = {
 
 
 @dataclasses.dataclass(frozen=True)
+class SlopeConfig:
+    """How much a loss's slope counts in its fitness (`edl_jax.ranking.slope`). Checked when made.
+
+    Raises:
+      ConfigError: naming the first field that cannot work, its value and what was expected.
+    """
+
+    descent: float = 0.0
+    """Weight of descent steps on the logits that raise the severity."""
+    norm: float = 0.0
+    """Weight of gradients more than twice as long, or as short, as cross-entropy's."""
+    convexity: float = 0.0
+    """Weight of negative curvature along the true class's logit."""
+    pairs: int = 512
+    """Further pairs of each generation, on which the slope is measured."""
+
+    def __post_init__(self) -> None:
+        for field in ("descent", "norm", "convexity"):
+            check_range(self, field, 0)
+        check_whole(self, "pairs", 1)
+
+    def weights(self) -> tuple[float, float, float]:
+        """The weights in the order of `SlopeViolations`."""
+        return self.descent, self.norm, self.convexity
+
+
+@dataclasses.dataclass(frozen=True)
 class PretrainConfig:
     """How a loss is evolved. Checked when made.
 
@@ -47,6 +74,8 @@ class PretrainConfig:
     difference, or constant."""
     num_opponents: int = 4
     """Comparisons that each pair takes part in as the first."""
+    slope: SlopeConfig = SlopeConfig()
+    """Weights of what is asked of the loss's slope beside the ranking objective; 0 unless given."""
     task_weight: float = 0.0
     """Weight of the error of small classifiers on synthetic tasks beside the ranking objective, of
     which 1 is what a constant loss scores; 0 for no tasks."""
@@ -130,6 +159,11 @@ class PretrainConfig:
         check_range(self, "std_final", 0, open_low=True)
         check_whole(self, "restart_after", 0)
         check_whole(self, "pairs_per_generation", 2 * len(self.class_counts))
+        if any(self.slope.weights()) and self.slope.pairs > self.pairs_per_generation:
+            raise ConfigError(
+                f"PretrainConfig.slope.pairs is {self.slope.pairs} with pairs_per_generation "
+                f"{self.pairs_per_generation}; expected no more."
+            )
         check_whole(self, "num_opponents", 1, self.pairs_per_generation - 1)
         check_whole(self, "generations", 1)
         check_whole(self, "generations_per_chunk", 1)

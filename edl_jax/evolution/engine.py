@@ -17,15 +17,16 @@ from edl_jax.errors import ConfigError
 from edl_jax.evolution import restarts as restarting
 from edl_jax.evolution.config import PretrainConfig
 from edl_jax.evolution.restarts import Restarts
-from edl_jax.evolution.scoring import Batch, make_score, make_task_score, without_failures
+from edl_jax.evolution.scoring import Batch, make_score, without_failures
 from edl_jax.evolution.search import make_search
 from edl_jax.evolution.sharding import my_share, of_all
+from edl_jax.evolution.terms import Term, make_terms
 from edl_jax.pairs import Pairs, log_probabilities, sample_pairs
 from edl_jax.ranking import MARGINS, SEVERITIES, apply_severity
 from edl_jax.strategy import build_strategy
 
 Log = dict[str, jax.Array]
-FINAL_TASK_SETS = 8  # the winner is chosen on so many sets of tasks, and measured on as many
+FINAL_DRAWS = 8  # of every term of the fitness, when the winner is chosen
 
 
 @struct.dataclass
@@ -56,11 +57,10 @@ class Evolution(NamedTuple):
       sample: `(key) -> (Pairs, ...)`, fresh pairs, one set for each class count.
       observe: `(key, pairs) -> Batch`, those pairs as the population sees them.
       score: `(population, batch) -> violation`, `[population_size]`, lower is better.
-      task_score: `(population, key) -> errors`, `[population_size]`, on tasks that the key draws;
-        None where tasks have no weight. A generation's fitness is the violation and the weighted
-        error together.
-      final_score: `(candidates, batch, key) -> fitness`, by which the winner is chosen: of one that
-        is not finite, infinity. The error is that on several sets of tasks.
+      terms: what else a generation's fitness holds, by name; mostly nothing. Fitness is the
+        violation and the weighted values of the terms together.
+      final_score: `(candidates, batch, key) -> fitness`, by which the winner is chosen: several
+        draws of every term are in it, and it is infinity where it is not finite.
       init: `(key) -> state`; its networks are not scored yet.
       generation: `(key, state) -> (state, log)`; `log` holds scalars.
       candidates: `(state) -> population`: the best of the last generation, best first, and then
@@ -72,7 +72,7 @@ class Evolution(NamedTuple):
     sample: Callable[[jax.Array], tuple[Pairs, ...]]
     observe: Callable[[jax.Array, tuple[Pairs, ...]], Batch]
     score: Callable[[nnx.State, Batch], jax.Array]
-    task_score: Callable[[nnx.State, jax.Array], jax.Array] | None
+    terms: dict[str, Term]
     final_score: Callable[[nnx.State, Batch, jax.Array], jax.Array]
     init: Callable[[jax.Array], State]
     generation: Callable[[jax.Array, State], tuple[State, Log]]
@@ -111,14 +111,6 @@ def make_evolution(config: PretrainConfig, *, shards: int = 1) -> Evolution:
         pairs_at_a_time=config.pairs_at_a_time,
         fused=config.kernel == "pallas",
     )
-    task_score = None
-    if config.task_weight:
-        task_score = make_task_score(
-            graphdef,
-            config.tasks,
-            mixture=config.mixture,
-            networks_at_a_time=config.networks_at_a_time,
-        )
 
     def sample(key: jax.Array) -> tuple[Pairs, ...]:
         each, extra = divmod(config.pairs_per_generation, len(config.class_counts))
@@ -152,6 +144,8 @@ def make_evolution(config: PretrainConfig, *, shards: int = 1) -> Evolution:
         order = jax.random.permutation(key, whole.severities.size)
         return jax.tree.map(lambda x: x[..., order], whole)
 
+    terms = make_terms(config, graphdef, sample)
+
     def init(key: jax.Array) -> State:
         strategy_state, population = search.begin(key)
         leader = jax.tree.map(lambda x: x[0], population)
@@ -174,12 +168,11 @@ def make_evolution(config: PretrainConfig, *, shards: int = 1) -> Evolution:
         # All networks, elites and children, meet the same pairs (common random numbers).
         batch = observe(key_observe, sample(key_sample))
         raw = barrier(of_all(score(my_share(population, shards), batch), shards))
-        errors = None
-        if task_score is not None:
-            key_tasks = jax.random.fold_in(key, 5)  # after the five that it was split into
-            errors = of_all(task_score(my_share(population, shards), key_tasks), shards)
-            errors = barrier(errors)
-            raw += config.task_weight * errors
+        values = {}
+        for index, (name, term) in enumerate(terms.items(), start=5):  # after the five keys above
+            found = term.score(my_share(population, shards), jax.random.fold_in(key, index))
+            values[name] = barrier(of_all(found, shards))
+            raw += term.weight * values[name]
         finite = jnp.isfinite(raw)
         population, fitness = without_failures(population, raw)
         told = search.tell(key_tell, population, fitness, asked, state.begin)
@@ -196,16 +189,15 @@ def make_evolution(config: PretrainConfig, *, shards: int = 1) -> Evolution:
             "failed": jnp.sum(~finite),
             "restarts": jnp.zeros((), jnp.int32) if restarts is None else restarts.count,
         }
-        if errors is not None:
-            log["task_error"] = errors[jnp.argmin(fitness)]
+        log |= {name: value[jnp.argmin(fitness)] for name, value in values.items()}
         return State(told, population, fitness, begin, restarts), log
 
     def final_score(candidates: nnx.State, batch: Batch, key: jax.Array) -> jax.Array:
         fitness = score(candidates, batch)
-        if task_score is not None:
-            keys = jax.random.split(key, FINAL_TASK_SETS)
-            errors = jax.lax.map(partial(task_score, candidates), keys)
-            fitness += config.task_weight * jnp.mean(errors, axis=0)
+        for index, term in enumerate(terms.values()):
+            keys = jax.random.split(jax.random.fold_in(key, index), FINAL_DRAWS)
+            values = jax.lax.map(partial(term.score, candidates), keys)
+            fitness += term.weight * jnp.mean(values, axis=0)
         return jnp.where(jnp.isfinite(fitness), fitness, jnp.inf)
 
     def candidates(state: State) -> nnx.State:
@@ -224,7 +216,7 @@ def make_evolution(config: PretrainConfig, *, shards: int = 1) -> Evolution:
         sample,
         observe,
         score,
-        task_score,
+        terms,
         final_score,
         init,
         generation,

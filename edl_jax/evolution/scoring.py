@@ -17,10 +17,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from edl_jax.network import LossNetwork, fused_from_features
-from edl_jax.pairs import Mixture
 from edl_jax.ranking import margin_violation
 from edl_jax.ranking.severity import Margin
-from edl_jax.tasks import TaskConfig, draw_tasks, task_errors
 
 
 class Batch(NamedTuple):
@@ -56,14 +54,14 @@ def make_score(
     def losses_of(solution: nnx.State, features: jax.Array) -> jax.Array:
         network = nnx.merge(graphdef, solution)
         if not fused:
-            return in_blocks(network, features)
+            return by_pairs(network, features)
         return jax.lax.platform_dependent(
             features,
-            cpu=partial(in_blocks, network),
+            cpu=partial(by_pairs, network),
             default=partial(fused_from_features, network),
         )
 
-    def in_blocks(network: LossNetwork, features: jax.Array) -> jax.Array:
+    def by_pairs(network: LossNetwork, features: jax.Array) -> jax.Array:
         num_features, num_pairs = features.shape
         if num_pairs <= pairs_at_a_time:
             return network.from_features(features)
@@ -81,33 +79,12 @@ def make_score(
                 num_opponents=num_opponents,
             )
 
-        return _in_blocks(violation, population, networks_at_a_time)
+        return in_blocks(violation, population, networks_at_a_time)
 
     return score
 
 
-def make_task_score(
-    graphdef: nnx.GraphDef, config: TaskConfig, *, mixture: Mixture, networks_at_a_time: int
-) -> Callable[[nnx.State, jax.Array], jax.Array]:
-    """`(population, key) -> errors`, `[population_size]`: of classifiers that networks trained.
-
-    The error is the mean over the tasks that the key draws, at the learning rate that suits the
-    network best. All networks meet the same tasks.
-    """
-
-    def task_score(population: nnx.State, key: jax.Array) -> jax.Array:
-        tasks = draw_tasks(key, config, mixture)
-
-        def error(solution: nnx.State) -> jax.Array:
-            of_rates = jnp.mean(task_errors(nnx.merge(graphdef, solution), tasks, config), axis=-1)
-            return jnp.min(of_rates)
-
-        return _in_blocks(error, population, networks_at_a_time)
-
-    return task_score
-
-
-def _in_blocks(
+def in_blocks(
     function: Callable[[nnx.State], jax.Array], population: nnx.State, networks_at_a_time: int
 ) -> jax.Array:
     """The function of every network, so many at a time: `[population_size]` float32.

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edl_jax.studies.ablation.config import AblateConfig
+from edl_jax.studies.ablation.downstream_results import METRICS
 from edl_jax.studies.ablation.effects import FINAL, Cells, settings_of
 from edl_jax.studies.results import compared_p
 from edl_jax.studies.statistics import LEVEL
@@ -156,25 +157,15 @@ def _of_downstream(
         return sentence + "; no metric varied with it."
     first = defined[0]
     best = max(defined, key=lambda row: abs(row["spearman"]))
-    sentence += (
-        f"; accuracy's rank correlation with the {_named(first)} is {_correlation(first)} (Spearman"
-        ", Holm-corrected p)"
-    )
+    sentence += f"; rank correlation of accuracy with the {_correlation(first)}"
     if best is not first:
-        sentence += f", and the strongest, with the {_named(best)}, is {_correlation(best)}"
+        sentence += f"; the strongest is that with the {_correlation(best)}"
     return sentence + "."
-
-
-def _named(row: Mapping[str, Any]) -> str:
-    """A metric for a sentence; behind its slash is a regime, or a range of `p_y`."""
-    name, _, where = row["metric"].replace("_", " ").partition("/")
-    if not where:
-        return name
-    return f"{name} where p_y is {where}" if where[0].isdigit() else f"{name} on {where} pairs"
 
 
 def _correlation(row: Mapping[str, Any]) -> str:
     return (
-        f"{row['spearman']:+.2f} (95 % interval {row['spearman_low']:+.2f} to "
-        f"{row['spearman_high']:+.2f}, p {compared_p(row['spearman_p_holm'])})"
+        f"{METRICS[row['metric']]}, {row['spearman']:+.2f} (Spearman, 95 % interval "
+        f"{row['spearman_low']:+.2f} to {row['spearman_high']:+.2f}, Holm-corrected p "
+        f"{compared_p(row['spearman_p_holm'])})"
     )

@@ -155,7 +155,7 @@ class _Programs(NamedTuple):
       sample: of `Evolution`.
       observe: of `Evolution`.
       winner: `(state, batch, key) -> network`, the candidate that is best on the pairs, and on
-        tasks that the key draws where tasks have a weight.
+        what the key draws for other terms of the fitness.
       measured: `(network, pairs, batch)` to its objective, losses and logit gradients.
     """
 

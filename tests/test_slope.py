@@ -1,0 +1,155 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from hypothesis import given, strategies as st
+
+from edl_jax import PretrainConfig, pretrain
+from edl_jax.errors import ConfigError
+from edl_jax.evolution import SlopeConfig, make_evolution
+from edl_jax.ranking import SEVERITIES, slope_violations
+from tests.test_evolution import TINY
+from tests.test_ranking import mean_absolute_error, some_pairs
+
+SURPRISAL = SEVERITIES["surprisal"]
+SLOPED = dataclasses.replace(TINY, slope=SlopeConfig(1.0, 2.0, 0.5, pairs=20), generations=2)
+
+cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels
+
+
+def measured(loss, pairs=None, severity=SURPRISAL):
+    found = slope_violations(loss, some_pairs() if pairs is None else pairs, severity)
+    return np.asarray(found, np.float64)
+
+
+def test_cross_entropy_violates_nothing():
+    np.testing.assert_allclose(measured(cross_entropy), 0, atol=1e-6)
+
+
+def test_a_loss_upside_down_violates_descent_and_convexity_wholly():
+    descent, norm, convexity = measured(lambda x, y: -cross_entropy(x, y))
+    assert descent == pytest.approx(1, abs=1e-5)
+    assert norm == pytest.approx(0, abs=1e-6)
+    assert convexity == pytest.approx(1, abs=1e-6)
+
+
+def test_mean_absolute_error_goes_down_but_is_flat_where_it_is_wrong_and_not_convex():
+    descent, norm, convexity = measured(mean_absolute_error)
+    assert descent == 0
+    assert norm > 0.3
+    assert 0.5 < convexity < 1
+
+
+def test_descent_is_of_the_severity_asked_for():
+    # Where a prediction is over-confident, cross-entropy goes down and smoothed surprisal up.
+    smoothed = SEVERITIES["smoothed_surprisal"]
+    assert measured(cross_entropy, severity=smoothed)[0] > 0.01
+    by_itself = measured(lambda x, y: smoothed(jax.nn.log_softmax(x), y), severity=smoothed)
+    assert by_itself[0] == 0
+
+
+@given(st.integers(-20, 20))
+def test_scale_does_not_matter(exponent):
+    def loss(logits, labels):
+        return 2.0**exponent * mean_absolute_error(logits, labels) ** 2
+
+    expected = measured(lambda x, y: mean_absolute_error(x, y) ** 2, some_pairs(200))
+    np.testing.assert_allclose(measured(loss, some_pairs(200)), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_against_finite_differences_in_float64():
+    """An own loss, whose gradient and curvature NumPy takes by differences."""
+    pairs = some_pairs(300, 3)
+    moderate = np.flatnonzero(np.asarray(pairs.probabilities).min(axis=-1) > 0.01)
+    pairs = jax.tree.map(lambda x: x[moderate], pairs)
+
+    def by_numpy(z, y):
+        p = np.exp(z - z.max())
+        p /= p.sum()
+        return np.sqrt(1.1 - p[y]) - 1.2 * p[(y + 1) % 3] ** 2
+
+    def loss(logits, labels):
+        p = jax.nn.softmax(logits)
+        own = jnp.take_along_axis(p, labels[:, None], axis=1)[:, 0]
+        next_one = jnp.take_along_axis(p, (labels[:, None] + 1) % 3, axis=1)[:, 0]
+        return jnp.sqrt(1.1 - own) - 1.2 * next_one**2
+
+    eye, step = np.eye(3), 1e-4
+    descents, norms, references, curvatures = [], [], [], []
+    for p, y in zip(np.asarray(pairs.probabilities, np.float64), pairs.labels, strict=True):
+        z = np.log(p)
+        gradient = np.asarray(
+            [(by_numpy(z + step * e, y) - by_numpy(z - step * e, y)) / (2 * step) for e in eye]
+        )
+        upwards = np.exp(z) / np.exp(z).sum() - eye[y]
+        lengths = np.linalg.norm(gradient) * np.linalg.norm(upwards)
+        descents.append(max(0, -gradient @ upwards / lengths))
+        norms.append(np.linalg.norm(gradient))
+        references.append(np.linalg.norm(upwards))
+        ends = by_numpy(z + step * eye[y], y) + by_numpy(z - step * eye[y], y)
+        curvatures.append((ends - 2 * by_numpy(z, y)) / step**2)
+    norms, references, curvatures = map(np.asarray, (norms, references, curvatures))
+    ratio = norms / norms.sum() * references.sum() / references
+    beyond = np.maximum(0, np.abs(np.log(ratio)) - np.log(2))
+    expected = [
+        np.mean(descents),
+        (references * beyond).sum() / references.sum(),
+        -curvatures[curvatures < 0].sum() / np.abs(curvatures).sum(),
+    ]
+    np.testing.assert_allclose(measured(loss, pairs), expected, rtol=2e-3, atol=1e-4)
+    assert min(expected) > 0.001  # none of them is checked on nothing
+
+
+@pytest.mark.parametrize("loss", [lambda x, y: 0.0 * x[:, 0], lambda x, y: 1e-30 * x[:, 0]])
+def test_a_flat_loss_has_finite_violations(loss):
+    assert np.isfinite(measured(loss)).all()
+
+
+def test_fitness_holds_the_weighted_slope_and_the_log_the_leaders():
+    evolution = make_evolution(SLOPED)
+    key = jax.random.key(1)
+    state, log = jax.jit(evolution.generation)(key, evolution.init(jax.random.key(0)))
+    _, key_sample, key_observe, _, _ = jax.random.split(key, 5)
+    batch = evolution.observe(key_observe, evolution.sample(key_sample))
+    violation = evolution.score(state.population, batch)
+    found, fresh = [], evolution.sample(jax.random.fold_in(key, 5))
+    of_counts = [jax.tree.map(lambda x: x[:10], pairs) for pairs in fresh]
+    for index in range(TINY.population_size):
+        network = nnx.merge(
+            evolution.graphdef, jax.tree.map(lambda x, i=index: x[i], state.population)
+        )
+        each = [
+            measured(lambda x, y, n=network: n(jax.nn.log_softmax(x), y), pairs)
+            for pairs in of_counts
+        ]
+        found.append(np.mean(each, axis=0) @ [1.0, 2.0, 0.5])
+    np.testing.assert_allclose(state.fitness, violation + np.asarray(found), rtol=1e-3)
+    assert log["slope_violation"] == pytest.approx(found[int(jnp.argmin(state.fitness))], rel=1e-3)
+
+
+def test_evolution_lowers_the_slope_it_is_asked_to_lower():
+    plain = dataclasses.replace(TINY, generations=20)
+    sloped = dataclasses.replace(plain, slope=SlopeConfig(descent=5.0, norm=5.0, pairs=60))
+    history = pretrain(sloped).history["slope_violation"]
+    assert history[-1] < 0.5 * history[0]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SlopeConfig(descent=-1.0), r"SlopeConfig\.descent is -1\.0"),
+        (lambda: SlopeConfig(norm=float("nan")), r"SlopeConfig\.norm is nan"),
+        (lambda: SlopeConfig(pairs=0), r"SlopeConfig\.pairs is 0"),
+        (
+            lambda: PretrainConfig(slope=SlopeConfig(descent=1.0), pairs_per_generation=100),
+            r"slope\.pairs is 512 with pairs_per_generation 100",
+        ),
+    ],
+)
+def test_config_refuses(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
