@@ -157,15 +157,15 @@ def _of_downstream(
         return sentence + "; no metric varied with it."
     first = defined[0]
     best = max(defined, key=lambda row: abs(row["spearman"]))
-    sentence += f"; rank correlation of accuracy with the {_correlation(first)}"
+    sentence += f"; accuracy's rank correlation with the {_correlation(first)}"
     if best is not first:
-        sentence += f"; the strongest is that with the {_correlation(best)}"
+        sentence += f", and that with the {_correlation(best)}, the strongest"
     return sentence + "."
 
 
 def _correlation(row: Mapping[str, Any]) -> str:
     return (
-        f"{METRICS[row['metric']]}, {row['spearman']:+.2f} (Spearman, 95 % interval "
+        f"{METRICS[row['metric']]} is {row['spearman']:+.2f} (Spearman, 95 % interval "
         f"{row['spearman_low']:+.2f} to {row['spearman_high']:+.2f}, Holm-corrected p "
         f"{compared_p(row['spearman_p_holm'])})"
     )
