@@ -67,6 +67,7 @@ class Trainings:
                 raise DivergedError("training diverged")
             value = self.accuracy(config, seed)
             rows.append({"epoch": epoch, "accuracy": value, "evaluated_on": "val"})
+            rows[-1] |= {"nll": 2 - value, "calibration_error": 0.05}
             report(rows[-1])
         measured = {"test_accuracy": value, "test_nll": 1 - value, "test_calibration_error": 0.03}
         if not test:
@@ -145,6 +146,23 @@ def test_every_loss_takes_its_own_rate_by_validation_images_alone(monkeypatch):
     said = result.results.finding
     assert "0.1 (the grid's edge) for cross_entropy; 0.2 for edl; 0.4 (the grid's edge)" in said
     assert "No test image was looked at" in " ".join(result.results.protocol)
+
+
+def test_on_the_validation_split_no_test_image_is_looked_at(monkeypatch):
+    trainings = Trainings(monkeypatch, figures=True)
+    result = compare(dataclasses.replace(TUNED, split="val"))
+    assert not any(test for _, _, test in trainings.ran)
+    row = row_of(result, "edl")
+    values = [planted(dataclasses.replace(TRAIN, loss="edl"), seed) for seed in range(3)]
+    assert row["accuracy_mean"] == pytest.approx(100 * np.mean(values))
+    assert row["nll_mean"] == pytest.approx(2 - np.mean(values))
+    assert row["calibration_error_mean"] == pytest.approx(5)
+    assert all(cell["test_accuracy"] is None for cell in result.cells)
+    assert "cross_entropy reaches a validation accuracy of" in result.results.finding
+    assert result.results.title.startswith("Validation accuracy by loss")
+    assert "no test image was looked at" in " ".join(result.results.protocol)
+    (axis,) = result.results.figures[0].drawn.axes
+    assert axis.get_xlabel().startswith("difference of validation accuracy")
 
 
 def test_figures_of_several_settings_and_a_loss_that_does_not_learn(monkeypatch):
@@ -319,6 +337,8 @@ def test_static_stands_for_the_baselines_without_parameters_and_margins():
         ({"learning_rates": (0.1, -0.1)}, r"learning_rate is -0\.1"),
         ({"learning_rates": (0.1, 0.2), "train": DIGITS}, r"expected train\.val_examples"),
         ({"tuning_seeds": 0}, "tuning_seeds is 0"),
+        ({"split": "train"}, "split is 'train'; expected one of test, val"),
+        ({"split": "val", "train": DIGITS}, "split is 'val' without validation images"),
     ],
 )
 def test_config_refuses(change, message):

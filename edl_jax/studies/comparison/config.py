@@ -2,15 +2,16 @@
 
 import dataclasses
 import itertools
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from edl_jax.baselines import LOSSES, MARGIN_LOSSES
 from edl_jax.errors import ConfigError
 from edl_jax.training import TrainConfig
 from edl_jax.training.losses import check_loss_name
-from edl_jax.validation import MAX_SEED, check_different, check_whole
+from edl_jax.validation import MAX_SEED, check_choice, check_different, check_whole
 
 STATIC = "static"
+SPLITS = {"test": "test", "val": "validation"}  # by what a sentence calls them
 
 
 class Setting(NamedTuple):
@@ -55,6 +56,9 @@ class CompareConfig:
     setting anew (needs train.val_examples); none: train.learning_rate for all."""
     tuning_seeds: int = 1
     """Trainings at each of `learning_rates`, with the seeds that follow those of the comparison."""
+    split: Literal["test", "val"] = "test"
+    """Images that losses are compared on: test; or val, to choose among losses without a look at the
+    test images (needs train.val_examples)."""
     train: TrainConfig = TrainConfig()
     """Settings of every training; what is compared replaces its own."""
 
@@ -71,6 +75,12 @@ class CompareConfig:
             raise ConfigError(
                 f"CompareConfig.learning_rates is {self.learning_rates}; expected two or more to "
                 "choose from, or none and this one as train.learning_rate."
+            )
+        check_choice(self, "split", SPLITS)
+        if self.split == "val" and not self.train.val_examples:
+            raise ConfigError(
+                "CompareConfig.split is 'val' without validation images to compare on; expected "
+                "train.val_examples of more than 0."
             )
         if self.learning_rates and not self.train.val_examples:
             raise ConfigError(

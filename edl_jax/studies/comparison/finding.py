@@ -10,13 +10,16 @@ from edl_jax.studies.statistics import FEW_SEEDS, LEVEL
 Row = Mapping[str, Any]
 
 
-def finding(rows: Sequence[Row], rates: Sequence[Row], labels: Mapping[str, str]) -> str:
+def finding(
+    rows: Sequence[Row], rates: Sequence[Row], labels: Mapping[str, str], split: str = "test"
+) -> str:
     """What differs from the first loss and what cannot be told apart from it, in each setting.
 
     Args:
       rows: of the comparison's table.
       rates: of the tuning's table; empty without tuning.
       labels: short names of the losses.
+      split: what the images that losses are compared on are called.
     """
     groups = by_setting(rows)
     num_tests = sum(not is_absent(row["p_t"]) for row in rows)
@@ -24,18 +27,23 @@ def finding(rows: Sequence[Row], rates: Sequence[Row], labels: Mapping[str, str]
     parts = []
     for setting, group in groups.items():
         text = " ".join(
-            [*_of_setting(group, labels, num_tests), *_of_rates(tuned.get(setting, []), labels)]
+            [
+                *_of_setting(group, labels, num_tests, split),
+                *_of_rates(tuned.get(setting, []), labels),
+            ]
         )
         parts.append(f"{setting}: {text}" if len(groups) > 1 else text)
     return " ".join(parts)
 
 
-def _of_setting(group: Sequence[Row], labels: Mapping[str, str], num_tests: int) -> list[str]:
+def _of_setting(
+    group: Sequence[Row], labels: Mapping[str, str], num_tests: int, split: str
+) -> list[str]:
     baseline, *others = group
     name = labels[baseline["loss"]]
     seeds = f"{baseline['n']} seed{'s' if baseline['n'] > 1 else ''}"
     sentences = [
-        f"Over {seeds}, {name} reaches a test accuracy of {baseline['accuracy_mean']:.2f} %."
+        f"Over {seeds}, {name} reaches a {split} accuracy of {baseline['accuracy_mean']:.2f} %."
     ]
     if 1 < baseline["n"] < FEW_SEEDS:
         sentences.append("So few seeds make the bootstrap intervals too narrow: read the tests.")

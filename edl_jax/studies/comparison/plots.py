@@ -53,12 +53,13 @@ def plot_accuracy(cells: Sequence[Row]) -> Any:
     return figure
 
 
-def plot_differences(cells: Sequence[Row], rows: Sequence[Row]) -> Any:
-    """Differences of test accuracy to the first loss: each seed's, their mean and its interval.
+def plot_differences(cells: Sequence[Row], rows: Sequence[Row], split: str = "test") -> Any:
+    """Differences of accuracy to the first loss: each seed's, their mean and its interval.
 
     Args:
       cells: `CompareResult.cells`.
       rows: `CompareResult.rows`.
+      split: what the images that losses are compared on are called.
 
     Returns:
       A `matplotlib.figure.Figure`, a panel for each setting.
@@ -73,7 +74,7 @@ def plot_differences(cells: Sequence[Row], rows: Sequence[Row]) -> Any:
     for axis, (setting, (_, *others)) in zip(axes, groups.items(), strict=True):
         values = percent_by_loss(found[setting])
         reach = [np.abs(values[row["loss"]] - values[names[0]]).max() for row in others]
-        label = f"difference of test accuracy\nto {labels[names[0]]}, points"
+        label = f"difference of {split} accuracy\nto {labels[names[0]]}, points"
         # A loss that does not learn would hide the differences of the others.
         if max(reach) > 10 * max(1, min(reach)):
             axis.set_xscale("symlog", linthresh=1)

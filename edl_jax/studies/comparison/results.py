@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edl_jax.studies.comparison.config import CompareConfig, Setting
+from edl_jax.studies.comparison.config import SPLITS, CompareConfig, Setting
 from edl_jax.studies.comparison.finding import finding
 from edl_jax.studies.comparison.plots import (
     FEW,
@@ -45,8 +45,9 @@ def comparison_results(
       tuned: cells of the tuning, by setting, loss, learning rate and seed; empty without.
     """
     rows, rates = comparison_rows(compared), tuning_rows(tuned)
-    labels = labels_of(config.loss_names())
-    tables = [Table("comparison", _title(data), rows, _columns(rows, labels, tuned=bool(tuned)))]
+    labels, split = labels_of(config.loss_names()), SPLITS[config.split]
+    title = _title(data, split)
+    tables = [Table("comparison", title, rows, _columns(rows, labels, tuned=bool(tuned)))]
     figures = [
         Figure(
             "accuracy",
@@ -57,10 +58,10 @@ def comparison_results(
     ]
     if len(labels) > 1:
         caption = (
-            f"Differences of test accuracy to {labels[config.loss_names()[0]]}: a circle for each "
-            "seed, a diamond for their mean, a bar for its 95 % bootstrap interval."
+            f"Differences of {split} accuracy to {labels[config.loss_names()[0]]}: a circle for "
+            "each seed, a diamond for their mean, a bar for its 95 % bootstrap interval."
         )
-        figures.insert(0, Figure("differences", caption, plot_differences(compared, rows)))
+        figures.insert(0, Figure("differences", caption, plot_differences(compared, rows, split)))
     if rates:
         columns = [
             *_setting_columns(rates),
@@ -79,8 +80,8 @@ def comparison_results(
         figures.append(Figure("learning_rates", caption, plot_learning_rates(rates)))
     return StudyResults(
         "compare",
-        _title(data),
-        finding(rows, rates, labels),
+        title,
+        finding(rows, rates, labels, split),
         protocol(config, data, rows),
         tables,
         figures,
@@ -123,6 +124,11 @@ def protocol(
         f"{train.warmup_epochs:g} epochs and cosine decay; metrics after the last epoch, never the "
         "best epoch's."
     )
+    if config.split == "val":
+        sentences.append(
+            "Losses are compared on the validation images, to choose among them: no test image was "
+            "looked at."
+        )
     seeds = config.seeds()
     sentences.append(
         f"Seeds {seeds[0]} to {seeds[-1]} of initial weights, data order and augmentation, the "
@@ -160,10 +166,10 @@ def protocol(
     return sentences
 
 
-def _title(data: Mapping[Setting, Dataset]) -> str:
+def _title(data: Mapping[Setting, Dataset], split: str) -> str:
     if len(data) == 1:
-        return f"Test accuracy by loss: {next(iter(data))}"
-    return f"Test accuracy by loss in {len(data)} settings"
+        return f"{split.capitalize()} accuracy by loss: {next(iter(data))}"
+    return f"{split.capitalize()} accuracy by loss in {len(data)} settings"
 
 
 def _columns(rows: Sequence[Row], labels: Mapping[str, str], *, tuned: bool) -> list[Column]:

@@ -28,8 +28,9 @@ def comparison_rows(cells: Sequence[Row]) -> list[dict[str, Any]]:
         for name in names:
             mine = [cell for cell in group if cell["loss"] == name]
             sound = [cell for cell in mine if not cell["diverged"]]
-            nll = np.asarray([cell["test_nll"] for cell in sound], float)
-            error = 100 * np.asarray([cell["test_calibration_error"] for cell in sound], float)
+            nll = np.asarray([_measured(cell, "nll") for cell in sound], float)
+            errors = [_measured(cell, "calibration_error") for cell in sound]
+            error = 100 * np.asarray(errors, float)
             paired = _nothing()
             if name != names[0]:
                 paired = compare_paired(accuracies[name], accuracies[names[0]])
@@ -100,16 +101,22 @@ def by_setting(rows: Sequence[Row]) -> dict[Setting, list[Row]]:
 
 
 def percent_by_loss(cells: Sequence[Row]) -> dict[str, np.ndarray]:
-    """Test accuracies, %, of each loss, `[n]` in the order of the cells; guessing if diverged."""
+    """Accuracies, %, of each loss, `[n]` in the order of the cells; guessing if diverged."""
     values: dict[str, list[float]] = {}
     for cell in cells:
-        accuracy = cell["chance"] if cell["diverged"] else cell["test_accuracy"]
+        accuracy = cell["chance"] if cell["diverged"] else _measured(cell, "accuracy")
         values.setdefault(cell["loss"], []).append(100 * accuracy)
     return {name: np.asarray(found) for name, found in values.items()}
 
 
 def _val_accuracy(cell: Row) -> float:
     return cell["chance"] if cell["diverged"] else cell["epochs"][-1]["accuracy"]
+
+
+def _measured(cell: Row, name: str) -> float:
+    """A metric on what losses are compared on: the last epoch's where no test image was used."""
+    has_test = cell["test_accuracy"] is not None
+    return cell[f"test_{name}"] if has_test else cell["epochs"][-1][name]
 
 
 def _describe_measured(values: np.ndarray) -> Sample:

@@ -51,6 +51,8 @@ def train_all(
     make: Callable[[Work], Trainer],
     keep: Callable[[list[Cell]], None],
     advance: Callable[[], Any],
+    *,
+    test: bool = True,
 ) -> None:
     """Train from every seed of every loss: side by side on the CPU, else all seeds in one program.
 
@@ -59,8 +61,9 @@ def train_all(
       make: makes the trainer of a work, whatever its seed.
       keep: called with cells as trainings end. A cell has the fields of its `Work`, `diverged`
         (None, or what was said about it), `test_accuracy`, `test_nll`, `test_calibration_error`
-        (None if it diverged, or in tuning), and `epochs`, the rows of its history.
+        (None if it diverged, in tuning, and without `test`), and `epochs`, the rows of its history.
       advance: called after every epoch of every training.
+      test: whether the test images are looked at in the comparison.
 
     Raises:
       EDLError: as a trainer, but not if a training diverges.
@@ -78,7 +81,7 @@ def train_all(
 
     def run(group: Sequence[Work]) -> None:
         program = _program(group)
-        found = _train(trainers[program], group, report)
+        found = _train(trainers[program], group, report, test and group[0].phase == COMPARISON)
         with lock:
             keep(found)  # here: what has ended is kept even if another training fails meanwhile
             left[program] -= 1
@@ -97,7 +100,9 @@ def train_all(
             raise
 
 
-def _train(train: Trainer, group: Sequence[Work], report: Callable[[Row], None]) -> list[Cell]:
+def _train(
+    train: Trainer, group: Sequence[Work], report: Callable[[Row], None], test: bool
+) -> list[Cell]:
     """Cells of trainings that differ in their seeds alone."""
     rows = []
 
@@ -105,15 +110,14 @@ def _train(train: Trainer, group: Sequence[Work], report: Callable[[Row], None])
         rows.append(row)
         report(row)
 
-    is_test = group[0].phase == COMPARISON
     try:
-        results = train([work.seed for work in group], report=note, test=is_test)
+        results = train([work.seed for work in group], report=note, test=test)
     except DivergedError as error:
         if len(group) > 1:  # one ended all: alone, the others go on
-            return [cell for work in group for cell in _train(train, [work], report)]
+            return [cell for work in group for cell in _train(train, [work], report, test)]
         return [_cell(group[0], rows, diverged=str(error))]
     return [
-        _cell(work, result.history, result if is_test else None)
+        _cell(work, result.history, result if test else None)
         for work, result in zip(group, results, strict=True)
     ]
 

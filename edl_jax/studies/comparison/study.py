@@ -129,7 +129,8 @@ def compare(
             folder.append_rows(cells[-len(new) :], CELLS)
 
     def run(works: list[Work]) -> list[Cell]:
-        train_all([work for work in works if work not in finished], make, keep, bar.update)
+        missing = [work for work in works if work not in finished]
+        train_all(missing, make, keep, bar.update, test=config.split == "test")
         kept = {work_of(cell): cell for cell in cells}
         return [kept[work] for work in works]
 
