@@ -42,7 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     from edl_jax.cli import main as run
 
-    status = run(argv)
+    try:
+        try:
+            status = run(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # a reader such as `head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
     if status and processes.several:
         # An ordinary exit would wait for processes that are gone, or wait for this one.
         sys.stdout.flush()

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import importlib.util
-import os
 import shutil
 import sys
 import textwrap
@@ -229,12 +228,9 @@ def _losses(argv: Sequence[str]) -> int:
         width, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False
     )
     wrap.break_long_words = False  # a link that is cut is none
-    try:
-        for name, summary, reference in list_losses():
-            print("\n".join([name, *wrap.wrap(summary), *wrap.wrap(reference)]), end="\n\n")
-        print("Or the path of a loss file: *.safetensors, as `edl pretrain` writes.", flush=True)
-    except BrokenPipeError:  # a reader such as `head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for name, summary, reference in list_losses():
+        print("\n".join([name, *wrap.wrap(summary), *wrap.wrap(reference)]), end="\n\n")
+    print("Or the path of a loss file: *.safetensors, as `edl pretrain` writes.")
     return 0
 
 

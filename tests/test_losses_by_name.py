@@ -113,8 +113,12 @@ def test_edl_losses_lists_them_all(capsys, monkeypatch):
     assert "  losses  " in capsys.readouterr().out
 
 
-def test_edl_losses_through_a_pipe():
-    command = f"{sys.executable} -m edl_jax losses | head -n 3"
+@pytest.mark.parametrize(
+    ("arguments", "start"),
+    [("losses", "cross_entropy\n    Cross-entropy"), ("train --help", "usage: edl train")],
+)
+def test_a_reader_may_close_the_pipe(arguments, start):
+    command = f"{sys.executable} -m edl_jax {arguments} | head -n 3"
     result = subprocess.run(command, shell=True, capture_output=True, text=True)
-    assert result.stdout.startswith("cross_entropy\n    Cross-entropy")
+    assert result.stdout.startswith(start)
     assert result.stderr == ""

@@ -57,8 +57,8 @@ class CompareConfig:
     tuning_seeds: int = 1
     """Trainings at each of `learning_rates`, with the seeds that follow those of the comparison."""
     split: Literal["test", "val"] = "test"
-    """Images that losses are compared on: test; or val, to choose among losses without a look at the
-    test images (needs train.val_examples)."""
+    """Images that losses are compared on: test; or val (which needs train.val_examples), to choose
+    among losses without a look at the test images."""
     train: TrainConfig = TrainConfig()
     """Settings of every training; what is compared replaces its own."""
 
