@@ -1,8 +1,8 @@
 """Severity x selection x population size, chaotic and Gaussian mutation, 10 seeds.
 
 Command:  edl ablate --config configs/ablate_selection.py --run-dir runs/selection
-Time:     not measured yet; 24 cells, a third of which have four times the default population.
-Result:   a table, figures and a paragraph in runs/selection/README.md.
+Time:     see results/README.md; 24 cells, a third of which have four times the default population.
+Result:   see results/ablate_selection/.
 """
 
 import dataclasses
