@@ -2,8 +2,8 @@
 
 Command:  edl transfer --config configs/transfer_cifar10_subset.py --run-dir runs/transfer_subset \
               --train.data-dir DIR
-Time:     see results/README.md.
-Result:   see results/transfer_cifar10_subset/.
+Time:     not measured yet.
+Result:   not measured yet.
 """
 
 from edl_jax import TrainConfig

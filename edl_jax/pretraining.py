@@ -171,8 +171,7 @@ def _measure_on_tasks(
     """Error on fresh tasks beside cross-entropy's, each at its own best learning rate."""
     network = loss.network()
 
-    def cross_entropy(log_probabilities: jax.Array, labels: jax.Array) -> jax.Array:
-        return -jnp.take_along_axis(log_probabilities, labels[..., None], axis=-1)[..., 0]
+    cross_entropy = SEVERITIES["surprisal"]
 
     @jax.jit
     def errors(key: jax.Array) -> tuple[jax.Array, jax.Array]:

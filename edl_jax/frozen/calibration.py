@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 
 from edl_jax.errors import InputError
 from edl_jax.frozen.evolved_loss import EvolvedLoss
-from edl_jax.pairs import Pairs, log_probabilities
+from edl_jax.pairs import Pairs
+from edl_jax.ranking import gradient_norms
 
 
 def calibrated(loss: EvolvedLoss, pairs_sets: Sequence[Pairs]) -> EvolvedLoss:
@@ -26,11 +26,8 @@ def calibrated(loss: EvolvedLoss, pairs_sets: Sequence[Pairs]) -> EvolvedLoss:
 
     @jax.jit
     def norms(loss: EvolvedLoss, pairs: Pairs) -> tuple[jax.Array, jax.Array]:
-        logits = log_probabilities(pairs.probabilities)
-        gradient = jax.grad(lambda x: loss(x, pairs.labels).sum())(logits)
-        one_hot = jax.nn.one_hot(pairs.labels, logits.shape[-1])
-        reference = pairs.probabilities - one_hot
-        return tuple(jnp.linalg.norm(x, axis=-1).sum() for x in (gradient, reference))
+        own, reference = gradient_norms(loss, pairs)
+        return own.sum(), reference.sum()
 
     totals = [norms(loss, pairs) for pairs in pairs_sets]
     own, reference = (float(sum(column)) for column in zip(*totals, strict=True))

@@ -1,6 +1,11 @@
 """Stage 3: the semantics-free ranking-consistency objective and its metrics (design 1.3)."""
 
-from edl_jax.ranking.gradient import GradientSample, gradient_metrics, logit_gradients
+from edl_jax.ranking.gradient import (
+    GradientSample,
+    gradient_metrics,
+    gradient_norms,
+    logit_gradients,
+)
 from edl_jax.ranking.metrics import rank_metrics
 from edl_jax.ranking.objective import margin_violation
 from edl_jax.ranking.severity import MARGINS, SEVERITIES, apply_severity
@@ -13,6 +18,7 @@ __all__ = [
     "SlopeViolations",
     "apply_severity",
     "gradient_metrics",
+    "gradient_norms",
     "logit_gradients",
     "margin_violation",
     "rank_metrics",

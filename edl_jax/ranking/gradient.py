@@ -31,6 +31,22 @@ class GradientSample(NamedTuple):
     regimes: jax.Array
 
 
+def gradient_norms(logit_loss: LogitLoss, pairs: Pairs) -> tuple[jax.Array, jax.Array]:
+    """Norms of a loss's logit gradient and of cross-entropy's, `|p - onehot(y)|`.
+
+    Args:
+      logit_loss: as of `logit_gradients`.
+      pairs: the pairs to measure on.
+
+    Returns:
+      `[num_pairs]` each.
+    """
+    logits = log_probabilities(pairs.probabilities)
+    gradient = jax.grad(lambda x: logit_loss(x, pairs.labels).sum())(logits)
+    reference = pairs.probabilities - jax.nn.one_hot(pairs.labels, logits.shape[-1])
+    return jnp.linalg.norm(gradient, axis=-1), jnp.linalg.norm(reference, axis=-1)
+
+
 def logit_gradients(logit_loss: LogitLoss, pairs: Pairs, severity: Severity) -> GradientSample:
     """Measure a loss's gradient with respect to the logits, pair by pair.
 

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from edl_jax.pairs import Mixture, Pairs, log_probabilities, sample_pairs
+from edl_jax.pairs import Mixture, Pairs, sample_pairs
+from edl_jax.ranking import gradient_norms
 from edl_jax.tasks.config import TaskConfig
 from edl_jax.tasks.problems import Problem, draw_problem
 
@@ -63,10 +64,15 @@ def task_errors(loss: PairLoss, tasks: Tasks, config: TaskConfig) -> jax.Array:
       The share of held-out examples that is classified wrongly, `[num_rates, num_tasks]`. A
       classifier that diverges is one that guesses.
     """
-    scale = _scale(loss, tasks.pairs)
+
+    def on_logits(logits: jax.Array, labels: jax.Array) -> jax.Array:
+        return loss(jax.nn.log_softmax(logits), labels)
+
+    own, reference = (jnp.sum(norms) for norms in gradient_norms(on_logits, tasks.pairs))
+    scale = reference / jnp.maximum(own, jnp.finfo(own.dtype).tiny)
 
     def scaled(logits: jax.Array, labels: jax.Array) -> jax.Array:
-        return scale * loss(jax.nn.log_softmax(logits), labels)
+        return scale * on_logits(logits, labels)
 
     def error(rate: jax.Array, problem: Problem, weights: Any, batches: jax.Array) -> jax.Array:
         weights = _learned(scaled, rate, problem, weights, batches)
@@ -121,11 +127,3 @@ def _logits(weights: Any, inputs: jax.Array) -> jax.Array:
     hidden = inputs @ weights["hidden"]
     hidden = jax.nn.standardize(hidden, axis=0) * weights["scale"] + weights["shift"]
     return jax.nn.relu(hidden) @ weights["head"] + weights["bias"]
-
-
-def _scale(loss: PairLoss, pairs: Pairs) -> jax.Array:
-    logits = log_probabilities(pairs.probabilities)
-    found = jax.grad(lambda x: jnp.sum(loss(jax.nn.log_softmax(x), pairs.labels)))(logits)
-    reference = pairs.probabilities - jax.nn.one_hot(pairs.labels, logits.shape[-1])
-    own, of_cross_entropy = (jnp.sum(jnp.linalg.norm(x, axis=-1)) for x in (found, reference))
-    return of_cross_entropy / jnp.maximum(own, jnp.finfo(own.dtype).tiny)
