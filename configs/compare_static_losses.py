@@ -18,7 +18,7 @@ def get_config() -> CompareConfig:
     return CompareConfig(
         losses=("cross_entropy", "edl", "static"),
         num_seeds=5,
-        learning_rates=(0.1, 0.2, 0.4, 0.8),
+        learning_rates=(0.2, 0.4, 0.8, 1.6),
         tuning_seeds=1,
         train=TrainConfig(dataset="cifar10", train_examples=10_000, val_examples=2_000, epochs=6),
     )
