@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: .venv/demo.stamp ## evolve a loss and train with it; DATA_DIR=DIR for a prepared CIFAR-10
 	$(BIN)/edl demo $(if $(DATA_DIR),--data-dir "$(DATA_DIR)") $(ARGS)
@@ -15,6 +15,9 @@ lint: .venv/dev.stamp ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+docs: .venv/dev.stamp ## the documentation, as a site in build/docs
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs . build/docs
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

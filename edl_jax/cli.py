@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import importlib.util
-import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -31,13 +30,11 @@ from edl_jax.studies import (
 )
 from edl_jax.studies.figures import check_matplotlib, save
 from edl_jax.studies.plots import plot_evolution, plot_loss
-from edl_jax.studies.report import write_report
+from edl_jax.tools import EXIT_REFUSED, TOOLS, run_tool
 from edl_jax.training import TrainConfig, train
-from edl_jax.training.losses import list_losses
 
 Config = TypeVar("Config")
 
-EXIT_REFUSED = 2
 EXIT_PREEMPTED = 75  # sysexits' EX_TEMPFAIL: the same command, given again, goes on
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell says it
 
@@ -67,10 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       Ctrl-C, after which a run goes on from what was saved before.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv[:1] == ["losses"]:
-        return _losses(argv[1:])
-    if argv[:1] == ["report"]:
-        return _report(argv[1:])
+    if argv and argv[0] in TOOLS:
+        return run_tool(argv[0], argv[1:])
     if not argv or argv[0] not in _COMMANDS:
         return _usage(argv)
     name, *rest = argv
@@ -214,49 +209,6 @@ _COMMANDS: dict[str, tuple[type, Any, str]] = {
 }
 
 
-_LOSSES_SUMMARY = "List the losses that --loss and --losses take, with their references."
-
-
-def _losses(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="edl losses", description=_LOSSES_SUMMARY)
-    try:
-        parser.parse_args(argv)
-    except SystemExit as stop:
-        return EXIT_REFUSED if stop.code else 0
-    width = shutil.get_terminal_size().columns  # 80 where the output is no terminal
-    wrap = textwrap.TextWrapper(
-        width, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False
-    )
-    wrap.break_long_words = False  # a link that is cut is none
-    for name, summary, reference in list_losses():
-        print("\n".join([name, *wrap.wrap(summary), *wrap.wrap(reference)]), end="\n\n")
-    print("Or the path of a loss file: *.safetensors, as `edl pretrain` writes.")
-    return 0
-
-
-_REPORT_SUMMARY = "Gather run folders into one HTML page."
-
-
-def _report(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="edl report", description=_REPORT_SUMMARY)
-    parser.add_argument(
-        "runs", nargs="+", type=Path, help="folders of finished studies, trainings or pretrainings"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("report.html"), help="the page (default: report.html)"
-    )
-    try:
-        arguments = parser.parse_args(argv)
-        write_report(arguments.runs, arguments.out)
-    except SystemExit as stop:
-        return EXIT_REFUSED if stop.code else 0
-    except EDLError as error:
-        print(f"edl report: {error}", file=sys.stderr)
-        return EXIT_REFUSED
-    print(f"The report is in {arguments.out}")
-    return 0
-
-
 def _usage(argv: Sequence[str]) -> int:
     asked_for_help = argv[:1] in (["-h"], ["--help"])
     stream = sys.stdout if asked_for_help or not argv else sys.stderr
@@ -265,8 +217,7 @@ def _usage(argv: Sequence[str]) -> int:
     print(
         "usage: edl COMMAND [ARGUMENTS]; edl COMMAND --help explains each argument\n", file=stream
     )
-    for name, (_, _, summary) in _COMMANDS.items():
+    summaries = {name: summary for name, (*_, summary) in [*_COMMANDS.items(), *TOOLS.items()]}
+    for name, summary in summaries.items():
         print(f"  {name:10} {summary}", file=stream)
-    print(f"  {'report':10} {_REPORT_SUMMARY}", file=stream)
-    print(f"  {'losses':10} {_LOSSES_SUMMARY}", file=stream)
     return 0 if asked_for_help else EXIT_REFUSED

@@ -55,7 +55,7 @@ _LONGEST = [
     "test_mutations",
     "test_pretraining",
     "test_processes",
-    "test_readme",
+    "test_documentation",
     "test_strategies",
     "test_resume",
     "test_benchmarks",

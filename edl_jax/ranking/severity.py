@@ -3,7 +3,7 @@
 The paper asks for a ranking by severity; which severity it used is not known, so these are ours.
 A severity maps log-probabilities `[..., num_classes]` and labels `[...]` to `[...]`, larger being
 worse. A margin maps the severities of the worse and the better pair, elementwise, to the least
-difference that their losses must have. Both are traced by JAX. A user's own, from any script:
+difference that their losses must have. Both are traced by JAX. A user's own, from any script::
 
     @SEVERITIES.register("error")
     def error(log_probabilities, labels):

@@ -32,7 +32,7 @@ class InspectConfig:
     """
 
     loss: tyro.conf.Positional[str] = "edl"
-    """The loss: a name that `edl losses` lists, or a loss file (*.safetensors)."""
+    """The loss: a name that `edl losses` lists, or a loss file (.safetensors)."""
 
     def __post_init__(self) -> None:
         check_loss_name(self.loss)

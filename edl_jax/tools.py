@@ -1,0 +1,78 @@
+"""The small commands, which need no configuration and no run folder: losses, report, export."""
+
+import argparse
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from edl_jax.errors import ConfigError, EDLError
+from edl_jax.frozen import EvolvedLoss
+from edl_jax.frozen.export import export_loss
+from edl_jax.studies.report import write_report
+from edl_jax.training.losses import list_losses, resolve_loss
+
+EXIT_REFUSED = 2
+
+
+def run_tool(name: str, argv: Sequence[str]) -> int:
+    """Run one of `TOOLS` with its arguments; returns the exit status, 0 or `EXIT_REFUSED`."""
+    tool, summary = TOOLS[name]
+    try:
+        tool(argparse.ArgumentParser(prog=f"edl {name}", description=summary), argv)
+    except SystemExit as stop:
+        return EXIT_REFUSED if stop.code else 0
+    except EDLError as error:
+        print(f"edl {name}: {error}", file=sys.stderr)
+        return EXIT_REFUSED
+    return 0
+
+
+def _losses(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    parser.parse_args(argv)
+    width = shutil.get_terminal_size().columns  # 80 where the output is no terminal
+    wrap = textwrap.TextWrapper(
+        width, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False
+    )
+    wrap.break_long_words = False  # a link that is cut is none
+    for name, summary, reference in list_losses():
+        print("\n".join([name, *wrap.wrap(summary), *wrap.wrap(reference)]), end="\n\n")
+    print("Or the path of a loss file: *.safetensors, as `edl pretrain` writes.")
+
+
+def _report(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    parser.add_argument(
+        "runs", nargs="+", type=Path, help="folders of finished studies, trainings or pretrainings"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("report.html"), help="the page (default: report.html)"
+    )
+    arguments = parser.parse_args(argv)
+    write_report(arguments.runs, arguments.out)
+    print(f"The report is in {arguments.out}")
+
+
+def _export(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    parser.add_argument("loss", help="an evolved loss: edl, or a loss file (*.safetensors)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("exported"), help="the folder (default: exported)"
+    )
+    arguments = parser.parse_args(argv)
+    loss = resolve_loss(arguments.loss)
+    if not isinstance(loss, EvolvedLoss):
+        raise ConfigError(
+            f"{arguments.loss!r} is no evolved loss; expected edl, or a loss file (*.safetensors)."
+        )
+    try:
+        paths = export_loss(loss, arguments.out)
+    except OSError as error:
+        raise EDLError(f"cannot write to {arguments.out} ({error}); give another --out.") from error
+    print("\n".join(map(str, paths)))
+
+
+TOOLS: dict[str, tuple[Callable[[argparse.ArgumentParser, Sequence[str]], None], str]] = {
+    "report": (_report, "Gather run folders into one HTML page."),
+    "export": (_export, "Write an evolved loss for use outside: StableHLO, a PyTorch module."),
+    "losses": (_losses, "List the losses that --loss and --losses take, with their references."),
+}

@@ -1,0 +1,127 @@
+"""A loss taken out of the package is the same loss."""
+
+import importlib.util
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from edl_jax import cli, load_pretrained
+from edl_jax.frozen.export import PLATFORMS, export_loss, to_stablehlo
+from tests.test_evolved_loss import LABELS, LOSSES, logits_of
+
+
+@pytest.fixture(scope="module", params=LOSSES)
+def exported(request, tmp_path_factory):
+    """A loss, and the folder that it was exported to."""
+    folder = tmp_path_factory.mktemp("exported") / "new"
+    export_loss(LOSSES[request.param], folder)
+    return LOSSES[request.param], folder
+
+
+def value_and_gradient(loss, logits, labels):
+    return jax.value_and_grad(lambda x: loss(x, labels).sum())(logits)
+
+
+def test_stablehlo_is_the_loss_and_its_gradient(exported):
+    loss, folder = exported
+    program = jax.export.deserialize(bytearray((folder / "loss.jax_export").read_bytes()))
+    assert program.platforms == PLATFORMS
+    for shape in [(6, 5)] if loss.architecture.num_classes else [(6, 5), (1, 2), (3, 100)]:
+        logits, labels = logits_of(shape), LABELS[: shape[0]] % shape[1]
+        found = value_and_gradient(program.call, logits, labels)
+        expected = value_and_gradient(loss, logits, labels)
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
+
+
+def test_stablehlo_gives_nan_for_a_label_out_of_range():
+    program = jax.export.deserialize(bytearray(to_stablehlo(load_pretrained())))
+    assert jnp.isnan(program.call(logits_of((2, 3)), jnp.asarray([0, 3]))).tolist() == [False, True]
+
+
+def test_command_writes_three_files(tmp_path, capsys):
+    assert cli.main(["export", "edl", "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out.split()
+    assert sorted(printed) == sorted(str(path) for path in (tmp_path / "out").iterdir())
+    assert len(printed) == 3
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"), [("focal", "no evolved loss"), ("gone.safetensors", "no loss file")]
+)
+def test_command_refuses_what_is_no_evolved_loss(loss, said, tmp_path, capsys):
+    assert cli.main(["export", loss, "--out", str(tmp_path / "out")]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_command_says_where_it_cannot_write(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert cli.main(["export", "edl", "--out", str(tmp_path / "file")]) == 2
+    assert "cannot write to" in capsys.readouterr().err
+
+
+def torch_loss(folder):
+    """The PyTorch twin, from the files of the folder alone."""
+    spec = importlib.util.spec_from_file_location("evolved_loss", folder / "evolved_loss.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.EvolvedLoss(folder / "loss.safetensors")
+
+
+@pytest.mark.parametrize("scale", [0.01, 3.0, 1e4, 1e38])
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_pytorch_module_is_the_loss_and_its_gradient(exported, kind, scale):
+    torch = pytest.importorskip("torch")
+    loss, folder = exported
+    logits = logits_of(scale=scale)
+    labels = LABELS if kind == "hard" else jax.nn.softmax(logits_of(seed=5))
+    expected = value_and_gradient(loss, logits, labels)
+    x = torch.tensor(np.asarray(logits), requires_grad=True)
+    y = torch.tensor(np.asarray(labels, np.int64 if kind == "hard" else np.float32))
+    value = torch_loss(folder)(x, y).sum()
+    value.backward()
+    np.testing.assert_allclose(value.detach(), expected[0], rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(x.grad, expected[1], rtol=1e-6, atol=1e-6)
+
+
+def test_pytorch_module_keeps_shape_dtype_and_parameters(exported):
+    torch = pytest.importorskip("torch")
+    _, folder = exported
+    twin = torch_loss(folder)
+    x = torch.zeros(2, 3, 5, dtype=torch.bfloat16, requires_grad=True)
+    losses = twin(x, torch.zeros(2, 3, dtype=torch.int64))
+    assert (losses.shape, losses.dtype) == ((2, 3), torch.bfloat16)
+    assert list(twin.parameters()) == []
+    with pytest.raises(ValueError, match="labels have shape"):
+        twin(x, torch.zeros(3, dtype=torch.int64))
+
+
+def test_pytorch_module_refuses_other_files(exported, tmp_path):
+    pytest.importorskip("torch")
+    _, folder = exported
+    content = (folder / "loss.safetensors").read_bytes()
+    for bad in (
+        b"",
+        content[:20],
+        b"\xff" * 64,
+        content.replace(b"EvolvedLoss/1", b"EvolvedLoss/9"),
+    ):
+        (tmp_path / "evolved_loss.py").write_bytes((folder / "evolved_loss.py").read_bytes())
+        (tmp_path / "loss.safetensors").write_bytes(bad)
+        with pytest.raises(ValueError, match=r"loss file|format"):
+            torch_loss(tmp_path)
+
+
+def test_pytorch_module_needs_nothing_but_pytorch(exported):
+    _, folder = exported
+    source = (folder / "evolved_loss.py").read_text()
+    imported = {
+        line.split()[1].split(".")[0]
+        for line in source.splitlines()
+        if line.startswith(("import ", "from "))
+    }
+    assert imported - set(sys.stdlib_module_names) == {"torch"}
