@@ -1,11 +1,13 @@
-"""Every Python block of the README and of the documentation runs as written."""
+"""The README and the documentation: Python blocks run as written, commands are ones that exist."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
-from edl_jax import MARGINS, MUTATIONS, SEVERITIES, STRATEGIES
+from edl_jax import MARGINS, MUTATIONS, SEVERITIES, STRATEGIES, cli
+from edl_jax.tools import TOOLS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -13,6 +15,15 @@ BLOCKS = {
     str(page.relative_to(ROOT)): re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     for page in PAGES
 }
+COMMANDS = sorted(
+    {
+        line.strip()
+        for page in PAGES
+        for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)
+        for line in block.replace("\\\n", " ").splitlines()
+        if line.startswith("edl ")
+    }
+)
 
 
 @pytest.fixture(autouse=True)
@@ -36,3 +47,23 @@ def test_blocks_run(page, tmp_path, monkeypatch):
 
 def test_there_are_blocks():
     assert sum(map(len, BLOCKS.values())) >= 10
+
+
+def test_there_are_commands():
+    assert len(COMMANDS) >= 15
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_is_understood(command, tmp_path, monkeypatch):
+    """All of it but the work itself."""
+    _, name, *arguments = shlex.split(command, comments=True)
+    if name in TOOLS:
+        return
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    config_type, _, summary = cli._COMMANDS[name]
+    asked = []
+    instead = (config_type, lambda config, *_: asked.append(config), summary)
+    monkeypatch.setitem(cli._COMMANDS, name, instead)
+    assert cli.main([name, *arguments]) == 0
+    assert [type(config) for config in asked] == [config_type]
