@@ -38,7 +38,7 @@ def _losses(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     wrap.break_long_words = False  # a link that is cut is none
     for name, summary, reference in list_losses():
         print("\n".join([name, *wrap.wrap(summary), *wrap.wrap(reference)]), end="\n\n")
-    print("Or the path of a loss file: *.safetensors, as `edl pretrain` writes.")
+    print("Or with options: focal(gamma=3). Or a loss file: mine.safetensors.")
 
 
 def _report(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:

@@ -30,6 +30,8 @@ def test_options_and_class_counts_reach_the_loss():
     p = float(jax.nn.softmax(LOGITS)[0, 0])
     value = quick_jit(resolve_loss("gce", {"q": 0.5}))(LOGITS, LABELS)
     np.testing.assert_allclose(value, [(1 - p**0.5) / 0.5], rtol=1e-5)
+    value = quick_jit(resolve_loss("gce(q=0.5)", {"q": 0.7}))(LOGITS, LABELS)  # its own counts
+    np.testing.assert_allclose(value, [(1 - p**0.5) / 0.5], rtol=1e-5)
     counts = np.asarray([16, 1, 2])
     value = quick_jit(resolve_loss("ldam", {"scale": 1.0}, class_counts=counts))(LOGITS, LABELS)
     shifted = LOGITS - jnp.asarray([0.25, 0.0, 0.0])
@@ -53,6 +55,16 @@ def test_options_and_class_counts_reach_the_loss():
         ("ldam", {}, "the loss 'ldam' needs class_counts"),
         ("edl", {"scale": 2.0}, "'edl' is an evolved loss and has no options"),
         ("hinge", {}, "loss is 'hinge'; expected one of cross_entropy, edl, label_smoothing"),
+        ("hinge(q=1)", {}, "loss is 'hinge'; expected one of cross_entropy, edl"),
+        ("gce(q=2.0)", {}, "the loss 'gce': q is 2.0; expected a finite number"),
+        ("edl(scale=2)", {}, "'edl' is an evolved loss and has no options"),
+        ("gce(0.5)", {}, r"loss is 'gce\(0.5\)'; expected a name and options"),
+        ("gce(q=exit())", {}, "expected a name and options with their values"),
+        ("gce(**{})", {}, "expected a name and options"),
+        ("gce(q=0.5)(q=0.5)", {}, "expected a name and options"),
+        ("gce(q=", {}, "loss is 'gce"),
+        ("gce)", {}, "expected a name and options"),
+        ("(" * 3000 + ")" * 3000, {}, "expected a name and options"),
     ],
 )
 def test_refusals_name_what_is_allowed(name, options, message):
@@ -68,7 +80,7 @@ def test_descriptions_tell_losses_apart(tmp_path):
         for name, options, counts in [
             ("cross_entropy", {}, None),
             ("gce", {}, None),
-            ("gce", {"q": 0.5}, None),
+            ("gce(q=0.5)", {}, None),
             ("ldam", {}, [1, 2]),
             ("ldam", {}, [2, 2]),
             ("adaptive_barron", {}, None),

@@ -7,7 +7,7 @@ from edl_jax.baselines import COSINE_LOSSES
 from edl_jax.errors import ConfigError
 from edl_jax.training.augmentation import Augmentation
 from edl_jax.training.corruption import Corruption
-from edl_jax.training.losses import check_loss_name
+from edl_jax.training.losses import check_loss_name, split_loss_name
 from edl_jax.training.models import MODELS
 from edl_jax.training.optimizers import make_optimizer
 from edl_jax.validation import MAX_SEED, check_choice, check_range, check_whole
@@ -24,9 +24,8 @@ class TrainConfig:
     """
 
     loss: str = "edl"
-    """Loss: a name that `edl losses` lists, or the path of a loss file."""
-    loss_options: dict[str, float] = dataclasses.field(default_factory=dict)
-    """The loss's own settings by name, such as `gamma 3` for focal."""
+    """Loss: a name that `edl losses` lists, with options if you like, such as `focal(gamma=3)`; or
+    the path of a loss file."""
     dataset: str = "auto"
     """Data: any image classification set of TFDS, digits, or auto (CIFAR-10 where it can be had,
     digits otherwise)."""
@@ -122,7 +121,7 @@ class TrainConfig:
                 f"TrainConfig.accumulate is {self.accumulate} with a batch_size of "
                 f"{self.batch_size}; expected a divisor of it."
             )
-        if self.loss in COSINE_LOSSES and self.head_scale is None:
+        if split_loss_name(self.loss)[0] in COSINE_LOSSES and self.head_scale is None:
             raise ConfigError(
                 f"TrainConfig.loss is {self.loss!r}, whose margins are of angles; expected a "
                 "head_scale with it, such as 30."

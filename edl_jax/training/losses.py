@@ -1,5 +1,6 @@
 """Losses by name."""
 
+import ast
 import functools
 import hashlib
 import inspect
@@ -23,6 +24,34 @@ Loss = Callable[[jax.Array, jax.Array], jax.Array]
 _NOT_OPTIONS = {"axis", "where", "class_counts"}
 
 
+def split_loss_name(name: str) -> tuple[str, dict[str, Any]]:
+    """A loss's name alone, and the options behind it: `gce(q=0.5)` is `gce` and `{"q": 0.5}`.
+
+    Raises:
+      ConfigError: if what stands in brackets are no options.
+    """
+    if not isinstance(name, str) or not name.endswith(")"):
+        return name, {}
+    refusal = ConfigError(
+        f"loss is {name!r}; expected a name and options with their values, such as gce(q=0.5)."
+    )
+    try:
+        call = ast.parse(name, mode="eval").body
+        keywords = call.keywords if isinstance(call, ast.Call) else []
+        values = {option.arg: ast.literal_eval(option.value) for option in keywords}
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise refusal from error
+    options = {key: value for key, value in values.items() if key is not None}
+    if (
+        not isinstance(call, ast.Call)
+        or not isinstance(call.func, ast.Name)
+        or call.args
+        or len(options) < len(keywords)  # such as gce(**{})
+    ):
+        raise refusal
+    return call.func.id, options
+
+
 def check_loss_name(name: str, *groups: str) -> None:
     """Refuse a name that `resolve_loss` cannot know, without reading a file.
 
@@ -34,6 +63,7 @@ def check_loss_name(name: str, *groups: str) -> None:
       ConfigError: naming it and the known names.
     """
     names = dict.fromkeys(["cross_entropy", *PRETRAINED, *LOSSES, *groups])
+    name, _ = split_loss_name(name)
     if name not in names and not name.endswith(".safetensors"):
         known = ", ".join(names)
         raise ConfigError(f"loss is {name!r}; expected one of {known}, or a file *.safetensors.")
@@ -48,8 +78,9 @@ def resolve_loss(
     """The loss of a name: logits and labels to per-example losses.
 
     Args:
-      name: one of `LOSSES` or `PRETRAINED`, or the path of a loss file (`*.safetensors`).
-      options: keyword arguments of a loss of `LOSSES`, such as `{"gamma": 1.0}` for "focal".
+      name: one of `LOSSES` or `PRETRAINED`, or the path of a loss file (`*.safetensors`); one of
+        `LOSSES` may have options behind it, such as `focal(gamma=1.0)`.
+      options: keyword arguments of a loss of `LOSSES`, where the name says nothing else.
       class_counts: number of training examples of each class, for the losses that take it.
 
     Returns:
@@ -62,11 +93,11 @@ def resolve_loss(
       LossFileError: if the file cannot be used.
     """
     check_loss_name(name)
+    name, own = split_loss_name(name)
+    options = {**options, **own}
     if name not in LOSSES:
         if options:
-            raise ConfigError(
-                f"{name!r} is an evolved loss and has no options; got {dict(options)}."
-            )
+            raise ConfigError(f"{name!r} is an evolved loss and has no options; got {options}.")
         return load_pretrained(name) if name in PRETRAINED else EvolvedLoss.load(Path(name))
 
     part = LOSSES[name]

@@ -16,7 +16,7 @@ from edl_jax.runs import RunFolder, as_finite, as_json
 from edl_jax.training.config import TrainConfig
 from edl_jax.training.datasets import Dataset, load_dataset
 from edl_jax.training.loop import run_training
-from edl_jax.training.losses import Loss, describe_loss, resolve_loss
+from edl_jax.training.losses import Loss, describe_loss, resolve_loss, split_loss_name
 from edl_jax.training.metrics import Metrics
 from edl_jax.training.programs import TrainFunctions, make_train, on_cpu
 from edl_jax.training.result import Row, TrainResult
@@ -181,7 +181,7 @@ def load_config_dataset(config: TrainConfig) -> Dataset:
 
 def resolve_config_loss(config: TrainConfig, dataset: Dataset) -> Loss:
     """The loss that `config` names; a margin loss is told the scale of the head's cosines."""
-    options = dict(config.loss_options)
-    if config.loss in MARGIN_LOSSES:
-        options.setdefault("scale", 1.0 if config.head_scale is None else config.head_scale)
+    options = {}
+    if split_loss_name(config.loss)[0] in MARGIN_LOSSES:
+        options["scale"] = 1.0 if config.head_scale is None else config.head_scale
     return resolve_loss(config.loss, options, class_counts=dataset.class_counts)
