@@ -1,8 +1,9 @@
 """A loss evolved by how well small classifiers learn synthetic problems with it. An experiment.
 
 Command:  edl pretrain --config configs/pretrain_tasks.py --run-dir runs/tasks
-Time:     not measured yet.
-Result:   not measured yet.
+Time:     20 minutes on 2 CPU cores beside other work.
+Result:   error on 64 fresh tasks 39.0 %, cross-entropy's 40.2 % (results/pretrain_tasks). What
+          it buys on real images is not measured yet.
 """
 
 from edl_jax import PretrainConfig
