@@ -5,6 +5,7 @@ from importlib import resources
 from pathlib import Path
 
 import jax
+import jax.export
 import jax.numpy as jnp
 
 from edl_jax.frozen.evolved_loss import EvolvedLoss
