@@ -5,6 +5,7 @@ import dataclasses
 import importlib.util
 import sys
 import textwrap
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
@@ -107,7 +108,7 @@ def load_config(path: Path, config_type: type[Config]) -> Config:
     """The configuration that a file's `get_config()` gives. Runs the file.
 
     Raises:
-      ConfigError: if there is no such file, or it gives no `config_type`.
+      ConfigError: if there is no such file, it fails, or it gives no `config_type`.
     """
     if not path.is_file():
         raise ConfigError(f"there is no config file at {path}; see configs/ for examples.")
@@ -115,8 +116,17 @@ def load_config(path: Path, config_type: type[Config]) -> Config:
     if spec is None or spec.loader is None:
         raise ConfigError(f"{path} is no Python file; expected one with a get_config().")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config() if hasattr(module, "get_config") else None
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config() if hasattr(module, "get_config") else None
+    except EDLError:
+        raise
+    except (Exception, SystemExit) as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise ConfigError(
+            f"{path} cannot be used: {type(error).__name__}: {error} ({last.filename}, line "
+            f"{last.lineno}); expected a Python file with a get_config()."
+        ) from error
     if not isinstance(config, config_type):
         raise ConfigError(
             f"{path} gives {type(config).__name__}; expected a get_config() that returns a "

@@ -12,7 +12,6 @@ import numpy as np
 from flax import nnx
 
 from edl_jax.devices import device_mesh
-from edl_jax.errors import InputError
 from edl_jax.evolution import PretrainConfig, make_evolution, run_keys
 from edl_jax.evolution.engine import FINAL_DRAWS
 from edl_jax.evolution.loop import Row, evolve
@@ -25,6 +24,7 @@ from edl_jax.processes import first_does, is_first
 from edl_jax.ranking import MARGINS, SEVERITIES, gradient_metrics, logit_gradients, rank_metrics
 from edl_jax.runs import RunFolder, as_json, versions
 from edl_jax.tasks import draw_tasks, task_errors
+from edl_jax.validation import checked_key, config_or_default
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,10 +80,8 @@ def pretrain(
       InputError: if `key` is no key of `jax.random.key`.
       EDLError: if every network of a generation fails.
     """
-    config = config or PretrainConfig()
-    key = jax.random.key(config.seed) if key is None else key
-    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
-        raise InputError(f"key is {key!r}; expected a key such as jax.random.key(0).")
+    config = config_or_default(config, PretrainConfig)
+    key = jax.random.key(config.seed) if key is None else checked_key(key)
     mesh = device_mesh(AXIS, devices)
     evolution = make_evolution(config, shards=mesh.size)
     identity = {"pretrain": as_json(config), "key": jax.random.key_data(key).tolist()}

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from edl_jax.errors import ConfigError, EDLError, ProcessError
+from edl_jax.validation import check_types
 
 Value = TypeVar("Value")
 
@@ -40,6 +41,7 @@ class Processes:
     """Index of this process, from 0, with `coordinator`."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         given = [self.coordinator, self.num_processes, self.process_id]
         if any(x is not None for x in given) and (None in given or self.auto):
             raise ConfigError(

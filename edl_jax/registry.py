@@ -54,7 +54,7 @@ class Registry(Mapping[str, Part], Generic[Part]):
         """
         try:
             return self._parts[name]
-        except KeyError:
+        except (KeyError, TypeError):  # TypeError: of what is not hashable
             raise ConfigError(
                 f"there is no {self._kind} {name!r}; expected one of {', '.join(self._parts)}."
             ) from None

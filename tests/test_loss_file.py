@@ -1,4 +1,5 @@
 import json
+import os
 import struct
 
 import jax.numpy as jnp
@@ -70,6 +71,24 @@ def test_refuses_foreign_bytes(tmp_path_factory, data):
     path.write_bytes(data)
     with pytest.raises(LossFileError):
         EvolvedLoss.load(path)
+
+
+@given(data=st.data())
+def test_no_flipped_bit_gives_another_loss(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("flipped") / "loss.safetensors"
+    load_pretrained().save(path)
+    content = bytearray(path.read_bytes())
+    bit = data.draw(st.integers(0, 8 * len(content) - 1))
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+    with pytest.raises(LossFileError):
+        EvolvedLoss.load(path)
+
+
+def test_a_pipe_is_no_loss_file(tmp_path):
+    os.mkfifo(tmp_path / "loss.safetensors")
+    with pytest.raises(LossFileError, match="there is no loss file at"):
+        EvolvedLoss.load(tmp_path / "loss.safetensors")
 
 
 def test_refuses_a_missing_file_a_folder_and_another_safetensors(tmp_path):

@@ -100,7 +100,11 @@ def taylor_glo(
       Gonzalez and Miikkulainen, "Optimizing Loss Functions Through Multivariate Taylor Polynomial
       Parameterization", 2021. https://arxiv.org/abs/2002.00059
     """
-    if np.shape(parameters) != (8,):
+    try:
+        shape = np.shape(parameters)
+    except ValueError:  # of lists within that differ in length
+        shape = None
+    if shape != (8,):
         raise ConfigError(f"parameters is {parameters!r}; expected 8 numbers.")
     if not isinstance(parameters, jax.Array):
         for value in parameters:

@@ -21,7 +21,7 @@ from edl_jax.baselines.common import (
     strongest_rival,
 )
 from edl_jax.errors import ConfigError, InputError
-from edl_jax.frozen.inputs import classes_last, pick, stable_logits
+from edl_jax.frozen.inputs import as_array, classes_last, pick, stable_logits
 
 ArrayLike = jax.typing.ArrayLike
 
@@ -207,7 +207,7 @@ def large_margin_softmax(
     check_count("margin", margin, 1, 8)
     if not isinstance(scale, jax.Array | np.ndarray):
         check_number("scale", scale, 0, open_low=True)
-    shape = jnp.shape(logits)
+    shape = as_array("logits", logits).shape
 
     def of_label(x: jax.Array, label: jax.Array, mask: jax.Array | None) -> jax.Array:
         norm = pick(classes_last("scale", scale, shape, axis).astype(x.dtype), label)

@@ -4,16 +4,22 @@ import dataclasses
 from typing import Literal
 
 from edl_jax.errors import ConfigError
-from edl_jax.network import NETWORKS, Architecture
+from edl_jax.network import Architecture
 from edl_jax.pairs import Mixture
 from edl_jax.ranking import MARGINS, SEVERITIES
 from edl_jax.strategy import MUTATIONS, STRATEGIES
-from edl_jax.strategy.chaotic_es import SELECTIONS, STEP_SIZE_RULES
+from edl_jax.strategy.chaotic_es import STEP_SIZE_RULES
 from edl_jax.strategy.strategies import SCHEDULES, is_built_in, takes_schedule
 from edl_jax.tasks import TaskConfig
-from edl_jax.validation import MAX_SEED, check_choice, check_range, check_whole, check_wholes
+from edl_jax.validation import (
+    MAX_SEED,
+    check_choice,
+    check_range,
+    check_types,
+    check_whole,
+    check_wholes,
+)
 
-KERNELS = ("xla", "pallas")
 # What only some strategies know of; elsewhere another value than the default is refused.
 _ONLY_FOR = {
     "mutation": ("ChaoticES", "ChaoticSNES"),
@@ -40,6 +46,7 @@ class SlopeConfig:
     """Further pairs of each generation, on which the slope is measured."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for field in ("descent", "norm", "convexity"):
             check_range(self, field, 0)
         check_whole(self, "pairs", 1)
@@ -128,13 +135,11 @@ class PretrainConfig:
     """Seed of the whole run, unless `pretrain` is given a key."""
 
     def __post_init__(self) -> None:
-        check_choice(self, "network", NETWORKS)
-        check_choice(self, "kernel", KERNELS)
+        check_types(self)
         check_choice(self, "severity", SEVERITIES)
         check_choice(self, "margin", MARGINS)
         check_choice(self, "strategy", STRATEGIES)
         check_choice(self, "mutation", MUTATIONS)
-        check_choice(self, "selection", SELECTIONS)
         check_choice(self, "step_size", ("auto", *STEP_SIZE_RULES, *SCHEDULES))
         self._check_fit_of_strategy()
         check_wholes(self, "class_counts", 2)

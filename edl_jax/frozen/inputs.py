@@ -73,11 +73,11 @@ def check_inputs(
     Raises:
       InputError: if shapes, dtypes or labels do not fit.
     """
-    logits, labels = jnp.asarray(logits), jnp.asarray(labels)
+    logits, labels = as_array("logits", logits), as_array("labels", labels)
     if not jnp.issubdtype(logits.dtype, jnp.floating):
         raise InputError(f"logits have dtype {logits.dtype}; expected a floating dtype.")
-    if not -logits.ndim <= axis < logits.ndim:
-        raise InputError(f"axis is {axis}; expected an axis of logits of shape {logits.shape}.")
+    if not isinstance(axis, int) or not -logits.ndim <= axis < logits.ndim:
+        raise InputError(f"axis is {axis!r}; expected an axis of logits of shape {logits.shape}.")
     if _is_soft(logits.shape, labels, axis):
         labels = jnp.moveaxis(labels, axis, -1)
     if where is not None:
@@ -88,6 +88,18 @@ def check_inputs(
     return Inputs(jnp.moveaxis(logits, axis, -1).astype(dtype), labels, where)
 
 
+def as_array(name: str, value: jax.typing.ArrayLike) -> jax.Array:
+    """An argument as an array of numbers.
+
+    Raises:
+      InputError: if it is none, naming it as `name`.
+    """
+    try:
+        return jnp.asarray(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{name} is {value!r}; expected an array of numbers.") from error
+
+
 def classes_last(
     name: str, value: jax.typing.ArrayLike, shape: tuple[int, ...], axis: int
 ) -> jax.Array:
@@ -96,7 +108,7 @@ def classes_last(
     Raises:
       InputError: if it does not broadcast, naming it as `name`.
     """
-    value = jnp.asarray(value)
+    value = as_array(name, value)
     try:
         return jnp.moveaxis(jnp.broadcast_to(value, shape), axis, -1)
     except ValueError as error:
@@ -131,7 +143,7 @@ def pick(values: jax.Array, labels: jax.Array) -> jax.Array:
 def _is_soft(shape: tuple[int, ...], labels: jax.Array, axis: int) -> bool:
     """Whether labels are a distribution over the classes; refuse labels that are neither kind."""
     batch_shape = tuple(size for index, size in enumerate(shape) if index != axis % len(shape))
-    if labels.shape == shape:
+    if labels.shape == shape and not jnp.issubdtype(labels.dtype, jnp.complexfloating):
         return True
     if labels.shape != batch_shape or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise InputError(

@@ -1,13 +1,16 @@
 """Loss files: one safetensors file whose header says what the loss is and where it comes from.
 
 Safetensors holds plain arrays behind a JSON header, so loading runs no code. The header's metadata
-maps strings to strings; ours are `format`, and as JSON `architecture`, `config`, `metrics` and
-`versions`.
+maps strings to strings; ours are `format`, as JSON `architecture`, `config`, `metrics` and
+`versions`, and `sha256`, the digest of all of these and of the arrays: a single flipped bit is an
+error, not another loss.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,7 +51,9 @@ def write_loss_file(path: str | os.PathLike[str], contents: Contents) -> None:
     }
     fields = {"architecture": dataclasses.asdict(contents.architecture), **contents.records}
     header = {name: json.dumps(value, sort_keys=True) for name, value in fields.items()}
-    write_atomically(Path(path), save(tensors, metadata={"format": FORMAT, **header}))
+    header["format"] = FORMAT
+    header["sha256"] = _digest(header, tensors)
+    write_atomically(Path(path), save(tensors, metadata=header))
 
 
 def read_loss_file(path: str | os.PathLike[str]) -> Contents:
@@ -57,7 +62,11 @@ def read_loss_file(path: str | os.PathLike[str]) -> Contents:
     Raises:
       LossFileError: if the file is missing, truncated, foreign, or at odds with its header.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise LossFileError(f"the loss file is {path!r}; expected a path.")
     try:
+        if not Path(path).is_file():  # a pipe or a device would keep us waiting
+            raise LossFileError(f"there is no loss file at {path}; check the path.")
         with safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}
             if header.get("format") != FORMAT:
@@ -70,8 +79,6 @@ def read_loss_file(path: str | os.PathLike[str]) -> Contents:
             slices = {name: file.get_slice(name) for name in names}
             _check_tensors(path, architecture, slices)
             flat = {name: file.get_tensor(name) for name in names}
-    except FileNotFoundError as error:
-        raise LossFileError(f"there is no loss file at {path}; check the path.") from error
     except (SafetensorError, OSError) as error:
         raise LossFileError(
             f"{path} is not a whole safetensors file ({error}); it is truncated or foreign. Save "
@@ -83,7 +90,21 @@ def read_loss_file(path: str | os.PathLike[str]) -> Contents:
     if not flat["scale"] > 0:
         raise LossFileError(f"{path}: the scale is {flat['scale']}; expected more than 0.")
     records = {name: _json_object(path, header, name) for name in _RECORDS}
+    if header.get("sha256") != _digest(header, flat):
+        raise LossFileError(
+            f"{path}: its sha256 is {header.get('sha256')!r}, not that of what it holds: it was "
+            "damaged or changed. Save or copy the loss again."
+        )
     return Contents(architecture, _unflat(flat), records)
+
+
+def _digest(header: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(header.keys() - {"sha256"}):
+        digest.update(f"{name}={header[name]}\n".encode(errors="surrogatepass"))
+    for name in sorted(tensors):
+        digest.update(name.encode() + np.asarray(tensors[name], "<f4").tobytes())
+    return digest.hexdigest()
 
 
 def _architecture(path: Any, header: dict[str, str]) -> Architecture:

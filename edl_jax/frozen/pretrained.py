@@ -17,7 +17,7 @@ def load_pretrained(name: str = "edl") -> EvolvedLoss:
     Raises:
       ConfigError: for an unknown name.
     """
-    if name not in PRETRAINED:
+    if not isinstance(name, str) or name not in PRETRAINED:
         raise ConfigError(
             f"there is no pretrained loss {name!r}; expected one of {', '.join(PRETRAINED)}, or a "
             "file for EvolvedLoss.load."

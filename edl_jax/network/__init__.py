@@ -1,6 +1,6 @@
 """Stage 2: loss networks, from a prediction and a label to a non-negative loss (design 1.2)."""
 
-from edl_jax.network.architecture import NETWORKS, Architecture
+from edl_jax.network.architecture import Architecture
 from edl_jax.network.class_agnostic import ClassAgnosticNetwork
 from edl_jax.network.fused import fused_from_features
 from edl_jax.network.loss_network import ACTIVATIONS, LossNetwork
@@ -8,7 +8,6 @@ from edl_jax.network.pair import PairNetwork
 
 __all__ = [
     "ACTIVATIONS",
-    "NETWORKS",
     "Architecture",
     "ClassAgnosticNetwork",
     "LossNetwork",

@@ -11,9 +11,8 @@ from edl_jax.errors import ConfigError
 from edl_jax.network.class_agnostic import ClassAgnosticNetwork
 from edl_jax.network.loss_network import ACTIVATIONS, LossNetwork
 from edl_jax.network.pair import PairNetwork
-from edl_jax.validation import check_choice
+from edl_jax.validation import check_choice, check_types
 
-NETWORKS = ("class_agnostic", "pair")
 MAX_LAYERS, MAX_SIZE = 16, 4096  # far above any useful loss; bounds what a file can ask for
 
 
@@ -37,7 +36,7 @@ class Architecture:
     num_classes: int | None = None
 
     def __post_init__(self) -> None:
-        check_choice(self, "network", NETWORKS)
+        check_types(self)
         check_choice(self, "activation", ACTIVATIONS)
         if len(self.hidden) > MAX_LAYERS or not all(_is_size(width, 1) for width in self.hidden):
             raise ConfigError(
@@ -68,5 +67,5 @@ class Architecture:
         return nnx.split(nnx.eval_shape(lambda: self.build(jax.random.key(0))))
 
 
-def _is_size(value: object, low: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= MAX_SIZE
+def _is_size(value: int, low: int) -> bool:
+    return low <= value <= MAX_SIZE

@@ -5,6 +5,7 @@ import math
 
 from edl_jax.errors import ConfigError
 from edl_jax.pairs.regimes import REGIMES
+from edl_jax.validation import check_types
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +32,9 @@ class Mixture:
     """Weight of near-uniform predictions, as at initialisation."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name, weight in dataclasses.asdict(self).items():
-            if not (isinstance(weight, int | float) and math.isfinite(weight) and weight >= 0):
+            if not (math.isfinite(weight) and weight >= 0):
                 raise ConfigError(
                     f"Mixture.{name} is {weight!r}; expected a finite weight of at least 0."
                 )

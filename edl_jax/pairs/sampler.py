@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from edl_jax.errors import InputError
 from edl_jax.pairs.mixture import Mixture
 from edl_jax.pairs.regimes import REGIMES, Chances
+from edl_jax.validation import checked_key, config_or_default
 
 
 class Pairs(NamedTuple):
@@ -44,7 +45,8 @@ def sample_pairs(
       `Pairs`. Nothing is kept between calls: supply is unlimited.
 
     Raises:
-      InputError: if `num_pairs` or `num_classes` is too small.
+      InputError: if `num_pairs` or `num_classes` is too small, or `key` is no such key.
+      ConfigError: if `mixture` is no `Mixture`.
 
     >>> pairs = sample_pairs(jax.random.key(0), 8, 10)
     >>> pairs.probabilities.shape, pairs.labels.shape
@@ -53,7 +55,9 @@ def sample_pairs(
     for name, value, low in (("num_pairs", num_pairs, 1), ("num_classes", num_classes, 2)):
         if not isinstance(value, int) or value < low:
             raise InputError(f"{name} is {value!r}; expected a whole number, at least {low}.")
-    return _sample_pairs(key, num_pairs, num_classes, mixture or Mixture())
+    return _sample_pairs(
+        checked_key(key), num_pairs, num_classes, config_or_default(mixture, Mixture)
+    )
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))

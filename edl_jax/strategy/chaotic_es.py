@@ -114,10 +114,11 @@ class ChaoticES(PopulationBasedAlgorithm):
                 f"step_size is {step_size!r}; expected one of {', '.join(STEP_SIZE_RULES)}, or an "
                 "optax schedule."
             )
-        if population_size < 2 or not 0 < elite_ratio < 1:
+        is_whole = isinstance(population_size, int)
+        if not is_whole or population_size < 2 or not 0 < elite_ratio < 1:
             raise ConfigError(
-                f"population_size is {population_size} and elite_ratio {elite_ratio}; expected at "
-                "least 2 and a ratio between 0 and 1, so that there are elites and children."
+                f"population_size is {population_size!r} and elite_ratio {elite_ratio}; expected "
+                "at least 2 and a ratio between 0 and 1, so that there are elites and children."
             )
         super().__init__(population_size, solution, fitness_shaping_fn, metrics_fn)
         self.elite_ratio = elite_ratio

@@ -17,6 +17,7 @@ from evosax.core.fitness_shaping import weights_fitness_shaping_fn
 from evosax.types import Population, Solution
 from flax import struct
 
+from edl_jax.errors import ConfigError
 from edl_jax.strategy.mutations import MUTATIONS
 
 
@@ -51,7 +52,7 @@ class ChaoticSNES(SNES):
         """Initialize ChaoticSNES.
 
         Args:
-          population_size: solutions evaluated in a generation.
+          population_size: solutions evaluated in a generation, at least 2.
           solution: a solution, any pytree of arrays; gives the shapes.
           mutation: name of the noise in `MUTATIONS`.
           optimizer: of the mean; gradient descent with a rate of 1, as in SNES, unless given.
@@ -59,8 +60,10 @@ class ChaoticSNES(SNES):
           metrics_fn: as in evosax.
 
         Raises:
-          ConfigError: for an unknown mutation.
+          ConfigError: for an unknown mutation, or a population of fewer than 2.
         """
+        if not isinstance(population_size, int) or population_size < 2:
+            raise ConfigError(f"population_size is {population_size!r}; expected at least 2.")
         optimizer = optax.sgd(1.0) if optimizer is None else optimizer
         super().__init__(population_size, solution, optimizer, fitness_shaping_fn, metrics_fn)
         self.mutation = MUTATIONS[mutation]

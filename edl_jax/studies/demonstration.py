@@ -13,6 +13,7 @@ from edl_jax.studies.plots import plot_evolution, plot_loss
 from edl_jax.studies.results import check_libraries
 from edl_jax.training import TrainConfig
 from edl_jax.training.datasets import load_dataset
+from edl_jax.validation import check_types, check_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +26,10 @@ class DemoConfig:
     """Trainings of each loss."""
     pretrain: PretrainConfig = PretrainConfig()
     """How the loss is evolved."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_whole(self, "num_seeds", 1)
 
 
 def demo(

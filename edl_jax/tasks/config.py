@@ -1,9 +1,10 @@
 """The configuration of the synthetic tasks on which losses are tried; every default is ours."""
 
 import dataclasses
+import math
 
 from edl_jax.errors import ConfigError
-from edl_jax.validation import check_range, check_whole
+from edl_jax.validation import check_range, check_types, check_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +37,14 @@ class TaskConfig:
     """Peak learning rates; a loss is scored at the one that suits it best over all problems."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for field in ("num_tasks", "train_examples", "test_examples", "steps", "batch_size"):
             check_whole(self, field, 1)
         for field in ("num_classes", "num_features", "hidden"):
             check_whole(self, field, 2)
         check_range(self, "max_label_noise", 0, 1)
         rates = self.learning_rates
-        if not isinstance(rates, tuple | list) or not rates or not all(rate > 0 for rate in rates):
+        if not rates or not all(0 < rate < math.inf for rate in rates):
             raise ConfigError(
                 f"TaskConfig.learning_rates is {rates!r}; expected one or more positive numbers."
             )

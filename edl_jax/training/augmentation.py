@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from edl_jax.errors import ConfigError
-from edl_jax.validation import check_range, check_whole
+from edl_jax.validation import check_range, check_types, check_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +36,7 @@ class Augmentation:
     """Alpha of the Beta(alpha, alpha) that cutmix draws its area from; 0 for no cutmix."""
 
     def __post_init__(self) -> None:
-        for field in ("crop", "flip"):
-            if not isinstance(getattr(self, field), bool):
-                value = getattr(self, field)
-                raise ConfigError(f"Augmentation.{field} is {value!r}; expected True or False.")
+        check_types(self)
         check_whole(self, "cutout", 0)
         check_range(self, "mixup", 0)
         check_range(self, "cutmix", 0)

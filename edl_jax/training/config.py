@@ -10,7 +10,7 @@ from edl_jax.training.corruption import Corruption
 from edl_jax.training.losses import check_loss_name, split_loss_name
 from edl_jax.training.models import MODELS
 from edl_jax.training.optimizers import make_optimizer
-from edl_jax.validation import MAX_SEED, check_choice, check_range, check_whole
+from edl_jax.validation import MAX_SEED, check_choice, check_range, check_types, check_whole
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
@@ -94,8 +94,9 @@ class TrainConfig:
     """Checkpoints kept in a run folder, besides the best."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_loss_name(self.loss)
-        if not (isinstance(self.dataset, str) and self.dataset):
+        if not self.dataset:
             raise ConfigError(
                 f"TrainConfig.dataset is {self.dataset!r}; expected the name of a data set."
             )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edl_jax.errors import ConfigError
-from edl_jax.validation import MAX_SEED, check_choice, check_range, check_whole
+from edl_jax.validation import MAX_SEED, check_choice, check_range, check_types, check_whole
 
 LABEL_NOISE = ("none", "symmetric", "asymmetric")
 IMBALANCE = ("none", "exponential", "step")
@@ -40,6 +40,7 @@ class Corruption:
     """Seed of which images are left out and which labels are replaced."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_choice(self, "label_noise", LABEL_NOISE)
         check_range(self, "noise_rate", 0, 1)
         check_choice(self, "imbalance", IMBALANCE)

@@ -21,7 +21,7 @@ from edl_jax.training.sources import ImageSource, open_digits
 from edl_jax.training.streaming import Images, StreamedImages, fits_device, read_chunks
 from edl_jax.training.tfds_catalog import open_tfds
 from edl_jax.training.tfds_source import DAMAGED
-from edl_jax.validation import MAX_SEED, check_whole
+from edl_jax.validation import MAX_SEED, check_types, check_whole
 
 # Data sets of characters, which mean something else or nothing when mirrored. TFDS does not say.
 _NOT_MIRRORED = {
@@ -92,6 +92,7 @@ class Parts:
     image_size: int | None
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_whole(self, "split_seed", 0, MAX_SEED)
         if self.image_size is not None:
             check_whole(self, "image_size", 1)
@@ -176,6 +177,8 @@ def load_dataset(
       Krizhevsky, "Learning multiple layers of features from tiny images", 2009;
       Alpaydin and Kaynak, "Optical recognition of handwritten digits", UCI, 1998.
     """
+    if not isinstance(name, str):
+        raise ConfigError(f"the data set is {name!r}; expected its name, such as 'cifar10'.")
     directory = os.environ.get("TFDS_DATA_DIR") if data_dir is None else os.fspath(data_dir)
     parts = Parts(train_examples, val_examples, test_examples, split_seed, image_size)
     corruption = Corruption(label_noise, noise_rate, imbalance, imbalance_factor, corruption_seed)

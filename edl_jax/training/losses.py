@@ -64,7 +64,8 @@ def check_loss_name(name: str, *groups: str) -> None:
     """
     names = dict.fromkeys(["cross_entropy", *PRETRAINED, *LOSSES, *groups])
     name, _ = split_loss_name(name)
-    if name not in names and not name.endswith(".safetensors"):
+    is_text = isinstance(name, str)
+    if not is_text or (name not in names and not name.endswith(".safetensors")):
         known = ", ".join(names)
         raise ConfigError(f"loss is {name!r}; expected one of {known}, or a file *.safetensors.")
 

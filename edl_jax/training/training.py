@@ -21,6 +21,7 @@ from edl_jax.training.metrics import Metrics
 from edl_jax.training.programs import TrainFunctions, make_train, on_cpu
 from edl_jax.training.result import Row, TrainResult
 from edl_jax.training.steps import AXIS
+from edl_jax.validation import config_or_default
 
 
 def train(
@@ -56,7 +57,7 @@ def train(
       ProcessError: if another process of the run is gone.
       DivergedError: if training diverges.
     """
-    config = config or TrainConfig()
+    config = config_or_default(config, TrainConfig)
     mesh = device_mesh(AXIS, devices)
     dataset = load_config_dataset(config)
     loss = resolve_config_loss(config, dataset) if loss is None else loss

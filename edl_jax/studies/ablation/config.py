@@ -7,7 +7,7 @@ from typing import NamedTuple
 from edl_jax.errors import ConfigError
 from edl_jax.evolution import PretrainConfig
 from edl_jax.training import TrainConfig
-from edl_jax.validation import MAX_SEED, check_different, check_whole, check_wholes
+from edl_jax.validation import MAX_SEED, check_different, check_types, check_whole, check_wholes
 
 
 class Cell(NamedTuple):
@@ -75,6 +75,7 @@ class AblateConfig:
     """How a classifier is trained with each of them; accuracies are of the validation images."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for field in ("mutations", "severities", "selections", "population_sizes"):
             check_different(self, field)
         check_whole(self, "num_seeds", 2, MAX_SEED - self.pretrain.seed)

@@ -18,6 +18,7 @@ from edl_jax.studies.ablation.downstream import train_downstream
 from edl_jax.studies.ablation.results import ablation_results
 from edl_jax.studies.ablation.seeds import keys_of, make_seed_runs
 from edl_jax.studies.results import StudyResults, check_libraries
+from edl_jax.validation import config_or_default
 
 CELLS = "cells.jsonl"
 _POINTS = 60  # of a curve that are kept, early generations more densely
@@ -58,7 +59,7 @@ def ablate(
       RunFolderError: if `run_dir` holds another ablation, or cannot be written.
       EDLError: if a library that studies need is missing.
     """
-    config = config or AblateConfig()
+    config = config_or_default(config, AblateConfig)
     check_libraries()
     folder = None if run_dir is None else RunFolder(Path(run_dir), {"ablate": as_json(config)})
     rows = [] if folder is None else folder.resume_rows(name=CELLS)

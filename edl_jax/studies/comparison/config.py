@@ -8,7 +8,7 @@ from edl_jax.baselines import LOSSES, MARGIN_LOSSES
 from edl_jax.errors import ConfigError
 from edl_jax.training import TrainConfig
 from edl_jax.training.losses import check_loss_name
-from edl_jax.validation import MAX_SEED, check_choice, check_different, check_whole
+from edl_jax.validation import MAX_SEED, check_different, check_types, check_whole
 
 STATIC = "static"
 SPLITS = {"test": "test", "val": "validation"}  # by what a sentence calls them
@@ -63,6 +63,7 @@ class CompareConfig:
     """Settings of every training; what is compared replaces its own."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not self.losses:
             raise ConfigError("CompareConfig.losses is (); expected one or more different losses.")
         for field in ("losses", "models", "datasets", "noise_rates", "learning_rates"):
@@ -76,7 +77,6 @@ class CompareConfig:
                 f"CompareConfig.learning_rates is {self.learning_rates}; expected two or more to "
                 "choose from, or none and this one as train.learning_rate."
             )
-        check_choice(self, "split", SPLITS)
         if self.split == "val" and not self.train.val_examples:
             raise ConfigError(
                 "CompareConfig.split is 'val' without validation images to compare on; expected "

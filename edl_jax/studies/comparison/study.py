@@ -25,6 +25,7 @@ from edl_jax.studies.results import StudyResults, check_libraries
 from edl_jax.training import make_trainer
 from edl_jax.training.losses import describe_loss
 from edl_jax.training.training import load_config_dataset, resolve_config_loss
+from edl_jax.validation import config_or_default
 
 CELLS = "cells.jsonl"
 
@@ -79,7 +80,7 @@ def compare(
       RunFolderError: if `run_dir` holds another comparison, or cannot be written.
       EDLError: if a library that studies need is missing.
     """
-    config = config or CompareConfig()
+    config = config_or_default(config, CompareConfig)
     check_libraries()
     names = config.loss_names()
     asked: dict[Setting, Setting] = {}  # by what the data set calls itself

@@ -16,6 +16,7 @@ from edl_jax.studies.figures import check_matplotlib, labels_of
 from edl_jax.studies.inspection import card, loss_shape as shape, plots
 from edl_jax.studies.results import Figure, Row, StudyResults
 from edl_jax.training.losses import Loss, check_loss_name, describe_loss, resolve_loss
+from edl_jax.validation import check_types, config_or_default
 
 CLASS_COUNTS = (2, 10, 100)
 _MAP_CLASSES = 10
@@ -35,6 +36,7 @@ class InspectConfig:
     """The loss: a name that `edl losses` lists, or a loss file (.safetensors)."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_loss_name(self.loss)
 
 
@@ -55,7 +57,7 @@ def inspect(
       RunFolderError: if `run_dir` belongs to another run, or cannot be written.
       EDLError: if matplotlib is not installed.
     """
-    config = config or InspectConfig()
+    config = config_or_default(config, InspectConfig)
     check_matplotlib()
     name = labels_of([config.loss])[config.loss]
     first = _loss(config.loss, CLASS_COUNTS[0])

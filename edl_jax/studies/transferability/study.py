@@ -39,7 +39,7 @@ from edl_jax.training.losses import Loss, check_loss_name, describe_loss, resolv
 from edl_jax.training.programs import make_train
 from edl_jax.training.steps import AXIS
 from edl_jax.training.training import load_config_dataset, resolve_config_loss
-from edl_jax.validation import MAX_SEED, check_whole, check_wholes
+from edl_jax.validation import MAX_SEED, check_types, check_whole, check_wholes, config_or_default
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +69,7 @@ class TransferConfig:
     """Settings of every training; its loss is replaced by each of `losses`."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not self.losses or len(set(self.losses)) != len(self.losses):
             raise ConfigError(
                 f"TransferConfig.losses is {self.losses}; expected one or more different losses."
@@ -123,7 +124,7 @@ def transfer(
       RunFolderError: if `run_dir` holds another study, is damaged or cannot be written.
       EDLError: if a training diverges, or a library that studies need is missing.
     """
-    config = config or TransferConfig()
+    config = config_or_default(config, TransferConfig)
     check_libraries()
     dataset = load_config_dataset(config.train)
     losses = {
