@@ -1,12 +1,14 @@
 """The command line, made from the configuration dataclasses."""
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.util
+import io
+import shutil
 import sys
-import textwrap
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -14,9 +16,10 @@ import tyro
 
 from edl_jax.errors import ConfigError, EDLError, Preempted, ProcessError, RunFolderError
 from edl_jax.evolution import PretrainConfig
+from edl_jax.frozen import EvolvedLoss
 from edl_jax.pretraining import pretrain
 from edl_jax.processes import Processes, from_first, is_first, others_needed
-from edl_jax.runs import default_run_dir, keep_compiled
+from edl_jax.runs import default_run_dir, keep_compiled, writing
 from edl_jax.studies import (
     AblateConfig,
     CompareConfig,
@@ -29,10 +32,14 @@ from edl_jax.studies import (
     inspect,
     transfer,
 )
-from edl_jax.studies.figures import check_matplotlib, save
-from edl_jax.studies.plots import plot_evolution, plot_loss
+from edl_jax.studies.figures import check_matplotlib, labels_of, save
+from edl_jax.studies.plots import plot_evolution, plot_loss, plot_surface
+from edl_jax.studies.results import StudyResults
+from edl_jax.studies.screen import on_screen
+from edl_jax.tensorboard import add_results
 from edl_jax.tools import EXIT_REFUSED, TOOLS, run_tool
 from edl_jax.training import TrainConfig, train
+from edl_jax.training.losses import resolve_loss
 
 Config = TypeVar("Config")
 
@@ -51,7 +58,7 @@ class Arguments(Generic[Config]):
     """Run folder; a run of the same settings found there goes on. runs/COMMAND-DATE-TIME unless
     given. Compiled programs are kept beside it, in .jax_cache."""
     quiet: bool = False
-    """Show no progress bars."""
+    """Print nothing but errors: no progress bars, no summary."""
     processes: Processes = Processes()
     """How to find the other processes of the run (pretrain and train)."""
 
@@ -85,7 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         run_dir = None if arguments.run_dir else folder
         keep_compiled(folder.parent)
         progress = not arguments.quiet and sys.stderr.isatty()
-        run(arguments.settings, folder, progress)
+        unseen = contextlib.redirect_stdout(io.StringIO())
+        with unseen if arguments.quiet else contextlib.nullcontext():
+            run(arguments.settings, folder, progress)
         with others_needed():
             from_first(None)  # or those that end long before the first would count as gone
     except EDLError as error:
@@ -147,9 +156,15 @@ def _pretrain(config: PretrainConfig, run_dir: Path, progress: bool) -> None:
     result = pretrain(config, run_dir=run_dir, progress=progress)
     if not is_first():
         return
-    save(plot_evolution(result.history, result.held_out), run_dir / "evolution.png")
     num_classes = config.class_counts[len(config.class_counts) // 2]
-    save(plot_loss({"evolved": result.loss}, num_classes=num_classes), run_dir / "loss.png")
+    losses = {"evolved": result.loss}
+    figures = {
+        "evolution": plot_evolution(result.history, result.held_out),
+        "loss": plot_loss(losses, num_classes=num_classes),
+    }
+    if num_classes > 2:
+        figures["surface"] = plot_surface(losses, num_classes=num_classes)
+    _draw(figures, run_dir)
     _print_metrics(result.metrics)
     print(f"\nThe loss is in {run_dir / 'loss.safetensors'}")
 
@@ -158,6 +173,11 @@ def _train(config: TrainConfig, run_dir: Path, progress: bool) -> None:
     result = train(config, run_dir=run_dir, progress=progress)
     if not is_first():
         return
+    loss = resolve_loss(config.loss, class_counts=(1,) * 10)
+    num_classes = loss.architecture.num_classes if isinstance(loss, EvolvedLoss) else None
+    if importlib.util.find_spec("matplotlib") and num_classes != 2:
+        name = labels_of([config.loss])[config.loss]
+        _draw({"surface": plot_surface({name: loss}, num_classes=num_classes or 10)}, run_dir)
     print(f"Data: {result.source}")
     print(f"Test accuracy after the last epoch: {100 * result.test_accuracy:.2f} %")
     print(f"Negative log-likelihood: {result.test_nll:.3f} nats")
@@ -166,35 +186,42 @@ def _train(config: TrainConfig, run_dir: Path, progress: bool) -> None:
 
 
 def _compare(config: CompareConfig, run_dir: Path, progress: bool) -> None:
-    found = compare(config, run_dir=run_dir, progress=progress).results
-    print("\n".join(["Protocol:", *(f"- {sentence}" for sentence in found.protocol)]))
-    for table in found.tables:
-        print(f"\n{table.title}:\n\n{table.markdown()}", end="")
-    print(f"\n{textwrap.fill(found.finding, 100)}\n\nRun folder: {run_dir}")
+    _show(compare(config, run_dir=run_dir, progress=progress).results, run_dir)
 
 
 def _ablate(config: AblateConfig, run_dir: Path, progress: bool) -> None:
-    results = ablate(config, run_dir=run_dir, progress=progress).results
-    print(f"{results.finding}\n\nTables and figures: {run_dir / 'README.md'}")
+    _show(ablate(config, run_dir=run_dir, progress=progress).results, run_dir)
 
 
 def _demo(config: DemoConfig, run_dir: Path, progress: bool) -> None:
     evolved, compared = demo(config, run_dir, progress=progress, say=_say)
     print("\nThe evolved loss, on synthetic pairs it was not evolved on:")
     _print_metrics(evolved.metrics)
-    print(f"\nOn real images ({compared.source}):\n\n{compared.table}")
+    print(f"\nOn real images ({compared.source}):\n")
+    _show(compared.results, run_dir / "compare")
     print(f"Run folder, with evolution.png, loss.png and accuracy.png: {run_dir}")
 
 
 def _inspect(config: InspectConfig, run_dir: Path, progress: bool) -> None:
     del progress  # it is over in seconds
-    results = inspect(config, run_dir=run_dir)
-    print(f"{results.finding}\n\nRun folder, with the card (README.md): {run_dir}")
+    _show(inspect(config, run_dir=run_dir), run_dir)
 
 
 def _transfer(config: TransferConfig, run_dir: Path, progress: bool) -> None:
-    result = transfer(config, run_dir=run_dir, progress=progress)
-    print(f"{result.finding}\n\nRun folder: {run_dir} (see README.md in it)")
+    _show(transfer(config, run_dir=run_dir, progress=progress), run_dir)
+
+
+def _show(results: StudyResults, run_dir: Path) -> None:
+    """Print what a study found: on one screen of a terminal, or all of it into a file or a pipe."""
+    print(on_screen(results, run_dir, shutil.get_terminal_size() if sys.stdout.isatty() else None))
+
+
+def _draw(figures: Mapping[str, Any], run_dir: Path) -> None:
+    """Write figures by name, for the eye and for TensorBoard."""
+    with writing("a figure", run_dir):
+        for name, figure in figures.items():
+            save(figure, run_dir / f"{name}.png")
+    add_results(run_dir, images={name: run_dir / f"{name}.png" for name in figures})
 
 
 def _say(line: str) -> None:

@@ -1,50 +1,111 @@
-"""Metrics as an event file of TensorBoard, beside a run folder's JSON lines."""
+"""What TensorBoard shows of a run folder: its metrics, configuration, tables and figures."""
 
 import contextlib
+import json
+import struct
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from edl_jax.runs import writing
+from edl_jax.runs import read_json, writing
 
+FOLDER = "tensorboard"
 Write = Callable[[int, Mapping[str, Any]], None]
 
 
 @contextlib.contextmanager
-def event_file(folder: Path, *, first_step: int) -> Iterator[Write]:
-    """A new event file in `folder`; what TensorBoard shows from `first_step` on is replaced by it.
+def event_file(run_dir: Path, *, first_step: int) -> Iterator[Write]:
+    """A new event file of a run; what TensorBoard shows from `first_step` on is replaced by it.
 
     Gives a function `(step, row)` that writes the row's numbers, whole and at once.
 
     Raises:
       RunFolderError: if the file cannot be written; so does the function.
     """
+    from tensorboardX.proto import event_pb2
+
+    events: Any = event_pb2  # protobuf makes its classes at run time, unseen by type checkers
+    with _writer(run_dir) as add:
+        start = events.SessionLog(status=events.SessionLog.START)
+        add(events.Event(step=first_step, session_log=start))
+        yield lambda step, row: add(_event(_numbers(row), step))
+
+
+def add_results(
+    run_dir: Path, *, images: Mapping[str, Path], texts: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Add texts, as Markdown, and PNG files by name to what TensorBoard shows of a run.
+
+    Raises:
+      RunFolderError: if the event file cannot be written.
+    """
+    with _writer(run_dir) as add:
+        for name, text in texts.items():
+            add(_event([_text(name, text)]))
+        for name, path in images.items():
+            add(_event([_image(name, path)]))
+
+
+@contextlib.contextmanager
+def _writer(run_dir: Path) -> Iterator[Callable[[Any], None]]:
     # Not its SummaryWriter, which writes in a thread of its own that a full disk would end.
     from tensorboardX.event_file_writer import EventsWriter
-    from tensorboardX.proto import event_pb2, summary_pb2
 
-    events: Any = event_pb2  # protobuf makes their classes at run time, unseen by type checkers
-    summaries: Any = summary_pb2
-
-    with writing("an event file", folder):
+    folder = run_dir / FOLDER
+    with writing("an event file", run_dir):
         folder.mkdir(parents=True, exist_ok=True)
-        writer = EventsWriter(str(folder / "events"))
-        start = events.SessionLog(status=events.SessionLog.START)
-        writer.write_event(events.Event(step=first_step, session_log=start))
-        writer.flush()
+        # The file is named by the second: by the suffix two of one second differ.
+        writer = EventsWriter(str(folder / "events"), filename_suffix=f".{time.time_ns()}")
 
-    def write(step: int, row: Mapping[str, Any]) -> None:
-        values = [
-            summaries.Summary.Value(tag=name, simple_value=value)
-            for name, value in row.items()
-            if isinstance(value, int | float)
-        ]
-        with writing("an event file", folder):
-            writer.write_event(events.Event(step=step, summary=summaries.Summary(value=values)))
+    def add(event: Any) -> None:
+        event.wall_time = time.time()
+        with writing("an event file", run_dir):
+            writer.write_event(event)
             writer.flush()
 
     try:
-        yield write
+        config = json.dumps(read_json(run_dir / "config.json"), indent=2)
+        add(_event([_text("config", f"```\n{config}\n```")]))
+        yield add
     finally:
         with contextlib.suppress(OSError):
             writer.close()
+
+
+def _event(values: list[Any], step: int = 0) -> Any:
+    from tensorboardX.proto import event_pb2, summary_pb2
+
+    events: Any = event_pb2
+    summaries: Any = summary_pb2
+    return events.Event(step=step, summary=summaries.Summary(value=values))
+
+
+def _numbers(row: Mapping[str, Any]) -> list[Any]:
+    from tensorboardX.proto import summary_pb2
+
+    summaries: Any = summary_pb2
+    return [
+        summaries.Summary.Value(tag=name, simple_value=value)
+        for name, value in row.items()
+        if isinstance(value, int | float)
+    ]
+
+
+def _text(name: str, text: str) -> Any:
+    from tensorboardX import summary
+
+    return summary.text(name, text).value[0]
+
+
+def _image(name: str, path: Path) -> Any:
+    from tensorboardX.proto import summary_pb2
+
+    summaries: Any = summary_pb2
+    data = path.read_bytes()
+    width, height = struct.unpack(">II", data[16:24])  # of every PNG's first chunk
+    image = summaries.Summary.Image(
+        width=width, height=height, colorspace=4, encoded_image_string=data
+    )
+    return summaries.Summary.Value(tag=name, image=image)

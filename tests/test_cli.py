@@ -18,6 +18,7 @@ from edl_jax.studies import (
     InspectConfig,
     TransferConfig,
 )
+from tests.event_files import shown
 from tests.test_training import DIGITS
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -49,6 +50,9 @@ def test_pretrain_from_a_config_file_with_overrides(tmp_path, capsys):
     assert "pairwise_accuracy" in capsys.readouterr().out
     assert len((run_dir / "metrics.jsonl").read_text().splitlines()) == 3
     assert (run_dir / "loss.safetensors").exists()
+    images = {tag: value for (_, tag), value in shown(run_dir).items() if isinstance(value, bytes)}
+    assert images.keys() == {"evolution", "loss", "surface"}
+    assert all(value.startswith(b"\x89PNG") for value in images.values())
 
 
 def test_train_and_compare_on_digits(tmp_path, capsys):
@@ -56,14 +60,26 @@ def test_train_and_compare_on_digits(tmp_path, capsys):
     flags = [f"--{x}" if i % 2 == 0 else x for i, x in enumerate(small)]
     assert cli.main(["train", *flags, "--run-dir", str(tmp_path / "train")]) == 0
     assert "Test accuracy after the last epoch" in capsys.readouterr().out
+    assert shown(tmp_path / "train")[0, "surface"].startswith(b"\x89PNG")
     flags = [f"--train.{x}" if i % 2 == 0 else x for i, x in enumerate(small)]
     run_dir = tmp_path / "compare"
     assert cli.main(["compare", "--num-seeds", "1", *flags, "--run-dir", str(run_dir)]) == 0
     out = capsys.readouterr().out
-    for part in ("| edl | 1 |", "Exclusions: none", "No test is defined for edl"):
-        assert part in out
+    assert re.search(r"^edl +1 +\d+\.\d\d", out, re.MULTILINE)
+    for part in ("Exclusions: none", "No test is defined for edl"):
+        assert part in " ".join(out.split())
     assert (run_dir / "accuracy.png").exists()
     assert (run_dir / "differences.svg").exists()
+
+
+def test_quiet_prints_nothing_but_errors(tmp_path, capfd):
+    arguments = ["inspect", "cross_entropy", "--run-dir", str(tmp_path / "card")]
+    assert cli.main([*arguments, "--quiet"]) == 0
+    assert capfd.readouterr() == ("", "")
+    assert cli.main(arguments) == 0
+    assert "Tables, figures and protocol:" in capfd.readouterr().out
+    assert cli.main(["inspect", "none.safetensors", "--quiet"]) == 2
+    assert "there is no loss file at" in capfd.readouterr().err
 
 
 def documented_fields(kind: type) -> dict[str, str]:

@@ -9,6 +9,7 @@ import pytest
 
 from edl_jax import pretrain
 from edl_jax.errors import InputError, RunFolderError
+from tests.event_files import shown
 from tests.test_evolution import TINY
 
 
@@ -47,6 +48,13 @@ def test_run_folder_holds_config_versions_metrics_and_loss(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["generation"] for row in rows] == list(range(5))
     assert json.loads((tmp_path / "results.json").read_text()) == result.metrics
+    found = shown(tmp_path)
+    for row in rows:
+        for name in ("best_fitness", "step_size"):
+            assert found[row["generation"], name] == pytest.approx(row[name], rel=1e-6)
+    last = result.held_out["pairwise_accuracy"][-1]
+    assert found[4, "held_out/pairwise_accuracy"] == pytest.approx(last, rel=1e-6)
+    assert '"generations": 5' in found[0, "config/text_summary"]
     assert same_params(type(result.loss).load(tmp_path / "loss.safetensors"), result.loss)
 
     with pytest.raises(RunFolderError, match=r"pretrain\.generations is 5 there and 9 here"):

@@ -22,6 +22,7 @@ from edl_jax.studies.results import (
     number,
     p_value,
 )
+from tests.event_files import shown
 
 ROWS = [
     {"loss": "a|b", "n": np.int64(5), "mean": 57.7219, "sd": np.float32(0.5), "best": True},
@@ -118,6 +119,14 @@ def test_the_folder_holds_what_study_json_names(written):
     for part in ("# A toy", "Nothing was found.", TABLE.markdown(), "(lines.svg)", "- No data."):
         assert part in page
     assert (written / "lines.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_tensorboard_shows_finding_tables_figures_and_configuration(written):
+    found = shown(written)
+    assert found[0, "finding/text_summary"] == "Nothing was found."
+    assert found[0, "tables/losses/text_summary"] == TABLE.markdown()
+    assert found[0, "lines"] == (written / "lines.png").read_bytes()
+    assert json.loads(found[0, "config/text_summary"].strip("`")) == {"toy": 1}
 
 
 def test_the_same_figure_gives_the_same_bytes(written, tmp_path):

@@ -5,7 +5,6 @@ import os
 import random
 import resource
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -14,13 +13,13 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tensorboardX.proto import event_pb2
 
 from edl_jax import train
 from edl_jax.checkpoints import Checkpoints
 from edl_jax.errors import EDLError, Preempted, RunFolderError
 from edl_jax.runs import RunFolder, read_json
 from edl_jax.training import Augmentation, loop
+from tests.event_files import shown
 from tests.test_processes import finish, free_port
 from tests.test_training import CROSS_ENTROPY, DIGITS, PLAIN, assert_close
 
@@ -206,18 +205,12 @@ def test_checkpoints_are_the_last_and_the_best_and_never_the_best_on_test(whole)
 
 def test_the_event_file_holds_every_number_of_every_epoch(whole):
     run_dir, result = whole
-    (path,) = (run_dir / "tensorboard").iterdir()
-    data, at, found = path.read_bytes(), 0, {}
-    while at < len(data):  # a record: its length, a checksum, the event, a checksum
-        (length,) = struct.unpack("<Q", data[at : at + 8])
-        event = event_pb2.Event.FromString(data[at + 12 : at + 12 + length])
-        for value in event.summary.value:
-            found[event.step, value.tag] = value.simple_value
-        at += 16 + length
+    found = shown(run_dir)
     for row in result.history:
         for name in ("train_loss", "accuracy", "learning_rate"):
             assert found[row["epoch"], name] == pytest.approx(row[name], rel=1e-6)
     assert not any(tag == "evaluated_on" for _, tag in found)
+    assert '"epochs": 4' in found[0, "config/text_summary"]
 
 
 def test_compiled_programs_are_kept_beside_the_run_folder(tmp_path):

@@ -21,6 +21,7 @@ from edl_jax.evolution.engine import Evolution, Log, State
 from edl_jax.preemption import sigterm_noticed
 from edl_jax.processes import first_does, from_first, in_any, others_needed
 from edl_jax.runs import RunFolder, as_finite
+from edl_jax.tensorboard import Write, event_file
 
 Row = dict[str, Any]
 HELD_OUT = "held_out.jsonl"
@@ -81,6 +82,7 @@ def evolve(
         start = jax.device_get(jax.jit(evolution.init)(key_init))
         first, run = first_does(partial(_taken_up, start, folder, checkpoints))
         state, rows, held_out = to_every_device(run.state, mesh), run.rows, run.held_out
+        write = first_does(partial(_events, stack, folder, first), share=False)
         chunk, candidates = make_chunk(config, evolution, mesh), jax.jit(evolution.candidates)
         bar = stack.enter_context(
             tqdm(
@@ -100,7 +102,7 @@ def evolve(
             leader = jax.tree.map(lambda x: x[0], candidates(host))
             watched = {"generation": done - 1, **monitor(leader)}
             rows, held_out = rows + new, [*held_out, watched]
-            first_does(partial(_save, folder, checkpoints, done, host, new, watched))
+            first_does(partial(_save, folder, checkpoints, write, done, host, new, watched))
             bar.update(done - first)
             bar.set_postfix_str(f"best fitness {new[-1]['best_fitness']:.3g}")
             first = done
@@ -156,18 +158,28 @@ def _taken_up(
     return first, Evolved(state, rows, held_out)
 
 
+def _events(stack: contextlib.ExitStack, folder: RunFolder | None, first: int) -> Write | None:
+    if folder is None:
+        return None
+    return stack.enter_context(event_file(folder.path, first_step=first))
+
+
 def _save(
     folder: RunFolder | None,
     checkpoints: Checkpoints | None,
+    write: Write | None,
     done: int,
     state: State,
     rows: list[Row],
     watched: Row,
 ) -> None:
-    if folder is None or checkpoints is None:
+    if folder is None or checkpoints is None or write is None:
         return
     folder.append_rows(as_finite(row) for row in rows)
     folder.append_rows([as_finite(watched)], HELD_OUT)
+    for row in rows:
+        write(row["generation"], row)
+    write(watched["generation"], {f"held_out/{name}": value for name, value in watched.items()})
     checkpoints.save(done, state, score=watched.get("pairwise_accuracy", 0.0))
 
 

@@ -1,4 +1,4 @@
-"""Figures of an evolution: its course, and the evolved loss beside cross-entropy."""
+"""Figures of an evolution: its course, and the evolved loss and its surface."""
 
 import itertools
 from collections.abc import Callable, Mapping
@@ -10,6 +10,8 @@ import numpy as np
 import optax
 
 from edl_jax.studies.figures import styles, subplots
+from edl_jax.studies.inspection.loss_shape import respond, rival_grid
+from edl_jax.studies.inspection.plots import plot_rival_maps
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -106,6 +108,26 @@ def plot_loss(losses: Mapping[str, Loss], *, num_classes: int = 10) -> Any:
     )
     axes[0].legend()
     return figure
+
+
+def plot_surface(losses: Mapping[str, Loss], *, num_classes: int = 10) -> Any:
+    """Loss and logit gradient over the probabilities of the true class and its strongest rival.
+
+    Args:
+      losses: losses by name, each of logits `[n, num_classes]` and integer labels `[n]`; they are
+        drawn beside cross-entropy.
+      num_classes: class count of the predictions, at least 3.
+
+    Returns:
+      A `matplotlib.figure.Figure`.
+
+    Raises:
+      EDLError: if matplotlib is not installed.
+    """
+    curves = {"cross-entropy": optax.losses.softmax_cross_entropy_with_integer_labels, **losses}
+    own, rival, logits = rival_grid(num_classes)
+    responses = {name: respond(loss, {"map": logits})["map"] for name, loss in curves.items()}
+    return plot_rival_maps(own, rival, responses, num_classes)
 
 
 def _slices(own: np.ndarray, num_classes: int) -> dict[str, jax.Array]:

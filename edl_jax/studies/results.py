@@ -18,6 +18,7 @@ import numpy as np
 from edl_jax.errors import EDLError
 from edl_jax.runs import RunFolder, writing
 from edl_jax.studies.figures import save
+from edl_jax.tensorboard import add_results
 
 Row = Mapping[str, Any]
 STUDY = "study.json"
@@ -142,6 +143,12 @@ class StudyResults:
                 {"name": figure.name, "caption": figure.caption} for figure in self.figures
             ],
         }
+        add_results(
+            folder.path,
+            texts={"finding": self.finding}
+            | {f"tables/{table.name}": table.markdown() for table in self.tables},
+            images={figure.name: folder.path / f"{figure.name}.png" for figure in self.figures},
+        )
         folder.write_json(STUDY, index)
 
     def markdown(self) -> str:

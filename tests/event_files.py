@@ -1,0 +1,28 @@
+"""Read what TensorBoard would show of a run folder."""
+
+import struct
+from pathlib import Path
+from typing import Any
+
+from tensorboardX.proto import event_pb2
+
+
+def shown(run_dir: Path) -> dict[tuple[int, str], Any]:
+    """By step and tag: numbers, texts and the bytes of images."""
+    found: dict[tuple[int, str], Any] = {}
+    for path in sorted((run_dir / "tensorboard").iterdir()):
+        data, at = path.read_bytes(), 0
+        while at < len(data):  # a record: its length, a checksum, the event, a checksum
+            (length,) = struct.unpack("<Q", data[at : at + 8])
+            event = event_pb2.Event.FromString(data[at + 12 : at + 12 + length])
+            for value in event.summary.value:
+                found[event.step, value.tag] = _plain(value)
+            at += 16 + length
+    return found
+
+
+def _plain(value: Any) -> Any:
+    kind = value.WhichOneof("value")
+    if kind == "tensor":
+        return value.tensor.string_val[0].decode()
+    return value.image.encoded_image_string if kind == "image" else value.simple_value
