@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import edl_jax
 from edl_jax import MARGINS, MUTATIONS, SEVERITIES, STRATEGIES, cli
 from edl_jax.tools import TOOLS
 
@@ -78,3 +79,9 @@ def test_command_is_understood(command, tmp_path, monkeypatch):
     monkeypatch.setitem(cli._COMMANDS, name, instead)
     assert cli.main([name, *arguments]) == 0
     assert [type(config) for config in asked] == [config_type]
+
+
+def test_every_public_name_is_used_where_types_are_checked_strictly():
+    text = (ROOT / "tests" / "public_types.py").read_text()
+    assert [name for name in edl_jax.__all__ if f"edl_jax.{name}" not in text] == []
+    assert (Path(edl_jax.__file__).parent / "py.typed").exists()

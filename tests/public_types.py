@@ -1,0 +1,60 @@
+# pyright: strict
+"""Every public name as a strictly typed program sees it: checked by pyright, never run."""
+
+from pathlib import Path
+from typing import Any, assert_type
+
+import jax
+
+import edl_jax
+
+
+def call_the_functions(key: jax.Array, logits: jax.Array, labels: jax.Array) -> None:
+    pairs = assert_type(edl_jax.sample_pairs(key, 8, 10, mixture=edl_jax.Mixture()), edl_jax.Pairs)
+    assert_type(pairs.probabilities, jax.Array)
+    assert_type(pairs.labels, jax.Array)
+
+    result = assert_type(
+        edl_jax.pretrain(edl_jax.PretrainConfig(), key=key), edl_jax.PretrainResult
+    )
+    assert_type(result.metrics, dict[str, float])
+    loss = assert_type(result.loss, edl_jax.EvolvedLoss)
+    assert_type(loss(logits, labels), jax.Array)
+    assert_type(loss.architecture.build(key)(logits, labels), jax.Array)
+    loss.save(Path("loss.safetensors"))
+    assert_type(edl_jax.EvolvedLoss.load("loss.safetensors"), edl_jax.EvolvedLoss)
+    assert_type(edl_jax.load_pretrained("edl"), edl_jax.EvolvedLoss)
+
+    trained = assert_type(edl_jax.train(edl_jax.TrainConfig(), loss=loss), edl_jax.TrainResult)
+    assert_type(trained.test_accuracy, float)
+    assert_type(trained.history, list[dict[str, Any]])
+
+
+def look_parts_up(key: jax.Array, logits: jax.Array, labels: jax.Array) -> None:
+    assert_type(edl_jax.SEVERITIES["surprisal"](logits, labels), jax.Array)
+    assert_type(edl_jax.MARGINS["constant"](labels, labels), jax.Array)
+    assert_type(list(edl_jax.LOSSES), list[str])
+    assert_type(list(edl_jax.STRATEGIES), list[str])
+    mutation = edl_jax.MUTATIONS["logistic"]
+    assert_type(mutation.init(key, (2, 3)), jax.Array)
+    rngs = edl_jax.PairNetwork(10, (16,), "silu", rngs=jax.tree.leaves(key)[0])
+    assert_type(rngs(logits, labels), jax.Array)
+
+
+def make_parts_of_ones_own() -> None:
+    @edl_jax.SEVERITIES.register("mine")
+    def mine(log_probabilities: jax.Array, labels: jax.Array) -> jax.Array:
+        return -log_probabilities[..., 0] + labels
+
+    assert_type(mine(*jax.random.split(jax.random.key(0))), jax.Array)
+
+
+def catch_errors() -> str:
+    try:
+        edl_jax.load_pretrained("none")
+    except edl_jax.EDLError as error:
+        return str(error)
+    return ""
+
+
+STRATEGIES = (edl_jax.ChaoticES, edl_jax.ChaoticSNES, edl_jax.ClassAgnosticNetwork)
