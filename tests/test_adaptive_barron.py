@@ -10,8 +10,7 @@ from jax.test_util import check_vjp
 from scipy import integrate, special
 
 from edl_jax import LOSSES
-from edl_jax.baselines import AdaptiveBarron
-from edl_jax.baselines.adaptive import log_partition
+from edl_jax.baselines.adaptive import AdaptiveBarron, log_partition
 from edl_jax.errors import ConfigError
 from tests.baseline_losses import logits_of, quick_jit
 

@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 
 from edl_jax import EvolvedLoss, cli, load_pretrained
-from edl_jax.baselines import AdaptiveBarron, cross_entropy
+from edl_jax.baselines.adaptive import AdaptiveBarron
+from edl_jax.baselines.cross_entropies import cross_entropy
 from edl_jax.errors import ConfigError, LossFileError
 from edl_jax.network import Architecture
 from edl_jax.pairs import Pairs

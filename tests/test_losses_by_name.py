@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edl_jax import LOSSES, cli
-from edl_jax.baselines import AdaptiveBarron
+from edl_jax.baselines.adaptive import AdaptiveBarron
 from edl_jax.errors import ConfigError
 from edl_jax.frozen import PRETRAINED, EvolvedLoss, load_pretrained
 from edl_jax.training.losses import check_loss_name, describe_loss, list_losses, resolve_loss

@@ -1,4 +1,4 @@
-"""Selection under noise (design 1.5)."""
+"""Selection under noise (docs/method.md, section 5)."""
 
 import dataclasses
 

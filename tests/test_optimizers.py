@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
-from edl_jax.baselines import AdaptiveBarron
+from edl_jax.baselines.adaptive import AdaptiveBarron
 from edl_jax.training import Augmentation, models
 from edl_jax.training.optimizers import make_optimizer, make_schedule
 from edl_jax.training.training import load_config_dataset

@@ -1,4 +1,4 @@
-"""Watch the leader on held-out pairs while a population evolves: every metric of design 1.3."""
+"""Watch the leader on held-out pairs while a population evolves (docs/method.md, section 3)."""
 
 from collections.abc import Callable
 

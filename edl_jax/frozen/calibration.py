@@ -1,4 +1,4 @@
-"""Fix the scale that evolution leaves free (design 1.6)."""
+"""Fix the scale that evolution leaves free (docs/method.md, section 6)."""
 
 from collections.abc import Sequence
 

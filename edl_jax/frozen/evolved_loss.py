@@ -1,4 +1,4 @@
-"""The frozen loss (design 1.6)."""
+"""The frozen loss (docs/method.md, section 6)."""
 
 import dataclasses
 import os

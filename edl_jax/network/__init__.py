@@ -1,4 +1,4 @@
-"""Stage 2: loss networks, from a prediction and a label to a non-negative loss (design 1.2)."""
+"""Stage 2: networks from a prediction and a label to a loss (docs/method.md, section 2)."""
 
 from edl_jax.network.architecture import Architecture
 from edl_jax.network.class_agnostic import ClassAgnosticNetwork

@@ -1,4 +1,4 @@
-"""Stage 1: synthetic prediction-label pairs (design 1.1)."""
+"""Stage 1: synthetic prediction-label pairs (docs/method.md, section 1)."""
 
 from edl_jax.pairs.mixture import Mixture
 from edl_jax.pairs.regimes import REGIMES

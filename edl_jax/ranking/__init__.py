@@ -1,4 +1,4 @@
-"""Stage 3: the semantics-free ranking-consistency objective and its metrics (design 1.3)."""
+"""Stage 3: the ranking-consistency objective and its metrics (docs/method.md, section 3)."""
 
 from edl_jax.ranking.gradient import (
     GradientSample,

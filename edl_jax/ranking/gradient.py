@@ -1,4 +1,4 @@
-"""What a loss's gradient does to the logits: the part that ordering leaves free (design 1.3)."""
+"""What a loss's gradient does to the logits: what ordering leaves free (method.md, section 3)."""
 
 from collections.abc import Callable
 from typing import NamedTuple

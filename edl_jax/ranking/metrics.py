@@ -1,4 +1,4 @@
-"""How well a loss orders held-out pairs (design 1.3)."""
+"""How well a loss orders held-out pairs (docs/method.md, section 3)."""
 
 import functools
 import math

@@ -30,7 +30,7 @@ class SlopeViolations(NamedTuple):
 
 
 def slope_violations(logit_loss: LogitLoss, pairs: Pairs, severity: Severity) -> SlopeViolations:
-    """Measure the slope of a loss on pairs (design 1.3).
+    """Measure the slope of a loss on pairs (docs/method.md, section 3).
 
     Args:
       logit_loss: from logits `[num_pairs, num_classes]` and labels `[num_pairs]` to losses,

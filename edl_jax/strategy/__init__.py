@@ -1,4 +1,4 @@
-"""Stage 4: evolution strategies, chaotic and others, for evosax (design 1.4).
+"""Stage 4: evolution strategies, chaotic and others, for evosax (docs/method.md, section 4).
 
 Nothing in `ChaoticES` and `ChaoticSNES` knows of losses: they work in any evosax ask-evaluate-tell
 loop.

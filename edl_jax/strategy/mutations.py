@@ -1,4 +1,6 @@
-"""Mutation noise of zero mean and unit variance: chaotic orbits and their controls (design 1.4).
+"""Mutation noise of zero mean and unit variance (docs/method.md, section 4).
+
+Chaotic orbits, and independent draws of the same marginals as their controls.
 
 A chaotic orbit iterated in floating point dies: it falls on a fixed point or into a short cycle,
 because every step loses a bit and floats have few. So an orbit is carried here as its *phase*

@@ -53,7 +53,7 @@ def task_errors(loss: PairLoss, tasks: Tasks, config: TaskConfig) -> jax.Array:
     """Learn every task with a loss at every learning rate.
 
     The loss is first scaled so that its mean logit gradient on the pairs is as long as
-    cross-entropy's (design 1.6): scale is a learning rate.
+    cross-entropy's (docs/method.md, section 6): scale is a learning rate.
 
     Args:
       loss: from log-probabilities `[..., num_classes]` and labels `[...]` to losses `[...]`.
