@@ -2,6 +2,7 @@ import csv
 import dataclasses
 import json
 import shutil
+from collections import Counter
 
 import jax.numpy as jnp
 import numpy as np
@@ -286,6 +287,35 @@ def test_selections_and_sizes_are_compared_within_a_setting():
         ("population size", "128", "gaussian, surprisal, comma selection"),
     ]
     assert next(iter(settings_of(cells))) == "surprisal, plus selection, population 64"
+
+
+def test_step_sizes_elites_and_pairs_are_compared_where_they_are_given():
+    config = AblateConfig(
+        mutations=("logistic", "gaussian"),
+        elite_ratios=(0.25, 0.5),
+        step_sizes=("success_rule", "constant"),
+        std_inits=(0.1, 1.0),
+        pair_numbers=(64, 1024),
+        thresholds=(0.5,),
+        num_seeds=5,
+    )
+    cells = dict(zip(config.cells(), planted(config, {}, {}), strict=True))
+    assert len(cells) == 32
+    last = config.config_of(config.cells()[-1])
+    assert (last.elite_ratio, last.step_size, last.std_init) == (0.5, "constant", 1.0)
+    assert last.pairs_per_generation == 1024
+    found = [row for row in compare_cells(config, cells) if row["measure"] == FINAL]
+    assert Counter(row["effect"] for row in found) == dict.fromkeys(
+        ("chaos", "elite ratio", "step size", "std init", "pairs per generation"), 16
+    )
+    assert found[0]["setting"] == (
+        "surprisal, plus selection, population 64, elites 0.25, step size success_rule, "
+        "first step 0.1, 64 pairs"
+    )
+    results = ablation_results(config, list(cells.values()))
+    headings = [column.heading for column in results.tables[0].columns]
+    assert headings[3:8] == ["population", "elites", "step size", "first step", "pairs"]
+    assert "First step size: the final objective of 1.0 against 0.1 is" in results.finding
 
 
 def test_correlations_of_planted_accuracies(monkeypatch):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from edl_jax.errors import ConfigError
 from edl_jax.evolution import PretrainConfig
@@ -11,21 +11,32 @@ from edl_jax.validation import MAX_SEED, check_different, check_types, check_who
 
 
 class Cell(NamedTuple):
-    """One combination of the settings that are compared."""
+    """One combination of the settings that are compared, fields of `PretrainConfig`.
+
+    Those with a default are None where they are not compared: all cells have `pretrain`'s.
+    """
 
     mutation: str
     severity: str
     selection: str
     population_size: int
+    elite_ratio: float | None = None
+    step_size: str | None = None
+    std_init: float | None = None
+    pairs_per_generation: int | None = None
+
+    def compared(self) -> dict[str, Any]:
+        """What is compared, by the field's name."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
 
 
 @dataclasses.dataclass(frozen=True)
 class AblateConfig:
     """Which settings of the evolution are compared, and over how many seeds. Checked when made.
 
-    Every combination of `mutations`, `severities`, `selections` and `population_sizes` is a cell,
-    and all cells are evolved from the same seeds: the same fresh networks, as far as the population
-    sizes are the same, and the same pairs. Differences are therefore paired by seed.
+    Every combination of what is compared is a cell, and all cells are evolved from the same seeds:
+    the same fresh networks, as far as the population sizes are the same, and the same pairs, as far
+    as their numbers are. Differences are therefore paired by seed.
 
     Raises:
       ConfigError: naming the first field that cannot work, its value and what was expected.
@@ -48,6 +59,15 @@ class AblateConfig:
     """Selections to compare, plus and comma; none given: pretrain.selection."""
     population_sizes: tuple[int, ...] = ()
     """Population sizes to compare; none given: pretrain.population_size."""
+    elite_ratios: tuple[float, ...] = ()
+    """Shares of elites to compare; none given: pretrain.elite_ratio."""
+    step_sizes: tuple[str, ...] = ()
+    """Rules of the step size to compare, as pretrain.step_size; none given: that one."""
+    std_inits: tuple[float, ...] = ()
+    """First step sizes to compare; none given: pretrain.std_init."""
+    pair_numbers: tuple[int, ...] = ()
+    """Pairs of a generation to compare, of which few make a noisy fitness; none given:
+    pretrain.pairs_per_generation."""
     num_seeds: int = 30
     """Evolutions of each cell, with the seeds pretrain.seed, pretrain.seed + 1, ..."""
     thresholds: tuple[float, ...] = (0.7, 0.5, 0.4)
@@ -76,7 +96,10 @@ class AblateConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for field in ("mutations", "severities", "selections", "population_sizes"):
+        for field in (
+            "mutations", "severities", "selections", "population_sizes",
+            "elite_ratios", "step_sizes", "std_inits", "pair_numbers",
+        ):  # fmt: skip
             check_different(self, field)
         check_whole(self, "num_seeds", 2, MAX_SEED - self.pretrain.seed)
         if not self.thresholds or not all(0 < x < 1 for x in self.thresholds):
@@ -96,12 +119,16 @@ class AblateConfig:
             self.severities or (base.severity,),
             self.selections or (base.selection,),
             self.population_sizes or (base.population_size,),
+            self.elite_ratios or (None,),
+            self.step_sizes or (None,),
+            self.std_inits or (None,),
+            self.pair_numbers or (None,),
         )
         return [Cell(*values) for values in combinations]
 
     def config_of(self, cell: Cell) -> PretrainConfig:
         """The configuration that a cell is evolved with."""
-        return dataclasses.replace(self.pretrain, **cell._asdict())
+        return dataclasses.replace(self.pretrain, **cell.compared())
 
     def _check_downstream(self) -> None:
         check_whole(self, "downstream_losses", 0)

@@ -18,6 +18,15 @@ MUTATION_EFFECTS = (
     ("marginal", "arcsine", "gaussian"),
     ("marginal", "uniform", "gaussian"),
 )
+# Fields of a cell of which each value is compared with the first; severities have objectives of
+# their own.
+COMPARED = (
+    "selection", "population_size", "elite_ratio", "step_size", "std_init", "pairs_per_generation",
+)  # fmt: skip
+_PHRASES = (  # in the order of a cell's fields
+    "{}", "{}", "{} selection", "population {}", "elites {:g}", "step size {}", "first step {:g}",
+    "{} pairs",
+)  # fmt: skip
 FINAL, AREA = "final objective", "area under the curve"
 
 Cells = Mapping[Cell, Mapping[str, Any]]
@@ -27,7 +36,7 @@ class Contrast(NamedTuple):
     """Two cells that differ in one setting.
 
     Attributes:
-      effect: what the difference is of: chaos, dynamics, marginal, selection or population size.
+      effect: what the difference is of: chaos, dynamics, marginal, or one of `COMPARED`.
       cell: a cell.
       baseline: what it is compared with.
     """
@@ -50,18 +59,12 @@ class Contrast(NamedTuple):
 
 def setting_name(values: Iterable[Any]) -> str:
     """Values of a cell's settings in one phrase; those that are None are left out."""
-    mutation, severity, selection, size = values
-    parts = [
-        mutation,
-        severity,
-        selection and f"{selection} selection",
-        size and f"population {size}",
-    ]
-    return ", ".join(part for part in parts if part)
+    phrases = zip(_PHRASES, values, strict=True)
+    return ", ".join(phrase.format(value) for phrase, value in phrases if value is not None)
 
 
 def contrasts(config: AblateConfig) -> Iterator[Contrast]:
-    """What is compared: mutations that tell an effect, and each selection and size with the first.
+    """What is compared: mutations that tell an effect, and of the rest each value with the first.
 
     Severities are not compared: each has an objective of its own.
     """
@@ -71,7 +74,7 @@ def contrasts(config: AblateConfig) -> Iterator[Contrast]:
             baseline = cell._replace(mutation=other)
             if cell.mutation == mutation and baseline in cells:
                 yield Contrast(effect, cell, baseline)
-    for field in ("selection", "population_size"):
+    for field in COMPARED:
         first = getattr(cells[0], field)
         for cell in cells:
             if getattr(cell, field) != first:

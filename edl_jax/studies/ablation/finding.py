@@ -18,6 +18,10 @@ _QUESTIONS = {
     "marginal": "The marginal (independent draws of another distribution against Gaussian ones)",
     "selection": "Selection",
     "population size": "Population size, over as many generations",
+    "elite ratio": "Share of elites",
+    "step size": "Rule of the step size",
+    "std init": "First step size",
+    "pairs per generation": "Pairs of a generation",
 }
 _OUTCOMES = ("better", "worse", "not told apart")
 

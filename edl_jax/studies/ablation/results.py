@@ -32,12 +32,16 @@ from edl_jax.studies.results import (
 from edl_jax.studies.statistics import describe, waiting_time
 
 METRICS = ("pairwise_accuracy", "kendall_tau", "spearman_rho", "violated_margins", "descent_rate")
-_NAMES = (
-    Column("mutation", lambda row: row["mutation"], False),
-    Column("severity", lambda row: row["severity"], False),
-    Column("selection", lambda row: row["selection"], False),
-    Column("population", lambda row: str(row["population_size"])),
-)
+_HEADINGS = {  # by a cell's field
+    "mutation": "mutation",
+    "severity": "severity",
+    "selection": "selection",
+    "population_size": "population",
+    "elite_ratio": "elites",
+    "step_size": "step size",
+    "std_init": "first step",
+    "pairs_per_generation": "pairs",
+}
 
 
 def ablation_results(
@@ -80,7 +84,7 @@ def summary_table(config: AblateConfig, cells: Cells) -> Table:
     """One row for each cell."""
     rows = [_summary(config, cell, row) for cell, row in cells.items()]
     columns = [
-        *_NAMES,
+        *_names(cells),
         Column("n", lambda row: str(row["n"])),
         Column(
             "final objective (mean ± sd)", mean_and_deviation("objective", "objective_sd", ".4f")
@@ -96,6 +100,14 @@ def summary_table(config: AblateConfig, cells: Cells) -> Table:
     return Table("cells", "Each cell over its seeds (objective: lower is better)", rows, columns)
 
 
+def _names(cells: Cells) -> list[Column]:
+    """What tells a cell, without what is not compared."""
+    return [
+        Column(_HEADINGS[name], lambda row, name=name: str(row[name]), not isinstance(value, str))
+        for name, value in next(iter(cells)).compared().items()
+    ]
+
+
 def _both(metric: str) -> tuple[str, str]:
     return metric, f"{metric}_sd"
 
@@ -103,7 +115,7 @@ def _both(metric: str) -> tuple[str, str]:
 def _summary(config: AblateConfig, cell: Cell, row: Mapping[str, Any]) -> dict[str, Any]:
     final, area = (describe(_finite(values_of(row, name))) for name in (FINAL, AREA))
     found = {
-        **cell._asdict(),
+        **cell.compared(),
         "n": final.n,
         "objective": final.mean,
         "objective_sd": final.deviation,
@@ -187,14 +199,14 @@ def regime_table(cells: Cells) -> Table:
     rows = []
     for cell, row in cells.items():
         for regime in REGIMES:
-            found: dict[str, Any] = {**cell._asdict(), "regime": regime}
+            found: dict[str, Any] = {**cell.compared(), "regime": regime}
             for metric in METRICS:
                 values = _finite(values_of(row, f"{metric}/{regime}"))
                 found[metric] = float(values.mean())
                 found[f"{metric}_sd"] = float(values.std(ddof=1))
             rows.append(found)
     columns = [
-        *_NAMES,
+        *_names(cells),
         Column("regime", lambda row: row["regime"], False),
         *(
             Column(

@@ -1,4 +1,4 @@
-"""Ablate the evolution: mutations, severities, selections and population sizes over many seeds."""
+"""Ablate the evolution: mutations, selections, step sizes and more, over many seeds."""
 
 import dataclasses
 import os
@@ -75,7 +75,7 @@ def ablate(
         for cell in missing:
             bar.set_postfix_str(", ".join(map(str, cell)))
             measured = run_cell(config.config_of(cell), seeds, config.thresholds, bar.update)
-            found[cell] = {**cell._asdict(), **measured}
+            found[cell] = {**cell.compared(), **measured}
             if folder is not None:
                 folder.append_rows([found[cell]], CELLS)
     cells = [found[cell] for cell in config.cells()]
@@ -150,7 +150,7 @@ def first_reached(curve: np.ndarray, threshold: float) -> int | None:
 
 def cell_of(row: dict[str, Any]) -> Cell:
     """The cell of a row of cells.jsonl."""
-    return Cell(*(row[field] for field in Cell._fields))
+    return Cell(*(row.get(field) for field in Cell._fields))  # pyright: ignore[reportArgumentType]
 
 
 def _finite(value: float) -> float | None:
