@@ -16,7 +16,7 @@ import tyro
 
 from edl_jax.errors import ConfigError, EDLError, Preempted, ProcessError, RunFolderError
 from edl_jax.evolution import PretrainConfig
-from edl_jax.frozen import EvolvedLoss
+from edl_jax.frozen import PRETRAINED, EvolvedLoss
 from edl_jax.pretraining import pretrain
 from edl_jax.processes import Processes, from_first, is_first, others_needed
 from edl_jax.runs import default_run_dir, keep_compiled, writing
@@ -32,7 +32,7 @@ from edl_jax.studies import (
     inspect,
     transfer,
 )
-from edl_jax.studies.figures import check_matplotlib, labels_of, save
+from edl_jax.studies.figures import check_matplotlib, save
 from edl_jax.studies.plots import plot_evolution, plot_loss, plot_surface
 from edl_jax.studies.results import StudyResults
 from edl_jax.studies.screen import on_screen
@@ -58,7 +58,7 @@ class Arguments(Generic[Config]):
     """Run folder; a run of the same settings found there goes on. runs/COMMAND-DATE-TIME unless
     given. Compiled programs are kept beside it, in .jax_cache."""
     quiet: bool = False
-    """Print nothing but errors: no progress bars, no summary."""
+    """Print nothing but errors, and the run folder where none was given."""
     processes: Processes = Processes()
     """How to find the other processes of the run (pretrain and train)."""
 
@@ -95,6 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         unseen = contextlib.redirect_stdout(io.StringIO())
         with unseen if arguments.quiet else contextlib.nullcontext():
             run(arguments.settings, folder, progress)
+        if arguments.quiet and run_dir and is_first():
+            print(run_dir)
         with others_needed():
             from_first(None)  # or those that end long before the first would count as gone
     except EDLError as error:
@@ -128,13 +130,14 @@ def load_config(path: Path, config_type: type[Config]) -> Config:
     try:
         spec.loader.exec_module(module)
         config = module.get_config() if hasattr(module, "get_config") else None
-    except EDLError:
-        raise
     except (Exception, SystemExit) as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+        if isinstance(error, SyntaxError) and error.filename == str(path):
+            lines = [error.lineno]
+        kind = "" if isinstance(error, EDLError) else f"{type(error).__name__}: "
         raise ConfigError(
-            f"{path} cannot be used: {type(error).__name__}: {error} ({last.filename}, line "
-            f"{last.lineno}); expected a Python file with a get_config()."
+            f"{path} cannot be used{f' (line {lines[-1]})' if lines else ''}: {kind}{error}"
         ) from error
     if not isinstance(config, config_type):
         raise ConfigError(
@@ -170,19 +173,20 @@ def _pretrain(config: PretrainConfig, run_dir: Path, progress: bool) -> None:
 
 
 def _train(config: TrainConfig, run_dir: Path, progress: bool) -> None:
+    is_evolved = config.loss in PRETRAINED or config.loss.endswith(".safetensors")
+    loss = resolve_loss(config.loss) if is_evolved else None
     result = train(config, run_dir=run_dir, progress=progress)
     if not is_first():
         return
-    loss = resolve_loss(config.loss, class_counts=(1,) * 10)
-    num_classes = loss.architecture.num_classes if isinstance(loss, EvolvedLoss) else None
-    if importlib.util.find_spec("matplotlib") and num_classes != 2:
-        name = labels_of([config.loss])[config.loss]
-        _draw({"surface": plot_surface({name: loss}, num_classes=num_classes or 10)}, run_dir)
     print(f"Data: {result.source}")
     print(f"Test accuracy after the last epoch: {100 * result.test_accuracy:.2f} %")
     print(f"Negative log-likelihood: {result.test_nll:.3f} nats")
     print(f"Expected calibration error: {100 * result.test_calibration_error:.2f} %")
     print(f"Run folder: {run_dir}")
+    if isinstance(loss, EvolvedLoss) and importlib.util.find_spec("matplotlib"):
+        num_classes = loss.architecture.num_classes or 10
+        if num_classes > 2:
+            _draw({"surface": plot_surface({"evolved": loss}, num_classes=num_classes)}, run_dir)
 
 
 def _compare(config: CompareConfig, run_dir: Path, progress: bool) -> None:

@@ -16,12 +16,12 @@ def device_mesh(axis: str, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of one axis over the devices: all of all processes unless given.
 
     Raises:
-      ConfigError: if a process has none of the devices, or one is none of JAX's.
+      ConfigError: if they are no list of devices, or a process has none of them.
     """
     devices = jax.devices() if devices is None else devices
-    for device in devices:
-        if not isinstance(device, jax.Device):
-            raise ConfigError(f"devices holds {device!r}; expected some of jax.devices().")
+    is_list = isinstance(devices, Sequence)
+    if not is_list or not all(isinstance(device, jax.Device) for device in devices):
+        raise ConfigError(f"devices is {devices!r}; expected a list of some of jax.devices().")
     missing = set(range(jax.process_count())) - {device.process_index for device in devices}
     if missing or not devices:
         raise ConfigError(

@@ -28,7 +28,8 @@ class Processes:
     """How this process finds the others. Alone unless told otherwise.
 
     Raises:
-      ConfigError: if only some of coordinator, num_processes and process_id are given.
+      ConfigError: if only some of coordinator, num_processes and process_id are given, or one
+        cannot be.
     """
 
     auto: bool = False

@@ -19,7 +19,8 @@ Write = Callable[[int, Mapping[str, Any]], None]
 def event_file(run_dir: Path, *, first_step: int) -> Iterator[Write]:
     """A new event file of a run; what TensorBoard shows from `first_step` on is replaced by it.
 
-    Gives a function `(step, row)` that writes the row's numbers, whole and at once.
+    The first of a run, from step 0, begins with the configuration. Gives a function `(step, row)`
+    that writes the row's numbers, whole and at once.
 
     Raises:
       RunFolderError: if the file cannot be written; so does the function.
@@ -27,29 +28,42 @@ def event_file(run_dir: Path, *, first_step: int) -> Iterator[Write]:
     from tensorboardX.proto import event_pb2
 
     events: Any = event_pb2  # protobuf makes its classes at run time, unseen by type checkers
-    with _writer(run_dir) as add:
+    with _writer(run_dir, f".{time.time_ns()}") as add:
         start = events.SessionLog(status=events.SessionLog.START)
         add(events.Event(step=first_step, session_log=start))
+        if first_step == 0:
+            add(_event([_text("config", config_text(run_dir))]))
         yield lambda step, row: add(_event(_numbers(row), step))
 
 
 def add_results(
     run_dir: Path, *, images: Mapping[str, Path], texts: Mapping[str, str] = MappingProxyType({})
 ) -> None:
-    """Add texts, as Markdown, and PNG files by name to what TensorBoard shows of a run.
+    """Show texts, as Markdown, and PNG files by name beside a run's metrics.
+
+    What was shown by an earlier call is replaced.
 
     Raises:
       RunFolderError: if the event file cannot be written.
     """
-    with _writer(run_dir) as add:
+    with _writer(run_dir, ".results") as add:
         for name, text in texts.items():
             add(_event([_text(name, text)]))
         for name, path in images.items():
             add(_event([_image(name, path)]))
+    with writing("an event file", run_dir):
+        *earlier, _ = sorted((run_dir / FOLDER).glob("*.results"))
+        for path in earlier:
+            path.unlink()
+
+
+def config_text(run_dir: Path) -> str:
+    """A run's configuration, as Markdown."""
+    return f"```\n{json.dumps(read_json(run_dir / 'config.json'), indent=2)}\n```"
 
 
 @contextlib.contextmanager
-def _writer(run_dir: Path) -> Iterator[Callable[[Any], None]]:
+def _writer(run_dir: Path, suffix: str) -> Iterator[Callable[[Any], None]]:
     # Not its SummaryWriter, which writes in a thread of its own that a full disk would end.
     from tensorboardX.event_file_writer import EventsWriter
 
@@ -57,7 +71,7 @@ def _writer(run_dir: Path) -> Iterator[Callable[[Any], None]]:
     with writing("an event file", run_dir):
         folder.mkdir(parents=True, exist_ok=True)
         # The file is named by the second: by the suffix two of one second differ.
-        writer = EventsWriter(str(folder / "events"), filename_suffix=f".{time.time_ns()}")
+        writer = EventsWriter(str(folder / "events"), filename_suffix=suffix)
 
     def add(event: Any) -> None:
         event.wall_time = time.time()
@@ -66,8 +80,6 @@ def _writer(run_dir: Path) -> Iterator[Callable[[Any], None]]:
             writer.flush()
 
     try:
-        config = json.dumps(read_json(run_dir / "config.json"), indent=2)
-        add(_event([_text("config", f"```\n{config}\n```")]))
         yield add
     finally:
         with contextlib.suppress(OSError):
@@ -89,7 +101,7 @@ def _numbers(row: Mapping[str, Any]) -> list[Any]:
     return [
         summaries.Summary.Value(tag=name, simple_value=value)
         for name, value in row.items()
-        if isinstance(value, int | float)
+        if isinstance(value, int | float) and name not in ("generation", "epoch")
     ]
 
 

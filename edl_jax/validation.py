@@ -5,11 +5,15 @@
 
 import functools
 import math
+import operator
+import os
+import sys
 from collections.abc import Iterable
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from edl_jax.errors import ConfigError, InputError
@@ -38,33 +42,59 @@ def checked_key(key: Any) -> jax.Array:
     Raises:
       InputError: if it is not.
     """
-    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
-        raise InputError(f"key is {key!r}; expected a key such as jax.random.key(0).")
+    is_key = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if not is_key or key.shape:
+        raise InputError(
+            f"key is {key!r}; expected a single key such as jax.random.key(0). "
+            "jax.random.wrap_key_data makes one of a PRNGKey."
+        )
     return key
 
 
-def check_types(config: Any) -> None:
-    """Refuse a field that is not of its annotated type.
+def is_finite(value: float) -> bool:
+    """Whether a number, a whole one of any size too, is finite as a float."""
+    return abs(value) <= sys.float_info.max
 
-    A list may stand for a tuple and a whole number for a float; True and False are no numbers.
+
+def check_types(config: Any) -> None:
+    """Refuse a field of a frozen dataclass that is not of its annotated type.
+
+    What means the same is turned into it: a list into a tuple, a path into a string, a number of
+    NumPy's into Python's. A whole number may stand for a float; True and False are no numbers.
 
     Raises:
       ConfigError: naming the first such field, its value and the type.
     """
     for field, hint in _hints(type(config)).items():
-        value = getattr(config, field)
-        parts = tuple(value) if isinstance(value, list) else value
-        truths = [
-            x for x in (parts if isinstance(parts, tuple) else [parts]) if x is True or x is False
-        ]
-        try:
-            if truths and bool not in (hint, *get_args(hint)):
-                raise TypeCheckError("a truth value")
-            check_type(parts, hint, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
-        except TypeCheckError as error:
+        given = getattr(config, field)
+        value = _plain(given)
+        if not _fits(value, hint):
             raise ConfigError(
-                f"{type(config).__name__}.{field} is {value!r}; expected {_in_words(hint)}."
-            ) from error
+                f"{type(config).__name__}.{field} is {given!r}; expected {_in_words(hint)}."
+            )
+        if value is not given:
+            object.__setattr__(config, field, value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+        parts = tuple(map(_plain, value))
+        is_same = isinstance(value, tuple) and all(map(operator.is_, parts, value))
+        return value if is_same else parts
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    parts = value if isinstance(value, tuple) else (value,)
+    if bool not in (hint, *get_args(hint)) and any(isinstance(part, bool) for part in parts):
+        return False
+    try:
+        check_type(value, hint, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
+    except TypeCheckError:
+        return False
+    return True
 
 
 @functools.cache
@@ -78,14 +108,16 @@ def _in_words(hint: Any, plural: bool = False) -> str:
     if kind is Literal:
         return f"one of {', '.join(parts)}"
     if kind is tuple:
-        return f"a tuple of {_in_words(parts[0], plural=True)}"
+        example = {int: "(1,)", float: "(0.1,)"}.get(parts[0], "('name',)")
+        return f"a tuple of {_in_words(parts[0], plural=True)}, such as {example}"
     if kind is dict:
-        return f"a dictionary from {_in_words(parts[0], True)} to {_in_words(parts[1], True)}"
+        return f"a dictionary of {_in_words(parts[1], plural=True)} by name"
     if parts:  # a union
-        return " or ".join(_in_words(part, plural) for part in parts)
+        *words, last = (_in_words(part, plural) for part in parts)
+        return f"{', '.join(words)} or {last}"
     words = {int: "whole number", float: "number", str: "string", bool: "truth value"}
     if hint not in words:
-        return "None" if hint is type(None) else f"a {hint.__name__}"
+        return "None" if hint is type(None) else f"an instance of {hint.__name__}"
     return f"{words[hint]}s" if plural else f"a {words[hint]}"
 
 
@@ -160,7 +192,7 @@ def check_range(
     value = getattr(config, field)
     in_range = low < value if open_low else low <= value
     in_range = in_range and (value < high if open_high else value <= high)
-    if not (in_range and math.isfinite(value)):
+    if not (in_range and is_finite(value)):
         expected = f"more than {low}" if open_low else f"at least {low}"
         if math.isfinite(high):
             expected += f" and {'less than' if open_high else 'at most'} {high}"

@@ -1,4 +1,4 @@
-"""Read what TensorBoard would show of a run folder."""
+"""Read what TensorBoard shows of a run folder."""
 
 import struct
 from pathlib import Path
@@ -8,14 +8,21 @@ from tensorboardX.proto import event_pb2
 
 
 def shown(run_dir: Path) -> dict[tuple[int, str], Any]:
-    """By step and tag: numbers, texts and the bytes of images."""
+    """By step and tag: numbers, texts and the bytes of images, each shown once.
+
+    As TensorBoard does, where a file says that a session starts at a step, all that was shown from
+    that step on is dropped.
+    """
     found: dict[tuple[int, str], Any] = {}
     for path in sorted((run_dir / "tensorboard").iterdir()):
         data, at = path.read_bytes(), 0
         while at < len(data):  # a record: its length, a checksum, the event, a checksum
             (length,) = struct.unpack("<Q", data[at : at + 8])
             event = event_pb2.Event.FromString(data[at + 12 : at + 12 + length])
+            if event.HasField("session_log"):
+                found = {key: value for key, value in found.items() if key[0] < event.step}
             for value in event.summary.value:
+                assert (event.step, value.tag) not in found, f"{value.tag} is shown twice"
                 found[event.step, value.tag] = _plain(value)
             at += 16 + length
     return found

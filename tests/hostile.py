@@ -134,7 +134,9 @@ _COUNTS = st.one_of(
     st.integers(max_value=-1), st.floats(), st.text(max_size=3), st.booleans(), st.binary()
 )
 _MEASURES = st.one_of(
-    st.floats(max_value=-1e-6), st.just(math.nan), st.just(math.inf), st.text(max_size=3)
+    st.floats(max_value=-1e-6),
+    st.sampled_from([math.nan, math.inf, 10**400, -(10**400)]),
+    st.text(max_size=3),
 )
 _OBJECTS = st.sampled_from([object(), {}, {"a": 1}, set(), len, np.zeros(2), EDLError, b"bytes"])
 
@@ -260,6 +262,7 @@ def loss_names(draw: st.DrawFn) -> Attempt:
 # --- other functions -----------------------------------------------------------------------------
 
 _KEY = jax.random.key(0)
+_KEYS = jax.random.split(_KEY)
 _TINY = np.zeros(3, np.float32)
 _BAD_COUNTS = st.one_of(st.integers(max_value=0), st.floats(), st.text(max_size=3), st.none())
 _ANYTHING = st.one_of(st.integers(), st.text(max_size=5), _OBJECTS)
@@ -270,7 +273,13 @@ def functions(draw: st.DrawFn) -> Attempt:
     """A function of the package with an argument that does not fit."""
     bad_count, thing = draw(_BAD_COUNTS), draw(_ANYTHING)
     anything = draw(st.sampled_from([3, "x", {}, object(), b"", [1], TaskConfig()]))
+    ratio: Any = draw(st.sampled_from([-0.5, 0, 1, 1.5, math.nan, "x", None, 10**400]))
     calls: dict[str, Callable[[Path], Any]] = {
+        "sample_pairs of many keys": lambda _: edl_jax.sample_pairs(_KEYS, 8, 10),
+        "pretrain with many keys": lambda f: edl_jax.pretrain(key=_KEYS, run_dir=f / "run"),
+        "pretrain on one device": lambda f: edl_jax.pretrain(
+            devices=jax.devices()[0], run_dir=f / "run"
+        ),
         "sample_pairs of a bad number": lambda _: edl_jax.sample_pairs(_KEY, bad_count, 10),
         "sample_pairs of bad classes": lambda _: edl_jax.sample_pairs(_KEY, 8, bad_count),
         "sample_pairs of a bad key": lambda _: edl_jax.sample_pairs(thing, 8, 10),
@@ -296,7 +305,7 @@ def functions(draw: st.DrawFn) -> Attempt:
             else load_dataset("digits", val_examples=-1)
         ),
         "ChaoticES of a bad size": lambda _: edl_jax.ChaoticES(bad_count, _TINY),
-        "ChaoticES of a bad ratio": lambda _: edl_jax.ChaoticES(8, _TINY, elite_ratio=-0.5),
+        "ChaoticES of a bad ratio": lambda _: edl_jax.ChaoticES(8, _TINY, elite_ratio=ratio),
         "ChaoticES of a bad mutation": lambda _: edl_jax.ChaoticES(8, _TINY, thing),
         "ChaoticES of a bad selection": lambda _: edl_jax.ChaoticES(8, _TINY, selection=anything),
         "ChaoticES of a bad rule": lambda _: edl_jax.ChaoticES(8, _TINY, step_size="linear"),
@@ -446,7 +455,7 @@ _JSON = st.recursive(
 @st.composite
 def loss_files(draw: st.DrawFn) -> Attempt:
     """A loss file that was damaged, or made to do harm, with a digest that fits or not."""
-    header, tensors, data = _whole_file()
+    good_header, good_tensors, data = _whole_file()
     kind = draw(st.sampled_from(["bytes", "header", "architecture", "tensors", "length"]))
     if kind == "bytes":
         at = draw(st.integers(0, len(data) - 1))
@@ -461,14 +470,17 @@ def loss_files(draw: st.DrawFn) -> Attempt:
                 st.binary(max_size=200),
             )
         )
-        what = f"bytes changed at {at}"
+        what, is_bad = f"bytes changed at {at}", content != data
     elif kind == "length":
         length = draw(st.one_of(st.integers(0, 2**64 - 1), st.integers(0, 8192)))
         content, what = struct.pack("<Q", length) + data[8:], f"header said to be {length} long"
+        is_bad = content != data
     else:
-        header, tensors, what = _spoilt(draw, kind, header, tensors)
-        if draw(st.booleans()):
-            header["sha256"] = loss_file._digest(header, tensors)
+        header, tensors, what = _spoilt(draw, kind, good_header, good_tensors)
+        is_bad = header != good_header or tensors.keys() != good_tensors.keys()
+        is_bad |= any(tensors[x].tobytes() != good_tensors[x].tobytes() for x in good_tensors)
+        if draw(st.booleans()):  # then it may hold a loss, of which nobody says that it is another
+            header["sha256"], is_bad = loss_file._digest(header, tensors), False
         content = save(tensors, metadata=header)
 
     def call(folder: Path) -> None:
@@ -481,7 +493,7 @@ def loss_files(draw: st.DrawFn) -> Attempt:
             assert np.isfinite(np.asarray(value)).all(), value
             assert (np.asarray(value) >= 0).all(), value
 
-    return Attempt("loss file", what, call, is_bad=False)
+    return Attempt("loss file", what, call, is_bad)
 
 
 def _spoilt(

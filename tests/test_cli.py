@@ -72,10 +72,40 @@ def test_train_and_compare_on_digits(tmp_path, capsys):
     assert (run_dir / "differences.svg").exists()
 
 
-def test_quiet_prints_nothing_but_errors(tmp_path, capfd):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("\n\ndef get_config(:", r"config\.py cannot be used \(line 3\): SyntaxError: "),
+        ("import json\ndef get_config():\n    json.loads('{')", r"\(line 3\): JSONDecodeError: "),
+        (
+            "from edl_jax import TrainConfig\nget_config = lambda: TrainConfig(epochs=-1)",
+            r"\(line 2\): TrainConfig\.epochs is -1; expected a whole number, at least 1",
+        ),
+        (
+            "def get_config(x): pass",
+            r"config\.py cannot be used: TypeError: get_config\(\) missing",
+        ),
+        ("import sys\nsys.exit(3)", r"\(line 2\): SystemExit: 3"),
+    ],
+)
+def test_a_config_file_that_fails_is_named_with_the_line(text, message, tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        cli.load_config(path, TrainConfig)
+
+
+def test_quiet_prints_nothing_but_errors_and_a_folder_that_was_not_given(
+    tmp_path, capfd, monkeypatch
+):
     arguments = ["inspect", "cross_entropy", "--run-dir", str(tmp_path / "card")]
     assert cli.main([*arguments, "--quiet"]) == 0
     assert capfd.readouterr() == ("", "")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["inspect", "cross_entropy", "--quiet"]) == 0
+    out, err = capfd.readouterr()
+    assert (tmp_path / out.strip() / "README.md").exists()
+    assert (out.count("\n"), err) == (1, "")
     assert cli.main(arguments) == 0
     assert "Tables, figures and protocol:" in capfd.readouterr().out
     assert cli.main(["inspect", "none.safetensors", "--quiet"]) == 2

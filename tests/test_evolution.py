@@ -1,4 +1,5 @@
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from edl_jax import Mixture, PretrainConfig
+from edl_jax import Mixture, PretrainConfig, TrainConfig
 from edl_jax.devices import device_mesh, to_every_device
 from edl_jax.errors import ConfigError, EDLError
 from edl_jax.evolution import SlopeConfig, engine, make_evolution, make_run, run_keys
@@ -316,7 +317,7 @@ def test_every_compiled_function_lowers_for_accelerators(platform, change):
         ({"generations": True}, "generations is True"),
         ({"class_counts": (2.5,)}, "class_counts is"),
         ({"class_counts": 10}, "class_counts is 10; expected a tuple of whole numbers"),
-        ({"hidden": 16}, "hidden is 16; expected a tuple of whole numbers"),
+        ({"hidden": 16}, r"hidden is 16; expected a tuple of whole numbers, such as \(1,\)"),
         ({"std_final": 0.1}, "std_final is 0.1 with step_size 'auto', which has no last value"),
         ({"seed": 2**32}, "seed is 4294967296"),
         ({"generations": 0}, "generations is 0"),
@@ -330,3 +331,12 @@ def test_every_compiled_function_lowers_for_accelerators(platform, change):
 def test_config_refuses(change, message):
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(PretrainConfig(), **change)
+
+
+def test_what_means_the_same_is_the_same_configuration():
+    """Lists, NumPy's numbers and paths become what a run folder's JSON and `jit` can take."""
+    given = PretrainConfig(class_counts=[np.int64(3)], std_init=np.float32(0.5), hidden=[4])
+    assert given == PretrainConfig(class_counts=(3,), std_init=0.5, hidden=(4,))
+    assert hash(given) == hash(PretrainConfig(class_counts=(3,), std_init=0.5, hidden=(4,)))
+    assert type(given.class_counts[0]) is int
+    assert TrainConfig(data_dir=Path("data")).data_dir == "data"

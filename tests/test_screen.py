@@ -18,19 +18,20 @@ def results(num_rows: int, num_sentences: int) -> StudyResults:
     rows = [{"loss": f"loss_{i}", "x": i} for i in range(num_rows)]
     finding = " ".join(f"Sentence {i} says what the study found." for i in range(num_sentences))
     protocol = [f"Rule {i} of how it was done." for i in range(3)]
-    return StudyResults("toy", "Toy", finding, protocol, [Table("t", "T", rows, COLUMNS)], [])
+    tables = [Table("t", "T", rows, COLUMNS), Table("u", "Choices", rows[:1], COLUMNS[:1])]
+    return StudyResults("toy", "Toy", finding, protocol, tables, [])
 
 
 @given(
     num_rows=st.integers(1, 60),
     num_sentences=st.integers(1, 80),
     columns=st.integers(60, 200),
-    lines=st.integers(20, 60),
+    lines=st.integers(1, 60),
 )
 def test_fits_any_terminal_and_says_what_matters(num_rows, num_sentences, columns, lines):
     text = on_screen(results(num_rows, num_sentences), RUN, os.terminal_size((columns, lines)))
     shown = text.split("\n")
-    assert len(shown) < lines  # the prompt is below it
+    assert len(shown) < max(lines, 20)  # the prompt is below it
     assert max(map(len, shown)) <= columns
     assert "loss_0" in text
     assert "Sentence 0 says" in text
@@ -54,11 +55,25 @@ def test_columns_are_set_as_in_a_table():
     ]
 
 
+def test_long_names_are_cut_and_leave_room_for_numbers():
+    found = results(2, 1)
+    for row, name in zip(found.tables[0].rows, ("a" * 99 + "/one", "a" * 99 + "/two"), strict=True):
+        row["loss"] = name
+    table, *_ = on_screen(found, RUN, os.terminal_size((80, 24))).split("\n\n")
+    one, two = table.split("\n")[-2:]
+    assert one.startswith("...aaa")
+    assert "/one     0.00     1.00" in one
+    assert "/two     1.00     2.00" in two
+    assert max(map(len, table.split("\n"))) <= 80
+
+
 @pytest.mark.parametrize("num_rows", [1, 60])
 def test_a_file_gets_all_of_it(num_rows):
     found = results(num_rows, 80)
     text = on_screen(found, RUN, None)
-    assert text.count("\nloss_") == num_rows
+    first, second = text.split("\nT:\n")[1].split("\nChoices:\n")
+    assert first.count("\nloss_") == num_rows
+    assert second.count("\nloss_0") == 1
     assert " ".join(text.split()).count(found.finding) == 1
     for sentence in found.protocol:
         assert f"- {sentence}\n" in text

@@ -102,6 +102,8 @@ def test_a_training_stopped_around_a_save_goes_on_to_the_same_result(
     result = train(CONFIG, run_dir=tmp_path / "run")
     assert_same(tmp_path / "run", whole)
     assert_close(result.params, whole[1].params, rtol=0)
+    numbers = {k: v for k, v in shown(tmp_path / "run").items() if k[1] != "images_per_second"}
+    assert numbers == {k: v for k, v in shown(whole[0]).items() if k[1] != "images_per_second"}
     again = train(CONFIG, run_dir=tmp_path / "run")  # of a finished training: its result
     assert_close(again.params, whole[1].params, rtol=0)
     assert again.history == result.history

@@ -179,7 +179,8 @@ def _save(
     folder.append_rows([as_finite(watched)], HELD_OUT)
     for row in rows:
         write(row["generation"], row)
-    write(watched["generation"], {f"held_out/{name}": value for name, value in watched.items()})
+    measured = {f"held_out/{x}": value for x, value in watched.items() if x != "generation"}
+    write(watched["generation"], measured)
     checkpoints.save(done, state, score=watched.get("pairwise_accuracy", 0.0))
 
 

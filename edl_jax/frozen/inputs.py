@@ -76,7 +76,7 @@ def check_inputs(
     logits, labels = as_array("logits", logits), as_array("labels", labels)
     if not jnp.issubdtype(logits.dtype, jnp.floating):
         raise InputError(f"logits have dtype {logits.dtype}; expected a floating dtype.")
-    if not isinstance(axis, int) or not -logits.ndim <= axis < logits.ndim:
+    if not isinstance(axis, int | np.integer) or not -logits.ndim <= axis < logits.ndim:
         raise InputError(f"axis is {axis!r}; expected an axis of logits of shape {logits.shape}.")
     if _is_soft(logits.shape, labels, axis):
         labels = jnp.moveaxis(labels, axis, -1)

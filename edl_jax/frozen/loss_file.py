@@ -90,9 +90,14 @@ def read_loss_file(path: str | os.PathLike[str]) -> Contents:
     if not flat["scale"] > 0:
         raise LossFileError(f"{path}: the scale is {flat['scale']}; expected more than 0.")
     records = {name: _json_object(path, header, name) for name in _RECORDS}
-    if header.get("sha256") != _digest(header, flat):
+    if "sha256" not in header:
         raise LossFileError(
-            f"{path}: its sha256 is {header.get('sha256')!r}, not that of what it holds: it was "
+            f"{path} has no sha256: an earlier version of this package wrote it, or another "
+            "program. Evolve the loss again."
+        )
+    if header["sha256"] != _digest(header, flat):
+        raise LossFileError(
+            f"{path}: its sha256 is {header['sha256']!r}, not that of what it holds: it was "
             "damaged or changed. Save or copy the loss again."
         )
     return Contents(architecture, _unflat(flat), records)

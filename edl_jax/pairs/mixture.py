@@ -1,11 +1,10 @@
 """How much of each regime the synthetic pairs hold."""
 
 import dataclasses
-import math
 
 from edl_jax.errors import ConfigError
 from edl_jax.pairs.regimes import REGIMES
-from edl_jax.validation import check_types
+from edl_jax.validation import check_types, is_finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Mixture:
     def __post_init__(self) -> None:
         check_types(self)
         for name, weight in dataclasses.asdict(self).items():
-            if not (math.isfinite(weight) and weight >= 0):
+            if not (is_finite(weight) and weight >= 0):
                 raise ConfigError(
                     f"Mixture.{name} is {weight!r}; expected a finite weight of at least 0."
                 )

@@ -45,7 +45,8 @@ def sample_pairs(
       `Pairs`. Nothing is kept between calls: supply is unlimited.
 
     Raises:
-      InputError: if `num_pairs` or `num_classes` is too small, or `key` is no such key.
+      InputError: if `num_pairs` or `num_classes` is too small, or `key` is no single key of
+        `jax.random.key`.
       ConfigError: if `mixture` is no `Mixture`.
 
     >>> pairs = sample_pairs(jax.random.key(0), 8, 10)

@@ -13,6 +13,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from evosax.algorithms.population_based.base import (
     Params as BaseParams,
@@ -114,11 +115,13 @@ class ChaoticES(PopulationBasedAlgorithm):
                 f"step_size is {step_size!r}; expected one of {', '.join(STEP_SIZE_RULES)}, or an "
                 "optax schedule."
             )
-        is_whole = isinstance(population_size, int)
-        if not is_whole or population_size < 2 or not 0 < elite_ratio < 1:
+        is_whole = isinstance(population_size, int | np.integer)
+        is_number = isinstance(elite_ratio, float | int)
+        if not is_whole or population_size < 2 or not is_number or not 0 < elite_ratio < 1:
             raise ConfigError(
-                f"population_size is {population_size!r} and elite_ratio {elite_ratio}; expected "
-                "at least 2 and a ratio between 0 and 1, so that there are elites and children."
+                f"population_size is {population_size!r} and elite_ratio {elite_ratio!r}; expected "
+                "a whole number of at least 2 and a ratio between 0 and 1, so that there are "
+                "elites and children."
             )
         super().__init__(population_size, solution, fitness_shaping_fn, metrics_fn)
         self.elite_ratio = elite_ratio

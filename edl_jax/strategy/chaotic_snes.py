@@ -10,6 +10,7 @@ the mean, which is a chaotic orbit (Xiang and Pei, 2026) or one of its controls.
 from collections.abc import Callable
 
 import jax
+import numpy as np
 import optax
 from evosax.algorithms.distribution_based.base import metrics_fn
 from evosax.algorithms.distribution_based.snes import SNES, Params, State as BaseState
@@ -62,8 +63,10 @@ class ChaoticSNES(SNES):
         Raises:
           ConfigError: for an unknown mutation, or a population of fewer than 2.
         """
-        if not isinstance(population_size, int) or population_size < 2:
-            raise ConfigError(f"population_size is {population_size!r}; expected at least 2.")
+        if not isinstance(population_size, int | np.integer) or population_size < 2:
+            raise ConfigError(
+                f"population_size is {population_size!r}; expected a whole number of at least 2."
+            )
         optimizer = optax.sgd(1.0) if optimizer is None else optimizer
         super().__init__(population_size, solution, optimizer, fitness_shaping_fn, metrics_fn)
         self.mutation = MUTATIONS[mutation]

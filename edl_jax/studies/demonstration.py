@@ -18,7 +18,11 @@ from edl_jax.validation import check_types, check_whole
 
 @dataclasses.dataclass(frozen=True)
 class DemoConfig:
-    """What the demonstration may be told."""
+    """What the demonstration may be told. Checked when made.
+
+    Raises:
+      ConfigError: naming the first field that cannot work, its value and what was expected.
+    """
 
     data_dir: str | None = None
     """TFDS directory that holds CIFAR-10; else where TFDS looks, a download, or digits."""

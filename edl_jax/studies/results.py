@@ -18,7 +18,7 @@ import numpy as np
 from edl_jax.errors import EDLError
 from edl_jax.runs import RunFolder, writing
 from edl_jax.studies.figures import save
-from edl_jax.tensorboard import add_results
+from edl_jax.tensorboard import add_results, config_text
 
 Row = Mapping[str, Any]
 STUDY = "study.json"
@@ -145,7 +145,7 @@ class StudyResults:
         }
         add_results(
             folder.path,
-            texts={"finding": self.finding}
+            texts={"finding": self.finding, "config": config_text(folder.path)}
             | {f"tables/{table.name}": table.markdown() for table in self.tables},
             images={figure.name: folder.path / f"{figure.name}.png" for figure in self.figures},
         )

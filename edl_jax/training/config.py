@@ -74,7 +74,7 @@ class TrainConfig:
     """Parts of a batch whose gradients are computed one after the other, to save memory."""
     optimizer: str = "sgd"
     """An optimiser of optax."""
-    optimizer_options: dict[str, float | bool] | None = None
+    optimizer_options: dict[str, float | bool | str | None] | None = None
     """Its own settings by name; None: momentum 0.9 and nesterov for sgd, else optax's defaults."""
     learning_rate: float = 0.1
     """Peak of the schedule: linear warm-up from 0, then cosine decay to 0."""

@@ -143,7 +143,7 @@ def _bar(
 def _events(stack: contextlib.ExitStack, folder: RunFolder | None, epochs: int) -> Write | None:
     if folder is None:
         return None
-    return stack.enter_context(event_file(folder.path, first_step=epochs + 1))
+    return stack.enter_context(event_file(folder.path, first_step=epochs and epochs + 1))
 
 
 def _taken_up(
