@@ -45,7 +45,7 @@ def checked_key(key: Any) -> jax.Array:
     is_key = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     if not is_key or key.shape:
         raise InputError(
-            f"key is {key!r}; expected a single key such as jax.random.key(0). "
+            f"key is {key!r}; expected a key such as jax.random.key(0), and a single one. "
             "jax.random.wrap_key_data makes one of a PRNGKey."
         )
     return key

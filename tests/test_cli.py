@@ -18,6 +18,7 @@ from edl_jax.studies import (
     InspectConfig,
     TransferConfig,
 )
+from edl_jax.studies.results import Column, StudyResults, Table
 from tests.event_files import shown
 from tests.test_training import DIGITS
 
@@ -98,16 +99,19 @@ def test_a_config_file_that_fails_is_named_with_the_line(text, message, tmp_path
 def test_quiet_prints_nothing_but_errors_and_a_folder_that_was_not_given(
     tmp_path, capfd, monkeypatch
 ):
-    arguments = ["inspect", "cross_entropy", "--run-dir", str(tmp_path / "card")]
-    assert cli.main([*arguments, "--quiet"]) == 0
-    assert capfd.readouterr() == ("", "")
-    monkeypatch.chdir(tmp_path)
-    assert cli.main(["inspect", "cross_entropy", "--quiet"]) == 0
-    out, err = capfd.readouterr()
-    assert (tmp_path / out.strip() / "README.md").exists()
-    assert (out.count("\n"), err) == (1, "")
-    assert cli.main(arguments) == 0
-    assert "Tables, figures and protocol:" in capfd.readouterr().out
+    table = Table("t", "Numbers", [{"n": 1}], [Column("n", lambda row: str(row["n"]))])
+    results = StudyResults("inspect", "A loss", "It was found.", ["No data."], [table], [])
+    with monkeypatch.context() as patch:  # drawing takes long
+        patch.setattr(cli, "inspect", lambda config, *, run_dir: results)
+        arguments = ["inspect", "cross_entropy", "--run-dir", str(tmp_path / "card")]
+        assert cli.main([*arguments, "--quiet"]) == 0
+        assert capfd.readouterr() == ("", "")
+        assert cli.main(["inspect", "cross_entropy", "--quiet"]) == 0
+        assert re.fullmatch(r"runs/inspect-[\d-]+\n", capfd.readouterr().out)
+        assert cli.main(arguments) == 0
+        out, err = capfd.readouterr()
+        assert "It was found.\n\nTables, figures and protocol:" in out
+        assert err == ""
     assert cli.main(["inspect", "none.safetensors", "--quiet"]) == 2
     assert "there is no loss file at" in capfd.readouterr().err
 

@@ -55,6 +55,7 @@ class Trainings:
             for name in ("accuracy", "differences", "learning_rates"):
                 monkeypatch.setattr(comparison_results, f"plot_{name}", lambda *cells: None)
             monkeypatch.setattr("edl_jax.studies.results.save", lambda figure, path: None)
+            monkeypatch.setattr("edl_jax.studies.results.add_results", lambda *_, **__: None)
 
     def make(self, config, *, loss, dataset):
         return lambda seeds, **options: [self.train(config, seed, **options) for seed in seeds]
