@@ -115,6 +115,30 @@ def test_ambiguous_regime_ties_at_the_top():
     assert among.mean() == pytest.approx(0.5 + 0.5 * 2 / 10, abs=0.03)
 
 
+def only(regime: str, num_classes: int):
+    """Pairs of one regime, in any number of classes."""
+    mixture = Mixture(**dict.fromkeys(REGIMES, 0.0) | {regime: 1.0})
+    return sample_pairs(jax.random.key(2), NUM_PAIRS, num_classes, mixture=mixture)
+
+
+def test_ambiguous_regime_leads_by_up_to_6_nats_and_every_two_classes_tie_as_often():
+    # Of 100 classes the two that tie are seldom those whose noise was the greatest.
+    ordered = np.sort(np.asarray(log_probabilities(only("ambiguous", 100).probabilities)))
+    lead = ordered[:, -1] - ordered[:, -3]
+    assert stats.kstest(lead / 6, "uniform").pvalue > 1e-4
+    tied = np.sort(np.argsort(np.asarray(only("ambiguous", 4).probabilities))[:, -2:])
+    counts = np.bincount(tied[:, 0] * 4 + tied[:, 1], minlength=16)
+    assert stats.chisquare(counts[[1, 2, 3, 6, 7, 11]]).pvalue > 1e-4
+    assert counts.sum() == counts[[1, 2, 3, 6, 7, 11]].sum()
+
+
+def test_tempered_regime_is_gaussian_logits_over_a_log_uniform_temperature():
+    found = np.asarray(log_probabilities(only("tempered", 10).probabilities)).std(axis=1)
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(NUM_PAIRS, 10)) / 10 ** rng.uniform(-1, 1, (NUM_PAIRS, 1))
+    assert stats.ks_2samp(found, logits.std(axis=1)).pvalue > 1e-4
+
+
 def test_untrained_regime_is_near_uniform_and_tempered_is_not():
     assert draw("untrained")[0].max() < 0.6
     assert draw("tempered")[0].max() > 0.999
