@@ -368,22 +368,20 @@ def command_lines(draw: st.DrawFn) -> Attempt:
     argv = draw(
         st.sampled_from(
             [
-                [word],
+                [f"no-such-{word}"],
                 [command, f"--no-such-{word}"],
                 [command, "--run-dir"],
                 [command, "--config", f"none-{word.replace('/', '')}.py"],
                 [command, flag, "junk"],
                 [command, flag, f"junk{word}"],
                 [command, flag, "nan", "--no-such-flag"],
-                ["losses", word],
+                ["losses", f"no-such-{word}"],
                 ["report", f"none-{word.replace('/', '')}"],
                 ["export", f"none{word}"],
                 ["inspect", f"none{word}"],
             ]
         )
     )
-    if argv in (["losses", "-h"], ["-h"], ["--help"]):
-        argv = [*argv, "--no-such-flag"] if argv[0] == "losses" else ["no-such-command"]
     run_dir = ["--run-dir", "RUN"] if argv[0] in _COMMANDS and argv[-1] != "--run-dir" else []
 
     def call(folder: Path) -> None:

@@ -1,10 +1,9 @@
 """The configuration of the synthetic tasks on which losses are tried; every default is ours."""
 
 import dataclasses
-import math
 
 from edl_jax.errors import ConfigError
-from edl_jax.validation import check_range, check_types, check_whole
+from edl_jax.validation import check_range, check_types, check_whole, is_finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +43,7 @@ class TaskConfig:
             check_whole(self, field, 2)
         check_range(self, "max_label_noise", 0, 1)
         rates = self.learning_rates
-        if not rates or not all(0 < rate < math.inf for rate in rates):
+        if not rates or not all(rate > 0 and is_finite(rate) for rate in rates):
             raise ConfigError(
                 f"TaskConfig.learning_rates is {rates!r}; expected one or more positive numbers."
             )
