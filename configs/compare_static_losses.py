@@ -5,7 +5,7 @@ rates by 2,000 other images of the train split, with a seed that the comparison 
 
 Command:  edl compare --config configs/compare_static_losses.py --run-dir runs/static \
               --train.data-dir DIR
-Time:     not measured yet; its 216 trainings of 60,000 images take about 6 hours at 650 images/s.
+Time:     not measured yet; its 162 trainings of 60,000 images take about 5 hours at 550 images/s.
 Result:   not measured yet.
 """
 
