@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from edl_jax.runs import read_json, writing
+from edl_jax.runs import RunFolder, read_json, writing
 
 FOLDER = "tensorboard"
 Write = Callable[[int, Mapping[str, Any]], None]
@@ -25,15 +25,22 @@ def event_file(run_dir: Path, *, first_step: int) -> Iterator[Write]:
     Raises:
       RunFolderError: if the file cannot be written; so does the function.
     """
-    from tensorboardX.proto import event_pb2
-
-    events: Any = event_pb2  # protobuf makes its classes at run time, unseen by type checkers
-    with _writer(run_dir, f".{time.time_ns()}") as add:
+    events, _ = _protocol()
+    with _writer(run_dir) as add:
         start = events.SessionLog(status=events.SessionLog.START)
         add(events.Event(step=first_step, session_log=start))
         if first_step == 0:
             add(_event([_text("config", config_text(run_dir))]))
         yield lambda step, row: add(_event(_numbers(row), step))
+
+
+def open_events(
+    stack: contextlib.ExitStack, folder: RunFolder | None, first_step: int
+) -> Write | None:
+    """Open a new `event_file` of a run folder, if there is one, for as long as `stack` is open."""
+    if folder is None:
+        return None
+    return stack.enter_context(event_file(folder.path, first_step=first_step))
 
 
 def add_results(
@@ -46,13 +53,13 @@ def add_results(
     Raises:
       RunFolderError: if the event file cannot be written.
     """
+    earlier = list((run_dir / FOLDER).glob("*.results"))
     with _writer(run_dir, ".results") as add:
         for name, text in texts.items():
             add(_event([_text(name, text)]))
         for name, path in images.items():
             add(_event([_image(name, path)]))
     with writing("an event file", run_dir):
-        *earlier, _ = sorted((run_dir / FOLDER).glob("*.results"))
         for path in earlier:
             path.unlink()
 
@@ -63,7 +70,7 @@ def config_text(run_dir: Path) -> str:
 
 
 @contextlib.contextmanager
-def _writer(run_dir: Path, suffix: str) -> Iterator[Callable[[Any], None]]:
+def _writer(run_dir: Path, kind: str = "") -> Iterator[Callable[[Any], None]]:
     # Not its SummaryWriter, which writes in a thread of its own that a full disk would end.
     from tensorboardX.event_file_writer import EventsWriter
 
@@ -71,6 +78,7 @@ def _writer(run_dir: Path, suffix: str) -> Iterator[Callable[[Any], None]]:
     with writing("an event file", run_dir):
         folder.mkdir(parents=True, exist_ok=True)
         # The file is named by the second: by the suffix two of one second differ.
+        suffix = f".{time.time_ns()}{kind}"
         writer = EventsWriter(str(folder / "events"), filename_suffix=suffix)
 
     def add(event: Any) -> None:
@@ -86,18 +94,20 @@ def _writer(run_dir: Path, suffix: str) -> Iterator[Callable[[Any], None]]:
             writer.close()
 
 
-def _event(values: list[Any], step: int = 0) -> Any:
+def _protocol() -> tuple[Any, Any]:
+    """TensorBoard's events and summaries; protobuf makes the classes, unseen by type checkers."""
     from tensorboardX.proto import event_pb2, summary_pb2
 
-    events: Any = event_pb2
-    summaries: Any = summary_pb2
+    return event_pb2, summary_pb2
+
+
+def _event(values: list[Any], step: int = 0) -> Any:
+    events, summaries = _protocol()
     return events.Event(step=step, summary=summaries.Summary(value=values))
 
 
 def _numbers(row: Mapping[str, Any]) -> list[Any]:
-    from tensorboardX.proto import summary_pb2
-
-    summaries: Any = summary_pb2
+    _, summaries = _protocol()
     return [
         summaries.Summary.Value(tag=name, simple_value=value)
         for name, value in row.items()
@@ -112,9 +122,7 @@ def _text(name: str, text: str) -> Any:
 
 
 def _image(name: str, path: Path) -> Any:
-    from tensorboardX.proto import summary_pb2
-
-    summaries: Any = summary_pb2
+    _, summaries = _protocol()
     data = path.read_bytes()
     width, height = struct.unpack(">II", data[16:24])  # of every PNG's first chunk
     image = summaries.Summary.Image(

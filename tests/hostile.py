@@ -34,24 +34,13 @@ from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 from safetensors.numpy import save
 
 import edl_jax
-from edl_jax import EDLError, EvolvedLoss, Mixture, PretrainConfig, TrainConfig
-from edl_jax.cli import main
+from edl_jax import EDLError, EvolvedLoss, Mixture, cli
 from edl_jax.evolution import SlopeConfig
 from edl_jax.frozen import loss_file
 from edl_jax.network import Architecture
 from edl_jax.processes import Processes
 from edl_jax.runs import RunFolder
-from edl_jax.studies import (
-    AblateConfig,
-    CompareConfig,
-    DemoConfig,
-    InspectConfig,
-    TransferConfig,
-    ablate,
-    compare,
-    inspect,
-    transfer,
-)
+from edl_jax.studies import ablate, compare, inspect, transfer
 from edl_jax.studies.report import write_report
 from edl_jax.tasks import TaskConfig
 from edl_jax.training.augmentation import Augmentation
@@ -113,20 +102,8 @@ def _contents(folder: Path) -> dict[str, bytes]:
 
 # --- configurations ------------------------------------------------------------------------------
 
-CONFIGS = (
-    Augmentation,
-    Mixture,
-    SlopeConfig,
-    TaskConfig,
-    PretrainConfig,
-    TrainConfig,
-    CompareConfig,
-    AblateConfig,
-    TransferConfig,
-    DemoConfig,
-    InspectConfig,
-    Processes,
-)
+_COMMANDS: dict[str, type] = {name: kind for name, (kind, *_) in cli._COMMANDS.items()}
+CONFIGS = (Augmentation, Mixture, SlopeConfig, TaskConfig, Processes, *_COMMANDS.values())
 # Strings that are looked at when the run begins.
 _FREE = {"data_dir", "dataset", "datasets", "coordinator"}
 _NAMES = st.text(max_size=12).filter(lambda x: x not in ("static",))
@@ -331,23 +308,13 @@ def _other_run(folder: Path) -> None:
 
 # --- the command line ----------------------------------------------------------------------------
 
-_COMMANDS = {
-    "pretrain": PretrainConfig,
-    "train": TrainConfig,
-    "compare": CompareConfig,
-    "ablate": AblateConfig,
-    "transfer": TransferConfig,
-    "demo": DemoConfig,
-    "inspect": InspectConfig,
-}
-
 
 def run_command(argv: list[str]) -> None:
     """Run `edl`; raises `Refused` with what it said if it ended with status 2."""
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
         try:
-            status = main(argv)
+            status = cli.main(argv)
         except SystemExit as stop:
             status = stop.code
     assert "Traceback" not in said.getvalue(), said.getvalue()

@@ -21,7 +21,7 @@ from edl_jax.evolution.engine import Evolution, Log, State
 from edl_jax.preemption import sigterm_noticed
 from edl_jax.processes import first_does, from_first, in_any, others_needed
 from edl_jax.runs import RunFolder, as_finite
-from edl_jax.tensorboard import Write, event_file
+from edl_jax.tensorboard import Write, open_events
 
 Row = dict[str, Any]
 HELD_OUT = "held_out.jsonl"
@@ -82,7 +82,7 @@ def evolve(
         start = jax.device_get(jax.jit(evolution.init)(key_init))
         first, run = first_does(partial(_taken_up, start, folder, checkpoints))
         state, rows, held_out = to_every_device(run.state, mesh), run.rows, run.held_out
-        write = first_does(partial(_events, stack, folder, first), share=False)
+        write = first_does(partial(open_events, stack, folder, first), share=False)
         chunk, candidates = make_chunk(config, evolution, mesh), jax.jit(evolution.candidates)
         bar = stack.enter_context(
             tqdm(
@@ -156,12 +156,6 @@ def _taken_up(
             f"{len(rows)} generations; metrics.jsonl is damaged. Remove the run folder."
         )
     return first, Evolved(state, rows, held_out)
-
-
-def _events(stack: contextlib.ExitStack, folder: RunFolder | None, first: int) -> Write | None:
-    if folder is None:
-        return None
-    return stack.enter_context(event_file(folder.path, first_step=first))
 
 
 def _save(

@@ -4,7 +4,7 @@ import dataclasses
 
 from edl_jax.errors import ConfigError
 from edl_jax.pairs.regimes import REGIMES
-from edl_jax.validation import check_types, is_finite
+from edl_jax.validation import check_range, check_types
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +32,8 @@ class Mixture:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name, weight in dataclasses.asdict(self).items():
-            if not (is_finite(weight) and weight >= 0):
-                raise ConfigError(
-                    f"Mixture.{name} is {weight!r}; expected a finite weight of at least 0."
-                )
+        for name in dataclasses.asdict(self):
+            check_range(self, name, 0)
         if sum(dataclasses.asdict(self).values()) == 0:
             raise ConfigError(
                 "Mixture has only zero weights; give at least one regime a positive weight "

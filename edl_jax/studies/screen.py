@@ -58,7 +58,7 @@ def _table(table: Table, width: int | None = None, lines: int | None = None) -> 
     height = max(map(len, shown))
     columns = [[" " * len(x[0])] * (height - len(x)) + x for x in shown]
     found = ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]
-    hidden = len(table.rows) - max(0, (lines or height) - (height - len(table.rows)) - 1)
     if lines and len(found) > lines:
-        found[len(found) - hidden :] = [f"... and {hidden} more rows"]
+        hidden = min(len(found) - lines + 1, len(table.rows))
+        found[-hidden:] = [f"... and {hidden} more rows"]
     return found

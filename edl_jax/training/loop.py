@@ -16,7 +16,7 @@ from edl_jax.errors import DivergedError, Preempted, RunFolderError
 from edl_jax.preemption import sigterm_noticed
 from edl_jax.processes import first_does, from_first, in_any, others_needed
 from edl_jax.runs import RunFolder, as_finite
-from edl_jax.tensorboard import Write, event_file
+from edl_jax.tensorboard import Write, open_events
 from edl_jax.training.config import TrainConfig
 from edl_jax.training.programs import TrainFunctions
 from edl_jax.training.result import Row, TrainResult, epoch_rows, train_results
@@ -82,7 +82,8 @@ def run_training(
         done, state, rows = first_does(partial(_taken_up, start, folder, checkpoints, per_epoch))
         state = to_every_device(state, functions.mesh)
         total, saved = config.epochs * per_epoch, done
-        write = first_does(partial(_events, stack, folder, len(rows)), share=False)
+        first_step = rows[-1]["epoch"] + 1 if rows else 0
+        write = first_does(partial(open_events, stack, folder, first_step), share=False)
         bar = stack.enter_context(_bar(config, functions, len(seeds), done, progress))
         seconds, images = 0.0, 0
         if done == 0:
@@ -138,12 +139,6 @@ def _bar(
         unit_scale=True,
         disable=not progress,
     )
-
-
-def _events(stack: contextlib.ExitStack, folder: RunFolder | None, epochs: int) -> Write | None:
-    if folder is None:
-        return None
-    return stack.enter_context(event_file(folder.path, first_step=epochs and epochs + 1))
 
 
 def _taken_up(

@@ -150,7 +150,7 @@ def first_reached(curve: np.ndarray, threshold: float) -> int | None:
 
 def cell_of(row: dict[str, Any]) -> Cell:
     """The cell of a row of cells.jsonl."""
-    return Cell(*(row.get(field) for field in Cell._fields))  # pyright: ignore[reportArgumentType]
+    return Cell(**{field: row[field] for field in Cell._fields if field in row})
 
 
 def _finite(value: float) -> float | None:
