@@ -33,7 +33,7 @@ from edl_jax.studies import (
     transfer,
 )
 from edl_jax.studies.figures import check_matplotlib, save
-from edl_jax.studies.plots import plot_evolution, plot_loss, plot_surface
+from edl_jax.studies.plots import plot_evolution, plot_loss, plot_surface, plot_training
 from edl_jax.studies.results import StudyResults
 from edl_jax.studies.screen import on_screen
 from edl_jax.tensorboard import add_results
@@ -183,10 +183,13 @@ def _train(config: TrainConfig, run_dir: Path, progress: bool) -> None:
     print(f"Negative log-likelihood: {result.test_nll:.3f} nats")
     print(f"Expected calibration error: {100 * result.test_calibration_error:.2f} %")
     print(f"Run folder: {run_dir}")
-    if isinstance(loss, EvolvedLoss) and importlib.util.find_spec("matplotlib"):
-        num_classes = loss.architecture.num_classes or 10
-        if num_classes > 2:
-            _draw({"surface": plot_surface({"evolved": loss}, num_classes=num_classes)}, run_dir)
+    if not importlib.util.find_spec("matplotlib"):
+        return
+    figures = {"training": plot_training(result.history)}
+    num_classes = (isinstance(loss, EvolvedLoss) and loss.architecture.num_classes) or 10
+    if isinstance(loss, EvolvedLoss) and num_classes > 2:
+        figures["surface"] = plot_surface({"evolved": loss}, num_classes=num_classes)
+    _draw(figures, run_dir)
 
 
 def _compare(config: CompareConfig, run_dir: Path, progress: bool) -> None:

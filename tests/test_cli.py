@@ -61,7 +61,8 @@ def test_train_and_compare_on_digits(tmp_path, capsys):
     flags = [f"--{x}" if i % 2 == 0 else x for i, x in enumerate(small)]
     assert cli.main(["train", *flags, "--run-dir", str(tmp_path / "train")]) == 0
     assert "Test accuracy after the last epoch" in capsys.readouterr().out
-    assert shown(tmp_path / "train")[0, "surface"].startswith(b"\x89PNG")
+    for name in ("surface", "training"):
+        assert shown(tmp_path / "train")[0, name].startswith(b"\x89PNG")
     flags = [f"--train.{x}" if i % 2 == 0 else x for i, x in enumerate(small)]
     run_dir = tmp_path / "compare"
     assert cli.main(["compare", "--num-seeds", "1", *flags, "--run-dir", str(run_dir)]) == 0

@@ -1,7 +1,7 @@
-"""Figures of an evolution: its course, and the evolved loss and its surface."""
+"""Figures of single runs: the course of an evolution or training, and a loss and its surface."""
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from edl_jax.studies.figures import styles, subplots
+from edl_jax.studies.figures import Style, styles, subplots
 from edl_jax.studies.inspection.loss_shape import respond, rival_grid
 from edl_jax.studies.inspection.plots import plot_rival_maps
 
@@ -66,6 +66,40 @@ def plot_evolution(history: Mapping[str, np.ndarray], held_out: Mapping[str, np.
     steps.set(yscale="log", ylabel="mutation step size (standard deviation)")
     lines = [*right.get_lines(), *steps.get_lines()]
     right.legend(lines, [line.get_label() for line in lines], loc="center right")
+    return figure
+
+
+def plot_training(history: Sequence[Mapping[str, Any]]) -> Any:
+    """The loss and accuracy on training images, and the accuracy on others, over the epochs.
+
+    Args:
+      history: `TrainResult.history`.
+
+    Returns:
+      A `matplotlib.figure.Figure`.
+
+    Raises:
+      EDLError: if matplotlib is not installed.
+    """
+    figure, ((left, right),) = subplots(2)
+    train, other = itertools.islice(styles(), 2)
+    epochs = [row["epoch"] for row in history]
+    split = {"val": "validation", "test": "test"}[history[-1]["evaluated_on"]]
+
+    def draw(axis: Any, style: Style, name: str, unit: float, label: str) -> None:
+        values = [unit * row[name] for row in history]
+        axis.plot(
+            epochs, values, ls=style.dash, color=style.color, marker=style.marker, markersize=4,
+            label=f"{label}: {values[-1]:.4g} at the end",
+        )  # fmt: skip
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.legend()
+
+    draw(left, train, "train_loss", 1, "training")
+    left.set(xlabel="epoch", ylabel="mean loss over the epoch", title="Loss")
+    draw(right, train, "train_accuracy", 100, "training, while it learns")
+    draw(right, other, "accuracy", 100, split)
+    right.set(xlabel="epoch", ylabel="accuracy, %", title="Accuracy")
     return figure
 
 
