@@ -108,8 +108,11 @@ def _in_words(hint: Any, plural: bool = False) -> str:
     if kind is Literal:
         return f"one of {', '.join(parts)}"
     if kind is tuple:
-        example = {int: "(1,)", float: "(0.1,)"}.get(parts[0], "('name',)")
-        return f"a tuple of {_in_words(parts[0], plural=True)}, such as {example}"
+        of_what = _in_words(parts[0], plural=True)
+        if plural:
+            return f"tuples of {of_what}"
+        examples = {int: "(1,)", float: "(0.1,)", str: "('name',)"}
+        return f"a tuple of {of_what}, such as {examples.get(parts[0], '((1,), (2,))')}"
     if kind is dict:
         return f"a dictionary of {_in_words(parts[1], plural=True)} by name"
     if parts:  # a union

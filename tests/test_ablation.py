@@ -11,13 +11,15 @@ from scipy import stats
 
 from edl_jax import Mixture, pretrain
 from edl_jax.errors import ConfigError, DivergedError, RunFolderError
+from edl_jax.network import Architecture
 from edl_jax.runs import RunFolder
 from edl_jax.studies import AblateConfig, ablate
 from edl_jax.studies.ablation import downstream, downstream_results, study as ablation
+from edl_jax.studies.ablation.axes import AXES, Cell
 from edl_jax.studies.ablation.downstream_results import downstream_tables
 from edl_jax.studies.ablation.effects import FINAL, compare_cells, settings_of, times_of
 from edl_jax.studies.ablation.results import ablation_results
-from edl_jax.studies.ablation.study import first_reached
+from edl_jax.studies.ablation.study import cell_of, first_reached
 from edl_jax.studies.results import StudyResults
 from edl_jax.studies.statistics import Correlation
 from edl_jax.training import TrainResult
@@ -286,7 +288,8 @@ def test_selections_and_sizes_are_compared_within_a_setting():
         ("population size", "128", "gaussian, surprisal, plus selection"),
         ("population size", "128", "gaussian, surprisal, comma selection"),
     ]
-    assert next(iter(settings_of(cells))) == "surprisal, plus selection, population 64"
+    # With one mutation the selections are the series of a panel.
+    assert list(settings_of(cells)) == [f"gaussian, surprisal, population {n}" for n in (64, 128)]
 
 
 def test_step_sizes_elites_and_pairs_are_compared_where_they_are_given():
@@ -316,6 +319,39 @@ def test_step_sizes_elites_and_pairs_are_compared_where_they_are_given():
     headings = [column.heading for column in results.tables[0].columns]
     assert headings[3:8] == ["population", "elites", "step size", "first step", "pairs"]
     assert "First step size: the final objective of 1.0 against 0.1 is" in results.finding
+
+
+def test_networks_layers_and_class_counts_are_compared_where_they_are_given(tmp_path):
+    config = AblateConfig(
+        mutations=("gaussian",),
+        hidden_layers=((16, 16), (8,)),
+        class_count_sets=((2,), (10,)),
+        thresholds=(0.5,),
+        num_seeds=5,
+    )
+    rows = planted(config, {}, {})
+    assert [cell_of(json.loads(json.dumps(row))) for row in rows] == config.cells()
+    assert config.config_of(config.cells()[-1]).architecture() == Architecture(
+        "pair", (8,), "silu", 10
+    )
+    results = ablation_results(config, rows)
+    assert "Hidden layers: the final objective of 8 against 16, 16 is" in results.finding
+    assert results.tables[0].rows[1]["class_counts"] == (10,)  # told, not tested
+    left, right = results.figures[0].drawn.axes
+    assert left.get_title() == "gaussian, surprisal, plus selection, population 64, 2 classes"
+    names = [text.get_text() for text in right.get_legend().get_texts()]
+    assert names == ["16, 16, n = 5", "8, n = 5"]  # with one mutation, the layers are the series
+    with pytest.raises(ConfigError, match=r"tuple of tuples of whole numbers.*\(\(1,\), \(2,\)\)"):
+        AblateConfig(hidden_layers=(16, 16))
+    with pytest.raises(ConfigError, match="network is 'henon'"):
+        AblateConfig(networks=("henon",))
+
+
+def test_every_axis_is_a_field_of_all_that_it_names():
+    assert tuple(axis.field for axis in AXES) == Cell._fields
+    for axis in AXES:
+        assert hasattr(PLANTED, axis.given)
+        assert hasattr(PLANTED.pretrain, axis.field)
 
 
 def test_correlations_of_planted_accuracies(monkeypatch):

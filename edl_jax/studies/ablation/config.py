@@ -2,32 +2,15 @@
 
 import dataclasses
 import itertools
-from typing import Any, NamedTuple
+from typing import Any
+
+import tyro
 
 from edl_jax.errors import ConfigError
 from edl_jax.evolution import PretrainConfig
+from edl_jax.studies.ablation.axes import AXES, Axis, Cell
 from edl_jax.training import TrainConfig
 from edl_jax.validation import MAX_SEED, check_different, check_types, check_whole, check_wholes
-
-
-class Cell(NamedTuple):
-    """One combination of the settings that are compared, fields of `PretrainConfig`.
-
-    Those with a default are None where they are not compared: all cells have `pretrain`'s.
-    """
-
-    mutation: str
-    severity: str
-    selection: str
-    population_size: int
-    elite_ratio: float | None = None
-    step_size: str | None = None
-    std_init: float | None = None
-    pairs_per_generation: int | None = None
-
-    def compared(self) -> dict[str, Any]:
-        """What is compared, by the field's name."""
-        return {name: value for name, value in self._asdict().items() if value is not None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +42,14 @@ class AblateConfig:
     """Selections to compare, plus and comma; none given: pretrain.selection."""
     population_sizes: tuple[int, ...] = ()
     """Population sizes to compare; none given: pretrain.population_size."""
+    networks: tuple[str, ...] = ()
+    """Networks to compare, as pretrain.network; none given: that one."""
+    hidden_layers: tyro.conf.UseAppendAction[tuple[tuple[int, ...], ...]] = ()
+    """Widths of hidden layers to compare, ((16, 16), (64,)), say; none given: pretrain.hidden.
+    On the command line the flag is given once for each, and adds to those of a config file."""
+    class_count_sets: tyro.conf.UseAppendAction[tuple[tuple[int, ...], ...]] = ()
+    """Class counts to compare, ((2,), (10,)), say; none given: pretrain.class_counts. Given as
+    hidden_layers is."""
     elite_ratios: tuple[float, ...] = ()
     """Shares of elites to compare; none given: pretrain.elite_ratio."""
     step_sizes: tuple[str, ...] = ()
@@ -96,11 +87,8 @@ class AblateConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for field in (
-            "mutations", "severities", "selections", "population_sizes",
-            "elite_ratios", "step_sizes", "std_inits", "pair_numbers",
-        ):  # fmt: skip
-            check_different(self, field)
+        for axis in AXES:
+            check_different(self, axis.given)
         check_whole(self, "num_seeds", 2, MAX_SEED - self.pretrain.seed)
         if not self.thresholds or not all(0 < x < 1 for x in self.thresholds):
             raise ConfigError(
@@ -113,18 +101,13 @@ class AblateConfig:
 
     def cells(self) -> list[Cell]:
         """Every combination."""
-        base = self.pretrain
-        combinations = itertools.product(
-            self.mutations or (base.mutation,),
-            self.severities or (base.severity,),
-            self.selections or (base.selection,),
-            self.population_sizes or (base.population_size,),
-            self.elite_ratios or (None,),
-            self.step_sizes or (None,),
-            self.std_inits or (None,),
-            self.pair_numbers or (None,),
-        )
-        return [Cell(*values) for values in combinations]
+
+        def values(axis: Axis) -> tuple[Any, ...]:
+            is_optional = axis.field in Cell._field_defaults
+            unless_given = None if is_optional else getattr(self.pretrain, axis.field)
+            return getattr(self, axis.given) or (unless_given,)
+
+        return [Cell(*combination) for combination in itertools.product(*map(values, AXES))]
 
     def config_of(self, cell: Cell) -> PretrainConfig:
         """The configuration that a cell is evolved with."""

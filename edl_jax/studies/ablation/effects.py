@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edl_jax.studies.ablation.config import AblateConfig, Cell
+from edl_jax.studies.ablation.axes import AXES, Axis, Cell, name_of, setting_name
+from edl_jax.studies.ablation.config import AblateConfig
 from edl_jax.studies.statistics import LEVEL, compare_paired, holm, logrank, waiting_time
 
 # The controls tell apart what chaos brings: an orbit instead of independent draws (dynamics, at
@@ -18,15 +19,6 @@ MUTATION_EFFECTS = (
     ("marginal", "arcsine", "gaussian"),
     ("marginal", "uniform", "gaussian"),
 )
-# Fields of a cell of which each value is compared with the first; severities have objectives of
-# their own.
-COMPARED = (
-    "selection", "population_size", "elite_ratio", "step_size", "std_init", "pairs_per_generation",
-)  # fmt: skip
-_PHRASES = (  # in the order of a cell's fields
-    "{}", "{}", "{} selection", "population {}", "elites {:g}", "step size {}", "first step {:g}",
-    "{} pairs",
-)  # fmt: skip
 FINAL, AREA = "final objective", "area under the curve"
 
 Cells = Mapping[Cell, Mapping[str, Any]]
@@ -36,7 +28,7 @@ class Contrast(NamedTuple):
     """Two cells that differ in one setting.
 
     Attributes:
-      effect: what the difference is of: chaos, dynamics, marginal, or one of `COMPARED`.
+      effect: what the difference is of: chaos, dynamics, marginal, or of an axis.
       cell: a cell.
       baseline: what it is compared with.
     """
@@ -49,7 +41,7 @@ class Contrast(NamedTuple):
         """The two values of the setting in which they differ."""
         pairs = zip(self.cell, self.baseline, strict=True)
         ((value, other),) = [(a, b) for a, b in pairs if a != b]
-        return str(value), str(other)
+        return name_of(value), name_of(other)
 
     def setting(self) -> str:
         """The settings in which they agree."""
@@ -57,16 +49,10 @@ class Contrast(NamedTuple):
         return setting_name(a if a == b else None for a, b in pairs)
 
 
-def setting_name(values: Iterable[Any]) -> str:
-    """Values of a cell's settings in one phrase; those that are None are left out."""
-    phrases = zip(_PHRASES, values, strict=True)
-    return ", ".join(phrase.format(value) for phrase, value in phrases if value is not None)
-
-
 def contrasts(config: AblateConfig) -> Iterator[Contrast]:
     """What is compared: mutations that tell an effect, and of the rest each value with the first.
 
-    Severities are not compared: each has an objective of its own.
+    Severities and class counts are not compared: each has an objective, or pairs, of its own.
     """
     cells = config.cells()
     for effect, mutation, other in MUTATION_EFFECTS:
@@ -74,11 +60,11 @@ def contrasts(config: AblateConfig) -> Iterator[Contrast]:
             baseline = cell._replace(mutation=other)
             if cell.mutation == mutation and baseline in cells:
                 yield Contrast(effect, cell, baseline)
-    for field in COMPARED:
-        first = getattr(cells[0], field)
+    for axis in AXES:
+        first = getattr(cells[0], axis.field)
         for cell in cells:
-            if getattr(cell, field) != first:
-                yield Contrast(field.replace("_", " "), cell, cell._replace(**{field: first}))
+            if axis.question and getattr(cell, axis.field) != first:
+                yield Contrast(axis.effect(), cell, cell._replace(**{axis.field: first}))
 
 
 def values_of(row: Mapping[str, Any], measure: str) -> np.ndarray:
@@ -176,9 +162,17 @@ _NUMBERS = (
 )  # fmt: skip
 
 
+def series_axis(cells: Iterable[Cell]) -> Axis:
+    """What the series of a figure differ in: the mutation, or the first axis of several values."""
+    values = [set(column) for column in zip(*cells, strict=True)]
+    several = [axis for axis, found in zip(AXES, values, strict=True) if len(found) > 1]
+    return several[0] if several else AXES[0]
+
+
 def settings_of(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
-    """Cells by what they agree in but for the mutation; each group is a panel of a figure."""
-    groups: dict[str, list[Cell]] = {}
+    """Cells by what they agree in but for `series_axis`; each group is a panel of a figure."""
+    cells, groups = list(cells), {}
+    apart = series_axis(cells).field
     for cell in cells:
-        groups.setdefault(setting_name((None, *cell[1:])), []).append(cell)
+        groups.setdefault(setting_name(cell._replace(**{apart: None})), []).append(cell)
     return groups

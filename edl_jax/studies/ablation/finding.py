@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edl_jax.studies.ablation.axes import AXES
 from edl_jax.studies.ablation.config import AblateConfig
 from edl_jax.studies.ablation.downstream_results import METRICS
 from edl_jax.studies.ablation.effects import FINAL, Cells, settings_of
@@ -16,12 +17,7 @@ _QUESTIONS = {
     "chaos": "Chaotic against Gaussian mutation",
     "dynamics": "The dynamics (an orbit against independent draws of the same marginal)",
     "marginal": "The marginal (independent draws of another distribution against Gaussian ones)",
-    "selection": "Selection",
-    "population size": "Population size, over as many generations",
-    "elite ratio": "Share of elites",
-    "step size": "Rule of the step size",
-    "std init": "First step size",
-    "pairs per generation": "Pairs of a generation",
+    **{axis.effect(): axis.question for axis in AXES if axis.question},
 }
 _OUTCOMES = ("better", "worse", "not told apart")
 

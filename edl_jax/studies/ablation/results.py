@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from edl_jax.pairs import REGIMES
-from edl_jax.studies.ablation.config import AblateConfig, Cell
+from edl_jax.studies.ablation.axes import AXES, Cell, name_of
+from edl_jax.studies.ablation.config import AblateConfig
 from edl_jax.studies.ablation.downstream_results import downstream_figures, downstream_tables
 from edl_jax.studies.ablation.effects import (
     AREA,
@@ -32,16 +33,6 @@ from edl_jax.studies.results import (
 from edl_jax.studies.statistics import describe, waiting_time
 
 METRICS = ("pairwise_accuracy", "kendall_tau", "spearman_rho", "violated_margins", "descent_rate")
-_HEADINGS = {  # by a cell's field
-    "mutation": "mutation",
-    "severity": "severity",
-    "selection": "selection",
-    "population_size": "population",
-    "elite_ratio": "elites",
-    "step_size": "step size",
-    "std_init": "first step",
-    "pairs_per_generation": "pairs",
-}
 
 
 def ablation_results(
@@ -102,9 +93,15 @@ def summary_table(config: AblateConfig, cells: Cells) -> Table:
 
 def _names(cells: Cells) -> list[Column]:
     """What tells a cell, without what is not compared."""
+    compared = next(iter(cells)).compared()
     return [
-        Column(_HEADINGS[name], lambda row, name=name: str(row[name]), not isinstance(value, str))
-        for name, value in next(iter(cells)).compared().items()
+        Column(
+            axis.heading,
+            lambda row, field=axis.field: name_of(row[field]),
+            not isinstance(compared[axis.field], str),
+        )
+        for axis in AXES
+        if axis.field in compared
     ]
 
 
@@ -240,8 +237,9 @@ def _protocol(
         "paired differences, detectable: the difference that a paired t-test of so many finds four "
         "times in five, before correction. Times are compared by the log-rank test; their "
         "difference counts a seed that never got there as all evaluations.",
-        "Populations of another size have other networks to begin with, and more evaluations in as "
-        "many generations; severities have objectives of their own and are not compared.",
+        "Populations and networks of another size or kind have other networks to begin with, and a "
+        "larger population more evaluations in as many generations. Severities have objectives, and "
+        "class counts pairs, of their own: they are not compared.",
     ]
     if downstream:
         train = config.train

@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from edl_jax.evolution import PretrainConfig
 from edl_jax.runs import RunFolder, as_json
-from edl_jax.studies.ablation.config import AblateConfig, Cell
+from edl_jax.studies.ablation.axes import Cell
+from edl_jax.studies.ablation.config import AblateConfig
 from edl_jax.studies.ablation.downstream import train_downstream
 from edl_jax.studies.ablation.results import ablation_results
 from edl_jax.studies.ablation.seeds import keys_of, make_seed_runs
@@ -150,7 +151,9 @@ def first_reached(curve: np.ndarray, threshold: float) -> int | None:
 
 def cell_of(row: dict[str, Any]) -> Cell:
     """The cell of a row of cells.jsonl."""
-    return Cell(**{field: row[field] for field in Cell._fields if field in row})
+    values = {field: row[field] for field in Cell._fields if field in row}
+    values |= {field: tuple(value) for field, value in values.items() if isinstance(value, list)}
+    return Cell(**values)
 
 
 def _finite(value: float) -> float | None:
