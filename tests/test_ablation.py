@@ -19,6 +19,7 @@ from edl_jax.studies.ablation.axes import AXES, Cell
 from edl_jax.studies.ablation.downstream_results import downstream_tables
 from edl_jax.studies.ablation.effects import FINAL, compare_cells, settings_of, times_of
 from edl_jax.studies.ablation.results import ablation_results
+from edl_jax.studies.ablation.seeds import keys_of, make_seed_runs
 from edl_jax.studies.ablation.study import cell_of, first_reached
 from edl_jax.studies.results import StudyResults
 from edl_jax.studies.statistics import Correlation
@@ -142,15 +143,21 @@ def test_what_is_finished_is_never_run_again(run, tmp_path, monkeypatch):
         ablate(dataclasses.replace(SMALL, num_seeds=3), run_dir=stopped)
 
 
-def test_losses_to_train_with_come_from_several_evolutions(run):
+def test_losses_to_train_with_come_from_an_evolution_each(run):
     rows = run[1].downstream
-    assert [(row["seed"], row["generation"]) for row in rows] == [(0, 0), (0, 2), (1, 0)]
+    assert [(row["seed"], row["generation"]) for row in rows] == [(0, 0), (1, 2), (2, 0)]
     assert all(0 <= row["accuracy"] <= 1 for row in rows)
     assert rows[0]["metrics"] != rows[2]["metrics"]
+    # The second is what evolves from its seed alone.
+    settings = dataclasses.replace(SMALL.pretrain, seed=1, generations=2)
+    runs, keys = make_seed_runs(settings, 1), keys_of([1])
+    progress = runs.advance(keys, runs.init(keys), np.int32(0), np.int32(2))
+    (alone,) = runs.measure(keys, runs.leaders(progress))
+    assert rows[1]["metrics"]["pairwise_accuracy"] == pytest.approx(alone["pairwise_accuracy"])
     mixed = dataclasses.replace(SMALL, severities=("surprisal", "brier"), downstream_losses=6)
     found = [(x.severity, x.seed, x.generation) for x in downstream.sources(mixed)]
-    assert found[1:4] == [("surprisal", 0, 2), ("brier", 1, 0), ("brier", 1, 2)]
-    assert found[4] == ("surprisal", 2, 0)
+    assert found[1:4] == [("surprisal", 1, 2), ("brier", 2, 0), ("brier", 3, 2)]
+    assert found[4] == ("surprisal", 4, 0)
 
 
 def test_a_training_that_diverges_counts_as_guessing(run, tmp_path, monkeypatch):
@@ -227,7 +234,7 @@ def test_planted_differences_are_found_and_told():
     assert "reached 0.5 within 1,152 evaluations" in text  # 18 generations of 64
     conclusion = text[text.index("So in the final objective") :]
     assert "chaos beats Gaussian mutation, the dynamics is not shown to matter" in conclusion
-    assert "the marginal matters" in conclusion
+    assert "the marginal matters in 1 of 2 tests" in conclusion
 
 
 def test_where_nothing_was_planted_nothing_is_found():
@@ -243,7 +250,7 @@ def test_a_worse_mutation_is_called_worse():
     told = verdicts(PLANTED, rows)
     assert told["logistic", "gaussian"] == told["logistic", "arcsine"] == "worse"
     text = ablation_results(PLANTED, rows).finding
-    assert "chaos is beaten by Gaussian mutation, the dynamics matters" in text
+    assert "chaos is beaten by Gaussian mutation, the dynamics matters in 1 of 2 tests" in text
 
 
 def test_seeds_that_never_arrive_are_censored():
@@ -270,6 +277,50 @@ def test_a_threshold_that_nobody_reached_has_no_figure_and_is_said_to_be_unteste
     results = ablation_results(config, rows)
     assert [figure.name for figure in results.figures] == ["objective", "reached_0.5", "final"]
     assert "(1 of them could not be tested)" in results.finding
+
+
+def test_times_of_two_sizes_are_compared_over_what_both_were_watched():
+    config = AblateConfig(
+        mutations=("gaussian",), population_sizes=(64, 128), thresholds=(0.5,), num_seeds=30
+    )
+    small, large = planted(config, {}, {})
+    small["reached"]["0.5"] = [100] + [None] * 29  # generations, of 200
+    large["reached"]["0.5"] = list(range(45, 60)) + [None] * 15
+    rows = compare_cells(config, dict(zip(config.cells(), [small, large], strict=True)))
+    (row,) = [row for row in rows if row["measure"] == "evaluations to 0.5"]
+    assert row["verdict"] == "better"
+    # The larger had more evaluations to fail in: those are not held against it.
+    watched = 200 * 64
+    times = [64 * 100] + [watched] * 29
+    others = [128 * generation for generation in range(45, 60)] + [watched] * 15
+    assert row["difference"] == pytest.approx(np.mean(others) - np.mean(times))
+
+
+def test_what_cannot_be_tested_is_said_without_numbers():
+    rows = planted(PLANTED, {}, {})
+    for row in rows:
+        row["final"] = [{"objective": None}] * PLANTED.num_seeds
+        row["curves"][0] = [None, None]
+    results = ablation_results(PLANTED, rows)
+    assert "logistic against gaussian could not be tested (n = 0 pairs)" in results.finding
+    assert "nan" not in results.finding
+    assert results.tables[0].rows[0]["n"] == 0
+    assert any("no finite objective: 160;" in sentence for sentence in results.protocol)
+    drawn = results.figures[0].drawn.axes[0].lines[0].get_ydata()
+    assert np.isfinite(drawn).all()  # a seed that failed is left out of the curve
+
+
+def test_the_conclusion_says_in_how_many_settings():
+    config = dataclasses.replace(PLANTED, severities=("surprisal", "brier"))
+    rows = planted(config, {}, {})
+    better = planted(config, {"logistic": 0.2}, {})
+    index = config.cells().index(config.cells()[0]._replace(mutation="logistic"))
+    rows[index] = better[index]
+    conclusion = ablation_results(config, rows).finding.split("So in the final")[1]
+    assert (
+        "chaos beats Gaussian mutation in 1 of 2 tests, the dynamics matters in 1 of 4"
+        in conclusion
+    )
 
 
 def test_selections_and_sizes_are_compared_within_a_setting():
@@ -391,6 +442,7 @@ def test_correlations_of_planted_accuracies(monkeypatch):
         ({"population_sizes": (1,)}, "population_size is 1"),
         ({"num_seeds": 1}, "num_seeds is 1"),
         ({"thresholds": (0.5, 1.5)}, "thresholds is"),
+        ({"thresholds": (0.5, 0.50000001)}, "differ in their first six digits"),
         ({"downstream_losses": 2}, "downstream_losses is 2"),
         ({"downstream_generations": (0, 6)}, "at most the 5 generations"),
         ({"train": DIGITS}, "val_examples is 0"),

@@ -137,6 +137,13 @@ def test_holm_finds_something_in_one_of_twenty_families_without_effect():
     assert (families < 0.05).any(axis=1).mean() > 0.15  # what it corrects
 
 
+def test_few_points_in_order_are_as_likely_as_their_orders_say(few_resamples):
+    for n, orders in ((3, 6), (4, 24), (5, 120)):
+        for method in (stats.spearmanr, stats.kendalltau):
+            found = rank_correlation(np.arange(n), np.arange(n), method=method)
+            assert found.p == pytest.approx(2 / orders)
+
+
 def test_rank_correlations_by_hand(few_resamples):
     x, y = np.arange(4), np.asarray([2, 1, 4, 3])
     assert rank_correlation(x, y, method=stats.kendalltau).value == pytest.approx(1 / 3)

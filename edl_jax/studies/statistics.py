@@ -15,6 +15,7 @@ LEVEL = 0.05  # at which something is said to differ
 FEW_SEEDS = 5  # below, bootstrap intervals are far too narrow
 _RESAMPLES = 5000
 _RANK_RESAMPLES = 2000
+_FEW_POINTS = 8  # below, all orders are tried: 2 / n! is the least that a p-value can be
 _ROUNDING = 1e-9  # a spread below this share of the values is rounding: they are all the same
 
 
@@ -180,7 +181,13 @@ def rank_correlation(x: np.ndarray, y: np.ndarray, *, method: Callable[..., Any]
         warnings.simplefilter("ignore", stats.ConstantInputWarning)
         draws = [method(x[drawn], y[drawn]).statistic for drawn in points]
     low, high = np.nanpercentile(draws, [2.5, 97.5])
-    return Correlation(float(found.statistic), float(low), float(high), float(found.pvalue))
+    p = found.pvalue
+    if len(x) < _FEW_POINTS:  # Spearman's would be 0 where all are in order
+        p = stats.permutation_test(
+            (x,), lambda shuffled: method(shuffled, y).statistic, permutation_type="pairings",
+            n_resamples=np.inf, vectorized=False,
+        ).pvalue  # fmt: skip
+    return Correlation(float(found.statistic), float(low), float(high), float(p))
 
 
 def waiting_time(times: np.ndarray, reached: np.ndarray) -> Waiting:

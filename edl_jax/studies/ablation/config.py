@@ -79,7 +79,8 @@ class AblateConfig:
     metrics of pretraining map to accuracy; 0: none."""
     downstream_generations: tuple[int, ...] = (0, 2, 5, 10, 30, 100, 300)
     """After how many generations an evolution's leader is taken as a loss to train with; 0: a fresh
-    network. Further losses are of further seeds, with the severities in turn."""
+    network. Each loss is of a seed of its own; these numbers take turns, and after each round of
+    them the severities."""
     train: TrainConfig = TrainConfig(
         dataset="digits", val_examples=360, batch_size=64, learning_rate=0.05
     )
@@ -94,6 +95,12 @@ class AblateConfig:
             raise ConfigError(
                 f"AblateConfig.thresholds is {self.thresholds!r}; expected values of the objective "
                 "between 0 (perfect) and 1 (a constant loss)."
+            )
+        names = [f"{threshold:g}" for threshold in self.thresholds]  # as rows and tables name them
+        if len(set(names)) != len(names):
+            raise ConfigError(
+                f"AblateConfig.thresholds is {self.thresholds!r}; expected values that differ in "
+                "their first six digits."
             )
         for cell in self.cells():
             self.config_of(cell)  # refuses names and sizes that cannot work
@@ -114,7 +121,7 @@ class AblateConfig:
         return dataclasses.replace(self.pretrain, **cell.compared())
 
     def _check_downstream(self) -> None:
-        check_whole(self, "downstream_losses", 0)
+        check_whole(self, "downstream_losses", 0, MAX_SEED - self.pretrain.seed)
         check_wholes(self, "downstream_generations", 0)
         if not self.downstream_losses:
             return

@@ -37,9 +37,9 @@ def sources(config: AblateConfig) -> list[Source]:
     severities = severities or (config.pretrain.severity,)
     found = []
     for index in range(config.downstream_losses):
-        run, stop = divmod(index, len(stops))
-        seed = config.pretrain.seed + run
-        found.append(Source(severities[run % len(severities)], seed, stops[stop]))
+        turn, stop = divmod(index, len(stops))
+        severity = severities[turn % len(severities)]
+        found.append(Source(severity, config.pretrain.seed + index, stops[stop]))
     return found
 
 
@@ -121,26 +121,24 @@ def _losses(config: AblateConfig, folder: RunFolder | None) -> Iterator[tuple[So
 
 
 def _evolved(config: AblateConfig, wanted: list[Source]) -> Iterator[tuple[Source, EvolvedLoss]]:
-    """Evolve with one severity, from all its seeds in one program, and take the leaders."""
+    """Evolve with one severity, all its seeds in one program, and take a leader of each."""
     settings = dataclasses.replace(config.pretrain, severity=wanted[0].severity)
-    seeds = list(dict.fromkeys(source.seed for source in wanted))
-    keys, runs = keys_of(seeds), make_seed_runs(settings, len(seeds))
+    keys, runs = keys_of([source.seed for source in wanted]), make_seed_runs(settings, len(wanted))
     yardstick = runs
     if settings != config.pretrain:
-        yardstick = make_seed_runs(config.pretrain, len(seeds))
+        yardstick = make_seed_runs(config.pretrain, len(wanted))
     pairs = yardstick.held_out(run_keys(keys[0])[2])
     progress, done = runs.init(keys), 0
     for stop in sorted({source.generation for source in wanted}):
         progress = runs.advance(keys, progress, np.int32(done), np.int32(stop))
-        leaders, done = runs.leaders(progress), stop
-        for index, metrics in enumerate(yardstick.measure(keys, leaders)):
-            source = Source(settings.severity, seeds[index], stop)
-            if source not in wanted:
-                continue
+        done = stop
+        rows = np.asarray([i for i, source in enumerate(wanted) if source.generation == stop])
+        leaders = jax.tree.map(lambda x, rows=rows: x[rows], runs.leaders(progress))
+        for index, metrics in enumerate(yardstick.measure(keys[rows], leaders)):
             loss = EvolvedLoss(
                 params=nnx.to_pure_dict(jax.tree.map(lambda x, i=index: x[i], leaders)),
                 scale=jnp.ones(()),
                 architecture=settings.architecture(),
                 provenance=Provenance(as_json(settings), metrics, versions()),
             )
-            yield source, calibrated(loss, pairs)
+            yield wanted[rows[index]], calibrated(loss, pairs)

@@ -92,9 +92,9 @@ def compare_cells(config: AblateConfig, cells: Cells) -> list[dict[str, Any]]:
     """Every test of the ablation, one row each; `p_holm` is corrected for all of them.
 
     Final objective and area are compared by a paired t-test; times until a threshold by the
-    log-rank test, which takes account of seeds that never got there but not of the pairing. The
-    difference of two times is of what was watched, so a seed that never got there counts as all
-    evaluations (restricted mean time).
+    log-rank test, which takes account of seeds that never got there but not of the pairing, over as
+    many evaluations as both cells had. The difference of two times is of what was watched, so a
+    seed that never got there counts as all of these (restricted mean time).
     """
     rows = []
     for contrast in contrasts(config):
@@ -122,12 +122,18 @@ def _compared(contrast: Contrast, cells: Cells, measure: str) -> dict[str, Any]:
 
 
 def _raced(contrast: Contrast, cells: Cells, threshold: float) -> dict[str, Any]:
+    pair = [cells[cell] for cell in (contrast.cell, contrast.baseline)]
+    # As long as both were watched: a larger population's failures would cost it more otherwise.
+    horizon = min(row["evaluations"] for row in pair)
     (times, reached), (others, others_reached) = (
-        times_of(cells[cell], threshold) for cell in (contrast.cell, contrast.baseline)
+        (np.minimum(times, horizon), reached & (times <= horizon))
+        for times, reached in (times_of(row, threshold) for row in pair)
     )
     row = _told(contrast, f"evaluations to {threshold:g}", times, others)
     # Of two groups that took exactly as long there is nothing to test.
-    is_same = np.array_equal(np.sort(times), np.sort(others))
+    is_same = sorted(zip(times, reached, strict=True)) == sorted(
+        zip(others, others_reached, strict=True)
+    )
     p = math.nan if is_same else logrank(times, reached, others, others_reached)
     middle = waiting_time(times, reached).median, waiting_time(others, others_reached).median
     medians = dict(zip(("value", "baseline_value"), middle, strict=True))

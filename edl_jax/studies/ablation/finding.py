@@ -76,6 +76,8 @@ def _of_effect(question: str, rows: Sequence[Comparison]) -> list[str]:
 
 
 def _in_numbers(row: Comparison) -> str:
+    if math.isnan(row["p_holm"]):
+        return f"{row['name']} against {row['baseline']} could not be tested (n = {row['n']} pairs)"
     outcome = {
         "better": f"{row['name']} ends lower than {row['baseline']}",
         "worse": f"{row['name']} ends higher than {row['baseline']}",
@@ -120,28 +122,32 @@ def _times(rows: Sequence[Comparison]) -> str:
 
 def _conclusion(comparisons: Sequence[Comparison]) -> str:
     """Whether chaos helps, and whether it is the dynamics or the marginal that matters."""
-    finals = [row for row in comparisons if row["measure"] == FINAL]
-    told = {
-        effect: {row["verdict"] for row in finals if row["effect"] == effect}
-        for effect in _QUESTIONS
-    }
+    told: dict[str, list[str]] = {}
+    for row in comparisons:
+        if row["measure"] == FINAL:
+            told.setdefault(row["effect"], []).append(row["verdict"])
     parts = []
-    if chaos := told["chaos"]:
-        if "better" in chaos and "worse" not in chaos:
-            parts.append("chaos beats Gaussian mutation")
-        elif "worse" in chaos and "better" not in chaos:
-            parts.append("chaos is beaten by Gaussian mutation")
-        elif chaos == {"not told apart"}:
-            parts.append("no benefit of chaos over Gaussian mutation is shown")
-        else:
+    if chaos := told.get("chaos"):
+        better, worse = chaos.count("better"), chaos.count("worse")
+        if better and worse:
             parts.append("chaos is better in some settings and worse in others")
+        elif better or worse:
+            result = "beats" if better else "is beaten by"
+            parts.append(f"chaos {result} Gaussian mutation{_share(better or worse, chaos)}")
+        else:
+            parts.append("no benefit of chaos over Gaussian mutation is shown")
     for effect in ("dynamics", "marginal"):
-        if verdicts := told[effect]:
-            matters = bool(verdicts & {"better", "worse"})
-            parts.append(f"the {effect} {'matters' if matters else 'is not shown to matter'}")
+        if verdicts := told.get(effect):
+            apart = len(verdicts) - verdicts.count("not told apart")
+            matters = f"matters{_share(apart, verdicts)}" if apart else "is not shown to matter"
+            parts.append(f"the {effect} {matters}")
     if not parts:
         return ""
     return f"So in the final objective, at the {LEVEL:.0%} level: {', '.join(parts)}."
+
+
+def _share(count: int, tests: Sequence[str]) -> str:
+    return f" in {count} of {len(tests)} tests" if len(tests) > 1 else ""
 
 
 def _of_downstream(

@@ -40,9 +40,9 @@ def ablation_figures(config: AblateConfig, cells: Cells) -> list[Figure]:
 
 def _curves(cells: Cells) -> Figure:
     def draw(axis: Any, index: int, name: str, cell: Cell, style: Style) -> None:
-        curves = np.asarray(cells[cell]["curves"], float)
+        curves = np.ma.masked_invalid(np.asarray(cells[cell]["curves"], float))
         generations, n = np.asarray(cells[cell]["generations"]), len(curves)
-        mean, error = curves.mean(axis=0), curves.std(axis=0, ddof=1) / n**0.5
+        mean, error = curves.mean(axis=0), curves.std(axis=0, ddof=1) / curves.count(axis=0) ** 0.5
         look = {"color": style.color, "ls": style.dash, "marker": style.marker}
         # Each series has its markers elsewhere, or one would hide the other.
         every = (index % 6, 6)

@@ -57,7 +57,7 @@ def ablation_results(
         study="ablate",
         title="Ablation of the evolution",
         finding=finding(config, cells, comparisons, downstream, correlations),
-        protocol=_protocol(config, len(comparisons), downstream),
+        protocol=_protocol(config, cells, len(comparisons), downstream),
         tables=[
             summary_table(config, cells),
             *([comparison_table(comparisons)] if comparisons else []),
@@ -110,7 +110,10 @@ def _both(metric: str) -> tuple[str, str]:
 
 
 def _summary(config: AblateConfig, cell: Cell, row: Mapping[str, Any]) -> dict[str, Any]:
-    final, area = (describe(_finite(values_of(row, name))) for name in (FINAL, AREA))
+    final, area = (
+        describe(values[np.isfinite(values)])
+        for values in (values_of(row, name) for name in (FINAL, AREA))
+    )
     found = {
         **cell.compared(),
         "n": final.n,
@@ -216,9 +219,13 @@ def regime_table(cells: Cells) -> Table:
 
 
 def _protocol(
-    config: AblateConfig, num_tests: int, downstream: Sequence[Mapping[str, Any]]
+    config: AblateConfig,
+    cells: Cells,
+    num_tests: int,
+    downstream: Sequence[Mapping[str, Any]],
 ) -> list[str]:
     base, seed = config.pretrain, config.pretrain.seed
+    failed = sum(int((~np.isfinite(values_of(row, FINAL))).sum()) for row in cells.values())
     sentences = [
         f"Evolution only, no data: {base.network} network, hidden layers {base.hidden}, class "
         f"counts {base.class_counts}, strategy {base.strategy}, {base.generations} generations of "
@@ -229,17 +236,19 @@ def _protocol(
         f"{base.pairs_per_generation} pairs of the seed's own that it is not selected on, the same "
         "in every generation; area is the mean over all generations.",
         f"Final: the winner among the last elites on {base.held_out_pairs} held-out pairs, "
-        "measured on as many others.",
+        f"measured on as many others. Seeds whose winner has no finite objective: {failed}; they "
+        "are left out of means and of paired tests.",
         "Generations to a threshold: Kaplan-Meier's median with the interval of Brookmeyer and "
         "Crowley; a seed that never got there is censored at the last generation.",
         f"Tests: {num_tests} in all, p-values corrected for all of them together (Holm); "
         "differences with BCa bootstrap intervals, d the mean over the standard deviation of the "
         "paired differences, detectable: the difference that a paired t-test of so many finds four "
-        "times in five, before correction. Times are compared by the log-rank test; their "
-        "difference counts a seed that never got there as all evaluations.",
+        "times in five, before correction. Times are compared by the log-rank test over as many "
+        "evaluations as both cells had; their difference counts a seed that never got there as all "
+        "of these.",
         "Populations and networks of another size or kind have other networks to begin with, and a "
-        "larger population more evaluations in as many generations. Severities have objectives, and "
-        "class counts pairs, of their own: they are not compared.",
+        "larger population more evaluations in as many generations. Severities have objectives, "
+        "and class counts pairs, of their own: they are not compared.",
     ]
     if downstream:
         train = config.train
@@ -248,7 +257,8 @@ def _protocol(
             f"learning rate {train.learning_rate}, seed {train.seed}, accuracy on "
             f"{train.val_examples} validation images after the last epoch; "
             "no test image was used. Losses are leaders "
-            f"after {', '.join(map(str, config.downstream_generations))} generations, calibrated "
-            "to cross-entropy's mean gradient norm. A training that diverges counts as guessing."
+            f"after {', '.join(map(str, config.downstream_generations))} generations, each of an "
+            "evolution of its own, calibrated to cross-entropy's mean gradient norm. A training "
+            "that diverges counts as guessing."
         )
     return sentences
