@@ -161,7 +161,9 @@ def test_on_the_validation_split_no_test_image_is_looked_at(monkeypatch):
     assert all(cell["test_accuracy"] is None for cell in result.cells)
     assert "cross_entropy reaches a validation accuracy of" in result.results.finding
     assert result.results.title.startswith("Validation accuracy by loss")
-    assert "no test image was looked at" in " ".join(result.results.protocol)
+    protocol = " ".join(result.results.protocol)
+    assert "on which their learning rates were chosen too: no test image was looked at" in protocol
+    assert "test images" not in protocol
     (axis,) = result.results.figures[0].drawn.axes
     assert axis.get_xlabel().startswith("difference of validation accuracy")
 
@@ -183,7 +185,7 @@ def test_figures_of_several_settings_and_a_loss_that_does_not_learn(monkeypatch)
     for drawn in (differences, accuracy, rates):
         assert [axis.get_title() for axis in drawn.axes] == [
             "tiny on digits",
-            "tiny on digits, 40 % wrong labels",
+            "tiny on digits, noise rate 40 %",
         ]
     shown = [text.get_text() for text in accuracy.legends[0].get_texts()]
     assert shown == [f"{name}, n = 3" for name in several["losses"]]
@@ -268,7 +270,7 @@ def test_models_data_and_noise_are_crossed_and_corrected_for_together(monkeypatc
     smallest = min(result.rows, key=lambda row: row["p_t"] if row["p_t"] >= 0 else 1)
     assert smallest["p_t_holm"] == pytest.approx(8 * ps[0])
     assert "study (8, 8, 8)" in " ".join(result.results.protocol)
-    assert "tiny on digits, 40 % wrong labels: Over 3 seeds" in result.results.finding
+    assert "tiny on digits, noise rate 40 %: Over 3 seeds" in result.results.finding
     assert "| resnet8 | 40 | gce | 3 |" in result.table
 
 

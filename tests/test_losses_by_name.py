@@ -1,3 +1,4 @@
+import functools
 import inspect
 import subprocess
 import sys
@@ -95,6 +96,27 @@ def test_descriptions_tell_losses_apart(tmp_path):
     assert describe_loss(resolve_loss("adaptive_barron")) == described[5]
     assert describe_loss(resolve_loss(str(path))) == described[7]
     assert describe_loss(LOSSES["gce"]) == "gce"
+
+
+def test_functions_are_told_apart_by_the_values_they_were_made_with():
+    def made(weight, inner=LOSSES["gce"]):
+        def loss(logits, labels):
+            return weight * inner(logits, labels)
+
+        return loss
+
+    place = "test_functions_are_told_apart_by_the_values_they_were_made_with.<locals>"
+    assert describe_loss(made(2.0)) == f"{place}.made.<locals>.loss(inner=gce, weight=2.0)"
+    described = [
+        made(1.0),
+        made(9.0),
+        made(1.0, LOSSES["poly"]),
+        made(np.ones(3)),
+        made(np.zeros(1000)),
+        made(np.ones(1000)),
+        functools.partial(load_pretrained(), axis=-1),
+    ]
+    assert len({describe_loss(loss) for loss in described}) == len(described)
 
 
 def test_every_loss_is_documented():

@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
+from edl_jax.devices import device_mesh
 from edl_jax.errors import ConfigError
+from edl_jax.training import Augmentation
 from edl_jax.training.programs import make_train
+from edl_jax.training.steps import AXIS
 from edl_jax.training.training import load_config_dataset
 from tests.test_training import CROSS_ENTROPY, DIGITS
 
@@ -79,3 +82,10 @@ def test_a_batch_that_the_devices_cannot_share_is_refused():
     config, mesh = dataclasses.replace(DIGITS, accumulate=2), cast("Mesh", Five())
     with pytest.raises(ConfigError, match=r"batch_size is 64 with 5 devices .* multiple of 10\."):
         make_train(config, load_config_dataset(config), CROSS_ENTROPY, mesh)
+
+
+def test_images_that_cannot_be_mixed_two_and_two_are_refused():
+    mixup = Augmentation(mixup=1.0)
+    config = dataclasses.replace(DIGITS, batch_size=6, accumulate=2, augmentation=mixup)
+    with pytest.raises(ConfigError, match="3 images at a time; mixup and cutmix mix two and two"):
+        make_train(config, load_config_dataset(config), CROSS_ENTROPY, device_mesh(AXIS, None))

@@ -238,6 +238,13 @@ def test_as_many_seeds_as_the_memory_of_the_device_holds(functions, monkeypatch)
     assert training._seeds_that_fit(functions._replace(mesh=mesh), 2) == 2
 
 
+def test_streamed_images_are_for_one_seed_at_a_time(monkeypatch):
+    monkeypatch.setattr(training, "_seeds_that_fit", lambda functions, num_seeds: num_seeds)
+    config = dataclasses.replace(DIGITS, epochs=1, train_examples=128, stream=True)
+    results = make_trainer(config)([0, 1])
+    assert results[0].history != results[1].history
+
+
 def test_run_folder_and_a_loss_given_as_an_object(tmp_path):
     config = dataclasses.replace(DIGITS, epochs=2)
     result = train(config, loss=load_pretrained(), run_dir=tmp_path)

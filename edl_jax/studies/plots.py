@@ -40,8 +40,8 @@ def plot_evolution(history: Mapping[str, np.ndarray], held_out: Mapping[str, np.
     left.set(
         yscale="log",
         xlabel="generation",
-        ylabel="fitness: share of the asked margins violated",
-        title="Fitness on fresh pairs (lower is better)",
+        ylabel="fitness on fresh pairs",
+        title="Fitness (lower is better)",
     )
     left.legend()
     right.plot(
@@ -158,7 +158,7 @@ def plot_surface(losses: Mapping[str, Loss], *, num_classes: int = 10) -> Any:
     Raises:
       EDLError: if matplotlib is not installed.
     """
-    curves = {"cross-entropy": optax.losses.softmax_cross_entropy_with_integer_labels, **losses}
+    curves = {**losses, "cross-entropy": optax.losses.softmax_cross_entropy_with_integer_labels}
     own, rival, logits = rival_grid(num_classes)
     responses = {name: respond(loss, {"map": logits})["map"] for name, loss in curves.items()}
     return plot_rival_maps(own, rival, responses, num_classes)

@@ -185,7 +185,7 @@ def rank_correlation(x: np.ndarray, y: np.ndarray, *, method: Callable[..., Any]
     if len(x) < _FEW_POINTS:  # Spearman's would be 0 where all are in order
         p = stats.permutation_test(
             (x,), lambda shuffled: method(shuffled, y).statistic, permutation_type="pairings",
-            n_resamples=np.inf, vectorized=False,
+            n_resamples=math.factorial(len(x)), vectorized=False,
         ).pvalue  # fmt: skip
     return Correlation(float(found.statistic), float(low), float(high), float(p))
 

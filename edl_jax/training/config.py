@@ -46,7 +46,8 @@ class TrainConfig:
     label_noise: str = "none"
     """Wrong training labels: none, symmetric, or asymmetric (CIFAR's usual flips)."""
     noise_rate: float = 0.0
-    """Share of the training labels that are wrong."""
+    """Share of each class's training labels that are wrong; with asymmetric noise, of each class
+    that is taken for another (five of CIFAR-10's ten)."""
     imbalance: str = "none"
     """Imbalance of the training classes: none, exponential or step."""
     imbalance_factor: float = 100.0

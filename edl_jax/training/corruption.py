@@ -31,7 +31,8 @@ class Corruption:
     label_noise: str = "none"
     """Noise: none, symmetric (any other class) or asymmetric (one similar class)."""
     noise_rate: float = 0.0
-    """Share of each class's labels that are replaced by wrong ones, in [0, 1]."""
+    """Share of each class's labels that are replaced by wrong ones, in [0, 1]; with asymmetric
+    noise, of each class that is taken for another."""
     imbalance: str = "none"
     """Profile of the class counts: none, exponential or step."""
     imbalance_factor: float = 100.0

@@ -157,7 +157,8 @@ def load_dataset(
         set's own size, if it has one.
       label_noise: wrong train labels: "none"; "symmetric", uniformly any other class; or
         "asymmetric", a similar class, for CIFAR-10 and CIFAR-100. See `corruption`.
-      noise_rate: share of each class's train labels that are wrong.
+      noise_rate: share of each class's train labels that are wrong; with asymmetric noise, of each
+        class that is taken for another, on CIFAR-10 five of ten.
       imbalance: class counts of the train part: "none", "exponential" or "step".
       imbalance_factor: largest over smallest class count; not looked at without imbalance.
       corruption_seed: of which labels are wrong and which images are left out.

@@ -21,6 +21,7 @@ from edl_jax.frozen import PRETRAINED, EvolvedLoss, load_pretrained
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
+_FEW = 100  # numbers that are told one by one
 _NOT_OPTIONS = {"axis", "where", "class_counts"}
 
 
@@ -127,11 +128,12 @@ def resolve_loss(
     return loss
 
 
-def describe_loss(loss: Loss) -> str:
+def describe_loss(loss: Callable[..., Any]) -> str:
     """What tells a loss from another.
 
     A digest of an evolved loss's or a module's arrays and structure; of a function with options its
-    name and all their values, the defaults included; the name of any other function.
+    name and all their values, the defaults included; of any other function its name, and the values
+    that it took from where it was made.
     """
     if isinstance(loss, EvolvedLoss):
         return f"EvolvedLoss {_digest(repr(loss.architecture), loss)}"
@@ -144,9 +146,23 @@ def describe_loss(loss: Loss) -> str:
             for key, parameter in inspect.signature(loss).parameters.items()
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY and key not in ("axis", "where")
         }
-        listed = ", ".join(f"{key}={_plain(value)!r}" for key, value in options.items())
-        return loss.func.__qualname__ + (f"({listed})" if listed else "")
-    return getattr(loss, "__qualname__", type(loss).__qualname__)
+        return describe_loss(loss.func) + _listed(options)
+    cells = getattr(loss, "__closure__", None) or ()
+    names = loss.__code__.co_freevars if cells else ()
+    taken = {name: cell.cell_contents for name, cell in zip(names, cells, strict=True)}
+    return getattr(loss, "__qualname__", type(loss).__qualname__) + _listed(taken)
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    def told(value: Any) -> str:
+        if callable(value):
+            return describe_loss(value)
+        if np.size(value) > _FEW and isinstance(value, jax.Array | np.ndarray):
+            return f"array {_digest(f'{value.shape} {value.dtype}', value)}"
+        return repr(_plain(value))
+
+    listed = ", ".join(f"{key}={told(value)}" for key, value in values.items())
+    return f"({listed})" if listed else ""
 
 
 class LossEntry(NamedTuple):

@@ -101,6 +101,13 @@ def make_train(
             f"accumulate {config.accumulate}; expected a multiple of "
             f"{mesh.size * config.accumulate}."
         )
+    share = config.batch_size // (mesh.size * config.accumulate)
+    if config.augmentation.mixes and share % 2:
+        raise ConfigError(
+            f"TrainConfig.batch_size is {config.batch_size} with {mesh.size} devices and "
+            f"accumulate {config.accumulate}, {share} images at a time; mixup and cutmix mix two "
+            "and two: expected an even number."
+        )
     schedule = make_schedule(
         config.learning_rate,
         warmup_steps=round(config.warmup_epochs * steps_per_epoch),

@@ -99,8 +99,8 @@ def make_trainer(
       dataset: what `config` names, where it is loaded already: several trainers of one data set
         then hold one copy of it. Loaded unless given.
       devices: as of `train`.
-      seeds_at_a_time: seeds in one program; unless given, what fits on an accelerator, and one on
-        the CPU, whose convolutions take longer with an axis of seeds.
+      seeds_at_a_time: seeds in one program; unless given, what fits on an accelerator, and one of
+        streamed images, and on the CPU, whose convolutions take longer with an axis of seeds.
 
     Returns:
       `(seeds, *, report, progress, test) -> results`, in the order of the seeds; `report` is called
@@ -128,7 +128,7 @@ def make_trainer(
         progress: bool = False,
         test: bool = True,
     ) -> list[TrainResult]:
-        size = seeds_at_a_time or _seeds_that_fit(made(1), len(seeds))
+        size = seeds_at_a_time or (1 if dataset.streamed else _seeds_that_fit(made(1), len(seeds)))
         groups = [seeds[first : first + size] for first in range(0, len(seeds), size)]
         return [
             result

@@ -15,15 +15,15 @@ SPLITS = {"test": "test", "val": "validation"}  # by what a sentence calls them
 
 
 class Setting(NamedTuple):
-    """What losses are compared under: a model, a data set and a share of wrong training labels."""
+    """What losses are compared under: a model, a data set and a rate of label noise."""
 
     model: str
     dataset: str
     noise_rate: float
 
     def __str__(self) -> str:
-        """Such as `resnet8 on cifar10, 40 % wrong labels`."""
-        noise = f", {100 * self.noise_rate:g} % wrong labels" if self.noise_rate else ""
+        """Such as `resnet8 on cifar10, noise rate 40 %`."""
+        noise = f", noise rate {100 * self.noise_rate:g} %" if self.noise_rate else ""
         return f"{self.model} on {self.dataset}{noise}"
 
 
@@ -49,8 +49,8 @@ class CompareConfig:
     datasets: tuple[str, ...] = ()
     """Data sets, each named as in TrainConfig.dataset; none: train.dataset alone."""
     noise_rates: tuple[float, ...] = ()
-    """Shares of wrong training labels, of the kind train.label_noise (symmetric if that is none);
-    none: train.noise_rate alone."""
+    """Rates of label noise, as train.noise_rate, of the kind train.label_noise (symmetric if that
+    is none); none: train.noise_rate alone."""
     learning_rates: tuple[float, ...] = ()
     """Every loss takes the best of these learning rates by accuracy on validation images, in each
     setting anew (needs train.val_examples); none: train.learning_rate for all."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from edl_jax.studies.comparison.config import Setting
+from edl_jax.studies.comparison.config import SPLITS, Setting
 from edl_jax.studies.comparison.rows import by_setting, percent_by_loss
 from edl_jax.studies.comparison.runs import COMPARISON
 from edl_jax.studies.figures import labels_of, panels, styles
@@ -32,7 +32,7 @@ def plot_accuracy(cells: Sequence[Row]) -> Any:
     figure, axes = panels(len(groups), height=max(3.8, 0.25 * _most_losses(groups)))
     length = max(len(cell["epochs"]) for cell in cells)
     on = {row["evaluated_on"] for cell in cells for row in cell["epochs"]}
-    split = "validation" if on == {"val"} else "test"
+    splits = " and ".join(SPLITS[split] for split in sorted(on))  # none where all diverged at once
     for axis, (setting, group) in zip(axes, groups.items(), strict=True):
         names = list(dict.fromkeys(cell["loss"] for cell in group))
         labels = labels_of(names)
@@ -48,7 +48,7 @@ def plot_accuracy(cells: Sequence[Row]) -> Any:
                 band = mean - spread, mean + spread
                 axis.fill_between(epochs, *band, color=style.color, alpha=0.15)
         axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.set(xlabel="epoch", ylabel=f"{split} accuracy, %", title=str(setting))
+        axis.set(xlabel="epoch", ylabel=f"{splits} accuracy, %".strip(), title=str(setting))
     _legend(figure, axes)
     return figure
 

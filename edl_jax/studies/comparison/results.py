@@ -92,11 +92,16 @@ def protocol(
     config: CompareConfig, data: Mapping[Setting, Dataset], rows: Sequence[Row]
 ) -> list[str]:
     """Sentences that say how the comparison was done."""
-    train = config.train
+    train, on_val = config.train, config.split == "val"
     sentences = []
     for name, found in {found.name: found for found in data.values()}.items():
         sizes = (len(getattr(found, f"{part}_labels")) for part in ("train", "val", "test"))
-        parts = "{:,} training, {:,} validation and {:,} test images".format(*sizes)
+        form = (
+            "{:,} training and {:,} validation images"
+            if on_val
+            else "{:,} training, {:,} validation and {:,} test images"
+        )
+        parts = form.format(*sizes)
         chosen = f", validation drawn from the train split with seed {train.split_seed}"
         sentences.append(
             f"Data: {found.source} ({name}); {parts}{chosen if train.val_examples else ''}."
@@ -109,8 +114,9 @@ def protocol(
     if any(setting.noise_rate for setting in data):
         kind = "symmetric" if train.label_noise == "none" else train.label_noise
         sentences.append(
-            f"Wrong training labels: {rates}, {kind}, seed {train.corruption_seed}; validation and "
-            "test labels are left as they are."
+            f"Label noise of the training images: {rates} of each class"
+            f"{' that is taken for another' if kind == 'asymmetric' else ''}, {kind}, seed "
+            f"{train.corruption_seed}; validation and test labels are left as they are."
         )
     if train.imbalance != "none":
         sentences.append(
@@ -124,10 +130,11 @@ def protocol(
         f"{train.warmup_epochs:g} epochs and cosine decay; metrics after the last epoch, never the "
         "best epoch's."
     )
-    if config.split == "val":
+    if on_val:
         sentences.append(
-            "Losses are compared on the validation images, to choose among them: no test image was "
-            "looked at."
+            "Losses are compared on the validation images, to choose among them"
+            f"{', on which their learning rates were chosen too' if config.learning_rates else ''}:"
+            " no test image was looked at."
         )
     seeds = config.seeds()
     sentences.append(
@@ -211,5 +218,5 @@ def _setting_columns(rows: Sequence[Row]) -> list[Column]:
         if len({row[name] for row in rows}) > 1:
             columns.append(Column(name, lambda row, name=name: row[name], False))
     if len({row["noise_rate"] for row in rows}) > 1:
-        columns.append(Column("wrong labels, %", lambda row: f"{100 * row['noise_rate']:g}"))
+        columns.append(Column("noise rate, %", lambda row: f"{100 * row['noise_rate']:g}"))
     return columns

@@ -27,7 +27,7 @@ class Work(NamedTuple):
       loss: name of the loss.
       model: name of the model.
       dataset: name that the data set has for itself.
-      noise_rate: share of wrong training labels.
+      noise_rate: of `TrainConfig`.
       learning_rate: peak learning rate.
       seed: seed of the training.
     """

@@ -157,8 +157,8 @@ def finding(
 def protocol(loss: Loss) -> list[str]:
     """How it was measured, and where an evolved loss says it comes from."""
     sentences = [
-        "Logits are log-probabilities; the true class is class 0, the rival class 1. All in "
-        "float32, from p = 0.0001 to 0.9999.",
+        "Logits are log-probabilities, but along a path, where the true class's alone changes; the "
+        "true class is class 0, the rival class 1. All in float32, from p = 0.0001 to 0.9999.",
         "Turns: the gradient by the true class's logit is not negative, so that descent does not "
         "raise it. Vanishes: the gradient's norm is below 1 % of cross-entropy's; such a gradient "
         "is not said to turn.",

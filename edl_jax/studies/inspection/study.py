@@ -45,8 +45,9 @@ def inspect(
 ) -> StudyResults:
     """Measure a loss and draw it beside cross-entropy and focal.
 
-    Logits are log-probabilities. A loss for one class count (a `PairNetwork`) is measured at that
-    count only, and drawn on the simplex only if it is 3.
+    Logits are log-probabilities, but along a path, where the true class's alone changes. A loss for
+    one class count (a `PairNetwork`) is measured at that count only, and drawn on the simplex only
+    if it is 3.
 
     Args:
       config: which loss; the defaults unless given.

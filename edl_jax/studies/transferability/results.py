@@ -102,7 +102,7 @@ def describe_transfer(
     parts.append(
         f"The mixture's support holds {span(coverage, '.1%')} of the outputs (least with "
         f"{lowest['loss']} at epoch {lowest['epoch']}), against {control['coverage']:.1%} of fresh "
-        f"synthetic pairs, so training {_left(min(coverage), control['coverage'])}."
+        f"synthetic pairs: {_fewer(control['coverage'] - min(coverage))}."
     )
     tests = [row for row in comparisons if row["part"] == "train"]
     adjusted = holm([row["references"][MIXTURE]["p"] for row in tests])
@@ -111,7 +111,7 @@ def describe_transfer(
         f"A classifier tells outputs from the mixture in {found} of {len(tests)} comparisons "
         f"(Holm, 5 % level), with an accuracy of {span(_all(train, 'accuracy'), '.1%')}, against "
         f"{control['accuracy']:.1%} for fresh synthetic pairs"
-        + (": what is covered is not drawn as often as it is visited." if found else ".")
+        + (": training does not visit pairs as often as the mixture draws them." if found else ".")
     )
     real = [row for row in ranking if row["part"] == "train"]
     (synthetic,) = (x for x in ranking if x["loss"] == CONTROL and x["regime"] == "all")
@@ -226,10 +226,8 @@ def _protocol(config: "TransferConfig", source: str, recording: Recording) -> li
     ]
 
 
-def _left(coverage: float, expected: float) -> str:
-    if coverage >= expected - 0.01:
-        return "never leaves what the mixture covers"
-    return f"leaves it with up to {1 - coverage:.1%} of its outputs"
+def _fewer(gap: float) -> str:
+    return f"at the least {100 * gap:.1f} points fewer" if gap > 0 else "nowhere fewer"
 
 
 def _all(rows: Iterable[Row], name: str) -> list[float]:
