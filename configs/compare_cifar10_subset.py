@@ -2,7 +2,7 @@
 
 Command:  edl compare --config configs/compare_cifar10_subset.py --run-dir runs/subset \
               --train.data-dir DIR
-Time:     about 20 minutes on 2 CPU cores.
+Time:     43 minutes on 2 CPU cores beside other work.
 Result:   see results/cifar10_subset/.
 """
 

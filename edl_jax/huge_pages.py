@@ -2,7 +2,7 @@
 
 XLA asks for the memory of a training step anew in every step, and the kernel then clears it page by
 page: a third of the processor time of a ResNet-8 step, in pages of 4 KiB. With huge pages that is
-next to nothing (README, "Speed"). glibc reads its settings once, when a program starts.
+next to nothing (docs/speed.md). glibc reads its settings once, when a program starts.
 """
 
 import contextlib
