@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import generations, ours, population_throughput, scaling, variants
+from benchmarks import generations, gradient_fit, ours, population_throughput, scaling, variants
 from benchmarks.common import Work, parser, random_layers
 from benchmarks.grid import batch_of
 from benchmarks.peers import PEERS, evosax_loop, numpy_loop, torch_loops
@@ -15,6 +16,7 @@ from edl_jax.evolution.engine import make_evolution
 from edl_jax.network import ACTIVATIONS
 from edl_jax.pairs import log_probabilities
 from edl_jax.ranking import SEVERITIES
+from edl_jax.studies.ablation.seeds import keys_of, make_seed_runs
 
 WORK = Work(population_size=32, num_pairs=64)
 BY_NAME = {peer.name: peer for peer in PEERS}
@@ -213,6 +215,16 @@ def test_variants_write_their_table(tmp_path, capsys):
     capsys.readouterr()
     variants.main(arguments)
     assert "finished before" in capsys.readouterr().out
+
+
+def test_gradients_fit_a_pair_network_from_where_evolution_starts():
+    config = dataclasses.replace(gradient_fit.BASE, pairs_per_generation=64, held_out_pairs=512)
+    runs, keys = make_seed_runs(config, 2), keys_of([0, 1])
+    begun = runs.measure(keys, runs.leaders(runs.init(keys)))
+    fitted = runs.measure(keys, gradient_fit.fit(config, runs, keys, 1000))
+    for before, after in zip(begun, fitted, strict=True):
+        assert after["objective"] < 0.8 * before["objective"]
+        assert after["pairwise_accuracy"] > before["pairwise_accuracy"]
 
 
 def test_the_parser_knows_the_shared_arguments():
