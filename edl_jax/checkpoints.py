@@ -18,6 +18,7 @@ from edl_jax.errors import RunFolderError
 from edl_jax.runs import RunFolder
 
 _LOGGER = logging.getLogger(__name__)
+_MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # of a lost part
 
 
 class Checkpoints:
@@ -83,14 +84,21 @@ class Checkpoints:
           like: a pytree of the shapes and dtypes that were saved.
 
         Raises:
-          RunFolderError: if a checkpoint holds arrays of other shapes or dtypes than `like`.
+          RunFolderError: if a checkpoint holds arrays of other shapes or dtypes than `like`, or
+            the machine cannot read it now.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 return step, self._restored(step, like)
-            except (ImportError, MemoryError, PermissionError, RunFolderError):
+            except (ImportError, MemoryError, RunFolderError):
                 raise  # no damage
             except Exception as error:
+                if isinstance(error, OSError) and not isinstance(error, _MISSING):
+                    # Too many open files, say, or a disk that is away: it may be sound.
+                    raise RunFolderError(
+                        f"the checkpoint of step {step} in {self._path} cannot be read ({error}). "
+                        "It was left as it is: give the same command again when it can."
+                    ) from error
                 self._set_aside(step, error)
                 self._manager.reload()
         return 0, like

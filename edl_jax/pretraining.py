@@ -13,7 +13,7 @@ from flax import nnx
 
 from edl_jax.devices import device_mesh
 from edl_jax.evolution import PretrainConfig, make_evolution, run_keys
-from edl_jax.evolution.engine import FINAL_DRAWS
+from edl_jax.evolution.engine import FINAL_DRAWS, HELD_OUT, TASKS
 from edl_jax.evolution.loop import Row, evolve
 from edl_jax.evolution.monitor import make_monitor
 from edl_jax.evolution.scoring import Batch
@@ -35,7 +35,8 @@ class PretrainResult:
       loss: the winner, calibrated and frozen.
       history: by name, one value for each generation, `[generations]` float64: `best_fitness`,
         `mean_fitness`, `step_size` (NaN where the strategy has none), `failed` (networks whose
-        fitness was not finite) and `restarts` so far.
+        fitness was not finite) and `restarts` so far; and the best network's `task_error` and
+        `slope_violation`, where these have a weight.
       held_out: by name, one value for each chunk of generations, `[chunks]` float64: `generation`,
         its last, and the metrics of the leader on held-out pairs (NaN where undefined).
       metrics: of the winner on held-out pairs that nothing was chosen on, by name.
@@ -134,6 +135,7 @@ def held_out_pairs(
 ) -> tuple[Pairs, ...]:
     """At least `held_out_pairs` pairs, drawn a generation's worth at a time by one program."""
     draws = -(-config.held_out_pairs // config.pairs_per_generation)
+    key = jax.random.fold_in(key, HELD_OUT)
     parts = [sample(jax.random.fold_in(key, index)) for index in range(draws)]
     return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
 
@@ -177,6 +179,7 @@ def _measure_on_tasks(
         mine, reference = (task_errors(x, tasks, config.tasks) for x in (network, cross_entropy))
         return mine, reference
 
-    found = [errors(each) for each in jax.random.split(key, FINAL_DRAWS)]
+    keys = jax.random.split(jax.random.fold_in(key, TASKS), FINAL_DRAWS)
+    found = [errors(each) for each in keys]
     mine, reference = (np.mean(column, axis=(0, 2)).min() for column in zip(*found, strict=True))
     return {"task_error": float(mine), "task_error_of_cross_entropy": float(reference)}

@@ -19,7 +19,7 @@ from edl_jax.studies.ablation.axes import AXES, Cell
 from edl_jax.studies.ablation.downstream_results import downstream_tables
 from edl_jax.studies.ablation.effects import FINAL, compare_cells, settings_of, times_of
 from edl_jax.studies.ablation.results import ablation_results
-from edl_jax.studies.ablation.seeds import keys_of, make_seed_runs
+from edl_jax.studies.ablation.seeds import WATCHED_PAIRS, keys_of, make_seed_runs
 from edl_jax.studies.ablation.study import cell_of, first_reached
 from edl_jax.studies.results import StudyResults
 from edl_jax.studies.statistics import Correlation
@@ -141,6 +141,13 @@ def test_what_is_finished_is_never_run_again(run, tmp_path, monkeypatch):
     assert len(trained) == 2
     with pytest.raises(RunFolderError, match="num_seeds is 2 there and 3 here"):
         ablate(dataclasses.replace(SMALL, num_seeds=3), run_dir=stopped)
+
+
+def test_the_objective_is_watched_on_as_many_pairs_whatever_the_selection_is_on():
+    few = dataclasses.replace(SMALL.pretrain, pairs_per_generation=64)
+    for config in (few, dataclasses.replace(few, pairs_per_generation=256)):
+        watched = make_seed_runs(config, 1).init(keys_of([0])).watched
+        assert watched.severities.shape == (1, WATCHED_PAIRS)
 
 
 def test_losses_to_train_with_come_from_an_evolution_each(run):

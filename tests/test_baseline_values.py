@@ -10,6 +10,7 @@ from scipy import optimize, special
 
 from edl_jax import LOSSES
 from edl_jax.baselines.evolved import CROSS_ENTROPY_EXPANSION
+from edl_jax.baselines.tempered import log_tempered_softmax
 from edl_jax.errors import ConfigError, InputError
 from tests.baseline_losses import COUNTS, NAMES, compiled, logits_of, quick_jit
 
@@ -218,6 +219,11 @@ def test_like_torch():
         ("large_margin_softmax", {"margin": 0}, "margin is 0"),
         ("additive_margin_softmax", {"scale": -1.0}, "scale is -1.0"),
         ("barron", {"alpha": 3.0}, "alpha is 3.0"),
+        (
+            "baikal",
+            {"epsilon": 1e-40},
+            "epsilon is 1e-40; expected a finite number, at least 1e-30",
+        ),
         ("taylor_glo", {"parameters": (1.0, 2.0)}, "expected 8 numbers"),
     ],
 )
@@ -238,6 +244,21 @@ def test_bi_tempered_at_other_temperatures(t1, t2):
     expected = [bi_tempered_of(x, np.eye(5)[y], t1, t2) for x, y in zip(rows, LABELS, strict=True)]
     loss = quick_jit(lambda x: LOSSES["bi_tempered"](x, LABELS, t1=t1, t2=t2))
     np.testing.assert_allclose(loss(logits), expected, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e8])
+@pytest.mark.parametrize("t2", [1.05, 4.0, 10.0])
+def test_tempered_probabilities_sum_to_1(t2, scale):
+    log_p = log_tempered_softmax(logits_of(scale=scale, shape=(64, 1000)), t2, None)
+    np.testing.assert_allclose(np.exp(np.asarray(log_p, np.float64)).sum(-1), 1, atol=2e-6)
+
+
+def test_shapes_and_fractions_at_their_ends():
+    logits = logits_of()
+    ends = [LOSSES["barron"](logits, LABELS, alpha=x) for x in (-np.inf, np.float32(-np.inf))]
+    np.testing.assert_array_equal(*ends)
+    least = LOSSES["baikal"](1e4 * logits, LABELS, epsilon=1e-30)
+    assert np.isfinite(least).all()
 
 
 def test_bi_tempered_in_forward_mode():

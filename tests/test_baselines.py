@@ -170,6 +170,14 @@ def test_bfloat16_is_float32_rounded_once():
         )
 
 
+@pytest.mark.parametrize("name", ["cross_entropy", "poly", "bi_tempered", "smoothed_zero_one"])
+@pytest.mark.parametrize(("dtype", "num_classes"), [("uint8", 256), ("uint8", 300), ("int8", 200)])
+def test_labels_may_have_a_dtype_too_narrow_for_the_class_count(name, dtype, num_classes):
+    logits, labels = logits_of(shape=(3, num_classes)), jnp.asarray([0, 1, 127])
+    found = loss_of(name)(logits, labels.astype(dtype))
+    np.testing.assert_array_equal(found, loss_of(name)(logits, labels))
+
+
 def test_label_out_of_range_under_jit_gives_nan():
     for name, (values, _) in compiled()(logits_of(), LABELS.at[:2].set([5, -1])).items():
         np.testing.assert_array_equal(jnp.isnan(values), np.arange(6) < 2, err_msg=name)

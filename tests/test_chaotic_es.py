@@ -115,6 +115,7 @@ def test_where_few_are_finite_they_take_all_places():
     fitness = jnp.asarray([jnp.nan, 3.0, jnp.inf, 1.0, jnp.nan])
     assert select(fitness, 4).tolist() == [3, 1, 3, 1]
     assert select(fitness, 1).tolist() == [3]
+    assert select(fitness.at[0].set(-jnp.inf), 4).tolist() == [3, 1, 3, 1]
     assert select(jnp.arange(5.0), 3).tolist() == [0, 1, 2]
 
 

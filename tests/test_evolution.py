@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from evosax.algorithms.distribution_based.base import DistributionBasedAlgorithm
+from evosax.algorithms.population_based.base import PopulationBasedAlgorithm
 from flax import nnx
 
 from edl_jax import Mixture, PretrainConfig, TrainConfig
@@ -14,6 +16,7 @@ from edl_jax.evolution import SlopeConfig, engine, make_evolution, make_run, run
 from edl_jax.evolution.loop import evolve, make_chunk
 from edl_jax.evolution.monitor import make_monitor
 from edl_jax.evolution.scoring import make_score, without_failures
+from edl_jax.evolution.search import make_search
 from edl_jax.evolution.sharding import AXIS
 from edl_jax.pairs import REGIMES, log_probabilities
 from edl_jax.ranking import MARGINS, SEVERITIES, margin_violation, rank_metrics
@@ -55,7 +58,7 @@ def test_score_is_the_objective_of_each_network_alone(evolution):
         severities = jnp.concatenate(
             [SEVERITIES["surprisal"](log_probabilities(p.probabilities), p.labels) for p in pairs]
         )
-        order = jax.random.permutation(jax.random.key(2), 65)
+        order = jax.random.permutation(jax.random.fold_in(jax.random.key(2), engine.ORDER), 65)
         np.testing.assert_array_equal(batch.severities, severities[order])
         expected = margin_violation(
             losses[order],
@@ -120,6 +123,32 @@ def test_one_program_serves_every_chunk(evolution):
     assert chunk._cache_size() == 1
     assert int(state.strategy.generation_counter) == 4  # the first generation begins, none is told
     assert log["best_fitness"].shape == (2,)
+
+
+def test_blocks_are_no_larger_than_the_population():
+    config = dataclasses.replace(TINY, slope=SlopeConfig(descent=1.0, pairs=20))
+    programs = []
+    for at_a_time in (16, 64):
+        made = make_evolution(dataclasses.replace(config, networks_at_a_time=at_a_time))
+        state = jax.eval_shape(made.init, jax.random.key(0))
+        programs.append(jax.jit(made.generation).lower(jax.random.key(1), state).as_text())
+    assert programs[0] == programs[1]
+
+
+@pytest.mark.parametrize("base", [PopulationBasedAlgorithm, DistributionBasedAlgorithm])
+def test_fresh_networks_and_the_state_are_drawn_by_different_keys(base):
+    class Told(base):
+        def __init__(self):
+            self.population_size = 4
+
+        def init(self, key, networks, *_):
+            return jax.random.key_data(jnp.append(jax.random.split(key, 8), key)), networks
+
+    key = jax.random.key(0)
+    (drawn, networks), _ = make_search(Told(), None, jax.random.key_data).begin(key)
+    for fresh in jnp.atleast_2d(networks):
+        assert not (drawn == fresh).all(-1).any()
+    assert not (drawn == jax.random.key_data(key)).all(-1).any()
 
 
 def run_evolve(config, evolution, key):
@@ -205,6 +234,9 @@ def test_without_failures_leaves_nothing_that_failed():
     untouched = without_failures(population, jnp.arange(5.0))
     np.testing.assert_array_equal(untouched[0]["w"], population["w"])
     np.testing.assert_array_equal(untouched[1], jnp.arange(5.0))
+    failed = without_failures(population, fitness[jnp.asarray([1, 3, 1, 3, 4])])
+    np.testing.assert_array_equal(failed[0]["w"], population["w"])
+    np.testing.assert_array_equal(failed[1], [np.nan, np.inf, np.nan, np.inf, -np.inf])
 
 
 def test_a_generation_in_which_all_fail_ends_with_an_error(monkeypatch):
@@ -305,6 +337,10 @@ def test_every_compiled_function_lowers_for_accelerators(platform, change):
         ({"hidden": (0,)}, r"hidden is \(0,\); expected a tuple of whole numbers, each at least 1"),
         ({"class_counts": ()}, "class_counts is empty"),
         ({"class_counts": (1, 2)}, "class_counts is"),
+        (
+            {"class_counts": (3, 3)},
+            r"class_counts is \(3, 3\); expected a tuple of different values",
+        ),
         ({"network": "pair"}, "exactly one class count"),
         ({"population_size": 1}, "population_size is 1"),
         ({"elite_ratio": 1.5}, r"elite_ratio is 1\.5"),
@@ -324,6 +360,11 @@ def test_every_compiled_function_lowers_for_accelerators(platform, change):
         ({"generations_per_chunk": 0}, "generations_per_chunk is 0"),
         ({"held_out_pairs": 1}, "held_out_pairs is 1"),
         ({"kernel": "cuda"}, "kernel is 'cuda'; expected one of xla, pallas"),
+        (
+            {"kernel": "pallas", "hidden": (16, 129)},
+            "129 inputs; the fused kernel holds at most 128",
+        ),
+        ({"kernel": "pallas", "network": "pair", "class_counts": (65,)}, "130 inputs"),
         ({"networks_at_a_time": 0}, "networks_at_a_time is 0"),
         ({"seed": -1}, "seed is -1"),
     ],

@@ -57,6 +57,19 @@ def test_one_hot_labels_equal_integer_labels(loss):
     np.testing.assert_allclose(*gradients, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["edl", "random"])
+@pytest.mark.parametrize("row", [[2, 2, 1, 0, 3e38], [2, 2, 2, 0, 1], [0, 0, 0, 0, 0]])
+def test_one_hot_labels_give_the_gradient_of_integer_labels_where_logits_tie(name, row):
+    logits, labels = jnp.tile(jnp.asarray(row, jnp.float32), (5, 1)), jnp.arange(5)
+    where = jnp.asarray([True, True, True, True, row[4] < 3e38])
+    one_hot = jax.nn.one_hot(labels, 5)
+    hard, soft = (
+        jax.grad(lambda x, y=y: LOSSES[name](x, y, where=where).sum())(logits)
+        for y in (labels, one_hot)
+    )
+    np.testing.assert_allclose(soft, hard, rtol=1e-4, atol=1e-6)
+
+
 def test_soft_labels_give_the_label_weighted_mean(loss):
     soft = jax.nn.softmax(logits_of(seed=5))
     each = jnp.stack([loss(logits_of(), jnp.full((6,), k)) for k in range(5)], axis=-1)
@@ -122,6 +135,16 @@ def test_largest_finite_logits(loss):
         )
         assert jnp.isfinite(value)
         assert jnp.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "num_classes"), [("uint8", 256), ("uint8", 300), ("int8", 200), ("uint32", 300)]
+)
+def test_labels_may_have_a_dtype_too_narrow_for_the_class_count(dtype, num_classes):
+    loss, logits, labels = LOSSES["edl"], logits_of((3, num_classes)), np.asarray([0, 1, 127])
+    expected, narrow = loss(logits, labels), jnp.asarray(labels, dtype)
+    np.testing.assert_array_equal(loss(logits, narrow), expected)
+    np.testing.assert_allclose(jax.jit(loss)(logits, narrow), expected, rtol=1e-6)
 
 
 def test_bfloat16_is_float32_rounded_once(loss):
@@ -212,6 +235,8 @@ def test_refuses_bad_input(loss):
         loss(logits, LABELS.at[0].set(5))
     with pytest.raises(InputError, match="from -1 to 4"):
         loss(logits, LABELS.at[0].set(-1))
+    with pytest.raises(InputError, match="from 0 to 4294967299"):  # 3, in 32 bits
+        loss(logits, np.asarray([0, 1, 2, 2**32 + 3, 4, 0]))
     with pytest.raises(InputError, match="axis is 2"):
         loss(logits, LABELS, axis=2)
     with pytest.raises(InputError, match=r"where has shape \(3,\)"):

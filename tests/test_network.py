@@ -52,6 +52,24 @@ def test_rival_of_a_tied_class_is_its_twin(ties):
     np.testing.assert_allclose(rival[:ties], max(0.3, 1 - 0.3 * ties), rtol=1e-6)
 
 
+@pytest.mark.parametrize("ties", [2, 3])
+def test_the_rival_of_a_tied_class_moves_with_its_twins(ties):
+    logits, step = np.asarray([2.0] * ties + [1.0, 0.0]), 1e-6
+
+    def rival(x, label):
+        return np.exp(np.delete(x - np.log(np.exp(x).sum()), label).max())
+
+    for label in range(ties):
+        expected = [
+            (rival(logits + step * e, label) - rival(logits - step * e, label)) / (2 * step)
+            for e in np.eye(len(logits))
+        ]
+        gradient = jax.grad(
+            lambda x, y=label: agnostic().features_of_every_class(jax.nn.log_softmax(x))[2, y]
+        )(jnp.asarray(logits, jnp.float32))
+        np.testing.assert_allclose(gradient, expected, atol=1e-6)
+
+
 @given(seed=st.integers(0, 1000), num_classes=st.sampled_from([2, 3, 10, 50]))
 def test_relabelling_the_classes_does_not_change_the_loss(seed, num_classes):
     log_p, labels = pairs_of(num_classes, seed, num_pairs=50)

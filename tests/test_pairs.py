@@ -59,6 +59,10 @@ def test_expected_counts_are_the_shares_even_for_one_pair():
     assert stats.chisquare(counts[shares > 0], 30_000 * shares[shares > 0]).pvalue > 1e-4
 
 
+def test_shares_of_weights_whose_sum_overflows():
+    assert Mixture(1e308, 1e308, 0, 0, 0, 0, 0).shares() == (0.5, 0.5, 0, 0, 0, 0, 0)
+
+
 def test_a_regime_of_weight_zero_is_left_out():
     mixture = Mixture(uniform=0, sparse=0, confident_wrong=0)
     pairs = sample_pairs(jax.random.key(0), 400, 3, mixture=mixture)

@@ -4,13 +4,18 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edl_jax import pretrain
+from edl_jax import pretrain, pretraining
 from edl_jax.errors import InputError, RunFolderError
+from edl_jax.evolution import engine, make_evolution
+from edl_jax.evolution.terms import Term
+from edl_jax.pairs import sample_pairs
 from tests.event_files import shown
 from tests.test_evolution import TINY
+from tests.test_evolved_loss import random_loss
 
 
 def same_params(one, other) -> bool:
@@ -25,6 +30,36 @@ def test_same_key_same_loss_bit_for_bit():
     assert first.metrics == same.metrics
     other = pretrain(dataclasses.replace(TINY, seed=6))
     assert not same_params(first.loss, other.loss)
+
+
+def test_what_is_drawn_of_one_key_is_drawn_by_keys_of_its_own(monkeypatch):
+    """No key that is drawn by is another one, or one that drawing by it splits off."""
+    key, used = jax.random.key(0), []
+
+    def recorded(result):
+        def record(key, *_, **__):
+            used.append(key)
+            return result
+
+        return record
+
+    pairs = sample_pairs(key, 65, 3)
+    evolution = make_evolution(TINY)
+    evolution.terms["term"] = Term(1.0, lambda population, key: recorded(jnp.zeros(16))(key))
+    population, batch = evolution.init(key).population, evolution.observe(key, (pairs, pairs))
+    monkeypatch.setattr(engine, "sample_pairs", recorded(pairs))
+    monkeypatch.setattr(jax.random, "permutation", recorded(jnp.arange(130)))
+    monkeypatch.setattr(pretraining, "draw_tasks", recorded(None))
+    monkeypatch.setattr(pretraining, "task_errors", lambda *_: jnp.zeros((1, 1)))
+    with jax.disable_jit():
+        evolution.observe(key, evolution.sample(key))
+        pretraining.held_out_pairs(evolution.sample, key, TINY)
+        evolution.final_score(population, batch, key)
+        pretraining._measure_on_tasks(random_loss(), key, TINY)
+    assert len(used) == 2 + 1 + 2 * 2 + 8 + 8
+    split_off = [each for key in used for each in jax.random.split(key, 8)]
+    met = jax.random.key_data(jnp.stack([*used, *split_off]))
+    assert len(np.unique(met, axis=0)) == len(met)
 
 
 @pytest.mark.parametrize("key", [0, np.zeros(2, np.uint32)], ids=str)

@@ -487,7 +487,12 @@ def test_pairs_without_a_reference_gradient_are_left_out():
     pairs = Pairs(jnp.asarray([[1.0, 0.0]]), jnp.asarray([0]), jnp.asarray([3]))
     with warnings.catch_warnings(action="error"):
         metrics = gradient_metrics_of(cross_entropy, pairs)
-    assert metrics == {"descent_rate": 0, "descent_rate/confident_correct": 0}
+    assert metrics == {}
+    reference = np.float32([0, 1, 0])
+    metrics = gradient_metrics(
+        GradientSample(reference > 0, reference, reference, 1 - reference / 2, np.full(3, 3))
+    )
+    assert metrics["descent_rate"] == metrics["descent_rate/confident_correct"] == 1
 
 
 def test_gradients_refuse_a_severity_of_the_wrong_shape():

@@ -1,6 +1,7 @@
 """A run that is killed, preempted, damaged or out of disk space loses nothing it had saved."""
 
 import dataclasses
+import errno
 import json
 import logging
 import random
@@ -169,6 +170,25 @@ def test_an_old_checkpoint_that_is_damaged_leaves_the_newer_ones_alone(tmp_path)
     assert [x.name for x in tmp_path.glob("damaged*")] == ["damaged-checkpoint-1-0"]
 
 
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.ESTALE, errno.EACCES])
+def test_a_checkpoint_that_cannot_be_read_now_is_not_called_damaged(tmp_path, number, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(number, "not now")
+
+    saved(tmp_path / "checkpoints")
+    with (
+        Checkpoints(tmp_path / "checkpoints", keep=3) as checkpoints,
+        monkeypatch.context() as patch,
+    ):
+        patch.setattr(checkpoints._manager, "restore", refuse)
+        with pytest.raises(
+            RunFolderError, match=r"step 3 .* cannot be read .*not now.*left as it is"
+        ):
+            checkpoints.restore_latest(tree())
+    assert [x.name for x in tmp_path.iterdir()] == ["checkpoints"]
+    assert restored(tmp_path / "checkpoints")[0] == 3
+
+
 def test_a_checkpoint_of_another_version_is_refused_and_not_called_damaged(tmp_path):
     saved(tmp_path / "checkpoints")
     with (
@@ -191,6 +211,15 @@ def test_a_run_goes_on_from_before_a_damaged_checkpoint_to_the_same_result(tmp_p
     np.testing.assert_array_equal(
         history["best_fitness"], np.float32([row["best_fitness"] for row in rows])
     )
+
+
+@pytest.mark.parametrize("change", [lambda x: x[1:], lambda x: x[:1] + x])
+def test_metrics_that_do_not_fit_the_checkpoint_are_refused(tmp_path, whole, change):
+    shutil.copytree(whole, tmp_path / "run")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    metrics.write_text("".join(change(metrics.read_text().splitlines(keepends=True))))
+    with pytest.raises(RunFolderError, match=r"generation 40 but metrics of (39|41) generations"):
+        pretrain(dataclasses.replace(TINY, generations=GENERATIONS), run_dir=tmp_path / "run")
 
 
 def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path):

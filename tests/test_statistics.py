@@ -137,6 +137,13 @@ def test_holm_finds_something_in_one_of_twenty_families_without_effect():
     assert (families < 0.05).any(axis=1).mean() > 0.15  # what it corrects
 
 
+def test_a_group_that_is_all_the_same_is_compared_without_a_warning():
+    constant, other = np.full(10, 12800.0), np.array([3200.0, *[12800.0] * 9])
+    found = compare_paired(other, constant)
+    assert found.difference.mean == pytest.approx(-960)
+    assert found.p_t == pytest.approx(stats.ttest_1samp(other - constant, 0).pvalue)
+
+
 def test_few_points_in_order_are_as_likely_as_their_orders_say(few_resamples):
     for n, orders in ((3, 6), (4, 24), (5, 120)):
         for method in (stats.spearmanr, stats.kendalltau):

@@ -129,15 +129,30 @@ def test_std_init_and_schedules_reach_the_strategy():
         assert jnp.mean(state.std) == pytest.approx(expected), (name, change)
     assert takes_schedule("SimpleGA")
     assert not takes_schedule("CMA_ES")
+    assert not takes_schedule("SV_Open_ES")
 
 
 @pytest.mark.parametrize("step_size", ["cosine", "exponential"])
-def test_a_schedule_ends_at_its_final_step_size(step_size, sphere):
+@pytest.mark.parametrize("name", ["ChaoticES", "Open_ES", "SimpleGA"])
+def test_a_schedule_ends_at_its_final_step_size_with_the_last_generation(name, step_size, sphere):
     config = dataclasses.replace(
-        TINY, step_size=step_size, std_init=0.4, std_final=0.1, generations=20
+        TINY, strategy=name, step_size=step_size, std_init=0.4, std_final=0.1, generations=6
     )
-    _, state, _ = evolved(config, generations=21)
-    assert state.strategy.std == pytest.approx(0.1, rel=1e-4)
+    evolution = make_evolution(config)
+    state, generation = jax.jit(evolution.init)(jax.random.key(0)), jax.jit(evolution.generation)
+    used = []
+    for key in jax.random.split(jax.random.key(1), 6):
+        used.append(float(state.strategy.std))
+        state, _ = generation(key, state)
+    assert used[0] == pytest.approx(0.4)
+    assert used[-2] > 0.11
+    assert used[-1] == pytest.approx(0.1, rel=1e-6)
+    assert state.strategy.std == pytest.approx(0.1, rel=1e-6)
+    for generations in (1, 2):  # the last is then at the beginning
+        few = dataclasses.replace(config, generations=generations)
+        algorithm, params = build_strategy(few, jnp.zeros(3))
+        std = algorithm._init(jax.random.key(0), params).std
+        assert std == pytest.approx(0.1, rel=1e-6), generations
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)

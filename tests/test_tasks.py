@@ -173,6 +173,8 @@ def test_the_winner_is_chosen_and_measured_on_tasks_of_their_own():
     [
         ({"num_tasks": 0}, r"TaskConfig\.num_tasks is 0; expected a whole number, at least 1"),
         ({"num_classes": 1}, r"TaskConfig\.num_classes is 1"),
+        ({"batch_size": 1}, r"TaskConfig\.batch_size is 1; expected a whole number, at least 2"),
+        ({"test_examples": 1}, r"TaskConfig\.test_examples is 1"),
         ({"hidden": 2.5}, r"TaskConfig\.hidden is 2\.5"),
         ({"max_label_noise": 1.5}, r"TaskConfig\.max_label_noise is 1\.5"),
         ({"learning_rates": ()}, r"TaskConfig\.learning_rates is \(\); expected one or more"),

@@ -1,6 +1,7 @@
 """Barron's general robust loss of `1 - p_y`, with a given or a learned shape."""
 
 import math
+import numbers
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +60,7 @@ def barron(
       Barron, "A General and Adaptive Robust Loss Function", 2019.
       https://arxiv.org/abs/1701.03077
     """
-    if not (isinstance(alpha, float) and alpha == -math.inf):
+    if not (isinstance(alpha, numbers.Real) and alpha == -math.inf):
         check_number("alpha", alpha, -math.inf, 2)
     check_number("scale", scale, 0, open_low=True)
 

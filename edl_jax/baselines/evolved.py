@@ -38,7 +38,7 @@ def baikal(
     Args:
       logits: `[..., num_classes]`.
       labels: classes `[...]`, or soft labels `[..., num_classes]`.
-      epsilon: least `p_y` in the fraction, in (0, 1], ours: without it the fraction overflows.
+      epsilon: least `p_y` in the fraction, in [1e-30, 1], ours: without it the fraction overflows.
       axis: axis of the classes.
       where: mask of the classes.
 
@@ -53,7 +53,7 @@ def baikal(
       Gonzalez and Miikkulainen, "Improved Training Speed, Accuracy, and Data Utilization Through
       Loss Function Optimization", 2020. https://arxiv.org/abs/1905.11528
     """
-    check_number("epsilon", epsilon, 0, 1, open_low=True)
+    check_number("epsilon", epsilon, 1e-30, 1)
 
     def of_label(x: jax.Array, label: jax.Array, mask: jax.Array | None) -> jax.Array:
         log_p = log_softmax(x, mask)

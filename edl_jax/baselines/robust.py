@@ -99,7 +99,7 @@ def sce(
       labels: classes `[...]`, or soft labels `[..., num_classes]`.
       alpha: weight of cross-entropy, at least 0; the paper's 0.1 for CIFAR-10.
       beta: weight of reverse cross-entropy, at least 0; the paper's 1.
-      log_zero: the paper's A, at most 0; its -4.
+      log_zero: the paper's A, between -1000 and 0; its -4.
       axis: axis of the classes.
       where: mask of the classes.
 
@@ -186,7 +186,7 @@ def nce_rce(
       labels: classes `[...]`, or soft labels `[..., num_classes]`.
       alpha: weight of the active loss, at least 0; the paper's 1 for CIFAR-10.
       beta: weight of the passive loss, at least 0; the paper's 1 for CIFAR-10.
-      log_zero: the paper's A, at most 0; its -4.
+      log_zero: the paper's A, between -1000 and 0; its -4.
       axis: axis of the classes.
       where: mask of the classes.
 
@@ -232,7 +232,7 @@ def nfl_rce(
       alpha: weight of the active loss, at least 0; the paper's 1 for CIFAR-10.
       beta: weight of the passive loss, at least 0; the paper's 1 for CIFAR-10.
       gamma: the focal loss's, at least 0; the paper's 0.5.
-      log_zero: the paper's A, at most 0; its -4.
+      log_zero: the paper's A, between -1000 and 0; its -4.
       axis: axis of the classes.
       where: mask of the classes.
 

@@ -3,8 +3,11 @@
 import dataclasses
 from typing import Literal
 
+import jax
+
 from edl_jax.errors import ConfigError
 from edl_jax.network import Architecture
+from edl_jax.network.fused import check_widths
 from edl_jax.pairs import Mixture
 from edl_jax.ranking import MARGINS, SEVERITIES
 from edl_jax.strategy import MUTATIONS, STRATEGIES
@@ -14,6 +17,7 @@ from edl_jax.tasks import TaskConfig
 from edl_jax.validation import (
     MAX_SEED,
     check_choice,
+    check_different,
     check_range,
     check_types,
     check_whole,
@@ -71,7 +75,8 @@ class PretrainConfig:
     activation: str = "silu"
     """Activation of the hidden layers: tanh, relu, silu, softplus or squareplus."""
     class_counts: tuple[int, ...] = (2, 10, 100)
-    """Class counts of the synthetic pairs, an equal share each; exactly one for "pair"."""
+    """Class counts of the synthetic pairs, all different, an equal share each; exactly one for
+    "pair"."""
     mixture: Mixture = Mixture()
     """Weights of the regimes that pairs are drawn from."""
     severity: str = "surprisal"
@@ -110,7 +115,8 @@ class PretrainConfig:
     std_init: float = 0.1
     """Mutation step size of the first generation."""
     std_final: float = 0.001
-    """Mutation step size of the last generation, for the cosine and exponential schedules."""
+    """Mutation step size of the last generation, for the cosine and exponential schedules; of all,
+    where there are too few generations for two step sizes."""
     restart_after: int = 0
     """Generations without an improvement of the best fitness by 1 % after which evolution begins
     anew, keeping the leader for the final choice; 0 for never."""
@@ -128,7 +134,8 @@ class PretrainConfig:
     """Pairs evaluated together: bounds memory."""
     kernel: Literal["xla", "pallas"] = "xla"
     """How accelerators evaluate the networks: "xla" layer by layer, "pallas" by one fused kernel on
-    all pairs at once; give networks_at_a_time too, such as the population. CPUs always use XLA."""
+    all pairs at once, whose layers have at most 128 inputs; give networks_at_a_time too, no more
+    than population_size / devices. CPUs always use XLA."""
     keep_checkpoints: int = 2
     """Checkpoints kept of the last chunks, beside that of the best leader on held-out pairs."""
     seed: int = 0
@@ -145,13 +152,17 @@ class PretrainConfig:
         check_wholes(self, "class_counts", 2)
         if not self.class_counts:
             raise ConfigError("PretrainConfig.class_counts is empty; expected at least one.")
+        check_different(self, "class_counts")
         check_wholes(self, "hidden", 1)
         if self.network == "pair" and len(self.class_counts) != 1:
             raise ConfigError(
                 f"PretrainConfig.class_counts is {self.class_counts}; a pair network serves "
                 "exactly one class count: give one, or use network='class_agnostic'."
             )
-        self.architecture()  # checks the fields that describe the network
+        architecture = self.architecture()  # checks the fields that describe the network
+        if self.kernel == "pallas":
+            arrays = jax.tree.leaves(architecture.abstract()[1])
+            check_widths([x.shape[0] for x in arrays if x.ndim == 2])  # kernels: inputs come first
         check_whole(self, "population_size", 2)
         check_range(self, "elite_ratio", 0, 1, open_low=True)
         if not 1 <= int(self.elite_ratio * self.population_size) < self.population_size:

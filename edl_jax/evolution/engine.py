@@ -4,6 +4,7 @@ Everything static (network, strategy, pair counts) is closed over, so the functi
 The key of a generation is `fold_in(key, generation)`: any generation can be replayed.
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -27,6 +28,10 @@ from edl_jax.strategy import build_strategy
 
 Log = dict[str, jax.Array]
 FINAL_DRAWS = 8  # of every term of the fitness, when the winner is chosen
+
+# Several functions may be given one key: each first folds in a number of its own, so that none
+# draws what another does. `sample` folds in the index of a class count, which is smaller.
+ORDER, TERMS, HELD_OUT, TASKS, WATCHED = range(2**31, 2**31 + 5)
 
 
 @struct.dataclass
@@ -98,6 +103,9 @@ def make_evolution(config: PretrainConfig, *, shards: int = 1) -> Evolution:
             f"cannot share equally; expected a multiple of {shards}, such as {lower + shards}"
             + (f" or {lower}." if lower else ".")
         )
+    # Blocks are whole. The devices' number must not shape them (`in_blocks`): not a share's size.
+    at_a_time = min(config.networks_at_a_time, config.population_size)
+    config = dataclasses.replace(config, networks_at_a_time=at_a_time)
     architecture = config.architecture()
     graphdef, solution = nnx.split(architecture.build(jax.random.key(0)))
     severity = SEVERITIES[config.severity]
@@ -141,7 +149,7 @@ def make_evolution(config: PretrainConfig, *, shards: int = 1) -> Evolution:
             )
         whole = Batch(*(jnp.concatenate(part, axis=-1) for part in zip(*parts, strict=True)))
         # Class counts come in blocks, and the objective takes opponents by position: mix them.
-        order = jax.random.permutation(key, whole.severities.size)
+        order = jax.random.permutation(jax.random.fold_in(key, ORDER), whole.severities.size)
         return jax.tree.map(lambda x: x[..., order], whole)
 
     terms = make_terms(config, graphdef, sample)
@@ -193,7 +201,7 @@ def make_evolution(config: PretrainConfig, *, shards: int = 1) -> Evolution:
         return State(told, population, fitness, begin, restarts), log
 
     def final_score(candidates: nnx.State, batch: Batch, key: jax.Array) -> jax.Array:
-        fitness = score(candidates, batch)
+        fitness, key = score(candidates, batch), jax.random.fold_in(key, TERMS)
         for index, term in enumerate(terms.values()):
             keys = jax.random.split(jax.random.fold_in(key, index), FINAL_DRAWS)
             values = jax.lax.map(partial(term.score, candidates), keys)

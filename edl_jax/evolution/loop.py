@@ -150,10 +150,10 @@ def _taken_up(
     # What was logged after the checkpoint is run, and logged, again.
     rows = folder.resume_rows(lambda row: row["generation"] < first)
     held_out = folder.resume_rows(lambda row: row["generation"] < first, HELD_OUT)
-    if len(rows) < first:
+    if len(rows) != first:
         raise RunFolderError(
-            f"{folder.path} has a checkpoint of generation {first} but metrics of only "
-            f"{len(rows)} generations; metrics.jsonl is damaged. Remove the run folder."
+            f"{folder.path} has a checkpoint of generation {first} but metrics of "
+            f"{len(rows)} generations before it; metrics.jsonl is damaged. Remove the run folder."
         )
     return first, Evolved(state, rows, held_out)
 

@@ -124,8 +124,9 @@ def without_failures(population: nnx.State, fitness: jax.Array) -> tuple[nnx.Sta
       The population, and its fitness, `[population_size]`. Where all failed, both stay.
     """
     finite = jnp.isfinite(fitness)
+    kept = finite | ~jnp.any(finite)
     worst = jnp.argmax(jnp.where(finite, fitness, -jnp.inf))
     mended = jax.tree.map(
-        lambda x: jnp.where(finite.reshape((-1,) + (1,) * (x.ndim - 1)), x, x[worst]), population
+        lambda x: jnp.where(kept.reshape((-1,) + (1,) * (x.ndim - 1)), x, x[worst]), population
     )
-    return mended, jnp.where(finite, fitness, fitness[worst])
+    return mended, jnp.where(kept, fitness, fitness[worst])

@@ -52,9 +52,10 @@ def _population_based(algorithm: Any, params: Any, fresh: Callable) -> Search:
     size = algorithm.population_size
 
     def begin(key: jax.Array) -> tuple[StrategyState, nnx.State]:
-        population = jax.vmap(fresh)(jax.random.split(key, size))
+        key_fresh, key_state = jax.random.split(key)
+        population = jax.vmap(fresh)(jax.random.split(key_fresh, size))
         unscored = jnp.full((size,), jnp.inf, jnp.float32)
-        return _settled(algorithm.init(key, population, unscored, params)), population
+        return _settled(algorithm.init(key_state, population, unscored, params)), population
 
     def ask(key: jax.Array, state: Any, population: nnx.State, begun: jax.Array) -> Any:
         def bred() -> Any:
@@ -78,11 +79,12 @@ def _distribution_based(algorithm: Any, params: Any, fresh: Callable) -> Search:
     num_means = algorithm.num_populations if several else 1
 
     def begin(key: jax.Array) -> tuple[StrategyState, nnx.State]:
-        means = jax.vmap(fresh)(jax.random.split(key, num_means))
+        key_fresh, key_state = jax.random.split(key)
+        means = jax.vmap(fresh)(jax.random.split(key_fresh, num_means))
         mean = means if several else jax.tree.map(lambda x: x[0], means)
         size = num_means * algorithm.population_size
         nobody = jax.tree.map(lambda x: jnp.zeros((size, *x.shape[1:]), x.dtype), means)
-        return _settled(algorithm.init(key, mean, params)), nobody
+        return _settled(algorithm.init(key_state, mean, params)), nobody
 
     def ask(key: jax.Array, state: Any, population: nnx.State, begun: jax.Array) -> Any:
         del population, begun

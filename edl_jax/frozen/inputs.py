@@ -73,13 +73,16 @@ def check_inputs(
     Raises:
       InputError: if shapes, dtypes or labels do not fit.
     """
+    given = labels
     logits, labels = as_array("logits", logits), as_array("labels", labels)
     if not jnp.issubdtype(logits.dtype, jnp.floating):
         raise InputError(f"logits have dtype {logits.dtype}; expected a floating dtype.")
     if not isinstance(axis, int | np.integer) or not -logits.ndim <= axis < logits.ndim:
         raise InputError(f"axis is {axis!r}; expected an axis of logits of shape {logits.shape}.")
-    if _is_soft(logits.shape, labels, axis):
+    if _is_soft(logits.shape, labels, given, axis):
         labels = jnp.moveaxis(labels, axis, -1)
+    else:  # a class count of 256, say, would be 0 in a narrow dtype
+        labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
     if where is not None:
         where = classes_last("where", where, logits.shape, axis).astype(bool)
     if logits.shape[axis] < 2:
@@ -140,8 +143,13 @@ def pick(values: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.take_along_axis(values, labels[..., None], axis=-1)[..., 0]
 
 
-def _is_soft(shape: tuple[int, ...], labels: jax.Array, axis: int) -> bool:
-    """Whether labels are a distribution over the classes; refuse labels that are neither kind."""
+def _is_soft(
+    shape: tuple[int, ...], labels: jax.Array, given: jax.typing.ArrayLike, axis: int
+) -> bool:
+    """Whether labels are a distribution over the classes; refuse labels that are neither kind.
+
+    The range is checked on the labels as given: of 64 bits, JAX may have kept 32.
+    """
     batch_shape = tuple(size for index, size in enumerate(shape) if index != axis % len(shape))
     if labels.shape == shape and not jnp.issubdtype(labels.dtype, jnp.complexfloating):
         return True
@@ -152,7 +160,7 @@ def _is_soft(shape: tuple[int, ...], labels: jax.Array, axis: int) -> bool:
             f"soft labels of shape {shape}."
         )
     if not isinstance(labels, Tracer) and labels.size:
-        values = np.asarray(labels)  # NumPy, so that a constant is checked inside a trace too
+        values = np.asarray(given)  # NumPy, so that a constant is checked inside a trace too
         low, high = int(values.min()), int(values.max())
         if low < 0 or high >= shape[axis]:
             raise InputError(

@@ -66,6 +66,12 @@ def _strongest_rival(log_probabilities: jax.Array) -> jax.Array:
     """The largest log-probability among the other classes, for each class, `[..., num_classes]`."""
     top = jnp.max(log_probabilities, axis=-1, keepdims=True)
     is_top = log_probabilities == top
-    alone = is_top & (jnp.sum(is_top, axis=-1, keepdims=True) == 1)
+    num_top = jnp.sum(is_top, axis=-1, keepdims=True)
+    alone = is_top & (num_top == 1)
     second = jnp.max(jnp.where(alone, -jnp.inf, log_probabilities), axis=-1, keepdims=True)
-    return jnp.where(alone, second, top)
+    # The rival of a class that ties at the top is as large as the class, but does not move with it:
+    # its slope is the mean of the others' that tie, as of their maximum.
+    tied_sum = jnp.sum(jnp.where(is_top, log_probabilities, 0), axis=-1, keepdims=True)
+    others = (tied_sum - log_probabilities) / jnp.maximum(num_top - 1, 1)
+    tied = jax.lax.stop_gradient(top) + (others - jax.lax.stop_gradient(others))
+    return jnp.where(alone, second, jnp.where(is_top, tied, top))

@@ -7,6 +7,7 @@ losses written.
 
 import itertools
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -41,11 +42,7 @@ def fused_from_features(
     """
     layers = network.weights()
     widths = [kernel.shape[0] for kernel, _ in layers]
-    if max(widths) > GREATEST_WIDTH:
-        raise ConfigError(
-            f"a layer of the loss network has {max(widths)} inputs; the fused kernel holds at most "
-            f"{GREATEST_WIDTH}. Use kernel='xla'."
-        )
+    check_widths(widths)
     # Padding by zeros changes no loss: what comes of an added unit meets weights of 0.
     padded = [max(LEAST_WIDTH, 1 << (width - 1).bit_length()) for width in widths]
     num_examples = math.prod(features.shape[1:])
@@ -92,6 +89,19 @@ def fused_from_features(
             *operands, cuda=by_triton, rocm=by_triton, default=call()
         )
     return losses[0, :num_examples].reshape(features.shape[1:])
+
+
+def check_widths(widths: Sequence[int]) -> None:
+    """Refuse layers that the kernel cannot hold, by how many inputs each has.
+
+    Raises:
+      ConfigError: if a layer is wider than 128.
+    """
+    if max(widths) > GREATEST_WIDTH:
+        raise ConfigError(
+            f"a layer of the loss network has {max(widths)} inputs; the fused kernel holds at most "
+            f"{GREATEST_WIDTH}. Use kernel='xla'."
+        )
 
 
 def _whole(shape: tuple[int, int]) -> pl.BlockSpec:

@@ -43,4 +43,5 @@ class Mixture:
     def shares(self) -> tuple[float, ...]:
         """The weights in the order of `REGIMES`, scaled to sum to 1."""
         weights = [getattr(self, name) for name in REGIMES]
-        return tuple(weight / sum(weights) for weight in weights)
+        parts = [weight / max(weights) for weight in weights]  # the weights' sum may overflow
+        return tuple(part / sum(parts) for part in parts)

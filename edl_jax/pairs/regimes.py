@@ -69,7 +69,10 @@ def _confident_wrong(noise: jax.Array, chances: Chances) -> tuple[jax.Array, jax
 
 
 def _ambiguous(noise: jax.Array, chances: Chances) -> tuple[jax.Array, jax.Array]:
-    """Two classes tie, up to 6 nats above the rest; half the labels are one of them, half any."""
+    """Two classes tie, up to 6 nats above the largest of the logits drawn.
+
+    Half of the labels are one of them, half any.
+    """
     first, second = _two_classes(chances, noise.shape[-1])
     top = noise.max(axis=-1) + 6.0 * chances.magnitude
     rows = jnp.arange(noise.shape[0])

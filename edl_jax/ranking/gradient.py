@@ -90,11 +90,13 @@ def gradient_metrics(sample: GradientSample, *, num_bins: int = 10) -> dict[str,
       `descent_rate`: share of pairs where an infinitesimal descent step on the logits lowers the
       severity; `gradient_ratio`: mean norm of the logit gradient over that of cross-entropy; both
       also as `NAME/REGIME`, and `gradient_ratio/LOW-HIGH` where the true class's probability is in
-      that bin. What has no pairs, or only pairs without a cross-entropy gradient, is left out.
+      that bin. Pairs without a cross-entropy gradient, whose probability rounds to 1, count in
+      none, and what has no others is left out.
     """
     lowers, norms, reference, own, regimes = (np.asarray(x) for x in sample)
-    rate_groups = {"": np.ones(lowers.size, bool)}
-    rate_groups |= {f"/{name}": regimes == index for index, name in enumerate(REGIMES)}
+    counts = reference > 0
+    rate_groups = {"": counts}
+    rate_groups |= {f"/{name}": counts & (regimes == index) for index, name in enumerate(REGIMES)}
     bins = np.clip((own * num_bins).astype(int), 0, num_bins - 1)
     digits = max(1, len(f"{1 / num_bins:g}") - len("0."))  # enough to keep the bins' names apart
     ratio_groups = rate_groups | {

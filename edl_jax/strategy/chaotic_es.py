@@ -216,6 +216,7 @@ def select(fitness: Fitness, num_elites: int) -> jax.Array:
 
     Where fewer than `num_elites` are finite, those take the places of the failed in turn.
     """
+    fitness = jnp.where(jnp.isfinite(fitness), fitness, jnp.inf)  # of -inf too
     place = jnp.arange(num_elites)
     num_finite = jnp.maximum(jnp.sum(jnp.isfinite(fitness)), 1)
     return jnp.argsort(fitness)[jnp.where(place < num_finite, place, place % num_finite)]

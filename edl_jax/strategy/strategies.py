@@ -8,6 +8,7 @@ import jax
 import optax
 from evosax.algorithms import algorithms
 from evosax.algorithms.base import EvolutionaryAlgorithm
+from evosax.algorithms.population_based.base import PopulationBasedAlgorithm
 from evosax.types import Solution
 
 from edl_jax.errors import ConfigError
@@ -41,7 +42,10 @@ def chaotic_es(settings: Settings, solution: Solution) -> ChaoticES:
         elite_ratio=settings.elite_ratio,
         selection=settings.selection,
         use_crossover=settings.use_crossover,
-        step_size=step_size if step_size in STEP_SIZE_RULES else schedule(settings),
+        # Generation 0 is not mutated, and generation 1 is at the schedule's beginning.
+        step_size=step_size
+        if step_size in STEP_SIZE_RULES
+        else schedule(settings, settings.generations - 2),
     )
 
 
@@ -54,11 +58,14 @@ def chaotic_snes(settings: Settings, solution: Solution) -> ChaoticSNES:
 def _of_evosax(name: str) -> Factory:
     kind = algorithms[name]
     accepted = inspect.signature(kind.__init__).parameters
+    # The first two generations that evosax mutates are at the schedule's beginning, and of a
+    # population generation 0 is not mutated.
+    late = 3 if issubclass(kind, PopulationBasedAlgorithm) else 2
 
     def build(settings: Settings, solution: Solution) -> EvolutionaryAlgorithm:
         size = settings.population_size
         offered = {
-            "std_schedule": schedule(settings),
+            "std_schedule": schedule(settings, settings.generations - late),
             "num_generations": settings.generations,
             "num_groups": _divisor_near_root(size - 1),
             "sampling_fn": settings.architecture().initial_state,
@@ -119,14 +126,16 @@ def build_strategy(settings: Settings, solution: Solution) -> tuple[Evolutionary
     return algorithm, params
 
 
-def schedule(settings: Settings) -> optax.Schedule:
-    """The step size over the generations, from `std_init` to `std_final`."""
-    first, last, generations = settings.std_init, settings.std_final, settings.generations
+def schedule(settings: Settings, steps: int) -> optax.Schedule:
+    """The step size from `std_init` to `std_final`, so many steps later; `std_final` if none."""
+    first, last = settings.std_init, settings.std_final
+    if settings.step_size not in SCHEDULES[1:]:
+        return optax.constant_schedule(first)
+    if steps < 1:
+        return optax.constant_schedule(last)
     if settings.step_size == "cosine":
-        return optax.cosine_decay_schedule(first, generations, alpha=last / first)
-    if settings.step_size == "exponential":
-        return optax.exponential_decay(first, generations, last / first, end_value=last)
-    return optax.constant_schedule(first)
+        return optax.cosine_decay_schedule(first, steps, alpha=last / first)
+    return optax.exponential_decay(first, steps, last / first, end_value=last)
 
 
 def is_built_in(name: str) -> bool:
@@ -136,6 +145,8 @@ def is_built_in(name: str) -> bool:
 
 def takes_schedule(name: str) -> bool:
     """Whether the strategy of that name keeps to a schedule of the step size."""
+    if name == "SV_Open_ES":  # it accepts one, but stays at its beginning
+        return False
     kind = ChaoticES if name == "ChaoticES" else algorithms.get(name)
     parameters = inspect.signature(kind.__init__).parameters if kind else {}
     return "std_schedule" in parameters or kind is ChaoticES

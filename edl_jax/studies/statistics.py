@@ -124,10 +124,13 @@ def compare_paired(values: np.ndarray, baseline: np.ndarray) -> Paired:
     short = describe(differences)
     if math.isnan(short.deviation) or _is_constant(differences, values, baseline):
         return Paired(short, *[math.nan] * 5)
-    # Typed as Any: scipy's results have no types that a checker could follow.
-    t: Any = stats.ttest_rel(values, baseline)
-    wilcoxon: Any = stats.wilcoxon(differences)
-    welch: Any = stats.ttest_ind(values, baseline, equal_var=False)
+    with warnings.catch_warnings():
+        # Of one group whose values are all the same, such as of times that were watched in vain.
+        warnings.filterwarnings("ignore", "Precision loss", RuntimeWarning)
+        # Typed as Any: scipy's results have no types that a checker could follow.
+        t: Any = stats.ttest_rel(values, baseline)
+        wilcoxon: Any = stats.wilcoxon(differences)
+        welch: Any = stats.ttest_ind(values, baseline, equal_var=False)
     return Paired(
         short,
         effect_size=short.mean / short.deviation,

@@ -35,7 +35,7 @@ def draw_problem(key: jax.Array, config: TaskConfig) -> Problem:
     teacher is a random network, and labels are drawn from its softmax output. In both a part of the
     test error cannot be avoided, and more is beyond a small classifier.
     """
-    keys = jax.random.split(key, 5)
+    keys = jax.random.split(key, 4)
     of_mixture = _mixture(keys[0], config)
     of_teacher = _teacher(keys[1], config)
     is_mixture = jax.random.bernoulli(keys[2])

@@ -20,6 +20,7 @@ from edl_jax.studies.ablation.effects import (
 )
 from edl_jax.studies.ablation.finding import finding
 from edl_jax.studies.ablation.plots import ablation_figures
+from edl_jax.studies.ablation.seeds import WATCHED_PAIRS
 from edl_jax.studies.results import (
     Column,
     Row,
@@ -229,12 +230,12 @@ def _protocol(
     sentences = [
         f"Evolution only, no data: {base.network} network, hidden layers {base.hidden}, class "
         f"counts {base.class_counts}, strategy {base.strategy}, {base.generations} generations of "
-        f"{base.pairs_per_generation} fresh pairs; seeds {seed} to {seed + config.num_seeds - 1}, "
-        "the same in every cell, each cell in one program.",
+        f"{base.pairs_per_generation} fresh pairs, where a cell says nothing else; seeds {seed} to "
+        f"{seed + config.num_seeds - 1}, the same in every cell, each cell in one program.",
         "Objective: share of the asked margins that is missing (0: none, 1: a constant loss). "
-        "Curves, areas and thresholds are of each generation's leader on "
-        f"{base.pairs_per_generation} pairs of the seed's own that it is not selected on, the same "
-        "in every generation; area is the mean over all generations.",
+        "Curves, areas and thresholds are of each generation's leader on at "
+        f"least {WATCHED_PAIRS:,} pairs of the seed's own that it is not selected on, the same in "
+        "every generation; area is the mean over all generations.",
         f"Final: the winner among the last elites on {base.held_out_pairs} held-out pairs, "
         f"measured on as many others. Seeds whose winner has no finite objective: {failed}; they "
         "are left out of means and of paired tests.",

@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from edl_jax.evolution import PretrainConfig, make_evolution, run_keys
-from edl_jax.evolution.engine import State
+from edl_jax.evolution.engine import WATCHED, State
 from edl_jax.evolution.scoring import Batch
 from edl_jax.pairs import Pairs
 from edl_jax.pretraining import held_out_pairs
@@ -29,13 +29,15 @@ from edl_jax.ranking import (
     rank_metrics,
 )
 
+WATCHED_PAIRS = 1024  # at least so many; the objective of every generation is measured on them
+
 
 class Progress(NamedTuple):
     """Evolutions from several seeds, as far as they have come.
 
     Attributes:
       state: their states, each array with an axis of seeds in front.
-      watched: for each seed pairs that it is not selected on, likewise.
+      watched: for each seed `WATCHED_PAIRS` pairs that it is not selected on, likewise.
       curve: the objective of each generation's leader on them, `[generations, num_seeds]` float32;
         NaN for generations to come.
       step_sizes: of the last generation, `[num_seeds]` float32; NaN where a strategy has none.
@@ -92,8 +94,10 @@ def make_seed_runs(config: PretrainConfig, num_seeds: int) -> SeedRuns:
         return held_out_pairs(sample, key, config)
 
     def init(keys: jax.Array) -> Progress:
-        measurement = [run_keys(key)[3] for key in keys]
-        batches = [observe(key, sample(key)) for key in measurement]
+        # As many pairs in every cell, however many the networks are selected on.
+        few = dataclasses.replace(config, held_out_pairs=WATCHED_PAIRS)
+        watched_keys = [jax.random.fold_in(run_keys(key)[3], WATCHED) for key in keys]
+        batches = [observe(key, held_out_pairs(sample, key, few)) for key in watched_keys]
         watched = jax.tree.map(lambda *arrays: jnp.stack(arrays), *batches)
         curve = jnp.full((config.generations, num_seeds), jnp.nan)
         return Progress(init_states(keys), watched, curve, jnp.full((num_seeds,), jnp.nan))
