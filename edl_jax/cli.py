@@ -175,7 +175,7 @@ def _pretrain(config: PretrainConfig, run_dir: Path, progress: bool) -> None:
 def _train(config: TrainConfig, run_dir: Path, progress: bool) -> None:
     is_evolved = config.loss in PRETRAINED or config.loss.endswith(".safetensors")
     loss = resolve_loss(config.loss) if is_evolved else None
-    result = train(config, run_dir=run_dir, progress=progress)
+    result = train(config, loss=loss, run_dir=run_dir, progress=progress)
     if not is_first():
         return
     print(f"Data: {result.source}")

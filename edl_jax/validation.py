@@ -81,6 +81,9 @@ def _plain(value: Any) -> Any:
         parts = tuple(map(_plain, value))
         is_same = isinstance(value, tuple) and all(map(operator.is_, parts, value))
         return value if is_same else parts
+    if isinstance(value, dict):
+        entries = {key: _plain(entry) for key, entry in value.items()}
+        return value if all(entries[key] is value[key] for key in value) else entries
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     return value.item() if isinstance(value, np.generic) else value

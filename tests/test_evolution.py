@@ -381,3 +381,6 @@ def test_what_means_the_same_is_the_same_configuration():
     assert hash(given) == hash(PretrainConfig(class_counts=(3,), std_init=0.5, hidden=(4,)))
     assert type(given.class_counts[0]) is int
     assert TrainConfig(data_dir=Path("data")).data_dir == "data"
+    momentum = TrainConfig(optimizer_options={"momentum": np.float32(0.5)}).optimizer_options
+    assert momentum == {"momentum": 0.5}
+    assert type(momentum["momentum"]) is float
