@@ -382,6 +382,7 @@ def test_step_sizes_elites_and_pairs_are_compared_where_they_are_given():
 def test_networks_layers_and_class_counts_are_compared_where_they_are_given(tmp_path):
     config = AblateConfig(
         mutations=("gaussian",),
+        strategies=("ChaoticES",),
         hidden_layers=((16, 16), (8,)),
         class_count_sets=((2,), (10,)),
         thresholds=(0.5,),
@@ -396,11 +397,18 @@ def test_networks_layers_and_class_counts_are_compared_where_they_are_given(tmp_
     assert "Hidden layers: the final objective of 8 against 16, 16 is" in results.finding
     assert results.tables[0].rows[1]["class_counts"] == (10,)  # told, not tested
     left, right = results.figures[0].drawn.axes
-    assert left.get_title() == "gaussian, surprisal, plus selection, population 64, 2 classes"
+    assert (
+        left.get_title()
+        == "gaussian, surprisal, plus selection, population 64, ChaoticES, 2 classes"
+    )
     names = [text.get_text() for text in right.get_legend().get_texts()]
     assert names == ["16, 16, n = 5", "8, n = 5"]  # with one mutation, the layers are the series
     with pytest.raises(ConfigError, match=r"tuple of tuples of whole numbers.*\(\(1,\), \(2,\)\)"):
         AblateConfig(hidden_layers=(16, 16))
+    strategies = dataclasses.replace(config, mutations=("logistic",), strategies=("CMA_ES",))
+    assert strategies.config_of(strategies.cells()[0]).strategy == "CMA_ES"
+    with pytest.raises(ConfigError, match="mutation is 'gaussian' with strategy 'CMA_ES'"):
+        dataclasses.replace(config, strategies=("CMA_ES",))
     with pytest.raises(ConfigError, match="network is 'henon'"):
         AblateConfig(networks=("henon",))
 

@@ -43,6 +43,7 @@ AXES = (
         "population {}",
         "Population size, over as many generations",
     ),
+    Axis("strategy", "strategies", "strategy", "{}", "Strategy"),
     Axis("network", "networks", "network", "{} network", "Network"),
     Axis("hidden", "hidden_layers", "hidden layers", "layers {}", "Hidden layers"),
     Axis("class_counts", "class_count_sets", "classes", "{} classes"),
@@ -63,6 +64,7 @@ class Cell(NamedTuple):
     severity: str
     selection: str
     population_size: int
+    strategy: str | None = None
     network: str | None = None
     hidden: tuple[int, ...] | None = None
     class_counts: tuple[int, ...] | None = None

@@ -42,6 +42,9 @@ class AblateConfig:
     """Selections to compare, plus and comma; none given: pretrain.selection."""
     population_sizes: tuple[int, ...] = ()
     """Population sizes to compare; none given: pretrain.population_size."""
+    strategies: tuple[str, ...] = ()
+    """Strategies to compare, as pretrain.strategy; none given: that one. Those without a mutation
+    or selection of ours need the default of it alone."""
     networks: tuple[str, ...] = ()
     """Networks to compare, as pretrain.network; none given: that one."""
     hidden_layers: tyro.conf.UseAppendAction[tuple[tuple[int, ...], ...]] = ()
