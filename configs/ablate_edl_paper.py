@@ -1,11 +1,14 @@
 """How far does the paper's plain recipe go? A PairNetwork for 10 classes, 3,000 generations.
 
-What else could stop it (the network's size, the class count, the severity) is asked by
-`python -m benchmarks.gradient_fit`, beside gradient descent on the same objective.
+Our plain strategy beside a few that adapt a step size for every weight. What else could stop it
+(the network's size, the class count, the severity) is asked by `python -m benchmarks.gradient_fit`,
+beside gradient descent on the same objective.
 
 Command:  edl ablate --config configs/ablate_edl_paper.py --run-dir runs/paper
+          the same with --strategies ChaoticES --population-sizes 64 256 --std-inits 0.1 0.5
 Time:     not measured yet.
-Result:   not measured yet.
+Result:   not measured yet; a first look at 300 generations (3 seeds) gave pairwise accuracies of
+          0.74 to 0.84 with ChaoticES, and of 0.85 to 0.90 with the others.
 """
 
 import dataclasses
@@ -19,8 +22,7 @@ def get_config() -> AblateConfig:
     return dataclasses.replace(
         base,
         mutations=("logistic",),
-        population_sizes=(64, 256),
-        std_inits=(0.1, 0.5),
+        strategies=("ChaoticES", "ChaoticSNES", "SNES", "Sep_CMA_ES", "CR_FM_NES"),
         num_seeds=10,
         thresholds=(0.5, 0.3, 0.2),
         pretrain=dataclasses.replace(base.pretrain, generations=3000, generations_per_chunk=100),
