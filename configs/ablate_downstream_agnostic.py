@@ -1,8 +1,8 @@
 """As ablate_downstream, with the class-agnostic network, which reaches losses that train well.
 
 Command:  edl ablate --config configs/ablate_downstream_agnostic.py --run-dir runs/agnostic
-Time:     not measured yet.
-Result:   not measured yet.
+Time:     11 minutes on 2 CPU cores beside other work.
+Result:   see results/ablate_downstream_agnostic/.
 """
 
 import dataclasses

@@ -163,9 +163,9 @@ def _of_downstream(
         return sentence + "; no metric varied with it."
     first = defined[0]
     best = max(defined, key=lambda row: abs(row["spearman"]))
-    sentence += f"; accuracy's rank correlation with the {_correlation(first)}"
+    sentence += f"; accuracy's rank correlation with {_correlation(first)}"
     if best is not first:
-        sentence += f", and that with the {_correlation(best)}, the strongest"
+        sentence += f", and that with {_correlation(best)}, the strongest"
     return sentence + "."
 
 
