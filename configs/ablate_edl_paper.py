@@ -6,9 +6,9 @@ beside gradient descent on the same objective.
 
 Command:  edl ablate --config configs/ablate_edl_paper.py --run-dir runs/paper
           the same with --strategies ChaoticES --population-sizes 64 256 --std-inits 0.1 0.5
-Time:     not measured yet.
-Result:   not measured yet; a first look at 300 generations (3 seeds) gave pairwise accuracies of
-          0.74 to 0.84 with ChaoticES, and of 0.85 to 0.90 with the others.
+Time:     31 minutes on 2 CPU cores beside other work (the first command).
+Result:   ChaoticES ends at a pairwise accuracy of 0.913, the others at 0.941 to 0.951; see
+          results/ablate_edl_paper/.
 """
 
 import dataclasses
