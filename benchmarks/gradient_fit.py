@@ -22,17 +22,11 @@ from benchmarks.report import table, write_report
 from edl_jax.evolution import PretrainConfig, make_evolution
 from edl_jax.ranking import MARGINS, margin_violation
 from edl_jax.runs import as_json, read_json
+from edl_jax.studies import AblateConfig
 from edl_jax.studies.ablation.seeds import SeedRuns, keys_of, make_seed_runs
 
 NAME = "gradient_fit"
-BASE = PretrainConfig(
-    network="pair",
-    class_counts=(10,),
-    population_size=64,
-    pairs_per_generation=1024,
-    generations=300,
-    held_out_pairs=8192,
-)
+BASE = AblateConfig().pretrain
 CHANGES: tuple[dict[str, Any], ...] = (
     {},
     {"hidden": (16,)},

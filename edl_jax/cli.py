@@ -186,9 +186,10 @@ def _train(config: TrainConfig, run_dir: Path, progress: bool) -> None:
     if not importlib.util.find_spec("matplotlib"):
         return
     figures = {"training": plot_training(result.history)}
-    num_classes = (isinstance(loss, EvolvedLoss) and loss.architecture.num_classes) or 10
-    if isinstance(loss, EvolvedLoss) and num_classes > 2:
-        figures["surface"] = plot_surface({"evolved": loss}, num_classes=num_classes)
+    if isinstance(loss, EvolvedLoss):
+        num_classes = loss.architecture.num_classes or 10
+        if num_classes > 2:
+            figures["surface"] = plot_surface({"evolved": loss}, num_classes=num_classes)
     _draw(figures, run_dir)
 
 

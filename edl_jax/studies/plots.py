@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from edl_jax.studies.comparison.config import SPLITS
 from edl_jax.studies.figures import Style, styles, subplots
 from edl_jax.studies.inspection.loss_shape import respond, rival_grid
 from edl_jax.studies.inspection.plots import plot_rival_maps
@@ -84,7 +85,7 @@ def plot_training(history: Sequence[Mapping[str, Any]]) -> Any:
     figure, ((left, right),) = subplots(2)
     train, other = itertools.islice(styles(), 2)
     epochs = [row["epoch"] for row in history]
-    split = {"val": "validation", "test": "test"}[history[-1]["evaluated_on"]]
+    split = SPLITS[history[-1]["evaluated_on"]]
 
     def draw(axis: Any, style: Style, name: str, unit: float, label: str) -> None:
         values = [unit * row[name] for row in history]
