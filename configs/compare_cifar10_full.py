@@ -13,7 +13,7 @@ from edl_jax.studies import CompareConfig
 def get_config() -> CompareConfig:
     """The comparison's configuration."""
     return CompareConfig(
-        # poly stands for the best static baseline, which `compare_static_losses.py` is to tell.
+        # poly is the best static baseline of results/static_losses, label smoothing apart.
         losses=("cross_entropy", "label_smoothing", "poly", "edl"),
         num_seeds=5,
         train=TrainConfig(dataset="cifar10", model="resnet8", width=16, epochs=10),

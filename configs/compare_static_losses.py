@@ -5,8 +5,8 @@ rates by 2,000 other images of the train split, with a seed that the comparison 
 
 Command:  edl compare --config configs/compare_static_losses.py --run-dir runs/static \
               --train.data-dir DIR
-Time:     about 2 minutes a training on 2 CPU cores beside other work, of which there are 162.
-Result:   unfinished; see results/README.md.
+Time:     about 5 hours on 2 CPU cores: 162 trainings of 2 minutes.
+Result:   see results/static_losses/.
 """
 
 from edl_jax import TrainConfig
