@@ -79,7 +79,7 @@ def plot_differences(cells: Sequence[Row], rows: Sequence[Row], split: str = "te
         if max(reach) > 10 * max(1, min(reach)):
             axis.set_xscale("symlog", linthresh=1)
             axis.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
-            label += " (logarithmic beyond ±1)"
+            label += "\n(logarithmic beyond ±1)"
         for height, row in enumerate(others):
             differences = values[row["loss"]] - values[names[0]]
             axis.plot(
