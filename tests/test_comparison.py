@@ -302,12 +302,13 @@ def test_a_rate_that_diverges_is_not_chosen(monkeypatch):
     assert "No test is defined for edl, gce" in result.results.finding
 
 
-def test_seeds_in_one_program_go_on_without_the_one_that_diverges(monkeypatch):
+def test_on_an_accelerator_trainings_follow_one_another_and_outlive_one_that_diverges(monkeypatch):
     monkeypatch.setattr("edl_jax.studies.comparison.runs.jax.default_backend", lambda: "gpu")
     trainings = Trainings(monkeypatch, diverges=lambda config, seed: seed == 1)
-    result = compare(dataclasses.replace(PLAIN, losses=("edl",), num_seeds=3))
-    assert [seed for _, seed, _ in trainings.ran] == [0, 1, 0, 1, 2]
-    assert [bool(cell["diverged"]) for cell in result.cells] == [False, True, False]
+    config = dataclasses.replace(PLAIN, losses=("edl", "cross_entropy"), num_seeds=3)
+    result = compare(config)
+    assert [seed for _, seed, _ in trainings.ran] == [0, 1, 2, 0, 1, 2]
+    assert [bool(cell["diverged"]) for cell in result.cells] == [False, True, False] * 2
 
 
 def test_another_failure_ends_the_comparison(monkeypatch):

@@ -221,28 +221,12 @@ def test_seeds_side_by_side_train_as_each_alone(dataset):
     assert together[0].history[0]["train_loss"] != together[1].history[0]["train_loss"]
 
 
-def test_as_many_seeds_as_the_memory_of_the_device_holds(functions, monkeypatch):
-    needed = functions.peak_bytes()
-    assert needed > 1437 * 64 + 4 * 5000  # the images and the parameters at least
-    assert training._seeds_that_fit(functions, 5) == 1  # on the CPU
-
-    class Device:
-        platform = "gpu"
-
-        def memory_stats(self):
-            return {"bytes_limit": 4 * needed}
-
-    monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
-    mesh = type("Mesh", (), {"devices": np.array([Device()])})
-    assert training._seeds_that_fit(functions._replace(mesh=mesh), 5) == 3  # 0.8 of 4
-    assert training._seeds_that_fit(functions._replace(mesh=mesh), 2) == 2
-
-
-def test_streamed_images_are_for_one_seed_at_a_time(monkeypatch):
-    monkeypatch.setattr(training, "_seeds_that_fit", lambda functions, num_seeds: num_seeds)
+def test_streamed_images_are_for_one_seed_at_a_time():
     config = dataclasses.replace(DIGITS, epochs=1, train_examples=128, stream=True)
     results = make_trainer(config)([0, 1])
     assert results[0].history != results[1].history
+    with pytest.raises(ConfigError, match=r"several seeds in one program \(2\) with streamed"):
+        make_trainer(config, seeds_at_a_time=2)([0, 1])
 
 
 def test_run_folder_and_a_loss_given_as_an_object(tmp_path):

@@ -23,7 +23,6 @@ from edl_jax.training.steps import AXIS, Batch, Steps, TrainState, make_steps
 from edl_jax.training.streaming import prefetch_to_device, stream_batches
 
 Advance = Callable[[TrainState, jax.Array, int], TrainState]
-Lowered = Callable[[Any, Any], Any]
 Keys = tuple[jax.Array, jax.Array]  # of the order and of the steps
 # For what runs once: otherwise compiling the initial weights takes as long as compiling the step.
 _COMPILED_QUICKLY = {
@@ -46,8 +45,6 @@ class TrainFunctions(NamedTuple):
       learning_rate: `(step) -> learning rate`.
       mesh: the devices.
       num_seeds: how many networks are trained side by side; None: one, without an axis of seeds.
-      peak_bytes: `() -> bytes` that a step needs on each device, its arguments included, as the
-        compiler tells; None where it does not tell.
       outputs: the logits of a state on images of a split; see `make_outputs`.
     """
 
@@ -58,7 +55,6 @@ class TrainFunctions(NamedTuple):
     learning_rate: Callable[[int], Any]
     mesh: Mesh
     num_seeds: int | None
-    peak_bytes: Callable[[], int | None]
     outputs: Outputs
 
 
@@ -126,22 +122,14 @@ def make_train(
     places = np.arange(config.batch_size).reshape(config.accumulate, mesh.size, -1)
     places = places.swapaxes(0, 1).reshape(mesh.size, -1)
     if not dataset.streamed:
-        advance, lowered = _in_memory(
-            steps, dataset, mesh, places, order_of, steps_per_epoch, num_seeds
-        )
+        advance = _in_memory(steps, dataset, mesh, places, order_of, steps_per_epoch, num_seeds)
     elif num_seeds is None:
-        advance, lowered = _streamed(steps, dataset, mesh, places, order_of, steps_per_epoch)
+        advance = _streamed(steps, dataset, mesh, places, order_of, steps_per_epoch)
     else:
         raise ConfigError(
             f"several seeds in one program ({num_seeds}) with streamed images; expected images in "
             "memory (stream False), or one seed at a time."
         )
-
-    def peak_bytes() -> int | None:
-        keys = jax.random.split(jax.random.key(0), num_seeds or 1)
-        keys = jax.eval_shape(lambda: keys if num_seeds else keys[0])
-        found = lowered(jax.eval_shape(init, keys), keys).compile().memory_analysis()
-        return found and found.temp_size_in_bytes + found.argument_size_in_bytes
 
     return TrainFunctions(
         lambda keys: to_every_device(jax.device_get(compiled_init(keys)), mesh),
@@ -151,7 +139,6 @@ def make_train(
         schedule,
         mesh,
         num_seeds,
-        peak_bytes,
         make_outputs(steps, dataset, mesh, batch_size=config.batch_size),
     )
 
@@ -169,8 +156,8 @@ def _in_memory(
     order_of: Callable[[TrainState, jax.Array], jax.Array],
     steps_per_epoch: int,
     num_seeds: int | None,
-) -> tuple[Advance, Lowered]:
-    """`advance` of images that are all on every device, and a step of it, lowered."""
+) -> Advance:
+    """`advance` of images that are all on every device."""
 
     def one(
         state: TrainState, keys: Keys, order: jax.Array, images: jax.Array, labels: jax.Array
@@ -213,14 +200,7 @@ def _in_memory(
             state = compiled_one(state, both, order, images, labels)
         return state
 
-    def lowered(state: Any, keys: Any) -> Any:
-        both, data = (keys, keys), (dataset.train_images, dataset.train_labels)
-        data = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), data)
-        if not on_cpu(mesh):
-            return compiled_several.lower(state, both, jnp.int32(0), *data)
-        return compiled_one.lower(state, both, jax.eval_shape(compiled_order, state, keys), *data)
-
-    return advance, lowered
+    return advance
 
 
 def _streamed(
@@ -230,7 +210,7 @@ def _streamed(
     places: np.ndarray,
     order_of: Callable[[TrainState, jax.Array], jax.Array],
     steps_per_epoch: int,
-) -> tuple[Advance, Lowered]:
+) -> Advance:
     """`advance` of images that are read ahead of the steps, by each process for its devices."""
     order_of = on_every_device(order_of, mesh)
     put, mine = rows_divided(mesh, places.size)
@@ -254,13 +234,7 @@ def _streamed(
             state = compiled(state, key_step, images, labels)
         return state
 
-    def lowered(state: Any, keys: Any) -> Any:
-        shape = (places.size, *dataset.train_images.shape[1:])
-        images = jax.ShapeDtypeStruct(shape, jnp.uint8)
-        labels = jax.ShapeDtypeStruct(shape[:1], jnp.int32)
-        return compiled.lower(state, keys, images, labels)
-
-    return advance, lowered
+    return advance
 
 
 def _split(keys: jax.Array) -> Keys:

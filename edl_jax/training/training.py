@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from edl_jax.baselines import MARGIN_LOSSES
 from edl_jax.devices import device_mesh
 from edl_jax.errors import ConfigError
@@ -18,7 +16,7 @@ from edl_jax.training.datasets import Dataset, load_dataset
 from edl_jax.training.loop import run_training
 from edl_jax.training.losses import Loss, describe_loss, resolve_loss, split_loss_name
 from edl_jax.training.metrics import Metrics
-from edl_jax.training.programs import TrainFunctions, make_train, on_cpu
+from edl_jax.training.programs import TrainFunctions, make_train
 from edl_jax.training.result import Row, TrainResult
 from edl_jax.training.steps import AXIS
 from edl_jax.validation import config_or_default
@@ -87,7 +85,7 @@ def make_trainer(
     loss: Loss | None = None,
     dataset: Dataset | None = None,
     devices: Sequence[Any] | None = None,
-    seeds_at_a_time: int | None = None,
+    seeds_at_a_time: int = 1,
 ) -> Callable[..., list[TrainResult]]:
     """Build a function that trains from any seeds, compiled on first use.
 
@@ -99,8 +97,8 @@ def make_trainer(
       dataset: what `config` names, where it is loaded already: several trainers of one data set
         then hold one copy of it. Loaded unless given.
       devices: as of `train`.
-      seeds_at_a_time: seeds in one program; unless given, what fits on an accelerator, and one of
-        streamed images, and on the CPU, whose convolutions take longer with an axis of seeds.
+      seeds_at_a_time: seeds in one program, for images in memory. More than one pays only where a
+        step is too small to keep the device busy: see docs/train.md.
 
     Returns:
       `(seeds, *, report, progress, test) -> results`, in the order of the seeds; `report` is called
@@ -111,7 +109,7 @@ def make_trainer(
       ConfigError, DataError, LossFileError, ProcessError, EDLError: as of `train`; so does the
         function.
     """
-    if seeds_at_a_time is not None and seeds_at_a_time < 1:
+    if seeds_at_a_time < 1:
         raise ConfigError(f"seeds_at_a_time is {seeds_at_a_time}; expected at least 1.")
     mesh = device_mesh(AXIS, devices)
     dataset = dataset or load_config_dataset(config)
@@ -128,7 +126,7 @@ def make_trainer(
         progress: bool = False,
         test: bool = True,
     ) -> list[TrainResult]:
-        size = seeds_at_a_time or (1 if dataset.streamed else _seeds_that_fit(made(1), len(seeds)))
+        size = seeds_at_a_time
         groups = [seeds[first : first + size] for first in range(0, len(seeds), size)]
         return [
             result
@@ -145,16 +143,6 @@ def make_trainer(
         ]
 
     return run
-
-
-def _seeds_that_fit(functions: TrainFunctions, num_seeds: int) -> int:
-    """How many seeds to train in one program, by what the program of one needs; 1 on the CPU."""
-    if num_seeds == 1 or on_cpu(functions.mesh):
-        return 1
-    limits = [(x.memory_stats() or {}).get("bytes_limit", 0) for x in jax.local_devices()]
-    needed = functions.peak_bytes() if min(limits) else None
-    used = 0.8  # the rest is for evaluation and fragments
-    return min(num_seeds, max(1, int(used * min(limits) / needed))) if needed else 1
 
 
 def load_config_dataset(config: TrainConfig) -> Dataset:

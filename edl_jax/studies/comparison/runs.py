@@ -49,28 +49,32 @@ def work_of(cell: Cell) -> Work:
 def train_all(
     works: Sequence[Work],
     make: Callable[[Work], Trainer],
-    keep: Callable[[list[Cell]], None],
+    keep: Callable[[Cell], None],
     advance: Callable[[], Any],
     *,
     test: bool = True,
 ) -> None:
-    """Train from every seed of every loss: side by side on the CPU, else all seeds in one program.
+    """Train from every seed of every loss, one after the other; on the CPU some side by side.
+
+    Several seeds in one program would take longer: on an H200, 10 seeds of ResNet-8 (width 16,
+    batch 128) together 148,000 images/s where one alone has 184,000.
 
     Args:
       works: the trainings.
       make: makes the trainer of a work, whatever its seed.
-      keep: called with cells as trainings end. A cell has the fields of its `Work`, `diverged`
-        (None, or what was said about it), `test_accuracy`, `test_nll`, `test_calibration_error`
-        (None if it diverged, in tuning, and without `test`), and `epochs`, the rows of its history.
+      keep: called with the cell of each training as it ends. A cell has the fields of its `Work`,
+        `diverged` (None, or what was said about it), `test_accuracy`, `test_nll`,
+        `test_calibration_error` (None if it diverged, in tuning, and without `test`), and `epochs`,
+        the rows of its history.
       advance: called after every epoch of every training.
       test: whether the test images are looked at in the comparison.
 
     Raises:
       EDLError: as a trainer, but not if a training diverges.
     """
-    groups = _groups(works)
-    # A trainer holds compiled programs: it goes with the last of its groups.
-    left = Counter(_program(group) for group in groups)
+    works = _in_order(works)
+    # A trainer holds compiled programs: it goes with the last of its works.
+    left = Counter(_program(work) for work in works)
     trainers = {program: make(program) for program in left}
     stopping, lock = threading.Event(), threading.Lock()
 
@@ -79,9 +83,9 @@ def train_all(
             raise EDLError("the comparison was stopped")
         advance()
 
-    def run(group: Sequence[Work]) -> None:
-        program = _program(group)
-        found = _train(trainers[program], group, report, test and group[0].phase == COMPARISON)
+    def run(work: Work) -> None:
+        program = _program(work)
+        found = _train(trainers[program], work, report, test and work.phase == COMPARISON)
         with lock:
             keep(found)  # here: what has ended is kept even if another training fails meanwhile
             left[program] -= 1
@@ -89,7 +93,7 @@ def train_all(
                 del trainers[program]
 
     with ThreadPoolExecutor(_num_side_by_side()) as pool:
-        futures = [pool.submit(run, group) for group in groups]
+        futures = [pool.submit(run, work) for work in works]
         try:
             for future in as_completed(futures):
                 future.result()
@@ -100,10 +104,7 @@ def train_all(
             raise
 
 
-def _train(
-    train: Trainer, group: Sequence[Work], report: Callable[[Row], None], test: bool
-) -> list[Cell]:
-    """Cells of trainings that differ in their seeds alone."""
+def _train(train: Trainer, work: Work, report: Callable[[Row], None], test: bool) -> Cell:
     rows = []
 
     def note(row: Row) -> None:
@@ -111,15 +112,10 @@ def _train(
         report(row)
 
     try:
-        results = train([work.seed for work in group], report=note, test=test)
+        (result,) = train([work.seed], report=note, test=test)
     except DivergedError as error:
-        if len(group) > 1:  # one ended all: alone, the others go on
-            return [cell for work in group for cell in _train(train, [work], report, test)]
-        return [_cell(group[0], rows, diverged=str(error))]
-    return [
-        _cell(work, result.history, result if test else None)
-        for work, result in zip(group, results, strict=True)
-    ]
+        return _cell(work, rows, diverged=str(error))
+    return _cell(work, result.history, result if test else None)
 
 
 def _cell(
@@ -135,22 +131,19 @@ def _cell(
     return {**work._asdict(), "diverged": diverged, **as_finite(found), "epochs": rows}
 
 
-def _program(group: Sequence[Work]) -> Work:
-    return group[0]._replace(seed=0)
+def _program(work: Work) -> Work:
+    return work._replace(seed=0)
 
 
-def _groups(works: Sequence[Work]) -> list[list[Work]]:
-    """Works that one call trains, in the order in which they are begun."""
-    together: dict[Work, list[Work]] = {}
-    for work in works:
-        together.setdefault(_program([work]), []).append(work)
-    if jax.default_backend() != "cpu":
-        return list(together.values())
-    # As many losses at a time as run side by side, seed by seed: a loss begun twice at the same
-    # time would be compiled twice, and of many losses not all programs are to be in memory.
-    block = {program: i // _num_side_by_side() for i, program in enumerate(together)}
-    ordered = sorted(works, key=lambda work: (block[_program([work])], work.seed))
-    return [[work] for work in ordered]
+def _in_order(works: Sequence[Work]) -> list[Work]:
+    """As many losses at a time as run side by side, seed by seed.
+
+    A loss begun twice at the same time would be compiled twice, and of many losses not all programs
+    are to be in memory.
+    """
+    programs = dict.fromkeys(_program(work) for work in works)
+    block = {program: i // _num_side_by_side() for i, program in enumerate(programs)}
+    return sorted(works, key=lambda work: (block[_program(work)], work.seed))
 
 
 def _num_side_by_side() -> int:

@@ -122,12 +122,11 @@ def compare(
         training = config.training(asked[key], work.loss, work.learning_rate)
         return make_trainer(training, loss=losses[key][work.loss], dataset=data[key])
 
-    def keep(new: list[Cell]) -> None:
-        for cell in new:
-            key = Setting(cell["model"], cell["dataset"], cell["noise_rate"])
-            cells.append({**cell, "chance": 1 / data[key].num_classes})
+    def keep(cell: Cell) -> None:
+        key = Setting(cell["model"], cell["dataset"], cell["noise_rate"])
+        cells.append({**cell, "chance": 1 / data[key].num_classes})
         if folder is not None:
-            folder.append_rows(cells[-len(new) :], CELLS)
+            folder.append_rows(cells[-1:], CELLS)
 
     def run(works: list[Work]) -> list[Cell]:
         missing = [work for work in works if work not in finished]
