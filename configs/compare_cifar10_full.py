@@ -1,9 +1,12 @@
-"""The evolved loss beside cross-entropy and two baselines on all of CIFAR-10, ResNet-8, 5 seeds.
+"""Evolved losses beside cross-entropy and baselines on CIFAR-10, ResNet-8, each at its best rate.
+
+45,000 images, 10 epochs; learning rates are chosen on the other 5,000, losses are compared on the
+test images over 10 seeds that no search has used.
 
 Command:  edl compare --config configs/compare_cifar10_full.py --run-dir runs/full \
               --train.data-dir DIR
-Time:     not measured yet; its 20 trainings of 500,000 images take about 8 hours at 350 images/s.
-Result:   not measured yet.
+Time:     a training of 450,000 images takes 3 s on an H200, and about 12 minutes on 2 CPU cores.
+Result:   see results/cifar10_full/.
 """
 
 from edl_jax import TrainConfig
@@ -13,8 +16,20 @@ from edl_jax.studies import CompareConfig
 def get_config() -> CompareConfig:
     """The comparison's configuration."""
     return CompareConfig(
-        # poly is the best static baseline of results/static_losses, label smoothing apart.
-        losses=("cross_entropy", "label_smoothing", "poly", "edl"),
-        num_seeds=5,
-        train=TrainConfig(dataset="cifar10", model="resnet8", width=16, epochs=10),
+        losses=(
+            "cross_entropy",
+            "label_smoothing",
+            # The best static baseline of results/static_losses, label smoothing apart, and the one
+            # whose stronger form was best in results/search.
+            "poly",
+            "poly(epsilon=4.0)",
+            "results/search/ranking.safetensors",
+            "results/search/tasks.safetensors",
+            "results/search/underfit.safetensors",
+            "results/search/underfit_snes.safetensors",
+        ),
+        num_seeds=10,
+        learning_rates=(0.1, 0.2, 0.4, 0.8),
+        tuning_seeds=2,
+        train=TrainConfig(dataset="cifar10", val_examples=5_000, epochs=10, seed=2000),
     )
