@@ -18,7 +18,7 @@ from edl_jax.studies.ablation import downstream, downstream_results, study as ab
 from edl_jax.studies.ablation.axes import AXES, Cell
 from edl_jax.studies.ablation.downstream_results import downstream_tables
 from edl_jax.studies.ablation.effects import FINAL, compare_cells, settings_of, times_of
-from edl_jax.studies.ablation.results import ablation_results
+from edl_jax.studies.ablation.results import ablation_results, summary_table
 from edl_jax.studies.ablation.seeds import WATCHED_PAIRS, keys_of, make_seed_runs
 from edl_jax.studies.ablation.study import cell_of, first_reached
 from edl_jax.studies.results import StudyResults
@@ -365,6 +365,9 @@ def test_step_sizes_elites_and_pairs_are_compared_where_they_are_given():
     last = config.config_of(config.cells()[-1])
     assert (last.elite_ratio, last.step_size, last.std_init) == (0.5, "constant", 1.0)
     assert last.pairs_per_generation == 1024
+    rows = summary_table(config, cells).rows
+    assert Counter(row["step_size"] for row in rows) == {"success_rule": 16, "constant": 16}
+    assert {row["last_step_size"] for row in rows} == {0.1}
     found = [row for row in compare_cells(config, cells) if row["measure"] == FINAL]
     assert Counter(row["effect"] for row in found) == dict.fromkeys(
         ("chaos", "elite ratio", "step size", "std init", "pairs per generation"), 16

@@ -86,7 +86,7 @@ def summary_table(config: AblateConfig, cells: Cells) -> Table:
         *(_reached_column(f"{threshold:g}") for threshold in config.thresholds),
         Column("pairwise accuracy (mean ± sd)", mean_and_deviation(*_both(METRICS[0]), ".4f")),
         Column("margins violated (mean ± sd)", mean_and_deviation(*_both(METRICS[3]), ".4f")),
-        Column("last step size (median)", number("step_size")),
+        Column("last step size (median)", number("last_step_size")),
         Column("seconds (compile + run)", _seconds),
     ]
     return Table("cells", "Each cell over its seeds (objective: lower is better)", rows, columns)
@@ -143,7 +143,7 @@ def _summary(config: AblateConfig, cell: Cell, row: Mapping[str, Any]) -> dict[s
     speed = row["evaluations"] * len(row["seeds"]) / row["run_seconds"]
     return {
         **found,
-        "step_size": float(np.median(steps)) if len(steps) else None,
+        "last_step_size": float(np.median(steps)) if len(steps) else None,
         "evaluations": row["evaluations"],
         **seconds,
         "evaluations_per_second": speed,
