@@ -4,8 +4,9 @@ Every mutation beside its controls in 16 settings; all tests are corrected toget
 regimes were tried.
 
 Command:  edl ablate --config configs/ablate_chaos_regimes.py --run-dir runs/regimes
-Time:     not measured yet; 64 cells, each compiled anew.
-Result:   not measured yet.
+Time:     about 45 minutes on one CPU core beside other work: 64 cells, each compiled anew.
+Result:   none is found: in the final objective the logistic orbit is told apart from Gaussian
+          mutation in 0 of 16 settings (corrected); see results/ablate_chaos_regimes/.
 """
 
 import dataclasses

@@ -5,7 +5,12 @@ from importlib import resources
 from edl_jax.errors import ConfigError
 from edl_jax.frozen.evolved_loss import EvolvedLoss
 
-PRETRAINED = {"edl": "evolved by configs/pretrain_edl.py: class-agnostic, surprisal margins"}
+# Each is what configs/pretrain_NAME.py makes.
+PRETRAINED = {
+    "edl": "for any number of classes, ordered by surprisal",
+    "edl-robust": "for any number of classes, for labels of which many are wrong",
+    "edl-paper": "the paper's plain recipe, for 10 classes only",
+}
 
 
 def load_pretrained(name: str = "edl") -> EvolvedLoss:

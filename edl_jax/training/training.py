@@ -98,7 +98,7 @@ def make_trainer(
         then hold one copy of it. Loaded unless given.
       devices: as of `train`.
       seeds_at_a_time: seeds in one program, for images in memory. More than one pays only where a
-        step is too small to keep the device busy: see docs/train.md.
+        step is too small to keep the device busy: see docs/speed.md.
 
     Returns:
       `(seeds, *, report, progress, test) -> results`, in the order of the seeds; `report` is called
