@@ -1,7 +1,7 @@
 """Every mutation over 100 seeds with the population of `edl pretrain`, for a GPU.
 
 Command:  edl ablate --config configs/ablate_mutations_gpu.py --run-dir runs/mutations_gpu
-Time:     not measured yet: no accelerator was at hand.
+Time:     not measured yet.
 Result:   not measured yet.
 """
 

@@ -3,7 +3,7 @@
 Command:  edl train --config configs/cifar10_resnet18_94.py --run-dir runs/resnet18_94 \
               --data-dir DIR
           (and `--loss cross_entropy` for the baseline)
-Time:     not measured yet: no accelerator was at hand. It is 1.2 million images, 4 x 10^15 FLOP of
+Time:     not measured yet. It is 1.2 million images, 4 x 10^15 FLOP of
           convolutions; `python -m benchmarks.train_throughput` measures a GPU's images/s.
 Result:   not measured yet; the aim is a test accuracy of 94 % after the last epoch.
 """

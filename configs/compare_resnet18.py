@@ -2,7 +2,7 @@
 
 Command:  edl compare --config configs/compare_resnet18.py --run-dir runs/compare_resnet18 \
               --train.data-dir DIR
-Time:     not measured yet: no accelerator was at hand. It is 10 times what train_resnet18.py takes.
+Time:     not measured yet. It is 10 times what train_resnet18.py takes.
 Result:   not measured yet.
 """
 

@@ -2,7 +2,7 @@
 
 Command:  edl train --config configs/train_resnet18.py --run-dir runs/resnet18 --data-dir DIR
           (and `--loss cross_entropy` for the baseline)
-Time:     not measured yet: no accelerator was at hand. On 2 CPU cores it takes days.
+Time:     not measured yet. On 2 CPU cores it takes days.
 Result:   not measured yet.
 """
 
