@@ -56,7 +56,7 @@ def test_options_and_class_counts_reach_the_loss():
         ("adaptive_barron", {"beta": 5.0}, "no option 'beta'; expected one of alpha, scale"),
         ("ldam", {}, "the loss 'ldam' needs class_counts"),
         ("edl", {"scale": 2.0}, "'edl' is an evolved loss and has no options"),
-        ("hinge", {}, "loss is 'hinge'; expected one of cross_entropy, edl, label_smoothing"),
+        ("hinge", {}, "loss is 'hinge'; expected one of cross_entropy, edl, edl-robust, edl-paper"),
         ("hinge(q=1)", {}, "loss is 'hinge'; expected one of cross_entropy, edl"),
         ("gce(q=2.0)", {}, "the loss 'gce': q is 2.0; expected a finite number"),
         ("edl(scale=2)", {}, "'edl' is an evolved loss and has no options"),
