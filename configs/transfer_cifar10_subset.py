@@ -2,8 +2,8 @@
 
 Command:  edl transfer --config configs/transfer_cifar10_subset.py --run-dir runs/transfer_subset \
               --train.data-dir DIR
-Time:     not measured yet.
-Result:   not measured yet.
+Time:     17 minutes on one CPU core.
+Result:   see results/transfer_cifar10_subset/.
 """
 
 from edl_jax import TrainConfig
