@@ -4,9 +4,9 @@ Evolved by how well small classifiers learn synthetic problems of which up to 60
 wrong, under a severity that saturates. Called `gen_noise_many` in results/search.
 
 Command:  edl pretrain --config configs/pretrain_edl_robust.py --run-dir runs/robust
-Time:     4 minutes on an H200 beside 12 others; an hour and a half or more on 2 CPU cores.
-Result:   error on fresh tasks 34.8 %, cross-entropy's 36.8 %. Of CIFAR-10 with wrong labels see
-          results/label_noise/. Another device draws the same numbers but rounds otherwise, and
+Time:     8 minutes on an H200 beside 12 others; hours on 2 CPU cores (not measured).
+Result:   error on fresh tasks 34.8 %, cross-entropy's 36.8 %; of CIFAR-10 with wrong labels see
+          results/label_noise/ and results/label_noise_full/. Another device rounds otherwise, and
           evolves another loss of the same kind.
 """
 
