@@ -298,3 +298,15 @@ def test_every_shipped_loss_has_a_name():
     assert {*SHIPPED} == {*PRETRAINED}
     with pytest.raises(ConfigError, match="no pretrained loss 'edll'; expected one of edl, edl-r"):
         load_pretrained("edll")
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_lowers_for_accelerators(platform, dtype):
+    value_and_grad = jax.jit(jax.value_and_grad(lambda x, y: load_pretrained()(x, y).mean()))
+    shapes = (
+        jax.ShapeDtypeStruct((128, 10), dtype),
+        jax.ShapeDtypeStruct((128,), jnp.int32),
+    )
+    exported = jax.export.export(value_and_grad, platforms=[platform])(*shapes)
+    assert exported.platforms == (platform,)

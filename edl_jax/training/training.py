@@ -126,8 +126,8 @@ def make_trainer(
         progress: bool = False,
         test: bool = True,
     ) -> list[TrainResult]:
-        size = seeds_at_a_time
-        groups = [seeds[first : first + size] for first in range(0, len(seeds), size)]
+        firsts = range(0, len(seeds), seeds_at_a_time)
+        groups = [seeds[first : first + seeds_at_a_time] for first in firsts]
         return [
             result
             for group in groups
