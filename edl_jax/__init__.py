@@ -13,14 +13,16 @@ if TYPE_CHECKING:
     from edl_jax.pretraining import PretrainResult, pretrain
     from edl_jax.ranking import MARGINS, SEVERITIES
     from edl_jax.strategy import MUTATIONS, STRATEGIES, ChaoticES, ChaoticSNES
-    from edl_jax.training import TrainConfig, TrainResult, train
+    from edl_jax.training import DATASETS, ArraySource, TrainConfig, TrainResult, train
 
 # Loaded when first asked for: importing evosax starts JAX's backend, and a program of several
 # processes must call `jax.distributed.initialize` before that.
 _HOMES = {
+    "ArraySource": "training",
     "ChaoticES": "strategy",
     "ChaoticSNES": "strategy",
     "ClassAgnosticNetwork": "network",
+    "DATASETS": "training",
     "EDLError": "errors",
     "EvolvedLoss": "frozen",
     "LOSSES": "baselines",
@@ -42,11 +44,13 @@ _HOMES = {
 }
 
 __all__ = [
+    "DATASETS",
     "LOSSES",
     "MARGINS",
     "MUTATIONS",
     "SEVERITIES",
     "STRATEGIES",
+    "ArraySource",
     "ChaoticES",
     "ChaoticSNES",
     "ClassAgnosticNetwork",

@@ -1,5 +1,6 @@
 """Tables of named parts to which users may add their own."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
@@ -45,6 +46,15 @@ class Registry(Mapping[str, Part], Generic[Part]):
             return part
 
         return add
+
+    @contextlib.contextmanager
+    def restored(self) -> Iterator[None]:
+        """Forget at the end of a `with` block what was registered in it."""
+        parts = dict(self._parts)
+        try:
+            yield
+        finally:
+            self._parts = parts
 
     def __getitem__(self, name: str) -> Part:
         """The part of that name.

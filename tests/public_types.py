@@ -35,6 +35,7 @@ def look_parts_up(key: jax.Array, logits: jax.Array, labels: jax.Array) -> None:
     assert_type(edl_jax.SEVERITIES["surprisal"](logits, labels), jax.Array)
     assert_type(edl_jax.MARGINS["constant"](labels, labels), jax.Array)
     assert_type(list(edl_jax.LOSSES), list[str])
+    assert_type(edl_jax.DATASETS["digits"](), edl_jax.ArraySource)
     assert_type(list(edl_jax.STRATEGIES), list[str])
     mutation = edl_jax.MUTATIONS["logistic"]
     assert_type(mutation.init(key, (2, 3)), jax.Array)

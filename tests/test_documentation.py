@@ -1,5 +1,6 @@
 """The README and the documentation: Python blocks run as written, commands are ones that exist."""
 
+import contextlib
 import re
 import shlex
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import edl_jax
-from edl_jax import MARGINS, MUTATIONS, SEVERITIES, STRATEGIES, cli
+from edl_jax import DATASETS, LOSSES, MARGINS, MUTATIONS, SEVERITIES, STRATEGIES, cli
 from edl_jax.tools import TOOLS
 
 ROOT = Path(__file__).parents[1]
@@ -30,11 +31,10 @@ COMMANDS = sorted(
 @pytest.fixture(autouse=True)
 def registered():
     """What a block registers is gone after it."""
-    registries = (MARGINS, MUTATIONS, SEVERITIES, STRATEGIES)
-    before = [dict(registry._parts) for registry in registries]
-    yield
-    for registry, parts in zip(registries, before, strict=True):
-        registry._parts = parts
+    with contextlib.ExitStack() as stack:
+        for registry in (DATASETS, LOSSES, MARGINS, MUTATIONS, SEVERITIES, STRATEGIES):
+            stack.enter_context(registry.restored())
+        yield
 
 
 @pytest.mark.parametrize(

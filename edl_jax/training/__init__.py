@@ -3,6 +3,15 @@
 from edl_jax.training.augmentation import Augmentation
 from edl_jax.training.config import TrainConfig
 from edl_jax.training.result import TrainResult
+from edl_jax.training.sources import DATASETS, ArraySource
 from edl_jax.training.training import make_trainer, train
 
-__all__ = ["Augmentation", "TrainConfig", "TrainResult", "make_trainer", "train"]
+__all__ = [
+    "DATASETS",
+    "ArraySource",
+    "Augmentation",
+    "TrainConfig",
+    "TrainResult",
+    "make_trainer",
+    "train",
+]

@@ -27,8 +27,8 @@ class TrainConfig:
     """Loss: a name that `edl losses` lists, with options if you like, such as `focal(gamma=3)`; or
     the path of a loss file."""
     dataset: str = "auto"
-    """Data: any image classification set of TFDS, digits, or auto (CIFAR-10 where it can be had,
-    digits otherwise)."""
+    """Data: any image classification set of TFDS, a name in edl_jax.DATASETS (digits, your own), or
+    auto (CIFAR-10 where it can be had, digits otherwise)."""
     data_dir: str | None = None
     """TFDS directory that holds the prepared data; else TFDS_DATA_DIR, else TFDS's default."""
     train_examples: int | None = None
@@ -40,7 +40,8 @@ class TrainConfig:
     split_seed: int = 0
     """Seed of the choice of validation images."""
     image_size: int | None = None
-    """Side of the images in pixels, for sets whose images differ in size; None: as they are."""
+    """Side in pixels to which images are resized, and cut where they are not square; None: as they
+    are."""
     stream: bool | None = None
     """Read images while training instead of keeping all on the device; None: if they do not fit."""
     label_noise: str = "none"

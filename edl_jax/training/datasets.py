@@ -17,17 +17,11 @@ from edl_jax.training.corruption import (
     symmetric_noise,
 )
 from edl_jax.training.optional import UnavailableError
-from edl_jax.training.sources import ImageSource, open_digits
+from edl_jax.training.sources import DATASETS, ArraySource, ImageSource
 from edl_jax.training.streaming import Images, StreamedImages, fits_device, read_chunks
 from edl_jax.training.tfds_catalog import open_tfds
-from edl_jax.training.tfds_source import DAMAGED
 from edl_jax.validation import MAX_SEED, check_types, check_whole
 
-# Data sets of characters, which mean something else or nothing when mirrored. TFDS does not say.
-_NOT_MIRRORED = {
-    *("digits", "mnist", "mnist_corrupted", "emnist", "kmnist", "svhn_cropped"),
-    *("binary_alpha_digits", "cmaterdb", "omniglot"),
-}
 _STATISTICS_IMAGES = 10_000
 
 
@@ -36,7 +30,7 @@ class Dataset:
     """Images and labels in three parts that do not overlap; the arrays are read-only.
 
     Attributes:
-      name: "digits", or the name that TFDS has for it.
+      name: the name in `DATASETS`, such as "digits", or the one that TFDS has for it.
       train_images: `[n, h, w, c]`, uint8: an array, or `StreamedImages` where they are read while
         training; likewise `val_images` and `test_images`, of the same type.
       train_labels: `[n]`, int32, in `[0, num_classes)`; likewise `val_labels` and `test_labels`.
@@ -44,7 +38,7 @@ class Dataset:
       crop_padding: padding of the usual random crop, in pixels: an eighth of the shorter side, so
         4 at 32 pixels.
       flip: whether mirrored images keep their meaning: true except for data sets of characters
-        (digits, MNIST, SVHN and their like), which a table lists.
+        (digits, MNIST, SVHN and their like).
       source: a sentence that says where the images come from and why.
       mean: mean of each channel of the train images in units of 0..1, `[c]`, float32; of 10,000
         evenly spaced ones if there are more.
@@ -143,9 +137,10 @@ def load_dataset(
 
     Args:
       name: an image classification set of TFDS, such as "cifar10", "cifar100", "mnist" or
-        "imagenette/320px"; "digits" (scikit-learn's 1,797 grey images of 8x8); or "auto", CIFAR-10
-        where it is prepared or can be downloaded, and digits where it is not. The test split is
-        TFDS's "test", or "validation" where there is none with labels.
+        "imagenette/320px"; a name in `DATASETS`: "digits" (scikit-learn's 1,797 grey images of
+        8x8) or your own; or "auto", CIFAR-10 where it is prepared or can be downloaded, and digits
+        where it is not. The test split is TFDS's "test", or "validation" where there is none with
+        labels.
       data_dir: TFDS directory, the one that contains `cifar10/`. Default: the environment's
         `TFDS_DATA_DIR`, or else TFDS's own. With "auto", naming a directory rules digits out.
       train_examples: the first so many that validation leaves of the (shuffled) train split; None
@@ -196,8 +191,8 @@ def _load(
     stream: bool | None,
     may_replace: bool,
 ) -> Dataset:
-    if name == "digits":
-        return _assemble(open_digits(parts.image_size), parts, corruption, stream)
+    if name in DATASETS:
+        return _assemble(_in_memory(name, parts.image_size), parts, corruption, stream)
     found = "cifar10" if name == "auto" else name
     try:
         source: ImageSource = open_tfds(found, data_dir, parts.image_size)
@@ -205,8 +200,16 @@ def _load(
         if not may_replace:
             advice = f"Name the directory that contains {found.split('/')[0]}/, allow the download"
             raise DataError(f"{error}. {advice}, or use 'digits'.") from error
-        source = open_digits(parts.image_size, str(error))
+        digits = _in_memory("digits", parts.image_size)
+        source = dataclasses.replace(digits, description=f"{digits.description} ({error})")
     return _assemble(source, parts, corruption, stream)
+
+
+def _in_memory(name: str, image_size: int | None) -> ArraySource:
+    source = DATASETS[name]()
+    if not isinstance(source, ArraySource):
+        raise DataError(f"data set {name!r} is made as {source!r}; expected an ArraySource.")
+    return source if image_size is None else source.resized(image_size)
 
 
 def _assemble(
@@ -216,10 +219,6 @@ def _assemble(
     rows = parts.rows(source.name, source.sizes["train"], source.sizes["test"])
     num_classes = len(source.class_names)
     labels = _read_parts(source.labels, rows)
-    for part, values in labels.items():
-        if np.any((values < 0) | (values >= num_classes)):
-            where = f"0..{num_classes - 1} in {source.description}"
-            raise DataError(f"{part} labels out of range {where}. {DAMAGED}")
     if corruption.imbalance != "none":
         kept = imbalanced_rows(
             labels["train"],
@@ -249,7 +248,7 @@ def _assemble(
         name=source.name,
         class_names=source.class_names,
         crop_padding=max(round(min(source.image_shape[:2]) / 8), 1),
-        flip=source.name.split("/")[0] not in _NOT_MIRRORED,
+        flip=source.flip,
         source=source.description,
         **arrays,
     )

@@ -1,10 +1,13 @@
-"""What a data set is read from, and the digits that scikit-learn brings along."""
+"""What a data set is read from; images in memory, your own or the digits of scikit-learn."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
 
+from edl_jax.errors import DataError
+from edl_jax.registry import Registry
 from edl_jax.training.images import fit_square
 from edl_jax.training.optional import require
 
@@ -39,6 +42,11 @@ class ImageSource(Protocol):
         """Number of examples in each split."""
         ...
 
+    @property
+    def flip(self) -> bool:
+        """Whether mirrored images keep their meaning."""
+        ...
+
     def read(self, split: str, rows: np.ndarray) -> np.ndarray:
         """Decodes the images at `rows`, `[k]`: `[k, height, width, channels]`, uint8."""
         ...
@@ -48,7 +56,7 @@ class ImageSource(Protocol):
         ...
 
     def labels(self, split: str, rows: np.ndarray) -> np.ndarray:
-        """The labels at `rows`, `[k]`, int32."""
+        """The labels at `rows`, `[k]`, int32, in `[0, num_classes)`."""
         ...
 
     def superclasses(self) -> np.ndarray | None:
@@ -57,28 +65,89 @@ class ImageSource(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class DigitsSource:
-    """Scikit-learn's 1,797 handwritten digits, shuffled once; the last 360 are the test split."""
+class ArraySource:
+    """Labelled images in memory. Checked when made.
 
+    Attributes:
+      name: of the data set.
+      description: a sentence that says where the images come from.
+      class_names: names of the classes, by label.
+      arrays: of the split "train" and of the split "test" the images, `[n, height, width,
+        channels]`, uint8, and their labels, `[n]`, whole numbers below the number of classes.
+      flip: whether mirrored images keep their meaning, so that augmentation may mirror them.
+
+    Raises:
+      DataError: naming what cannot be used and what was expected.
+    """
+
+    name: str
     description: str
-    all_images: np.ndarray
-    all_labels: np.ndarray
-    name = "digits"
-    class_names = tuple("0123456789")
+    class_names: tuple[str, ...]
+    arrays: dict[str, tuple[np.ndarray, np.ndarray]]
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        if {*self.arrays} != {"train", "test"}:
+            raise DataError(
+                f"data set {self.name!r} has the splits {', '.join(map(str, self.arrays))}; "
+                "expected train and test."
+            )
+        if len(self.class_names) < 2:
+            raise DataError(
+                f"data set {self.name!r} has the classes {self.class_names}; expected 2 or more."
+            )
+        for split, (images, labels) in self.arrays.items():
+            if not (isinstance(images, np.ndarray) and isinstance(labels, np.ndarray)):
+                raise DataError(
+                    f"the {split} images and labels of {self.name!r} are {type(images).__name__} "
+                    f"and {type(labels).__name__}; expected NumPy arrays."
+                )
+            shape = (len(images), *self.image_shape)
+            if images.dtype != np.uint8 or images.ndim != 4 or images.shape != shape:
+                raise DataError(
+                    f"the {split} images of {self.name!r} are {images.dtype}{[*images.shape]}; "
+                    "expected uint8[n, height, width, channels], alike in both splits but for n."
+                )
+            whole = np.issubdtype(labels.dtype, np.integer)
+            if not whole or labels.shape != shape[:1]:
+                raise DataError(
+                    f"the {split} labels of {self.name!r} are {labels.dtype}{[*labels.shape]}; "
+                    f"expected whole numbers, [{len(images)}]."
+                )
+            check_labels(self, split, labels)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels."""
-        return self.all_images.shape[1:]
+        return self.arrays["train"][0].shape[1:]
 
     @property
     def sizes(self) -> dict[str, int]:
         """Number of examples in each split."""
-        return {"train": len(self.all_labels) - _DIGITS_TEST, "test": _DIGITS_TEST}
+        return {split: len(labels) for split, (_, labels) in self.arrays.items()}
+
+    def resized(self, size: int) -> "ArraySource":
+        """The same with images of `size` by `size`, cut to the square in their middle.
+
+        Raises:
+          UnavailableError: Pillow is missing.
+        """
+        make = require("PIL.Image").fromarray
+        channels = self.image_shape[2]
+
+        def fit(image: np.ndarray) -> np.ndarray:
+            fitted = fit_square(make(image[..., 0] if channels == 1 else image), size)
+            return np.asarray(fitted).reshape(size, size, channels)
+
+        arrays = {
+            split: (np.stack([fit(image) for image in images]), labels)
+            for split, (images, labels) in self.arrays.items()
+        }
+        return dataclasses.replace(self, arrays=arrays)
 
     def read(self, split: str, rows: np.ndarray) -> np.ndarray:
         """The images at `rows`, copied."""
-        return self.all_images[rows + (self.sizes["train"] if split == "test" else 0)]
+        return self.arrays[split][0][rows]
 
     def images(self, split: str, rows: np.ndarray) -> np.ndarray:
         """The images at `rows`, copied."""
@@ -86,28 +155,40 @@ class DigitsSource:
 
     def labels(self, split: str, rows: np.ndarray) -> np.ndarray:
         """The labels at `rows`, copied."""
-        return self.all_labels[rows + (self.sizes["train"] if split == "test" else 0)]
+        return self.arrays[split][1][rows].astype(np.int32)
 
     def superclasses(self) -> None:
-        """Digits have none."""
+        """There are none."""
 
 
-def open_digits(image_size: int | None, reason: str | None = None) -> DigitsSource:
-    """Loads the digits.
+def check_labels(source: ImageSource, split: str, labels: np.ndarray, advice: str = "") -> None:
+    """Raises a DataError if labels are not those of classes; `advice` ends it."""
+    num_classes = len(source.class_names)
+    if np.any((labels < 0) | (labels >= num_classes)):
+        where = f"0..{num_classes - 1} in {source.description}"
+        raise DataError(f"{split} labels out of range {where}. {advice}".rstrip())
 
-    Args:
-      image_size: side to which the images are resized; None is their own, 8.
-      reason: why digits take another set's place, for the description.
+
+# What makes a data set, by name; those of TFDS are found without it.
+DATASETS: Registry[Callable[[], ArraySource]] = Registry("data set")
+
+
+@DATASETS.register("digits")
+def digits() -> ArraySource:
+    """Scikit-learn's 1,797 handwritten digits, shuffled once; the last 360 are the test split.
 
     Raises:
-      UnavailableError: scikit-learn is missing, or Pillow to resize with.
+      UnavailableError: scikit-learn is missing.
     """
     loaded: Any = require("sklearn.datasets").load_digits()
     order = np.random.default_rng(0).permutation(len(loaded.target))
-    images = np.round(loaded.images * (255 / 16)).astype(np.uint8)[order]
-    if image_size is not None:
-        pillow = require("PIL.Image")
-        resized = [fit_square(pillow.fromarray(image), image_size) for image in images]
-        images = np.stack([np.asarray(image) for image in resized])
-    description = "scikit-learn's handwritten digits" + (f" ({reason})" if reason else "")
-    return DigitsSource(description, images[..., None], loaded.target.astype(np.int32)[order])
+    images = np.round(loaded.images * (255 / 16)).astype(np.uint8)[order][..., None]
+    labels = loaded.target[order]
+    train, test = slice(-_DIGITS_TEST), slice(-_DIGITS_TEST, None)
+    return ArraySource(
+        name="digits",
+        description="scikit-learn's handwritten digits",
+        class_names=tuple("0123456789"),
+        arrays={"train": (images[train], labels[train]), "test": (images[test], labels[test])},
+        flip=False,
+    )

@@ -11,6 +11,7 @@ from edl_jax.errors import ConfigError, DataError, EDLError
 from edl_jax.training.array_cache import user_cache
 from edl_jax.training.download import prepare
 from edl_jax.training.optional import UnavailableError, require
+from edl_jax.training.sources import DATASETS
 from edl_jax.training.tfds_source import DAMAGED, TfdsSource, title_of
 
 
@@ -78,7 +79,7 @@ def _builder_from_code(tfds: Any, name: str, data_dir: str | None) -> Any:
         return tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
         prepared = [] if data_dir is None else [p.name for p in Path(data_dir).glob("*")]
-        known = ["auto", "digits", *tfds.list_builders(with_community_datasets=False), *prepared]
+        known = ["auto", *DATASETS, *tfds.list_builders(with_community_datasets=False), *prepared]
         close = difflib.get_close_matches(name.split("/")[0].split(":")[0], [*dict.fromkeys(known)])
         advice = f"did you mean {' or '.join(close)}?" if close else "expected a name that TFDS has"
         raise ConfigError(f"unknown data set {name!r}: {advice}") from error
@@ -132,8 +133,7 @@ def _source(tfds: Any, builder: Any, description: str, image_size: int | None) -
 
     source = make(splits)
     has_both = {"test", "validation"} <= {*info.splits}
-    # Where the test labels are kept secret, TFDS has -1 for all of them.
-    if has_both and source.labels("test", np.arange(1))[0] < 0:
+    if has_both and source.labels_are_secret("test"):
         source = make(splits | {"test": "validation"})
     return source
 

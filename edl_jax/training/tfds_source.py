@@ -12,9 +12,15 @@ from edl_jax.errors import DataError
 from edl_jax.training.array_cache import cached_array
 from edl_jax.training.images import decode_image
 from edl_jax.training.optional import require
+from edl_jax.training.sources import check_labels
 from edl_jax.training.streaming import StreamedImages, read_chunks
 
 DAMAGED = "The files are damaged or incomplete: delete the folder and prepare it again."
+# Data sets of characters, which mean something else or nothing when mirrored. TFDS does not say.
+_NOT_MIRRORED = {
+    *("mnist", "mnist_corrupted", "emnist", "kmnist", "svhn_cropped"),
+    *("binary_alpha_digits", "cmaterdb", "omniglot"),
+}
 _TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 _LABEL_CHUNK = 1000
 
@@ -57,6 +63,11 @@ class TfdsSource:
         """Number of examples in each split."""
         return {split: len(records) for split, records in self.records.items()}
 
+    @property
+    def flip(self) -> bool:
+        """Whether mirrored images keep their meaning."""
+        return self.name.split("/")[0] not in _NOT_MIRRORED
+
     def read(self, split: str, rows: np.ndarray) -> np.ndarray:
         """Decodes the images at `rows`.
 
@@ -86,8 +97,18 @@ class TfdsSource:
         return every if np.array_equal(rows, streamed.rows) else every[rows]
 
     def labels(self, split: str, rows: np.ndarray) -> np.ndarray:
-        """The labels at `rows`."""
-        return self._labels(split, rows, self.keys[1])
+        """The labels at `rows`.
+
+        Raises:
+          DataError: the files are damaged.
+        """
+        labels = self._labels(split, rows, self.keys[1])
+        check_labels(self, split, labels, DAMAGED)
+        return labels
+
+    def labels_are_secret(self, split: str) -> bool:
+        """Whether the labels are not told: TFDS has -1 for all of them."""
+        return self._labels(split, np.arange(1), self.keys[1])[0] < 0
 
     def superclasses(self) -> np.ndarray | None:
         """The superclass of each class, where examples have a coarse label.

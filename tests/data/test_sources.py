@@ -1,9 +1,14 @@
+import dataclasses
+from typing import Any
+
 import numpy as np
 import pytest
 
 from edl_jax.errors import ConfigError, DataError
 from edl_jax.training import datasets
 from edl_jax.training.datasets import load_dataset
+from edl_jax.training.sources import DATASETS, ArraySource
+from edl_jax.training.tfds_source import TfdsSource
 from tests.data.conftest import same_images
 
 
@@ -114,14 +119,88 @@ def test_corruption_that_cannot_be_is_refused(options, named):
 @pytest.mark.parametrize(
     ("name", "mirrored"), [("mnist", False), ("emnist/letters", False), ("fashion_mnist", True)]
 )
-def test_only_characters_are_not_mirrored(monkeypatch, name, mirrored):
-    from edl_jax.training import sources
+def test_only_characters_are_not_mirrored(name, mirrored):
+    others = [field.name for field in dataclasses.fields(TfdsSource) if field.name != "name"]
+    source: Any = TfdsSource(name, **dict.fromkeys(others))  # type: ignore[arg-type]
+    assert source.flip == mirrored
 
-    class Named(sources.DigitsSource):
-        pass
 
-    digits = sources.open_digits(None)
-    Named.name = name
-    named = Named(digits.description, digits.all_images, digits.all_labels)
-    monkeypatch.setattr(datasets, "open_tfds", lambda *args: named)
-    assert load_dataset(name).flip == mirrored
+# Images of one's own
+
+
+def colours(**changes: Any) -> ArraySource:
+    """Twelve images of 6 by 4, each of one colour, in two classes."""
+    images = np.arange(12, dtype=np.uint8)[:, None, None, None] * np.ones((1, 6, 4, 3), np.uint8)
+    labels = np.arange(12) % 2
+    arrays = {"train": (images[:9], labels[:9]), "test": (images[9:], labels[9:])}
+    values: dict[str, Any] = {
+        "name": "colours",
+        "description": "colours of our own",
+        "class_names": ("even", "odd"),
+        "arrays": arrays,
+    }
+    return ArraySource(**{**values, **changes})
+
+
+@pytest.fixture
+def registered():
+    with DATASETS.restored():
+        DATASETS.register("colours")(colours)
+        yield
+    datasets._load.cache_clear()
+
+
+def test_images_of_ones_own_are_found_by_name(registered):
+    data = load_dataset("colours", val_examples=2, label_noise="symmetric", noise_rate=0.5)
+    assert (data.name, data.source) == ("colours", "colours of our own")
+    assert (data.class_names, data.flip, data.crop_padding) == (("even", "odd"), True, 1)
+    assert data.test_images[:, 0, 0, 0].tolist() == [9, 10, 11]
+    assert data.test_labels.tolist() == [1, 0, 1]
+    assert len(data.train_images) == 7
+    assert len(data.val_images) == 2
+    true = data.train_images[:, 0, 0, 0] % 2
+    assert 0 < (data.train_labels != true).sum() < 7
+    assert (data.val_labels == data.val_images[:, 0, 0, 0] % 2).all()
+    assert data.train_labels.dtype == np.int32
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_of_ones_own_are_resized(registered, channels):
+    images, labels = colours().arrays["train"]
+    arrays = {"train": (images[..., :channels], labels), "test": (images[..., :channels], labels)}
+    resized = colours(arrays=arrays).resized(8)
+    assert resized.image_shape == (8, 8, channels)
+    rows = np.array([3, 5])
+    assert (resized.read("test", rows) == rows[:, None, None, None]).all()
+    assert resized.labels("test", rows).tolist() == [1, 1]
+    assert load_dataset("colours", image_size=8).train_images.shape == (9, 8, 8, 3)
+
+
+IMAGES, LABELS = colours().arrays["train"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"arrays": {"train": (IMAGES, LABELS)}}, "has the splits train; expected train and test"),
+        ({"class_names": ("one",)}, "has the classes.*one.*2 or more"),
+        ({"test": (IMAGES / 255, LABELS)}, r"test images of 'colours' are float64\[9, 6, 4, 3\]"),
+        ({"test": (IMAGES[:, :5], LABELS)}, r"test images.*uint8\[9, 5, 4, 3\].*alike"),
+        ({"train": (IMAGES[..., 0], LABELS)}, r"train images.*uint8\[9, 6, 4\]; expected"),
+        ({"train": (IMAGES, LABELS[:8])}, r"train labels.*int64\[8\].*\[9\]"),
+        ({"train": (IMAGES, LABELS / 2)}, "train labels.*float64.*whole numbers"),
+        ({"test": (IMAGES, LABELS - 1)}, r"test labels out of range 0\.\.1 in colours of our own"),
+        ({"test": (IMAGES, LABELS.tolist())}, "ndarray and list; expected NumPy arrays"),
+    ],
+)
+def test_images_of_ones_own_that_cannot_be_used_are_refused(changes, named):
+    if "test" in changes or "train" in changes:
+        changes = {"arrays": {**colours().arrays, **changes}}
+    with pytest.raises(DataError, match=named):
+        colours(**changes)
+
+
+def test_what_makes_no_images_is_refused(registered):
+    DATASETS.register("nothing")(lambda: None)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="'nothing' is made as None; expected an ArraySource"):
+        load_dataset("nothing")
