@@ -14,7 +14,7 @@ from edl_jax.errors import ConfigError, DivergedError, EDLError
 from edl_jax.studies import CompareConfig, compare
 from edl_jax.studies.comparison import results as comparison_results, study as comparison
 from edl_jax.studies.comparison.rows import comparison_rows
-from edl_jax.studies.comparison.runs import COMPARISON, TUNING, work_of
+from edl_jax.studies.comparison.runs import COMPARISON, TUNING, _num_side_by_side, work_of
 from edl_jax.studies.statistics import Sample
 from tests.test_training import DIGITS
 
@@ -217,6 +217,18 @@ def test_without_an_effect_studies_find_one_no_oftener_than_stated(monkeypatch):
             found[name] += any(row[name] < 0.05 for row in rows)
     bound = stats.binom(count, 0.05).ppf(0.999)
     assert 0 < found["p_t_holm"] <= bound < found["p_t"]
+
+
+@pytest.mark.parametrize(
+    ("backend", "num_devices", "expected"), [("cpu", 1, 3), ("cpu", 2, 1), ("gpu", 1, 1)]
+)
+def test_trainings_run_side_by_side_on_one_cpu_device_alone(
+    monkeypatch, backend, num_devices, expected
+):
+    monkeypatch.setattr("jax.default_backend", lambda: backend)
+    monkeypatch.setattr("jax.device_count", lambda: num_devices)
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    assert _num_side_by_side() == expected
 
 
 class Stop(Exception):

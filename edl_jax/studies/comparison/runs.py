@@ -147,5 +147,9 @@ def _in_order(works: Sequence[Work]) -> list[Work]:
 
 
 def _num_side_by_side() -> int:
-    """Calls to run at once: XLA's CPU backend leaves cores idle in a small convolution."""
-    return min(4, os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
+    """Calls to run at once: XLA's CPU backend leaves cores idle in a small convolution.
+
+    Not on several devices, all of which each training uses already.
+    """
+    alone = jax.default_backend() != "cpu" or jax.device_count() > 1
+    return 1 if alone else min(4, os.cpu_count() or 1)
