@@ -10,6 +10,7 @@ from pathlib import Path
 from edl_jax.errors import ConfigError, EDLError
 from edl_jax.frozen import EvolvedLoss
 from edl_jax.frozen.export import export_loss
+from edl_jax.frozen.pretrained import PRETRAINED
 from edl_jax.studies.report import write_report
 from edl_jax.training.losses import list_losses, resolve_loss
 
@@ -54,7 +55,8 @@ def _report(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 
 
 def _export(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
-    parser.add_argument("loss", help="an evolved loss: edl, or a loss file (*.safetensors)")
+    named = ", ".join(PRETRAINED)
+    parser.add_argument("loss", help=f"an evolved loss: {named}, or a loss file (*.safetensors)")
     parser.add_argument(
         "--out", type=Path, default=Path("exported"), help="the folder (default: exported)"
     )
@@ -62,7 +64,8 @@ def _export(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     loss = resolve_loss(arguments.loss)
     if not isinstance(loss, EvolvedLoss):
         raise ConfigError(
-            f"{arguments.loss!r} is no evolved loss; expected edl, or a loss file (*.safetensors)."
+            f"{arguments.loss!r} is no evolved loss; expected {named}, or a loss file "
+            "(*.safetensors)."
         )
     try:
         paths = export_loss(loss, arguments.out)

@@ -1,6 +1,7 @@
 """All baseline losses compiled together: one program of all is quicker to compile than twenty."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +16,15 @@ _QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passe
 quick_jit = functools.partial(jax.jit, compiler_options=_QUICK)
 
 
+def takes_counts(name):
+    return "class_counts" in inspect.signature(LOSSES[name]).parameters
+
+
 def loss_of(name, counts=COUNTS):
     part = LOSSES[name]
     if isinstance(part, type):
         return part()
-    return functools.partial(part, class_counts=counts) if name == "ldam" else part
+    return functools.partial(part, class_counts=counts) if takes_counts(name) else part
 
 
 @functools.cache

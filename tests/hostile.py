@@ -46,6 +46,7 @@ from edl_jax.tasks import TaskConfig
 from edl_jax.training.augmentation import Augmentation
 from edl_jax.training.datasets import load_dataset
 from edl_jax.training.losses import resolve_loss
+from tests.baseline_losses import takes_counts
 
 SECONDS_FOR_ONE = 120  # an attempt that takes longer hangs
 
@@ -156,7 +157,7 @@ def configurations(draw: st.DrawFn) -> Attempt:
 
 @functools.cache
 def _loss(name: str) -> Any:
-    counts = (5, 3, 2) if name == "ldam" else None
+    counts = (5, 3, 2) if takes_counts(name) else None
     return resolve_loss(name, class_counts=counts)
 
 

@@ -99,6 +99,10 @@ def by_formula(name, logits, labels):
     return [FORMULAS[name](x, special.softmax(x), y) for x, y in zip(rows, labels, strict=True)]
 
 
+def test_every_loss_has_a_formula():
+    assert {*FORMULAS} == {*NAMES}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_values(name):
     for seed in range(5):

@@ -157,7 +157,7 @@ def test_help_explains_every_field(command, kinds, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["pretrain", "--mutation", "henon"], "mutation is 'henon'; expected one of"),
+        (["pretrain", "--mutation", "no_such"], "mutation is 'no_such'; expected one of"),
         (["train", "--epochs", "0"], "epochs is 0"),
         (["train", "--dataset", "digits", "--loss", "hinge"], "loss is 'hinge'"),
         (["train", "--config", "none.py"], "there is no config file at none.py"),

@@ -54,13 +54,14 @@ def quadratic_margin(worse, better):
 def own_parts():
     """Registers a severity and a margin, as a user's script would, and removes them after."""
 
-    @SEVERITIES.register("test_error")
-    def error(log_probabilities, labels):
-        return jnp.argmax(log_probabilities, axis=-1) != labels
+    with SEVERITIES.restored(), MARGINS.restored():
 
-    MARGINS.register("test_quadratic")(quadratic_margin)
-    yield error
-    del SEVERITIES._parts["test_error"], MARGINS._parts["test_quadratic"]
+        @SEVERITIES.register("test_error")
+        def error(log_probabilities, labels):
+            return jnp.argmax(log_probabilities, axis=-1) != labels
+
+        MARGINS.register("test_quadratic")(quadratic_margin)
+        yield error
 
 
 # --- severities and margins ---------------------------------------------------------------------

@@ -103,14 +103,13 @@ def test_a_population_that_a_strategy_refuses_is_a_clear_error(name, size, messa
 
 
 def test_a_strategy_of_ones_own(sphere):
-    @STRATEGIES.register("quick_es")
-    def quick_es(settings, solution):
-        return ChaoticES(settings.population_size, solution, mutation="tent", elite_ratio=0.5)
+    with STRATEGIES.restored():
 
-    try:
+        @STRATEGIES.register("quick_es")
+        def quick_es(settings, solution):
+            return ChaoticES(settings.population_size, solution, mutation="tent", elite_ratio=0.5)
+
         best, state, _ = evolved(dataclasses.replace(TINY, strategy="quick_es", mutation="tent"))
-    finally:
-        del STRATEGIES._parts["quick_es"]
     assert best[-1] < best[0]
     assert state.strategy.orbit.shape[0] == 8
 

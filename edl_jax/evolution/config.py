@@ -97,8 +97,8 @@ class PretrainConfig:
     """Evolution strategy: ChaoticES, ChaoticSNES, any that evosax ships (SimpleGA, CMA_ES, ...), or
     one of your own in edl_jax.STRATEGIES."""
     mutation: str = "logistic"
-    """Noise of the chaotic strategies: logistic, logistic_gaussian, tent, sine or chebyshev, or one
-    of their controls arcsine, gaussian and uniform."""
+    """Noise of the chaotic strategies: a name in edl_jax.MUTATIONS, such as logistic, or gaussian,
+    one of the controls without an orbit."""
     population_size: int = 256
     """Loss networks scored in a generation; with ChaoticES elites and children together."""
     elite_ratio: float = 0.25

@@ -5,7 +5,7 @@ from importlib import resources
 from edl_jax.errors import ConfigError
 from edl_jax.frozen.evolved_loss import EvolvedLoss
 
-# Each is what configs/pretrain_NAME.py makes.
+# Each was made by the config of its name, configs/pretrain_*.py, at the commit that results/ names.
 PRETRAINED = {
     "edl": "for any number of classes, ordered by surprisal",
     "edl-robust": "for any number of classes, for labels of which many are wrong",

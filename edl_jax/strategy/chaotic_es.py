@@ -109,7 +109,9 @@ class ChaoticES(PopulationBasedAlgorithm):
           ConfigError: for an unknown name, or no room for an elite and a child.
         """
         if selection not in SELECTIONS:
-            raise ConfigError(f"selection is {selection!r}; expected one of plus, comma.")
+            raise ConfigError(
+                f"selection is {selection!r}; expected one of {', '.join(SELECTIONS)}."
+            )
         if not callable(step_size) and step_size not in STEP_SIZE_RULES:
             raise ConfigError(
                 f"step_size is {step_size!r}; expected one of {', '.join(STEP_SIZE_RULES)}, or an "

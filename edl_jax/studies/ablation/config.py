@@ -8,6 +8,7 @@ import tyro
 
 from edl_jax.errors import ConfigError
 from edl_jax.evolution import PretrainConfig
+from edl_jax.strategy import MUTATIONS
 from edl_jax.studies.ablation.axes import AXES, Axis, Cell
 from edl_jax.training import TrainConfig
 from edl_jax.validation import MAX_SEED, check_different, check_types, check_whole, check_wholes
@@ -25,16 +26,7 @@ class AblateConfig:
       ConfigError: naming the first field that cannot work, its value and what was expected.
     """
 
-    mutations: tuple[str, ...] = (
-        "logistic",
-        "logistic_gaussian",
-        "tent",
-        "sine",
-        "chebyshev",
-        "arcsine",
-        "gaussian",
-        "uniform",
-    )
+    mutations: tuple[str, ...] = tuple(MUTATIONS)
     """Mutations to compare, of edl_jax.MUTATIONS; none given: pretrain.mutation."""
     severities: tuple[str, ...] = ()
     """Severities to compare, of edl_jax.SEVERITIES; none given: pretrain.severity."""
