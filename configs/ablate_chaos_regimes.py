@@ -1,7 +1,7 @@
 """Where might chaos help? Small populations, fixed and large steps, a noisy fitness; 16 seeds.
 
-Every mutation beside its controls in 16 settings; all tests are corrected together, for how many
-regimes were tried.
+The logistic orbit, with both marginals, beside its controls in 16 settings; all tests are corrected
+together, for how many regimes were tried.
 
 Command:  edl ablate --config configs/ablate_chaos_regimes.py --run-dir runs/regimes
 Time:     about 45 minutes on one CPU core beside other work: 64 cells, each compiled anew.
