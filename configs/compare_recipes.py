@@ -1,8 +1,8 @@
-"""The evolved loss beside cross-entropy under a recipe of your own: CIFAR-10, 5 seeds.
+"""An evolved loss (`underfit`) beside cross-entropy under a recipe of your own: CIFAR-10, 5 seeds.
 
-What results/recipes has is this with one flag each: `--train.model resnet20`,
-`--train.batch-size 64`, `--train.batch-size 256`, `--train.epochs 5`, `--train.epochs 20`, and
-`--train.learning-rate` halved and doubled.
+What results/recipes has is this with `--num-seeds 3` and one flag each: `--train.model resnet20`,
+`--train.learning-rate 0.1` and `--train.learning-rate 0.4`. `--train.batch-size` and
+`--train.epochs` halved and doubled are the others that were planned.
 
 Command:  edl compare --config configs/compare_recipes.py --run-dir runs/recipe \
               --train.data-dir DIR
