@@ -31,7 +31,7 @@ COMPILED_QUICKLY = {
     "test_inspection",
     "test_models",
     "test_network",
-    "test_noise",
+    "test_noisy_fitness",
     "test_optimizers",
     "test_pretraining_runs",
     "test_processes",

@@ -22,7 +22,7 @@ from edl_jax.training.programs import make_train
 from edl_jax.training.resnet import ResNetArchitecture
 from edl_jax.training.steps import AXIS
 from edl_jax.training.training import load_config_dataset
-from tests.test_metrics import reference
+from tests.test_training_metrics import reference
 
 # One block only: compiling takes most of these tests' time.
 models.MODELS["tiny"] = ResNetArchitecture((1,), width=8, projection=False)
