@@ -6,8 +6,8 @@ together, for how many regimes were tried.
 Command:  edl ablate --config configs/ablate_chaos_regimes.py --run-dir runs/regimes
 Time:     about 45 minutes on one CPU core beside other work: 64 cells, each compiled anew.
 Result:   none is found: in the final objective the logistic orbit is told apart from Gaussian
-          mutation in 0 of 16 settings (corrected); see results/ablate_chaos_regimes/. A hint of one at
-          a population of 8 is gone with 64 fresh seeds: results/ablate_chaos_confirm/.
+          mutation in 0 of 16 settings (corrected); see results/ablate_chaos_regimes/. A hint at a
+          population of 8 is gone with 64 fresh seeds: results/ablate_chaos_confirm/.
 """
 
 import dataclasses
