@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from edl_jax.errors import RunFolderError
+from edl_jax.preemption import interrupt_deferred
 from edl_jax.runs import RunFolder
 
 _LOGGER = logging.getLogger(__name__)
@@ -68,7 +69,9 @@ class Checkpoints:
             ),
         )
         try:
-            self._manager.save(step, args=args, metrics={"score": float(score)}, force=True)
+            # Orbax gives an interrupted save out as one that failed.
+            with interrupt_deferred():
+                self._manager.save(step, args=args, metrics={"score": float(score)}, force=True)
         except Exception as error:
             raise RunFolderError(
                 f"the checkpoint of step {step} could not be written in {self._path} ({error}). "

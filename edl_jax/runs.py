@@ -20,6 +20,7 @@ import jax
 from edl_jax.errors import RunFolderError
 from edl_jax.storage import write_atomically
 
+NOT_INSTALLED = "not installed"  # in place of a version
 _LIBRARIES = ("edl_jax", "jax", "jaxlib", "flax", "optax", "evosax", "numpy")
 
 
@@ -30,7 +31,7 @@ def versions() -> dict[str, str]:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = "not installed"
+            found[name] = NOT_INSTALLED
     return found
 
 

@@ -170,6 +170,15 @@ def test_a_damaged_folder_is_named_with_what_was_expected(damage, message, tmp_p
     assert not list(tmp_path.glob(".*"))
 
 
+def test_runs_one_folder_down_are_found(tmp_path):
+    for name in ("second", "first"):
+        make_study(tmp_path / "demo" / name, text=f"The {name} study.")
+    (tmp_path / "demo" / "plots").mkdir()
+    write_report([tmp_path / "demo"], tmp_path / "report.html")
+    text = Page(tmp_path / "report.html").text
+    assert text.index("The first study.") < text.index("The second study.")
+
+
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "link", "..", "a/b"])
 def test_nothing_outside_a_run_folder_is_read(name, tmp_path):
     run = make_study(tmp_path / "run")

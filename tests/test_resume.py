@@ -222,6 +222,21 @@ def test_metrics_that_do_not_fit_the_checkpoint_are_refused(tmp_path, whole, cha
         pretrain(dataclasses.replace(TINY, generations=GENERATIONS), run_dir=tmp_path / "run")
 
 
+def test_ctrl_c_waits_for_the_checkpoint_that_is_being_written(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        save = checkpoints._manager.save
+
+        def interrupted(*args, **options):
+            signal.raise_signal(signal.SIGINT)
+            return save(*args, **options)
+
+        monkeypatch.setattr(checkpoints._manager, "save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints.save(4, tree(4), score=0.0)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert restored(tmp_path)[0] == 4
+
+
 def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path):
     """A limit on the size of files makes writes fail as a full disk does."""
     saved(tmp_path)

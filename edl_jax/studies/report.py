@@ -30,7 +30,8 @@ def write_report(runs: Sequence[Path], out: Path) -> None:
 
     Args:
       runs: folders of finished studies (with `study.json`), or of finished trainings and
-        pretrainings, in the order in which they are shown.
+        pretrainings, in the order in which they are shown. Of one that holds such folders, as a
+        demo's does, these are shown.
       out: the HTML file.
 
     Raises:
@@ -40,7 +41,8 @@ def write_report(runs: Sequence[Path], out: Path) -> None:
     """
     if not runs:
         raise ConfigError("runs is empty; expected one or more run folders.")
-    sections = [_section(Path(run), f"run-{index}") for index, run in enumerate(runs, start=1)]
+    folders = [folder for run in runs for folder in _runs_in(Path(run))]
+    sections = [_section(folder, f"run-{index}") for index, folder in enumerate(folders, start=1)]
     with writing(out.name, out.parent):
         # Half a surrogate pair, which JSON may hold, has no UTF-8.
         write_atomically(out, page.whole(sections).encode(errors="xmlcharrefreplace"))
@@ -68,11 +70,22 @@ def parse_table(markdown: str) -> tuple[list[bool], list[list[str]]]:
     return [mark.endswith(":") for mark in rule], rows
 
 
+def _runs_in(folder: Path) -> list[Path]:
+    if _is_run(folder):
+        return [folder]
+    found = sorted(filter(_is_run, folder.iterdir())) if folder.is_dir() else []
+    if not found:
+        why = "holds no finished run" if folder.is_dir() else "is no folder"
+        raise RunFolderError(f"{folder} {why}: {_EXPECTED}.")
+    return found
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / STUDY).exists() or (folder / "results.json").exists()
+
+
 def _section(folder: Path, anchor: str) -> page.Section:
     is_study = (folder / STUDY).exists()
-    if not is_study and not (folder / "results.json").exists():
-        found = "is no folder" if not folder.is_dir() else "holds no finished run"
-        raise RunFolderError(f"{folder} {found}: {_EXPECTED}.")
     environment = _object(folder, "environment.json")
     config = _object(folder, "config.json")
     title, parts, entries = (_study if is_study else _plain)(folder, anchor, config)

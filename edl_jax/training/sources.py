@@ -73,7 +73,8 @@ class ArraySource:
       description: a sentence that says where the images come from.
       class_names: names of the classes, by label.
       arrays: of the split "train" and of the split "test" the images, `[n, height, width,
-        channels]`, uint8, and their labels, `[n]`, whole numbers below the number of classes.
+        channels]`, uint8, of 1 or 3 channels, and their labels, `[n]`, whole numbers below the
+        number of classes.
       flip: whether mirrored images keep their meaning, so that augmentation may mirror them.
 
     Raises:
@@ -103,10 +104,12 @@ class ArraySource:
                     f"and {type(labels).__name__}; expected NumPy arrays."
                 )
             shape = (len(images), *self.image_shape)
-            if images.dtype != np.uint8 or images.ndim != 4 or images.shape != shape:
+            is_alike = images.ndim == 4 and images.shape == shape and shape[3] in (1, 3)
+            if images.dtype != np.uint8 or not is_alike:
                 raise DataError(
                     f"the {split} images of {self.name!r} are {images.dtype}{[*images.shape]}; "
-                    "expected uint8[n, height, width, channels], alike in both splits but for n."
+                    "expected uint8[n, height, width, channels], alike in both splits but for n, "
+                    "of 1 or 3 channels."
                 )
             whole = np.issubdtype(labels.dtype, np.integer)
             if not whole or labels.shape != shape[:1]:
@@ -164,9 +167,13 @@ class ArraySource:
 def check_labels(source: ImageSource, split: str, labels: np.ndarray, advice: str = "") -> None:
     """Raises a DataError if labels are not those of classes; `advice` ends it."""
     num_classes = len(source.class_names)
-    if np.any((labels < 0) | (labels >= num_classes)):
-        where = f"0..{num_classes - 1} in {source.description}"
-        raise DataError(f"{split} labels out of range {where}. {advice}".rstrip())
+    wrong = np.unique(labels[(labels < 0) | (labels >= num_classes)])
+    if wrong.size:
+        found = ", ".join(map(str, wrong[:3])) + (", ..." if wrong.size > 3 else "")
+        raise DataError(
+            f"{split} labels out of range 0..{num_classes - 1} in {source.name} "
+            f"({source.description}): {found}. {advice}".rstrip()
+        )
 
 
 # What makes a data set, by name; those of TFDS are found without it.

@@ -81,7 +81,8 @@ def _builder_from_code(tfds: Any, name: str, data_dir: str | None) -> Any:
         prepared = [] if data_dir is None else [p.name for p in Path(data_dir).glob("*")]
         known = ["auto", *DATASETS, *tfds.list_builders(with_community_datasets=False), *prepared]
         close = difflib.get_close_matches(name.split("/")[0].split(":")[0], [*dict.fromkeys(known)])
-        advice = f"did you mean {' or '.join(close)}?" if close else "expected a name that TFDS has"
+        names = f"a name that TFDS has, {', '.join(DATASETS)} or auto"
+        advice = f"did you mean {' or '.join(close)}?" if close else f"expected {names}"
         raise ConfigError(f"unknown data set {name!r}: {advice}") from error
     except (ValueError, AssertionError) as error:  # no such configuration or version
         configs = tfds.builder_cls(name.split("/")[0].split(":")[0]).builder_configs

@@ -185,11 +185,15 @@ IMAGES, LABELS = colours().arrays["train"]
         ({"arrays": {"train": (IMAGES, LABELS)}}, "has the splits train; expected train and test"),
         ({"class_names": ("one",)}, "has the classes.*one.*2 or more"),
         ({"test": (IMAGES / 255, LABELS)}, r"test images of 'colours' are float64\[9, 6, 4, 3\]"),
+        ({"train": (IMAGES.transpose(0, 3, 1, 2), LABELS)}, "of 1 or 3 channels"),
         ({"test": (IMAGES[:, :5], LABELS)}, r"test images.*uint8\[9, 5, 4, 3\].*alike"),
         ({"train": (IMAGES[..., 0], LABELS)}, r"train images.*uint8\[9, 6, 4\]; expected"),
         ({"train": (IMAGES, LABELS[:8])}, r"train labels.*int64\[8\].*\[9\]"),
         ({"train": (IMAGES, LABELS / 2)}, "train labels.*float64.*whole numbers"),
-        ({"test": (IMAGES, LABELS - 1)}, r"test labels out of range 0\.\.1 in colours of our own"),
+        (
+            {"test": (IMAGES, LABELS - 1)},
+            r"test labels out of range 0\.\.1 in colours \(colours of our own\): -1\.",
+        ),
         ({"test": (IMAGES, LABELS.tolist())}, "ndarray and list; expected NumPy arrays"),
     ],
 )

@@ -5,6 +5,7 @@ from typing import Any
 
 from edl_jax.frozen import EvolvedLoss
 from edl_jax.pairs import REGIMES
+from edl_jax.runs import NOT_INSTALLED
 from edl_jax.studies.inspection import loss_shape as shape
 from edl_jax.studies.results import ABSENT, Column, Row, Table, number, span
 from edl_jax.training.losses import Loss, describe_loss
@@ -173,7 +174,9 @@ def protocol(loss: Loss) -> list[str]:
             for key in ("severity", "margin", "mutation", "population_size", "generations", "seed")
             if key in told.config
         )
-        made = ", ".join(f"{key} {value}" for key, value in told.versions.items())
+        made = ", ".join(
+            f"{key} {value}" for key, value in told.versions.items() if value != NOT_INSTALLED
+        )
         accuracy = told.metrics.get("pairwise_accuracy")
         ordered = ABSENT if accuracy is None else f"{100 * accuracy:.4f} %"
         sentences += [
