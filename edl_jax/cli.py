@@ -43,7 +43,6 @@ from edl_jax.training.losses import resolve_loss
 
 Config = TypeVar("Config")
 
-_MISSING = object()
 EXIT_PREEMPTED = 75  # sysexits' EX_TEMPFAIL: the same command, given again, goes on
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell says it
 
@@ -130,7 +129,7 @@ def load_config(path: Path, config_type: type[Config]) -> Config:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        config = module.get_config() if hasattr(module, "get_config") else _MISSING
+        config = module.get_config() if hasattr(module, "get_config") else None
     except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(path)]
@@ -141,7 +140,8 @@ def load_config(path: Path, config_type: type[Config]) -> Config:
             f"{path} cannot be used{f' (line {lines[-1]})' if lines else ''}: {kind}{error}"
         ) from error
     if not isinstance(config, config_type):
-        found = "has no get_config()" if config is _MISSING else f"gives {type(config).__name__}"
+        has_one = hasattr(module, "get_config")
+        found = f"gives {type(config).__name__}" if has_one else "has no get_config()"
         raise ConfigError(
             f"{path} {found}; expected a get_config() that returns a {config_type.__name__}."
         )

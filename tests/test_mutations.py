@@ -214,7 +214,7 @@ def test_orbits_remember_one_step_and_controls_do_not(name):
     (_, first), (_, second) = two_steps(name)
     ranks = stats.rankdata(float64(second)[np.argsort(first)])
     xi = 1 - 3 * abs(np.diff(ranks)).sum() / (ranks.size**2 - 1)
-    assert xi == pytest.approx(EXPECTED[name][1], abs=0.01)
+    assert xi > 0.999 if EXPECTED[name][1] else abs(xi) < 0.01
 
 
 def test_maps_of_one_dynamics_share_the_orbit():

@@ -97,13 +97,15 @@ class ArraySource:
             raise DataError(
                 f"data set {self.name!r} has the classes {self.class_names}; expected 2 or more."
             )
-        for split, (images, labels) in self.arrays.items():
-            if not (isinstance(images, np.ndarray) and isinstance(labels, np.ndarray)):
+        for split, pair in self.arrays.items():
+            kinds = [type(part).__name__ for part in pair]
+            if kinds != ["ndarray"] * 2:
                 raise DataError(
-                    f"the {split} images and labels of {self.name!r} are {type(images).__name__} "
-                    f"and {type(labels).__name__}; expected NumPy arrays."
+                    f"the {split} images and labels of {self.name!r} are {' and '.join(kinds)}; "
+                    "expected two NumPy arrays."
                 )
-            shape = (len(images), *self.image_shape)
+        for split, (images, labels) in self.arrays.items():
+            shape = (*images.shape[:1], *self.image_shape)
             is_alike = images.ndim == 4 and images.shape == shape and shape[3] in (1, 3)
             if images.dtype != np.uint8 or not is_alike:
                 raise DataError(
@@ -115,7 +117,7 @@ class ArraySource:
             if not whole or labels.shape != shape[:1]:
                 raise DataError(
                     f"the {split} labels of {self.name!r} are {labels.dtype}{[*labels.shape]}; "
-                    f"expected whole numbers, [{len(images)}]."
+                    f"expected whole numbers, [{shape[0]}]."
                 )
             check_labels(self, split, labels)
 

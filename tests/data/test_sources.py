@@ -190,11 +190,14 @@ IMAGES, LABELS = colours().arrays["train"]
         ({"train": (IMAGES[..., 0], LABELS)}, r"train images.*uint8\[9, 6, 4\]; expected"),
         ({"train": (IMAGES, LABELS[:8])}, r"train labels.*int64\[8\].*\[9\]"),
         ({"train": (IMAGES, LABELS / 2)}, "train labels.*float64.*whole numbers"),
+        ({"arrays": {"test": colours().arrays["test"], "train": ([], LABELS)}}, "train.*list and"),
+        ({"train": (IMAGES, LABELS, LABELS)}, "ndarray and ndarray and ndarray; expected two"),
+        ({"test": (np.zeros((), np.uint8), LABELS)}, r"test images of 'colours' are uint8\[\]"),
         (
             {"test": (IMAGES, LABELS - 1)},
             r"test labels out of range 0\.\.1 in colours \(colours of our own\): -1\.",
         ),
-        ({"test": (IMAGES, LABELS.tolist())}, "ndarray and list; expected NumPy arrays"),
+        ({"test": (IMAGES, LABELS.tolist())}, "ndarray and list; expected two NumPy arrays"),
     ],
 )
 def test_images_of_ones_own_that_cannot_be_used_are_refused(changes, named):
