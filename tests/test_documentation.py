@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -86,3 +87,11 @@ def test_every_public_name_is_used_where_types_are_checked_strictly():
     text = (ROOT / "tests" / "public_types.py").read_text()
     assert [name for name in edl_jax.__all__ if f"edl_jax.{name}" not in text] == []
     assert (Path(edl_jax.__file__).parent / "py.typed").exists()
+
+
+def test_the_table_of_cross_entropy_at_another_rate_is_what_its_script_prints(capsys):
+    folder = ROOT / "results" / "recipes"
+    runpy.run_path(str(folder / "rate.py"))["main"]()
+    rows = capsys.readouterr().out
+    assert rows.count("\n") == 7
+    assert rows in (folder / "README.md").read_text()
