@@ -38,7 +38,7 @@ def updates(optimizer):
     return optimizer.update(GRADIENT, optimizer.init(TREE), TREE)[0]
 
 
-@pytest.mark.parametrize("name", ["sgd", "rmsprop"])
+@pytest.mark.parametrize("name", ["sgd", "rmsprop", "novograd"])
 def test_decay_is_an_l2_penalty_where_the_optimiser_has_none_and_spares_the_loss(name):
     found = updates(make_optimizer(name, {}, 0.5, weight_decay=0.1))
     plain = getattr(optax, name)(0.5)
@@ -110,6 +110,30 @@ def test_parameters_of_a_loss_are_trained_too(small_vit, dataset):
         np.any(a != b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
     )
     assert_close(nnx.state(loss), nnx.state(AdaptiveBarron()), rtol=0)  # given, and left as it was
+
+
+class ShiftedCrossEntropy(nnx.Module):
+    """A loss with a parameter, and with arrays that are none."""
+
+    def __init__(self):
+        self.temperature = nnx.Param(jnp.ones(()))
+        self.prior = nnx.Variable(jnp.full(10, -2.0))
+        self.weights = jnp.linspace(0.5, 1.5, 10)
+        self.order = jnp.arange(10)
+
+    def __call__(self, logits, labels):
+        shifted = (logits * self.temperature[...] + self.prior[...])[..., self.order]
+        return self.weights[labels] * CROSS_ENTROPY(shifted, labels)
+
+
+def test_only_the_params_of_a_loss_are_trained(small_vit, dataset):
+    loss = ShiftedCrossEntropy()
+    functions, key = functions_of(small_vit, dataset, loss), jax.random.key(0)
+    state = functions.advance(functions.init(key), key, 4)
+    (temperature,) = jax.tree.leaves(state.params["loss"])
+    assert temperature != 1
+    nnx.update(loss, state.params["loss"])
+    assert loss.temperature[...] == temperature
 
 
 def test_mixing_gives_soft_labels_that_sum_to_1(small_vit, dataset):

@@ -5,9 +5,9 @@ import functools
 import hashlib
 import inspect
 import re
+import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -73,7 +73,7 @@ def check_loss_name(name: str, *groups: str) -> None:
 
 def resolve_loss(
     name: str,
-    options: Mapping[str, Any] = MappingProxyType({}),
+    options: Mapping[str, Any] = types.MappingProxyType({}),
     *,
     class_counts: Sequence[int] | np.ndarray | None = None,
 ) -> Loss:
@@ -131,32 +131,87 @@ def resolve_loss(
 def describe_loss(loss: Callable[..., Any]) -> str:
     """What tells a loss from another.
 
-    A digest of an evolved loss's or a module's arrays and structure; of a function with options its
-    name and all their values, the defaults included; of any other function its name, and the values
-    that it took from where it was made.
+    A digest of an evolved loss's or a module's arrays and structure; of a function its name and all
+    its options, the defaults included, and the values that it took from where it was made; of any
+    other object its class and attributes; and of what is not of this package a digest of the code.
+    Global variables and other functions that the code refers to are not looked at.
     """
     if isinstance(loss, EvolvedLoss):
         return f"EvolvedLoss {_digest(repr(loss.architecture), loss)}"
     if isinstance(loss, nnx.Module):
         graphdef, state = nnx.split(loss)
-        return f"{type(loss).__qualname__} {_digest(repr(graphdef), state)}"
+        return f"{_class_of(loss)} {_digest(repr(graphdef), state)}"
     if isinstance(loss, functools.partial):
-        options = {
-            key: parameter.default
-            for key, parameter in inspect.signature(loss).parameters.items()
-            if parameter.kind is inspect.Parameter.KEYWORD_ONLY and key not in ("axis", "where")
-        }
-        return describe_loss(loss.func) + _listed(options)
-    cells = getattr(loss, "__closure__", None) or ()
-    names = loss.__code__.co_freevars if cells else ()
-    taken = {name: cell.cell_contents for name, cell in zip(names, cells, strict=True)}
-    return getattr(loss, "__qualname__", type(loss).__qualname__) + _listed(taken)
+        options = {**dict(enumerate(loss.args)), **_defaults(loss)}
+        inner = loss.func
+        return (_named(inner) if _is_plain(inner) else describe_loss(inner)) + _listed(options)
+    return _named(loss) + (_listed(_defaults(loss)) if _is_plain(loss) else "")
+
+
+def _is_plain(loss: Callable[..., Any]) -> bool:
+    return isinstance(loss, types.FunctionType)
+
+
+def _defaults(loss: Callable[..., Any]) -> dict[str, Any]:
+    """The options of a function or a partial, with their values."""
+    return {
+        key: parameter.default
+        for key, parameter in inspect.signature(loss).parameters.items()
+        if parameter.default is not parameter.empty and key not in ("axis", "where")
+    }
+
+
+def _named(loss: Callable[..., Any]) -> str:
+    """A function's name, code and closure; a method's with its object; an object's attributes."""
+    if isinstance(loss, types.FunctionType):
+        values = (cell.cell_contents for cell in loss.__closure__ or ())
+        taken = dict(zip(loss.__code__.co_freevars, values, strict=True))
+        return loss.__qualname__ + _code_of(loss) + _listed(taken)
+    if isinstance(loss, types.MethodType):
+        return describe_loss(loss.__func__) + _listed({"self": loss.__self__})
+    wrapped = getattr(loss, "__wrapped__", None)
+    if wrapped is not None:  # such as of what jax.jit gives
+        return describe_loss(wrapped)
+    if hasattr(loss, "__qualname__"):  # a class, or a function written in C
+        return loss.__qualname__
+    return _class_of(loss) + _listed(getattr(loss, "__dict__", {}))
+
+
+def _class_of(loss: Callable[..., Any]) -> str:
+    call = getattr(type(loss), "__call__", None)  # noqa: B004, as its code is wanted
+    return type(loss).__qualname__ + _code_of(call)
+
+
+def _code_of(function: Any) -> str:
+    """A digest of a function's code, after a space; nothing of one that is of this package."""
+    ours = __name__.partition(".")[0]
+    if not isinstance(function, types.FunctionType) or function.__module__.startswith(f"{ours}."):
+        return ""
+    digest = hashlib.sha256()
+
+    def add(code: types.CodeType) -> None:
+        digest.update(code.co_code + repr(code.co_names).encode())
+        for value in code.co_consts:
+            if isinstance(value, types.CodeType):
+                add(value)
+            else:  # a set's order differs from process to process
+                told = sorted(map(repr, value)) if isinstance(value, frozenset) else value
+                digest.update(repr(told).encode())
+
+    add(function.__code__)
+    return f" {digest.hexdigest()[:16]}"
 
 
 def _listed(values: Mapping[str, Any]) -> str:
     def told(value: Any) -> str:
         if callable(value):
             return describe_loss(value)
+        if isinstance(value, Mapping):
+            return f"{{{', '.join(f'{key!r}: {told(x)}' for key, x in value.items())}}}"
+        if isinstance(value, list | tuple):
+            return f"({', '.join(map(told, value))})"
+        if type(value).__repr__ is object.__repr__:  # which tells where it lies in memory
+            return type(value).__qualname__ + _listed(getattr(value, "__dict__", {}))
         if np.size(value) > _FEW and isinstance(value, jax.Array | np.ndarray):
             return f"array {_digest(f'{value.shape} {value.dtype}', value)}"
         return repr(_plain(value))

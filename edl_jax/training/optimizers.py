@@ -36,9 +36,9 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """An optimiser of optax for parameters `{"model": ..., "loss": ...}`.
 
-    The gradient is clipped first. Where the optimiser has a `weight_decay` of its own (AdamW, Lion,
-    LAMB, ...) that is the decay; otherwise it is an L2 penalty, `weight_decay * parameter` added
-    to the gradient. A loss's own parameters never decay.
+    The gradient is clipped first. Where the optimiser has a `weight_decay` of its own, with a mask
+    (AdamW, Lion, LAMB, ...), that is the decay; otherwise it is an L2 penalty, `weight_decay *
+    parameter` added to the gradient. A loss's own parameters never decay.
 
     Args:
       name: a function of `optax` that takes a `learning_rate`, such as "sgd".
@@ -64,7 +64,7 @@ def make_optimizer(
         raise ConfigError(
             f"optimizer_options has {', '.join(surplus)}; {name} takes {', '.join(allowed)}."
         )
-    own_decay = "weight_decay" in known
+    own_decay = "weight_decay" in known and bool(masks)
     decay = {"weight_decay": weight_decay, **dict.fromkeys(masks, _DECAYED)} if own_decay else {}
     parts = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
     if weight_decay and not own_decay:

@@ -86,7 +86,7 @@ def make_steps(
       config: how to train.
       dataset: shapes, classes and the channels' mean and deviation.
       loss: maps logits and labels to the losses of the examples; where it is an `nnx.Module`, its
-        parameters are trained too.
+        `nnx.Param` are trained too, and whatever else it holds stays as it is.
       schedule: the learning rate.
       steps_per_epoch: after so many steps the sums over an epoch begin anew.
       on_cpu: whether loops are written out, and "auto" precision is float32.
@@ -94,8 +94,10 @@ def make_steps(
     auto = jnp.float32 if on_cpu else jnp.bfloat16
     dtype = auto if config.precision == "auto" else jnp.dtype(config.precision)
     optimizer = config.make_optimizer(schedule)
-    loss_graph, loss_params = (
-        nnx.split(loss) if isinstance(loss, nnx.Module) else (None, nnx.State({}))
+    loss_graph, loss_params, loss_rest = (
+        nnx.split(loss, nnx.Param, ...)
+        if isinstance(loss, nnx.Module)
+        else (None, nnx.State({}), nnx.State({}))
     )
 
     def build(key: jax.Array) -> nnx.Module:
@@ -130,7 +132,7 @@ def make_steps(
     def losses_of(params: Any, logits: jax.Array, targets: jax.Array) -> jax.Array:
         if loss_graph is None:
             return loss(logits, targets)
-        return nnx.merge(loss_graph, params, copy=True)(logits, targets)
+        return nnx.merge(loss_graph, params, loss_rest, copy=True)(logits, targets)
 
     def prepared(key: jax.Array, images: jax.Array, part: Batch) -> Batch:
         """Images and targets of a part of the share as the model and the loss see them."""
