@@ -39,7 +39,9 @@ class PretrainResult:
         `slope_violation`, where these have a weight.
       held_out: by name, one value for each chunk of generations, `[chunks]` float64: `generation`,
         its last, and the metrics of the leader on held-out pairs (NaN where undefined).
-      metrics: of the winner on held-out pairs that nothing was chosen on, by name.
+      metrics: of the winner on held-out pairs that nothing was chosen on, by name: those of
+        `rank_metrics` before its calibration, which changes `violated_margins` alone; those of
+        `gradient_metrics` after it.
     """
 
     loss: EvolvedLoss

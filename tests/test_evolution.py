@@ -12,7 +12,14 @@ from flax import nnx
 from edl_jax import Mixture, PretrainConfig, TrainConfig
 from edl_jax.devices import device_mesh, to_every_device
 from edl_jax.errors import ConfigError, EDLError
-from edl_jax.evolution import SlopeConfig, engine, make_evolution, make_run, run_keys
+from edl_jax.evolution import (
+    SlopeConfig,
+    engine,
+    make_evolution,
+    make_run,
+    restarts,
+    run_keys,
+)
 from edl_jax.evolution.loop import evolve, make_chunk
 from edl_jax.evolution.monitor import make_monitor
 from edl_jax.evolution.scoring import make_score, without_failures
@@ -246,6 +253,37 @@ def test_a_generation_in_which_all_fail_ends_with_an_error(monkeypatch):
     monkeypatch.setattr(engine, "make_score", broken)
     with pytest.raises(EDLError, match="all 16 networks of generation 0 failed"):
         run_evolve(TINY, make_evolution(TINY), jax.random.key(0))
+
+
+def restarts_after(bests, patience=2):
+    """Whether evolution begins anew after each generation, given its best fitness."""
+    state, begin, found = restarts.no_restarts(jnp.zeros(())), True, []
+    for best in bests:
+        state, begin = restarts.update(
+            state, jnp.asarray(best), jnp.zeros(()), jnp.asarray(begin), patience
+        )
+        found.append(bool(begin))
+    assert int(state.count) == sum(found)
+    return found
+
+
+def test_an_attempt_ends_when_its_smoothed_best_has_not_improved_by_1_percent():
+    assert restarts_after([1.0, 1.0, 1.0, 5.0, 5.0, 5.0]) == [False, False, True] * 2
+    # Smoothed, 0.94 is 0.988, an improvement; 0.96 is 0.992, and 0.95 after it 0.9836.
+    assert restarts_after([1.0, 1.0, 0.94, 1.0, 1.0]) == [False, False, False, False, True]
+    assert restarts_after([1.0, 1.0, 0.96]) == [False, False, True]
+    assert restarts_after([1.0, 0.96, 0.95, 0.988]) == [False, False, False, False]
+    assert not any(restarts_after([0.0] * 5))  # there is nothing better
+
+
+def test_leaders_of_the_last_eight_attempts_are_kept():
+    state, begin = restarts.no_restarts(jnp.zeros(2)), True
+    for generation in range(20):  # two generations make an attempt
+        leader = jnp.full(2, generation // 2, jnp.float32)
+        state, begin = restarts.update(state, jnp.ones(()), leader, jnp.asarray(begin), 1)
+        if generation == 1:  # the first attempt's leader has all places
+            assert (state.champions == 0).all()
+    assert state.champions.tolist() == [[x, x] for x in (8, 9, 2, 3, 4, 5, 6, 7)]
 
 
 def test_evolution_begins_anew_where_it_stagnates_and_keeps_the_leaders():

@@ -175,6 +175,9 @@ def test_refuses_bad_arguments():
         sample_pairs(jax.random.key(0), 3, 1)
     with pytest.raises(InputError, match=r"num_pairs is 3\.0; expected a whole number"):
         sample_pairs(jax.random.key(0), 3.0, 3)  # pyright: ignore
+    with pytest.raises(InputError, match=r"num_pairs is True; expected a whole number"):
+        sample_pairs(jax.random.key(0), True, 3)
+    assert sample_pairs(jax.random.key(0), np.int64(3), np.int32(4)).probabilities.shape == (3, 4)
     with pytest.raises(ConfigError, match="uniform is 'a'"):
         Mixture(uniform="a")  # pyright: ignore
     with pytest.raises(ConfigError, match=r"Mixture\.sparse is -1"):

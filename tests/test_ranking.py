@@ -414,6 +414,19 @@ def test_gradient_metrics_of_known_losses():
     assert flat["gradient_ratio/confident_wrong"] < 0.1 < flat["gradient_ratio/confident_correct"]
 
 
+def test_pairs_without_a_cross_entropy_gradient_count_in_no_metric():
+    sample = GradientSample(
+        lowers=jnp.asarray([True, False]),
+        norms=jnp.asarray([1.0, 100.0]),
+        reference_norms=jnp.asarray([0.5, 0.0]),
+        true_probabilities=jnp.asarray([0.95, 1.0]),
+        regimes=jnp.asarray([0, 0]),
+    )
+    found = gradient_metrics(sample)
+    assert found["gradient_ratio"] == found["gradient_ratio/0.9-1.0"] == 2
+    assert found["descent_rate"] == 1
+
+
 def test_logit_gradients_against_formulas():
     pairs = some_pairs(64)
     sample = logit_gradients(mean_absolute_error, pairs, SEVERITIES["surprisal"])

@@ -13,7 +13,7 @@ from edl_jax import STRATEGIES, ChaoticES, ChaoticSNES
 from edl_jax.errors import ConfigError
 from edl_jax.evolution import make_evolution
 from edl_jax.strategy import MUTATIONS, build_strategy
-from edl_jax.strategy.strategies import QUADRATIC, takes_schedule
+from edl_jax.strategy.strategies import QUADRATIC, WITHOUT_STD, takes_schedule
 from tests.test_evolution import TINY
 
 
@@ -47,6 +47,7 @@ def sphere(monkeypatch):
 
 # Their defaults are meant for other scales or populations: 30 generations of 16 show no progress.
 SLOW = {"ARS", "ASEBO", "DiffusionEvolution", "ESMC", "GuidedES", "NoiseReuseES", "Open_ES", "PGPE"}
+KEEPERS = tuple(algorithms[x] for x in ("DifferentialEvolution", "LearnedGA", "MR15_GA", "PSO"))
 SLOW |= {"PersistentES", "RandomSearch", "SV_Open_ES", "iAMaLGaM_Full", "iAMaLGaM_Univariate"}
 
 
@@ -56,8 +57,23 @@ def test_every_strategy_runs_through_the_one_loop(name, sphere):
     assert np.isfinite(best).all()
     assert np.isfinite(state.fitness).all()
     assert name in SLOW or min(best[-3:]) < 0.8 * best[0]
-    for leaf in jax.tree.leaves(evolution.candidates(state)):
+    candidates = evolution.candidates(state)
+    for leaf in jax.tree.leaves(candidates):
         assert np.isfinite(leaf).all()
+    if isinstance(evolution.strategy, KEEPERS):  # the best of all, though it was not asked for last
+        first = sum(float(jnp.sum(x[0] ** 2)) for x in jax.tree.leaves(candidates))
+        assert first == pytest.approx(min(best), rel=1e-5)
+
+
+def test_strategies_without_a_step_size_refuse_one():
+    for name, kind in algorithms.items():
+        config = dataclasses.replace(TINY, strategy=name)
+        _, params = build_strategy(config, jnp.zeros(16))
+        takes_none = not hasattr(params, "std_init") and not takes_schedule(name)
+        assert takes_none == (name in WITHOUT_STD), kind
+        if takes_none:
+            with pytest.raises(ConfigError, match=r"std_init is 0\.5 .*leave it at 0\.1"):
+                dataclasses.replace(config, std_init=0.5)
 
 
 def test_all_that_evosax_ships_can_be_named():

@@ -12,7 +12,7 @@ from edl_jax.pairs import Mixture
 from edl_jax.ranking import MARGINS, SEVERITIES
 from edl_jax.strategy import MUTATIONS, STRATEGIES
 from edl_jax.strategy.chaotic_es import STEP_SIZE_RULES
-from edl_jax.strategy.strategies import SCHEDULES, is_built_in, takes_schedule
+from edl_jax.strategy.strategies import SCHEDULES, WITHOUT_STD, is_built_in, takes_schedule
 from edl_jax.tasks import TaskConfig
 from edl_jax.validation import (
     MAX_SEED,
@@ -129,7 +129,8 @@ class PretrainConfig:
     held_out_pairs: int = 100_000
     """Held-out pairs among which the winner is chosen, and again on which it is measured."""
     networks_at_a_time: int = 16
-    """Networks evaluated together: bounds memory, and 16 fit a CPU's cache."""
+    """Networks evaluated together: bounds memory, and 16 fit a CPU's cache. With more than
+    population_size / devices each device evaluates some in vain."""
     pairs_at_a_time: int = 4096
     """Pairs evaluated together: bounds memory."""
     kernel: Literal["xla", "pallas"] = "xla"
@@ -219,6 +220,11 @@ class PretrainConfig:
                     f"{self.strategy!r}, which does not use it; use {' or '.join(served)}, or "
                     f"leave {field.name} at {field.default!r}."
                 )
+        if self.strategy in WITHOUT_STD and self.std_init != PretrainConfig.std_init:
+            raise ConfigError(
+                f"PretrainConfig.std_init is {self.std_init} with strategy {self.strategy!r}, "
+                f"which has no such step size; leave it at {PretrainConfig.std_init}."
+            )
         if self.step_size not in SCHEDULES[1:] and self.std_final != PretrainConfig.std_final:
             raise ConfigError(
                 f"PretrainConfig.std_final is {self.std_final} with step_size {self.step_size!r}, "

@@ -68,8 +68,9 @@ class Evolution(NamedTuple):
         draws of every term are in it, and it is infinity where it is not finite.
       init: `(key) -> state`; its networks are not scored yet.
       generation: `(key, state) -> (state, log)`; `log` holds scalars.
-      candidates: `(state) -> population`: the best of the last generation, best first, and then
-        the strategy's means and the leaders of earlier attempts, where there are any.
+      candidates: `(state) -> population`: the best of the last generation, or of what the strategy
+        has kept of all, best first; and then the strategy's means and the leaders of earlier
+        attempts, where there are any.
     """
 
     strategy: EvolutionaryAlgorithm
@@ -210,8 +211,11 @@ def make_evolution(config: PretrainConfig, *, shards: int = 1) -> Evolution:
 
     def candidates(state: State) -> nnx.State:
         num_best = max(1, int(config.elite_ratio * config.population_size))
-        best = jnp.argsort(state.fitness)[:num_best]
-        found = [jax.tree.map(lambda x: x[best], state.population)]
+        population, fitness = state.population, state.fitness
+        if search.survivors is not None:
+            population, fitness = search.survivors(state.strategy)
+        best = jnp.argsort(fitness)[:num_best]
+        found = [jax.tree.map(lambda x: x[best], population)]
         if search.means is not None:
             found.append(search.means(state.strategy))
         if state.restarts is not None:

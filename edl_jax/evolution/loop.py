@@ -24,7 +24,7 @@ from edl_jax.runs import RunFolder, as_finite
 from edl_jax.tensorboard import Write, open_events
 
 Row = dict[str, Any]
-HELD_OUT = "held_out.jsonl"
+HELD_OUT_FILE = "held_out.jsonl"
 
 
 class Evolved(NamedTuple):
@@ -149,7 +149,7 @@ def _taken_up(
     first, state = checkpoints.restore_latest(start)
     # What was logged after the checkpoint is run, and logged, again.
     rows = folder.resume_rows(lambda row: row["generation"] < first)
-    held_out = folder.resume_rows(lambda row: row["generation"] < first, HELD_OUT)
+    held_out = folder.resume_rows(lambda row: row["generation"] < first, HELD_OUT_FILE)
     if len(rows) != first:
         raise RunFolderError(
             f"{folder.path} has a checkpoint of generation {first} but metrics of "
@@ -170,7 +170,7 @@ def _save(
     if folder is None or checkpoints is None or write is None:
         return
     folder.append_rows(as_finite(row) for row in rows)
-    folder.append_rows([as_finite(watched)], HELD_OUT)
+    folder.append_rows([as_finite(watched)], HELD_OUT_FILE)
     for row in rows:
         write(row["generation"], row)
     measured = {f"held_out/{x}": value for x, value in watched.items() if x != "generation"}

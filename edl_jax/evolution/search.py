@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from evosax.algorithms import MR15_GA, PSO, DifferentialEvolution, LearnedGA
 from evosax.algorithms.base import EvolutionaryAlgorithm
 from evosax.algorithms.distribution_based.base import DistributionBasedAlgorithm
 from evosax.algorithms.distribution_based.sv.base import SV_ES
@@ -12,17 +13,23 @@ from flax import nnx
 
 StrategyState = Any
 
+# They ask for trials alone, and keep the best networks by themselves.
+_KEEPERS = (DifferentialEvolution, LearnedGA, MR15_GA, PSO)
+
 
 class Search(NamedTuple):
     """A strategy as the generations drive it; every function is pure.
 
     Attributes:
-      begin: `(key) -> (state, population)`: a state to begin from, and fresh networks.
+      begin: `(key) -> (state, population)`: a state to begin from, and fresh networks; zeros where
+        a distribution gives the networks.
       ask: `(key, state, population, begun) -> (population, state)`. Where `begun` is true, nothing
         was told yet, and a population-based strategy has the fresh networks scored first.
       tell: `(key, population, fitness, state, begun) -> state`; `begun` as in `ask`.
       means: `(state) -> population`, the centres of the distribution; None for a population-based
         strategy, which has none.
+      survivors: `(state) -> (population, fitness)`, the networks that the strategy has kept; None
+        where those told last are all that it knows.
       step_size: `(state) -> scalar`, the mean step size; NaN where a strategy has none.
     """
 
@@ -30,6 +37,7 @@ class Search(NamedTuple):
     ask: Callable[..., tuple[nnx.State, StrategyState]]
     tell: Callable[..., StrategyState]
     means: Callable[[StrategyState], nnx.State] | None
+    survivors: Callable[[StrategyState], tuple[nnx.State, jax.Array]] | None
     step_size: Callable[[StrategyState], jax.Array]
 
 
@@ -71,7 +79,14 @@ def _population_based(algorithm: Any, params: Any, fresh: Callable) -> Search:
             lambda: _like(algorithm.tell(key, population, fitness, state, params)[0], state),
         )
 
-    return Search(begin, ask, tell, None, _step_size)
+    def survivors(state: StrategyState) -> tuple[nnx.State, jax.Array]:
+        is_swarm = isinstance(algorithm, PSO)  # whose particles move on from where they did best
+        kept = state.population_best if is_swarm else state.population
+        fitness = state.fitness_best if is_swarm else state.fitness
+        return jax.vmap(algorithm._unravel_solution)(kept), fitness
+
+    keeps = isinstance(algorithm, _KEEPERS)
+    return Search(begin, ask, tell, None, survivors if keeps else None, _step_size)
 
 
 def _distribution_based(algorithm: Any, params: Any, fresh: Callable) -> Search:
@@ -101,7 +116,7 @@ def _distribution_based(algorithm: Any, params: Any, fresh: Callable) -> Search:
     def means(state: StrategyState) -> nnx.State:
         return jax.vmap(algorithm._unravel_solution)(jnp.atleast_2d(state.mean))
 
-    return Search(begin, ask, tell, means, _step_size)
+    return Search(begin, ask, tell, means, None, _step_size)
 
 
 def _step_size(state: StrategyState) -> jax.Array:

@@ -82,7 +82,7 @@ def _slope(
                 slope_violations(lambda x, y: network(jax.nn.log_softmax(x), y), pairs, severity)
                 for pairs in pairs_of_counts
             ]
-            return jnp.mean(jnp.asarray(found) @ weights)
+            return jnp.mean(jnp.sum(jnp.asarray(found) * weights, axis=-1))
 
         return in_blocks(violation, population, config.networks_at_a_time)
 

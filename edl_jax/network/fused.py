@@ -27,7 +27,7 @@ def fused_from_features(
 ) -> jax.Array:
     """What `network.from_features` gives, up to rounding, by one kernel.
 
-    Products are in full float32, where XLA's follow `jax.default_matmul_precision`.
+    Products are in full float32.
 
     Args:
       network: the network; `jax.vmap` over its state evaluates a population.

@@ -75,7 +75,9 @@ class LossNetwork(nnx.Module, abc.ABC):
         for index, (kernel, bias) in enumerate(self.weights()):
             if index:
                 features = activation(features)
-            features = jnp.einsum("fh,f...->h...", kernel, features)
+            # In full float32 on accelerators too, whose default rounds to 8 or 11 bits.
+            highest = jax.lax.Precision.HIGHEST
+            features = jnp.einsum("fh,f...->h...", kernel, features, precision=highest)
             features += bias.reshape((-1,) + (1,) * (features.ndim - 1))
         return jax.nn.softplus(features[0])
 

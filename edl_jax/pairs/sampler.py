@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from edl_jax.errors import InputError
 from edl_jax.pairs.mixture import Mixture
@@ -54,10 +55,10 @@ def sample_pairs(
     ((8, 10), (8,))
     """
     for name, value, low in (("num_pairs", num_pairs, 1), ("num_classes", num_classes, 2)):
-        if not isinstance(value, int) or value < low:
+        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < low:
             raise InputError(f"{name} is {value!r}; expected a whole number, at least {low}.")
     return _sample_pairs(
-        checked_key(key), num_pairs, num_classes, config_or_default(mixture, Mixture)
+        checked_key(key), int(num_pairs), int(num_classes), config_or_default(mixture, Mixture)
     )
 
 

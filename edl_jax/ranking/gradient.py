@@ -41,10 +41,18 @@ def gradient_norms(logit_loss: LogitLoss, pairs: Pairs) -> tuple[jax.Array, jax.
     Returns:
       `[num_pairs]` each.
     """
+    gradient = _logit_gradient(logit_loss, pairs)
+    return jnp.linalg.norm(gradient, axis=-1), _reference_norms(pairs)
+
+
+def _logit_gradient(logit_loss: LogitLoss, pairs: Pairs) -> jax.Array:
     logits = log_probabilities(pairs.probabilities)
-    gradient = jax.grad(lambda x: logit_loss(x, pairs.labels).sum())(logits)
-    reference = pairs.probabilities - jax.nn.one_hot(pairs.labels, logits.shape[-1])
-    return jnp.linalg.norm(gradient, axis=-1), jnp.linalg.norm(reference, axis=-1)
+    return jax.grad(lambda x: logit_loss(x, pairs.labels).sum())(logits)
+
+
+def _reference_norms(pairs: Pairs) -> jax.Array:
+    one_hot = jax.nn.one_hot(pairs.labels, pairs.probabilities.shape[-1])
+    return jnp.linalg.norm(pairs.probabilities - one_hot, axis=-1)
 
 
 def logit_gradients(logit_loss: LogitLoss, pairs: Pairs, severity: Severity) -> GradientSample:
@@ -63,18 +71,18 @@ def logit_gradients(logit_loss: LogitLoss, pairs: Pairs, severity: Severity) -> 
       InputError: if the severity does not give one value for each pair.
     """
     logits = log_probabilities(pairs.probabilities)
-    gradient = jax.grad(lambda x: logit_loss(x, pairs.labels).sum())(logits)
+    gradient = _logit_gradient(logit_loss, pairs)
 
     def severity_of(x: jax.Array) -> jax.Array:
         return apply_severity(severity, jax.nn.log_softmax(x), pairs.labels)
 
     _, change = jax.jvp(severity_of, (logits,), (-gradient,))
-    one_hot = jax.nn.one_hot(pairs.labels, logits.shape[-1])
+    own = jnp.take_along_axis(pairs.probabilities, pairs.labels[:, None], axis=-1)[:, 0]
     return GradientSample(
         lowers=change < 0,
         norms=jnp.linalg.norm(gradient, axis=-1),
-        reference_norms=jnp.linalg.norm(pairs.probabilities - one_hot, axis=-1),
-        true_probabilities=jnp.sum(pairs.probabilities * one_hot, axis=-1),
+        reference_norms=_reference_norms(pairs),
+        true_probabilities=own,
         regimes=pairs.regimes,
     )
 
@@ -100,7 +108,8 @@ def gradient_metrics(sample: GradientSample, *, num_bins: int = 10) -> dict[str,
     bins = np.clip((own * num_bins).astype(int), 0, num_bins - 1)
     digits = max(1, len(f"{1 / num_bins:g}") - len("0."))  # enough to keep the bins' names apart
     ratio_groups = rate_groups | {
-        f"/{index / num_bins:.{digits}f}-{(index + 1) / num_bins:.{digits}f}": bins == index
+        f"/{index / num_bins:.{digits}f}-{(index + 1) / num_bins:.{digits}f}": counts
+        & (bins == index)
         for index in range(num_bins)
     }
     metrics = {

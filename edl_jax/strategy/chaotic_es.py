@@ -197,7 +197,8 @@ class ChaoticES(PopulationBasedAlgorithm):
         state: State,
         params: Params,
     ) -> State:
-        # A solution whose evaluation failed ranks last, and a failed child is no success.
+        # A solution whose evaluation failed ranks last, and a failed child is no success. (In a run
+        # of `pretrain` it has the worst fitness of its generation instead: see `without_failures`.)
         fitness = jnp.where(jnp.isfinite(fitness), fitness, jnp.inf)
         std = state.std
         if callable(self.step_size):

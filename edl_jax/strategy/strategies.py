@@ -19,6 +19,13 @@ from edl_jax.strategy.chaotic_snes import ChaoticSNES
 # The state, or the work, of these grows with the square of the number of parameters.
 QUADRATIC = ("ASEBO", "CMA_ES", "DiffusionEvolution", "MA_ES", "SV_CMA_ES", "iAMaLGaM_Full", "xNES")
 MAX_DIMS_OF_QUADRATIC = 2048  # a matrix of 16 MiB, and seconds for its decomposition
+WITHOUT_STD = (
+    "DifferentialEvolution",
+    "DiffusionEvolution",
+    "GradientlessDescent",
+    "PSO",
+    "RandomSearch",
+)
 SCHEDULES = ("constant", "cosine", "exponential")
 
 
