@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from edl_jax.errors import ConfigError, EDLError, LossFileError
 from edl_jax.runs import read_json
 from edl_jax.training import Augmentation, evaluation, make_trainer, models, programs, training
 from edl_jax.training.augmentation import normalize
+from edl_jax.training.datasets import load_dataset
 from edl_jax.training.loop import run_training
 from edl_jax.training.losses import resolve_loss
 from edl_jax.training.metrics import Metrics
@@ -71,9 +73,11 @@ def test_learns_digits_with_either_loss():
         assert "handwritten digits" in result.source
 
 
-def test_a_step_is_sgd_with_nesterov_momentum_weight_decay_and_the_schedule(dataset):
+def test_a_step_is_sgd_with_clipping_nesterov_momentum_weight_decay_and_the_schedule(dataset):
     """Against a plain loop with the same model, written without the package's step."""
-    config = dataclasses.replace(DIGITS, epochs=1, warmup_epochs=0.5, augmentation=PLAIN)
+    config = dataclasses.replace(
+        DIGITS, epochs=1, warmup_epochs=0.5, augmentation=PLAIN, weight_decay=0.05, clip_norm=1.0
+    )
     functions = functions_of(config, dataset)
     state = functions.init(jax.random.key(0))
     model = create_model("tiny", in_channels=1, rngs=nnx.Rngs(jax.random.key(0)))
@@ -94,7 +98,9 @@ def test_a_step_is_sgd_with_nesterov_momentum_weight_decay_and_the_schedule(data
             return losses.mean(), nnx.state(model, nnx.BatchStat)
 
         gradient, statistics_after = jax.grad(objective, has_aux=True)(params)
-        gradient = jax.tree.map(lambda g, p: g + 5e-4 * p, gradient, params)
+        norm = sum(jnp.sum(g**2) for g in jax.tree.leaves(gradient)) ** 0.5
+        gradient = jax.tree.map(lambda g: g / jnp.maximum(norm, 1.0), gradient)
+        gradient = jax.tree.map(lambda g, p: g + 0.05 * p, gradient, params)
         velocity = jax.tree.map(lambda v, g: 0.9 * v + g, velocity, gradient)
         params = jax.tree.map(lambda p, v, g: p - rate * (g + 0.9 * v), params, velocity, gradient)
         return params, statistics_after, velocity
@@ -250,6 +256,29 @@ def test_losses_by_name(tmp_path):
     np.testing.assert_allclose(resolve_loss("cross_entropy")(logits, labels), 1.3132617, rtol=1e-6)
     with pytest.raises(LossFileError, match="there is no loss file"):
         resolve_loss("none.safetensors")
+
+
+def test_every_setting_of_the_data_reaches_it(monkeypatch):
+    changes = {
+        "data_dir": "there",
+        "train_examples": 300,
+        "val_examples": 31,
+        "test_examples": 17,
+        "split_seed": 5,
+        "image_size": 12,
+        "label_noise": "symmetric",
+        "noise_rate": 0.25,
+        "imbalance": "step",
+        "imbalance_factor": 3.0,
+        "corruption_seed": 7,
+        "stream": False,
+    }
+    options = inspect.signature(load_dataset).parameters.values()
+    assert set(changes) == {x.name for x in options if x.kind is x.KEYWORD_ONLY}
+    given = []
+    monkeypatch.setattr(training, "load_dataset", lambda name, **options: given.append(options))
+    load_config_dataset(dataclasses.replace(DIGITS, **changes))
+    assert given[-1] == changes
 
 
 @pytest.mark.parametrize(

@@ -129,18 +129,9 @@ class TrainConfig:
                 f"TrainConfig.loss is {self.loss!r}, whose margins are of angles; expected a "
                 "head_scale with it, such as 30."
             )
-        self.corruption()
+        check_whole(self, "corruption_seed", 0, MAX_SEED)
+        Corruption(self.label_noise, self.noise_rate, self.imbalance, self.imbalance_factor)
         self.make_optimizer(self.learning_rate)
-
-    def corruption(self) -> Corruption:
-        """What is done to the training images and labels."""
-        return Corruption(
-            self.label_noise,
-            self.noise_rate,
-            self.imbalance,
-            self.imbalance_factor,
-            self.corruption_seed,
-        )
 
     def make_optimizer(self, learning_rate: Any) -> Any:
         """The optimiser that the configuration names, with a learning rate or a schedule."""

@@ -278,7 +278,10 @@ def _noisy(labels: np.ndarray, source: ImageSource, corruption: Corruption) -> n
 
 
 def _statistics(images: Images) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each channel, exact up to the rounding to float32."""
+    """Mean and standard deviation of each channel, exact up to the rounding to float32.
+
+    The deviation of a channel that is the same everywhere is told as 1, so that one can divide.
+    """
     count = min(len(images), _STATISTICS_IMAGES)
     channels = images.shape[-1]
     total, squares = np.zeros((2, channels), np.int64)
@@ -291,5 +294,6 @@ def _statistics(images: Images) -> tuple[np.ndarray, np.ndarray]:
         squares += sums.reshape(-1, channels).sum(axis=0, dtype=np.int64)
     pixels = count * images.shape[1] * images.shape[2]
     mean = total / pixels
-    std = np.sqrt(squares / pixels - mean**2)
+    variance = squares / pixels - mean**2  # exactly 0 where all pixels are alike
+    std = np.sqrt(np.where(variance > 0, variance, 255.0**2))
     return (mean / 255).astype(np.float32), (std / 255).astype(np.float32)

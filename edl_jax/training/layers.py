@@ -104,7 +104,8 @@ class NormalizedHead(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps features `[batch, features]` to logits `[batch, num_classes]`, float32."""
         directions = _normalize(x.astype(jnp.float32), axis=1)
-        return self.scale * (directions @ _normalize(self.kernel[...], axis=0))
+        kernel = _normalize(self.kernel[...], axis=0)
+        return self.scale * jnp.matmul(directions, kernel, precision=jax.lax.Precision.HIGHEST)
 
 
 def classifier_head(

@@ -12,7 +12,7 @@ from edl_jax.training.array_cache import user_cache
 from edl_jax.training.download import prepare
 from edl_jax.training.optional import UnavailableError, require
 from edl_jax.training.sources import DATASETS
-from edl_jax.training.tfds_source import DAMAGED, TfdsSource, title_of
+from edl_jax.training.tfds_source import TfdsSource, advice, title_of
 
 
 def open_tfds(name: str, data_dir: str | None, image_size: int | None) -> TfdsSource:
@@ -53,7 +53,7 @@ def open_tfds(name: str, data_dir: str | None, image_size: int | None) -> TfdsSo
     except NotImplementedError as error:
         raise UnavailableError(f"{title} in {where} is not in ArrayRecord format") from error
     except Exception as error:  # the parsers under TFDS raise exceptions of their own
-        raise DataError(f"cannot open {title} in {where}: {error}. {DAMAGED}") from error
+        raise DataError(f"cannot open {title} in {where}: {error}. {advice(error)}") from error
 
 
 def _prepared_builder(tfds: Any, name: str, data_dir: str | None) -> Any:

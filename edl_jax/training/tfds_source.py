@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -172,7 +173,17 @@ class TfdsSource:
             yield
         except Exception as error:  # ArrayRecord raises RuntimeError, Pillow OSError, others too
             where = f"the {self.splits[split]} split of {title_of(self.name)} in {self.folder}"
-            raise DataError(f"cannot read {where}: {error}. {DAMAGED}") from error
+            raise DataError(f"cannot read {where}: {error}. {advice(error)}") from error
+
+
+def advice(error: Exception) -> str:
+    """What to do about data that cannot be read: what the machine refuses now may be sound."""
+    refusal = (
+        error.errno if isinstance(error, OSError) else None
+    )  # Pillow's OSErrors have no number
+    if isinstance(error, MemoryError) or refusal not in (None, errno.ENOENT):
+        return "The files were left as they are: give the same command again when they can be read."
+    return DAMAGED
 
 
 def title_of(name: str) -> str:

@@ -1,14 +1,16 @@
 import dataclasses
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from edl_jax.errors import ConfigError, DataError
 from edl_jax.training import datasets
+from edl_jax.training.augmentation import normalize
 from edl_jax.training.datasets import load_dataset
 from edl_jax.training.sources import DATASETS, ArraySource
-from edl_jax.training.tfds_source import TfdsSource
+from edl_jax.training.tfds_source import TfdsSource, advice
 from tests.data.conftest import same_images
 
 
@@ -211,3 +213,27 @@ def test_what_makes_no_images_is_refused(registered):
     DATASETS.register("nothing")(lambda: None)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="'nothing' is made as None; expected an ArraySource"):
         load_dataset("nothing")
+
+
+def test_a_channel_that_is_the_same_everywhere_is_no_division_by_zero(registered):
+    images = np.arange(9, dtype=np.uint8)[:, None, None, None] * np.ones((1, 6, 4, 3), np.uint8)
+    images[..., 1] = 201
+    arrays = {part: (images, np.arange(9) % 2) for part in ("train", "test")}
+    DATASETS.register("two_channels")(lambda: colours(name="two_channels", arrays=arrays))
+    data = load_dataset("two_channels")
+    np.testing.assert_allclose(data.mean[1], 201 / 255, rtol=1e-6)
+    assert data.std[1] == 1
+    assert 0 < data.std[0] == data.std[2] < 1
+    normal = normalize(jnp.asarray(data.train_images), data.mean, data.std)
+    np.testing.assert_allclose(normal[..., 1], 0, atol=1e-6)
+
+
+def test_only_damage_is_a_reason_to_delete_data():
+    for error in (
+        OSError("image file is truncated"),
+        FileNotFoundError(2, "gone"),
+        ValueError("?"),
+    ):
+        assert "delete the folder" in advice(error)
+    for error in (PermissionError(13, "denied"), OSError(24, "too many files"), MemoryError()):
+        assert "left as they are" in advice(error)
