@@ -140,6 +140,17 @@ def random_layers(work: Work, seed: int = 0) -> Layers:
     ]
 
 
+def unflattened(population: Any, sizes: tuple[int, ...]) -> list[tuple[Any, Any]]:
+    """Layers of networks `[population, num_parameters]`, of NumPy or PyTorch."""
+    layers, begin = [], 0
+    for fan_in, fan_out in itertools.pairwise(sizes):
+        middle = begin + fan_in * fan_out
+        kernel = population[:, begin:middle].reshape(-1, fan_in, fan_out)
+        layers.append((kernel, population[:, middle : middle + fan_out]))
+        begin = middle + fan_out
+    return layers
+
+
 def parser(
     name: str, description: str | None, *, activation: bool = True
 ) -> argparse.ArgumentParser:
@@ -170,6 +181,10 @@ def open_folder(name: str, arguments: argparse.Namespace, config: dict[str, Any]
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     path = arguments.out or Path("runs") / (name + ("-quick" if arguments.quick else ""))
     if arguments.fresh and (path / "config.json").exists():
+        if read_json(path / "config.json").get("benchmark") != name:
+            stop(
+                f"{path} is the folder of another run; expected one of this benchmark for --fresh."
+            )
         shutil.rmtree(path)
     device = jax.devices()[0]
     config = {
@@ -215,7 +230,10 @@ def caption(folder: RunFolder) -> str:
 def _has_changes() -> bool:
     """Whether the package differs from its last commit."""
     command = ["git", "-C", str(Path(__file__).parents[1]), "status", "--porcelain", "edl_jax"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:  # no git here
+        return False
     return bool(found.stdout.strip())
 
 

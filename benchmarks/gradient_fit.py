@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from benchmarks.common import caption, open_folder, parser
+from benchmarks.common import caption, open_folder, parser, stop
 from benchmarks.report import table, write_report
 from edl_jax.evolution import PretrainConfig, make_evolution
 from edl_jax.ranking import MARGINS, margin_violation
@@ -76,10 +76,14 @@ def fit(config: PretrainConfig, runs: SeedRuns, keys: jax.Array, steps: int) -> 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Evolve and fit in every setting, and write the table."""
-    arguments = parser(NAME, __doc__).parse_args(None if argv is None else list(argv))
+    arguments = parser(NAME, __doc__, activation=False).parse_args(
+        None if argv is None else list(argv)
+    )
     base, changes, steps = BASE, CHANGES, _STEPS
     if arguments.quick:
         base, changes, steps = dataclasses.replace(BASE, generations=5), CHANGES[:2], 10
+    if arguments.repeats == 1:
+        stop("--repeats is 1; expected at least 2 seeds, or there is no deviation to tell.")
     seeds = list(range(arguments.repeats or (2 if arguments.quick else 5)))
     folder = open_folder(NAME, arguments, {"base": as_json(base), "steps": steps, "seeds": seeds})
     rows = folder.resume_rows()

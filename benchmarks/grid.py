@@ -96,7 +96,7 @@ def run_grid(
     """
     config = {
         key: getattr(arguments, key)
-        for key in ("quick", "activation", "repeats", "cell_seconds", "peer_memory")
+        for key in ("quick", "activation", "repeats", "cell_seconds", "peer_memory", "only")
     }
     folder = open_folder(name, arguments, config)
     contestants = available((ours.EDL_JAX, *PEERS), arguments.only)

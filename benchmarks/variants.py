@@ -13,8 +13,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from benchmarks.cores import num_cores
+
 if __name__ == "__main__":  # before JAX starts
-    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count() or 1))
+    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(num_cores()))
 
 import jax
 import jax.numpy as jnp

@@ -166,8 +166,7 @@ class Checkpoints:
         aside = self._path.parent / f"damaged-checkpoint-{step}-{number}"
         (self._path / str(step)).rename(aside)
         _LOGGER.warning(
-            "The checkpoint of step %d in %s is damaged (%s). It was moved to %s, and the one "
-            "before it is used.",
+            "The checkpoint of step %d in %s is damaged (%s). It was moved to %s, and is not used.",
             step,
             self._path,
             str(error).splitlines()[0] if str(error) else type(error).__name__,

@@ -123,7 +123,8 @@ def load_config(path: Path, config_type: type[Config]) -> Config:
     """
     if not path.is_file():
         raise ConfigError(f"there is no config file at {path}; see configs/ for examples.")
-    spec = importlib.util.spec_from_file_location("edl_config", path)
+    absolute = path.absolute()  # as it is called in a traceback
+    spec = importlib.util.spec_from_file_location("edl_config", absolute)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{path} is no Python file; expected one with a get_config().")
     module = importlib.util.module_from_spec(spec)
@@ -132,8 +133,8 @@ def load_config(path: Path, config_type: type[Config]) -> Config:
         config = module.get_config() if hasattr(module, "get_config") else None
     except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
-        if isinstance(error, SyntaxError) and error.filename == str(path):
+        lines = [frame.lineno for frame in frames if frame.filename == str(absolute)]
+        if isinstance(error, SyntaxError) and error.filename == str(absolute):
             lines = [error.lineno]
         kind = "" if isinstance(error, EDLError) else f"{type(error).__name__}: "
         raise ConfigError(

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import datetime
 import hashlib
 import json
 import math
@@ -9,7 +10,6 @@ import os
 import platform
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -47,7 +47,8 @@ def commit() -> str | None:
 
 def default_run_dir(command: str) -> Path:
     """`runs/COMMAND-DATE-TIME`, under the working directory."""
-    return Path("runs") / f"{command}-{time.strftime('%Y%m%d-%H%M%S')}"
+    # To the microsecond: a script may begin several runs at once.
+    return Path("runs") / f"{command}-{datetime.datetime.now():%Y%m%d-%H%M%S-%f}"
 
 
 def keep_compiled(parent: Path) -> None:
@@ -122,14 +123,27 @@ class RunFolder:
             os.fsync(file.fileno())  # what a checkpoint counts on must outlive the machine
 
     def read_rows(self, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
-        """The rows written so far; a last line cut short by a kill is dropped."""
+        """The rows written so far; a last line cut short by a kill is dropped.
+
+        Raises:
+          RunFolderError: if another line is no JSON object, or the file cannot be read.
+        """
         path = self.path / name
+        lines = _bytes(path).splitlines() if path.exists() else []
         rows = []
-        for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+        for number, line in enumerate(lines, start=1):
             try:
-                rows.append(json.loads(line))
-            except ValueError:
-                break
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise ValueError(f"it holds {row!r}")
+            except ValueError as error:
+                if number == len(lines):
+                    break
+                raise RunFolderError(
+                    f"line {number} of {len(lines)} of {path} is damaged ({error}). The file was "
+                    "left as it is: remove that line to go on without it."
+                ) from error
+            rows.append(row)
         return rows
 
     def resume_rows(
@@ -156,7 +170,7 @@ def writing(name: str, folder: Path) -> Iterator[None]:
     except OSError as error:
         raise RunFolderError(
             f"{name} could not be written in {folder} ({error}). What was saved before is as it "
-            "was: make room, and give the same command again to go on."
+            "was: once there is room and leave to write, give the same command again to go on."
         ) from error
 
 
@@ -164,12 +178,12 @@ def read_json(path: Path) -> Any:
     """The JSON value in a file of a run folder.
 
     Raises:
-      RunFolderError: if the file is missing or no JSON.
+      RunFolderError: if the file cannot be read, or is no JSON.
     """
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"{path} cannot be read ({error}); remove the run folder.") from error
+        return json.loads(_bytes(path))
+    except ValueError as error:
+        raise RunFolderError(f"{path} is damaged ({error}); remove the run folder.") from error
 
 
 def as_json(config: Any) -> dict[str, Any]:
@@ -183,6 +197,13 @@ def as_finite(row: Mapping[str, Any]) -> dict[str, Any]:
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in row.items()
     }
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RunFolderError(f"{path} cannot be read ({error}); it was left as it is.") from error
 
 
 def _difference(old: Any, new: Any, name: str = "") -> str:

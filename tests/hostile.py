@@ -383,11 +383,11 @@ def config_files(draw: st.DrawFn) -> Attempt:
     command = draw(st.sampled_from(list(_COMMANDS)))
     content = draw(st.one_of(st.sampled_from(_FILES), st.binary(max_size=40)))
 
-    def call(_: Path) -> None:
+    def call(folder: Path) -> None:
         with tempfile.TemporaryDirectory() as own:
             path = Path(own) / "config.py"
             path.write_bytes(content)
-            run_command([command, "--config", str(path), "--run-dir", str(Path(own) / "run")])
+            run_command([command, "--config", str(path), "--run-dir", str(folder / "run")])
 
     return Attempt("config file", f"edl {command} --config with {content[:60]!r}", call)
 

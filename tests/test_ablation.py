@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from edl_jax import Mixture, pretrain
+from edl_jax import Mixture, load_pretrained, pretrain
 from edl_jax.errors import ConfigError, DivergedError, RunFolderError
 from edl_jax.network import Architecture
 from edl_jax.runs import RunFolder
@@ -165,6 +165,26 @@ def test_losses_to_train_with_come_from_an_evolution_each(run):
     found = [(x.severity, x.seed, x.generation) for x in downstream.sources(mixed)]
     assert found[1:4] == [("surprisal", 1, 2), ("brier", 2, 0), ("brier", 3, 2)]
     assert found[4] == ("surprisal", 4, 0)
+
+
+def test_a_severity_whose_losses_are_all_there_is_not_evolved_again(tmp_path, monkeypatch):
+    config = dataclasses.replace(SMALL, severities=("surprisal", "brier"), downstream_losses=6)
+    evolved = []
+
+    def evolve(config, wanted):
+        evolved.append(wanted[0].severity)
+        yield from ((source, load_pretrained()) for source in wanted)
+
+    monkeypatch.setattr(downstream, "_evolved", evolve)
+    folder = RunFolder(tmp_path, {})
+    found = dict(downstream._losses(config, folder))
+    assert sorted(found) == sorted(downstream.sources(config))
+    assert evolved == ["surprisal", "brier"]
+    for missing, again in (("brier", ["brier"]), ("surprisal", ["surprisal"])):
+        evolved.clear()
+        next((tmp_path / "losses").glob(f"{missing}-*")).unlink()
+        assert len(dict(downstream._losses(config, folder))) == 6
+        assert evolved == again
 
 
 def test_a_training_that_diverges_counts_as_guessing(run, tmp_path, monkeypatch):

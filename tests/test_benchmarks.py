@@ -9,13 +9,14 @@ import pytest
 
 from benchmarks import generations, gradient_fit, ours, population_throughput, scaling, variants
 from benchmarks.common import Work, parser, random_layers
-from benchmarks.grid import batch_of
+from benchmarks.grid import arguments_of, batch_of, run_grid
 from benchmarks.peers import PEERS, evosax_loop, numpy_loop, torch_loops
 from benchmarks.timing import Limits, Subject, measure
 from edl_jax.evolution.engine import make_evolution
 from edl_jax.network import ACTIVATIONS
 from edl_jax.pairs import log_probabilities
 from edl_jax.ranking import SEVERITIES
+from edl_jax.runs import RunFolder
 from edl_jax.studies.ablation.seeds import keys_of, make_seed_runs
 
 WORK = Work(population_size=32, num_pairs=64)
@@ -177,10 +178,11 @@ def test_quick_mode_writes_table_and_plot_and_resumes(benchmark, tmp_path, capsy
     benchmark.main(arguments)
     name = benchmark.__name__.split(".")[-1]
     table = (tmp_path / f"{name}.md").read_text()
-    assert "edl_jax" in table
     assert "|---" in table
     assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
-    assert json.loads((tmp_path / f"{name}.json").read_text())["rows"]
+    rows = json.loads((tmp_path / f"{name}.json").read_text())["rows"]
+    assert rows
+    assert {row.get("status", "ok") for row in rows} == {"ok"}
     cells = (tmp_path / "metrics.jsonl").read_text()
     assert all(json.loads(line) for line in cells.splitlines())
     capsys.readouterr()
@@ -212,6 +214,8 @@ def test_variants_write_their_table(tmp_path, capsys):
     arguments = ["--quick", "--out", str(tmp_path), "--activation", "relu"]
     variants.main(arguments)
     assert "| 16 networks at a time, silu |" in (tmp_path / "variants.md").read_text()
+    rows = json.loads((tmp_path / "variants.json").read_text())["rows"]
+    assert {row["status"] for row in rows} == {"ok"}
     capsys.readouterr()
     variants.main(arguments)
     assert "finished before" in capsys.readouterr().out
@@ -232,3 +236,23 @@ def test_the_parser_knows_the_shared_arguments():
     assert found.quick
     assert found.out == Path("here")
     assert found.activation == "silu"
+
+
+def test_fresh_deletes_nothing_of_another_run(tmp_path, capsys):
+    RunFolder(tmp_path, {"train": {}})
+    with pytest.raises(SystemExit):
+        generations.main(["--quick", "--fresh", "--out", str(tmp_path)])
+    assert "is the folder of another run" in capsys.readouterr().out
+    assert (tmp_path / "config.json").exists()
+
+
+def test_contestants_measured_alone_have_a_folder_of_their_own(tmp_path, capsys):
+    def run(*names):
+        flags = ["--quick", "--out", str(tmp_path), "--only", *names]
+        run_grid("toy", arguments_of("toy", None, flags), [], lambda *_: None)
+
+    run("edl_jax", "NumPy")
+    run("edl_jax", "NumPy")
+    with pytest.raises(SystemExit):
+        run("NumPy")
+    assert "only is ['edl_jax', 'NumPy'] there and ['NumPy'] here" in capsys.readouterr().out

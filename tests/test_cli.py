@@ -6,11 +6,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from edl_jax import Mixture, PretrainConfig, TrainConfig, cli
-from edl_jax.errors import ConfigError
+from edl_jax.__main__ import main
+from edl_jax.errors import ConfigError, RunFolderError
 from edl_jax.studies import (
     AblateConfig,
     CompareConfig,
@@ -90,11 +92,13 @@ def test_train_and_compare_on_digits(tmp_path, capsys):
         ("import sys\nsys.exit(3)", r"\(line 2\): SystemExit: 3"),
     ],
 )
-def test_a_config_file_that_fails_is_named_with_the_line(text, message, tmp_path):
+def test_a_config_file_that_fails_is_named_with_the_line(text, message, tmp_path, monkeypatch):
     path = tmp_path / "config.py"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=message):
-        cli.load_config(path, TrainConfig)
+    monkeypatch.chdir(tmp_path)
+    for given in (path, Path("config.py")):
+        with pytest.raises(ConfigError, match=message):
+            cli.load_config(given, TrainConfig)
 
 
 def test_quiet_prints_nothing_but_errors_and_a_folder_that_was_not_given(
@@ -115,6 +119,62 @@ def test_quiet_prints_nothing_but_errors_and_a_folder_that_was_not_given(
         assert err == ""
     assert cli.main(["inspect", "none.safetensors", "--quiet"]) == 2
     assert "there is no loss file at" in capfd.readouterr().err
+
+
+def test_studies_print_what_they_found(tmp_path, capfd, monkeypatch):
+    table = Table("t", "Numbers", [{"n": 1}], [Column("n", lambda row: str(row["n"]))])
+    results = StudyResults("toy", "A study", "It was found.", ["No data."], [table], [])
+    metrics = {"pairwise_accuracy": 0.98765, "pairwise_accuracy/uniform": 1.0, "2 classes: x": 2.0}
+    evolved = SimpleNamespace(metrics=metrics)
+    compared = SimpleNamespace(results=results, source="digits of ours")
+    given = []
+
+    def give(found):
+        return lambda config, *args, **kwargs: given.append((config, args, kwargs)) or found
+
+    monkeypatch.setattr(cli, "demo", give((evolved, compared)))
+    monkeypatch.setattr(cli, "ablate", give(SimpleNamespace(results=results)))
+    monkeypatch.setattr(cli, "transfer", give(results))
+    for command, kind in (
+        ("demo", DemoConfig),
+        ("ablate", AblateConfig),
+        ("transfer", TransferConfig),
+    ):
+        run_dir = tmp_path / command
+        assert cli.main([command, "--run-dir", str(run_dir)]) == 0
+        out, err = capfd.readouterr()
+        assert "It was found." in out
+        assert err == ""
+        config, args, kwargs = given.pop()
+        assert config == kind()
+        assert run_dir in (*args, *kwargs.values())
+        assert str(run_dir) in out
+        if command == "demo":
+            assert "pairwise_accuracy                      0.9877\n" in out
+            assert "On real images (digits of ours)" in out
+            assert "uniform" not in out
+            assert "2 classes" not in out
+
+
+def test_an_error_of_a_run_says_how_to_go_on_in_its_folder(tmp_path, capsys, monkeypatch):
+    def fail(*_, **__):
+        raise RunFolderError("no room.")
+
+    monkeypatch.setattr(cli, "transfer", fail)
+    assert cli.main(["transfer"]) == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(
+        r"edl transfer: no room\. Add --run-dir runs/transfer-[\d-]+ to the command\.\n", error
+    )
+    assert cli.main(["transfer", "--run-dir", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "edl transfer: no room.\n"
+
+
+def test_studies_run_in_one_process(capsys):
+    flags = ["coordinator", "127.0.0.1:9", "num-processes", "2", "process-id", "0"]
+    flags = [f"--processes.{x}" if i % 2 == 0 else x for i, x in enumerate(flags)]
+    assert main(["compare", *flags]) == 2
+    assert "edl compare runs in one process; pretrain and train take" in capsys.readouterr().err
 
 
 def documented_fields(kind: type) -> dict[str, str]:

@@ -1,15 +1,20 @@
 """A loss taken out of the package is the same loss."""
 
 import importlib.util
+import json
 import sys
+from pathlib import Path
+from unittest.mock import MagicMock
 
 import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 from edl_jax import cli, load_pretrained
+from edl_jax.frozen import export
 from edl_jax.frozen.export import PLATFORMS, export_loss, to_stablehlo
 from tests.test_evolved_loss import LABELS, LOSSES, logits_of
 
@@ -101,19 +106,105 @@ def test_pytorch_module_keeps_shape_dtype_and_parameters(exported):
         twin(x, torch.zeros(3, dtype=torch.int64))
 
 
-def test_pytorch_module_refuses_other_files(exported, tmp_path):
-    pytest.importorskip("torch")
+@pytest.fixture
+def read_in_torch(monkeypatch):
+    """How the PyTorch module reads a file, up to where it needs PyTorch itself."""
+    if importlib.util.find_spec("torch") is None:
+        for name in ("torch", "torch.nn"):
+            monkeypatch.setitem(sys.modules, name, MagicMock())
+    spec = importlib.util.spec_from_file_location(
+        "evolved_loss", Path(export.__file__).with_name("torch_loss.py")
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module._contents
+
+
+def test_pytorch_module_reads_the_arrays_of_the_file(exported, read_in_torch):
+    loss, folder = exported
+    architecture, arrays = read_in_torch(folder / "loss.safetensors")
+    assert architecture["num_classes"] == loss.architecture.num_classes
+    with safe_open(folder / "loss.safetensors", framework="numpy") as file:
+        assert sorted(arrays) == sorted(file.keys())
+        for name, (shape, content) in arrays.items():
+            expected = file.get_tensor(name)
+            assert shape == expected.shape
+            assert content == expected.tobytes()
+
+
+def rewritten(content, change):
+    """A loss file with another header."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    change(header)
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]
+
+
+def no_architecture(header):
+    del header["__metadata__"]["architecture"]
+
+
+def another_dtype(header):
+    header["scale"]["dtype"] = "I32"
+
+
+def another_place(header):
+    header["scale"]["data_offsets"] = [-4, 0]
+
+
+def another_architecture(header, **fields):
+    architecture = json.loads(header["__metadata__"]["architecture"])
+    header["__metadata__"]["architecture"] = json.dumps({**architecture, **fields})
+
+
+def wider(header):
+    another_architecture(header, hidden=[10**9, 10**9])
+
+
+def another_activation(header):
+    another_architecture(header, activation="none")
+
+
+def test_pytorch_module_refuses_other_files(exported, tmp_path, read_in_torch):
     _, folder = exported
     content = (folder / "loss.safetensors").read_bytes()
-    for bad in (
-        b"",
-        content[:20],
-        b"\xff" * 64,
-        content.replace(b"EvolvedLoss/1", b"EvolvedLoss/9"),
-    ):
-        (tmp_path / "evolved_loss.py").write_bytes((folder / "evolved_loss.py").read_bytes())
-        (tmp_path / "loss.safetensors").write_bytes(bad)
-        with pytest.raises(ValueError, match=r"loss file|format"):
+    flipped = bytearray(content)
+    flipped[-2] ^= 1
+    changes = (no_architecture, another_dtype, another_place, wider, another_activation)
+    bad = {
+        "empty": b"",
+        "short": content[:20],
+        "no header": b"\xff" * 64,
+        "a list": (2).to_bytes(8, "little") + b"[]",
+        "another format": content.replace(b"EvolvedLoss/1", b"EvolvedLoss/9"),
+        "cut by a number": content[:-4],
+        "too long": content + bytes(4),
+        "a bit flipped": bytes(flipped),
+        **{change.__name__: rewritten(content, change) for change in changes},
+    }
+    path = tmp_path / "loss.safetensors"
+    for name, other in bad.items():
+        path.write_bytes(other)
+        with pytest.raises(ValueError, match="is no loss file: ") as refusal:
+            read_in_torch(path)
+        assert "Error(" in str(refusal.value), name
+    path.unlink()
+    with pytest.raises(ValueError, match="there is no loss file at "):
+        read_in_torch(path)
+    with pytest.raises(ValueError, match="there is no loss file at "):
+        read_in_torch(Path("/dev/zero"))
+    path.write_bytes(rewritten(content, lambda header: None))
+    read_in_torch(path)
+
+
+def test_pytorch_module_refuses_what_is_no_number(exported, tmp_path):
+    pytest.importorskip("torch")
+    loss, folder = exported
+    (tmp_path / "evolved_loss.py").write_bytes((folder / "evolved_loss.py").read_bytes())
+    for scale in (0.0, jnp.nan):
+        loss.replace(scale=jnp.asarray(scale)).save(tmp_path / "loss.safetensors")
+        with pytest.raises(ValueError, match="not all its numbers are finite, or its scale is 0"):
             torch_loss(tmp_path)
 
 

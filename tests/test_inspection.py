@@ -154,6 +154,21 @@ def test_a_network_for_three_classes_from_its_file_to_its_card(tmp_path, capsys,
         assert len((run / f"{name}.png").read_bytes()) > 20_000
 
 
+def test_a_file_called_as_a_reference_is_is_told_from_it(tmp_path, monkeypatch):
+    for name, value in (("CLASS_COUNTS", (2,)), ("_MAP_CLASSES", 2), ("_REFERENCES", ("focal",))):
+        monkeypatch.setattr(inspection, name, value)  # less to compile
+    for name in ("plot_curves", "plot_rival_maps", "plot_simplex"):
+        monkeypatch.setattr(inspection.plots, name, lambda *_: None)
+    rows = {}
+    for name in ("mine", "focal"):
+        path = tmp_path / f"{name}.safetensors"
+        load_pretrained().save(path)
+        results = inspect(InspectConfig(str(path)))
+        rows[name] = [table.rows for table in results.tables]
+    assert rows["focal"] == rows["mine"]
+    assert results.title == f"The loss {path}"
+
+
 def test_refusals(tmp_path):
     with pytest.raises(ConfigError, match="loss is 'hinge'; expected one of"):
         InspectConfig("hinge")

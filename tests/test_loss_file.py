@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from edl_jax import EvolvedLoss, load_pretrained
 from edl_jax.errors import LossFileError
+from edl_jax.frozen import loss_file
 
 LOGITS = jnp.asarray([[1.0, -2.0, 0.5], [0.0, 30.0, 2.0]])
 LABELS = jnp.asarray([2, 0])
@@ -167,3 +168,12 @@ def test_a_failed_save_leaves_the_old_file(saved, monkeypatch):
         load_pretrained().replace(scale=jnp.asarray(9.0)).save(saved)
     assert saved.read_bytes() == before
     assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_a_file_that_cannot_be_read_now_is_not_called_damaged(saved, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(loss_file, "safe_open", refuse)
+    with pytest.raises(LossFileError, match=r"cannot be read .*denied\); it was left as it is"):
+        EvolvedLoss.load(saved)

@@ -154,7 +154,7 @@ def test_whatever_file_of_the_newest_checkpoint_is_damaged_the_result_is_right(
         if step == 2:
             fell_back += 1
             assert "The checkpoint of step 3" in caplog.text
-            assert "the one before it is used" in caplog.text
+            assert "and is not used" in caplog.text
             assert (copy / "damaged-checkpoint-3-0").is_dir()  # nothing is lost
         else:
             assert step == 3, name
@@ -264,7 +264,7 @@ def test_a_run_on_a_full_disk_ends_with_an_error_and_goes_on_when_there_is_room(
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2_500, hard))
     try:
-        with pytest.raises(RunFolderError, match=r"could not be written.*make room"):
+        with pytest.raises(RunFolderError, match=r"could not be written.*(make|is) room"):
             pretrain(config, run_dir=tmp_path / "run")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

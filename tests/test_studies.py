@@ -4,8 +4,8 @@ import json
 import numpy as np
 import pytest
 
-from edl_jax import load_pretrained
-from edl_jax.errors import RunFolderError
+from edl_jax import PretrainConfig, load_pretrained
+from edl_jax.errors import ConfigError, RunFolderError
 from edl_jax.studies import CompareConfig, DemoConfig, compare, demo
 from edl_jax.studies.comparison import study as comparison
 from edl_jax.training import download
@@ -71,3 +71,10 @@ def test_demo_runs_end_to_end(tmp_path, monkeypatch):
         data = (tmp_path / "run" / f"{name}.png").read_bytes()
         assert data.startswith(b"\x89PNG")
         assert len(data) > 10_000
+
+
+def test_demo_refuses_a_loss_for_other_class_counts_before_it_evolves_one():
+    pair = PretrainConfig(network="pair", class_counts=(5,))
+    with pytest.raises(ConfigError, match=r"class_counts is \(5,\) .*expected \(10,\)"):
+        DemoConfig(pretrain=pair)
+    DemoConfig(pretrain=dataclasses.replace(pair, class_counts=(10,)))

@@ -1,4 +1,6 @@
+import contextlib
 import dataclasses
+import importlib.util
 import json
 import sys
 
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 
 from edl_jax import Pairs, load_pretrained
-from edl_jax.errors import ConfigError, RunFolderError
+from edl_jax.errors import ConfigError, EDLError, RunFolderError
 from edl_jax.pairs import REGIMES, Mixture
 from edl_jax.pairs.sampler import log_probabilities
 from edl_jax.ranking import MARGINS, SEVERITIES, rank_metrics
@@ -212,6 +214,23 @@ def test_a_damaged_or_foreign_recording_is_refused(run, tmp_path):
     broken.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(RunFolderError, match="Remove it"):
         load_recording(broken, (0, 2))
+    whole = path.read_bytes()
+    for place in range(0, 400, 3):  # the head of the archive, and of its first array
+        broken.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        with contextlib.suppress(RunFolderError):  # or it is a byte that says nothing
+            assert load_recording(broken, (0, 2)).epochs.tolist() == [0, 2]
+    with pytest.raises(RunFolderError, match=r"cannot be read .*left as it is"):
+        load_recording(tmp_path, (0, 2))
+
+
+def test_what_the_end_needs_is_asked_for_at_the_beginning(monkeypatch, tmp_path):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "sklearn" else find_spec(name)
+    )
+    with pytest.raises(EDLError, match="studies need sklearn"):
+        transfer(SMALL, run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -222,6 +241,7 @@ def test_a_damaged_or_foreign_recording_is_refused(run, tmp_path):
         ({"epochs": (2, 1)}, "increasing"),
         ({"epochs": (0, 3)}, "none later than the last"),
         ({"evolved": "cross_entropy"}, "expected an evolved loss"),
+        ({"evolved": "gce(q=0.5)"}, "evolved is 'gce\\(q=0.5\\)'; expected an evolved loss"),
         ({"num_outputs": 3}, "num_outputs is 3"),
         ({"num_seeds": 0}, "num_seeds is 0"),
         (

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import Contestant, Layers, Run, Work
+from benchmarks.common import Contestant, Layers, Run, Work, unflattened
 from benchmarks.peers import torch_loops
 
 
@@ -43,9 +43,7 @@ def evaluation(work: Work, layers: Layers, features: np.ndarray, severities: np.
     core = importlib.import_module("evotorch.core")
     score = torch_loops.batched_score(work)
     x, e = (torch.as_tensor(values, device=where) for values in (features, severities))
-    problem = _problem(
-        work, lambda population: score(torch_loops.unflattened(population, work.sizes), x, e)
-    )
+    problem = _problem(work, lambda population: score(unflattened(population, work.sizes), x, e))
     batch = core.SolutionBatch(problem, work.population_size)
     batch.set_values(torch_loops.flattened(layers))
 
@@ -65,7 +63,7 @@ def generations(work: Work, seed: int = 0) -> Run:
 
     def objective(population: Any) -> Any:
         pairs = torch_loops.sample(work.num_pairs, work.num_classes)
-        layers = torch_loops.unflattened(population, work.sizes)
+        layers = unflattened(population, work.sizes)
         return score(layers, *torch_loops.observe(*pairs))
 
     problem = _problem(work, objective)

@@ -1,10 +1,8 @@
 """The work in NumPy: products of 16 networks at a time, to keep what is hidden in the cache."""
 
-import itertools
-
 import numpy as np
 
-from benchmarks.common import FLOAT_BYTES, Contestant, Layers, Run, Work, random_layers
+from benchmarks.common import FLOAT_BYTES, Contestant, Layers, Run, Work, random_layers, unflattened
 
 BLOCK = 16  # networks at a time
 
@@ -118,7 +116,7 @@ def generations(work: Work, seed: int = 0) -> Run:
         for _ in range(count):
             fitness = evaluation(
                 work,
-                _unflattened(population, work.sizes),
+                unflattened(population, work.sizes),
                 *observe(*sample(rng, work.num_pairs, work.num_classes)),
             )(1)
             best = float(fitness.min())
@@ -130,16 +128,6 @@ def generations(work: Work, seed: int = 0) -> Run:
         return best
 
     return run
-
-
-def _unflattened(population: np.ndarray, sizes: tuple[int, ...]) -> Layers:
-    layers, begin = [], 0
-    for fan_in, fan_out in itertools.pairwise(sizes):
-        middle = begin + fan_in * fan_out
-        kernel = population[:, begin:middle].reshape(-1, fan_in, fan_out)
-        layers.append((kernel, population[:, middle : middle + fan_out]))
-        begin = middle + fan_out
-    return layers
 
 
 def _peak_bytes(work: Work) -> int:

@@ -1,13 +1,12 @@
 """The work in PyTorch: by `torch.func.vmap` and by batched products, eager and compiled.
 
 The batched products come in two forms: of the whole population, and of 16 networks at a time, which
-keeps what is hidden in a CPU's cache. A GPU is used where there is one; matrix products may then
-use TF32, as JAX's do by default.
+keeps what is hidden in a CPU's cache. A GPU is used where there is one; matrix products are in
+full float32, as ours are.
 """
 
 import importlib
 import importlib.util
-import itertools
 import os
 import shutil
 import sys
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import FLOAT_BYTES, Contestant, Layers, Run, Work, random_layers
+from benchmarks.common import FLOAT_BYTES, Contestant, Layers, Run, Work, random_layers, unflattened
 
 BLOCK = 16  # networks at a time
 Tensor = Any
@@ -33,8 +32,7 @@ def load() -> Any:
 def set_up() -> Any:
     """PyTorch, set up for many sizes."""
     torch = load()
-    if torch.cuda.is_available():
-        torch.set_float32_matmul_precision("high")
+    torch.set_float32_matmul_precision("highest")
     dynamo = importlib.import_module("torch._dynamo")
     # Every size is compiled anew; with the default limit the later ones would run eagerly.
     dynamo.config.recompile_limit = dynamo.config.accumulated_recompile_limit = 4096
@@ -168,17 +166,6 @@ def _in_blocks(score: Score) -> Score:
         return load().cat(parts)
 
     return blocked
-
-
-def unflattened(population: Tensor, sizes: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
-    """Layers of networks `[population, num_parameters]`."""
-    layers, begin = [], 0
-    for fan_in, fan_out in itertools.pairwise(sizes):
-        middle = begin + fan_in * fan_out
-        kernel = population[:, begin:middle].reshape(-1, fan_in, fan_out)
-        layers.append((kernel, population[:, middle : middle + fan_out]))
-        begin = middle + fan_out
-    return layers
 
 
 def flattened(layers: Layers) -> Tensor:

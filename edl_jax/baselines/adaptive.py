@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from edl_jax.baselines.common import LOSSES, check_number, per_example
+from edl_jax.baselines.common import LOSSES, check_number, miss_probability, per_example
 from edl_jax.errors import ConfigError
-from edl_jax.frozen.inputs import log_softmax, pick
 
 ArrayLike = jax.typing.ArrayLike
 
@@ -65,7 +64,7 @@ def barron(
     check_number("scale", scale, 0, open_low=True)
 
     def of_label(x: jax.Array, label: jax.Array, mask: jax.Array | None) -> jax.Array:
-        return _rho(-jnp.expm1(pick(log_softmax(x, mask), label)) / scale, alpha)
+        return _rho(miss_probability(x, label, mask) / scale, alpha)
 
     return per_example(of_label, logits, labels, axis, where)
 
@@ -139,7 +138,7 @@ class AdaptiveBarron(nnx.Module):
         normaliser = jnp.log(scale) + log_partition(alpha)
 
         def of_label(x: jax.Array, label: jax.Array, mask: jax.Array | None) -> jax.Array:
-            residual = -jnp.expm1(pick(log_softmax(x, mask), label))
+            residual = miss_probability(x, label, mask)
             return _rho(residual / scale, alpha) + normaliser
 
         return per_example(of_label, logits, labels, axis, where)

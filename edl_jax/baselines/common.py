@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from edl_jax.errors import ConfigError
-from edl_jax.frozen.inputs import FLOOR, check_inputs
+from edl_jax.frozen.inputs import FLOOR, check_inputs, log_softmax, pick
 from edl_jax.registry import Registry
 
 # A function of logits and labels, or an `nnx.Module` class whose instances are called like one.
@@ -126,3 +126,8 @@ def check_count(name: str, value: Any, low: int, high: int) -> None:
         raise ConfigError(
             f"{name} is {value!r}; expected a whole number, at least {low} and at most {high}."
         )
+
+
+def miss_probability(x: jax.Array, label: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """`1 - p_y`, `[...]`, of logits `[..., num_classes]` and classes `[...]`."""
+    return -jnp.expm1(pick(log_softmax(x, mask), label))

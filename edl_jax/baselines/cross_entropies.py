@@ -9,6 +9,7 @@ from edl_jax.baselines.common import (
     check_count,
     check_number,
     mean_over_classes,
+    miss_probability,
     one_hot,
     per_example,
 )
@@ -204,7 +205,7 @@ def taylor_ce(
     check_count("order", order, 1, 1000)
 
     def of_label(x: jax.Array, label: jax.Array, mask: jax.Array | None) -> jax.Array:
-        miss = -jnp.expm1(pick(log_softmax(x, mask), label))
+        miss = miss_probability(x, label, mask)
         coefficients = jnp.asarray([*(1 / i for i in range(order, 0, -1)), 0.0], miss.dtype)
         return jnp.polyval(coefficients, miss)
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from edl_jax.baselines.common import LOSSES, check_number, per_example
+from edl_jax.baselines.common import LOSSES, check_number, miss_probability, per_example
 from edl_jax.baselines.cross_entropies import focal_of_every_class
 from edl_jax.frozen.inputs import log_softmax, pick
 
@@ -34,7 +34,7 @@ def mae(
     """
 
     def of_label(x: jax.Array, label: jax.Array, mask: jax.Array | None) -> jax.Array:
-        return 2 * _miss(x, label, mask)
+        return 2 * miss_probability(x, label, mask)
 
     return per_example(of_label, logits, labels, axis, where)
 
@@ -161,7 +161,7 @@ def nce_mae(
 
     def of_label(x: jax.Array, label: jax.Array, mask: jax.Array | None) -> jax.Array:
         active = _normalised(-log_softmax(x, mask), label, mask)
-        return alpha * active + beta * _miss(x, label, mask)
+        return alpha * active + beta * miss_probability(x, label, mask)
 
     return per_example(of_label, logits, labels, axis, where)
 
@@ -205,7 +205,7 @@ def nce_rce(
 
     def of_label(x: jax.Array, label: jax.Array, mask: jax.Array | None) -> jax.Array:
         active = _normalised(-log_softmax(x, mask), label, mask)
-        return alpha * active - beta * log_zero * _miss(x, label, mask)
+        return alpha * active - beta * log_zero * miss_probability(x, label, mask)
 
     return per_example(of_label, logits, labels, axis, where)
 
@@ -252,14 +252,9 @@ def nfl_rce(
 
     def of_label(x: jax.Array, label: jax.Array, mask: jax.Array | None) -> jax.Array:
         active = _normalised(focal_of_every_class(log_softmax(x, mask), gamma), label, mask)
-        return alpha * active - beta * log_zero * _miss(x, label, mask)
+        return alpha * active - beta * log_zero * miss_probability(x, label, mask)
 
     return per_example(of_label, logits, labels, axis, where)
-
-
-def _miss(x: jax.Array, label: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """`1 - p_y`, `[...]`."""
-    return -jnp.expm1(pick(log_softmax(x, mask), label))
 
 
 def _normalised(every: jax.Array, label: jax.Array, mask: jax.Array | None) -> jax.Array:

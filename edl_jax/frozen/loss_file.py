@@ -79,7 +79,9 @@ def read_loss_file(path: str | os.PathLike[str]) -> Contents:
             slices = {name: file.get_slice(name) for name in names}
             _check_tensors(path, architecture, slices)
             flat = {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
+        raise LossFileError(f"{path} cannot be read ({error}); it was left as it is.") from error
+    except SafetensorError as error:
         raise LossFileError(
             f"{path} is not a whole safetensors file ({error}); it is truncated or foreign. Save "
             "or copy the loss again."

@@ -10,8 +10,12 @@ This file and a loss file are all it needs, besides PyTorch (2.0 or newer):
 It was written by `edl export` and may be copied into any project (Apache-2.0).
 """
 
+import hashlib
+import itertools
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import torch  # pyright: ignore[reportMissingImports]
 from torch import nn  # pyright: ignore[reportMissingImports]
@@ -20,6 +24,7 @@ from torch.nn import functional  # pyright: ignore[reportMissingImports]
 _FORMAT = "edl_jax.EvolvedLoss/1"
 _FLOOR = -1e9  # least log-probability: its exponential is 0, and sums of it are finite
 _LONGEST_HEADER = 10_000_000
+_AGNOSTIC_FEATURES = 5  # of a loss for any number of classes
 _ACTIVATIONS = {
     "tanh": torch.tanh,
     "relu": torch.relu,
@@ -38,15 +43,14 @@ class EvolvedLoss(nn.Module):
       path: a loss file, as `edl pretrain` and `edl export` write.
 
     Raises:
-      ValueError: if the file is no loss file.
+      ValueError: if the file is missing, damaged or no loss file.
     """
 
     scale: torch.Tensor
 
     def __init__(self, path: str | Path):
         super().__init__()
-        metadata, tensors = _read(Path(path))
-        architecture = json.loads(metadata["architecture"])
+        architecture, tensors = _read(Path(path))
         self.num_classes: int | None = architecture["num_classes"]
         self.activation = _ACTIVATIONS[architecture["activation"]]
         self.num_layers = len(architecture["hidden"]) + 1
@@ -112,20 +116,77 @@ class EvolvedLoss(nn.Module):
         return torch.cat([own.exp(), -own / 4, rival.exp(), entropy / 4, second_moment], -1)
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
-    """Metadata and tensors of a safetensors file: a length, a JSON header, float32 numbers."""
-    content = path.read_bytes()
-    length = int.from_bytes(content[:8], "little")
-    if not 0 < length <= min(len(content) - 8, _LONGEST_HEADER):
-        raise ValueError(f"{path} is no loss file: its header is said to be {length} bytes long.")
-    header = json.loads(content[8 : 8 + length])
-    metadata = header.pop("__metadata__", {})
-    if metadata.get("format") != _FORMAT:
-        raise ValueError(f"{path} has format {metadata.get('format')!r}; expected {_FORMAT!r}.")
-    data = bytearray(content[8 + length :])
-    tensors = {}
-    for name, entry in header.items():
-        start, end = entry["data_offsets"]
-        values = torch.frombuffer(data[start:end], dtype=torch.float32)
-        tensors[name] = values.reshape(entry["shape"])
-    return metadata, tensors
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The architecture in a loss file, and its arrays."""
+    architecture, arrays = _contents(path)
+    tensors = {
+        name: torch.frombuffer(content, dtype=torch.float32).reshape(shape)
+        for name, (shape, content) in arrays.items()
+    }
+    if not all(torch.isfinite(x).all() for x in tensors.values()) or not tensors["scale"] > 0:
+        raise ValueError(
+            f"{path} is no loss file: not all its numbers are finite, or its scale is 0."
+        )
+    return architecture, tensors
+
+
+def _contents(path: Path) -> tuple[dict[str, Any], dict[str, tuple[tuple[int, ...], bytearray]]]:
+    """The architecture, and each array's shape and bytes; all is checked before arrays are read.
+
+    A safetensors file is a length, a JSON header and the arrays' numbers.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no loss file at {path}.")
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 0 < length <= min(size - 8, _LONGEST_HEADER):
+                raise ValueError(f"its header is said to be {length} bytes long")
+            header = json.loads(file.read(length))
+            metadata = header.pop("__metadata__", {})
+            if metadata.get("format") != _FORMAT:
+                raise ValueError(f"its format is {metadata.get('format')!r}, not {_FORMAT!r}")
+            architecture = json.loads(metadata["architecture"])
+            shapes = _shapes(architecture)
+            sizes = {name: 4 * math.prod(shape) for name, shape in shapes.items()}
+            found = {name: (x["dtype"], tuple(x["shape"])) for name, x in header.items()}
+            if found != {name: ("F32", shape) for name, shape in shapes.items()}:
+                raise ValueError("its arrays do not fit the architecture in its header")
+            if size != 8 + length + sum(sizes.values()):
+                raise ValueError(f"it is {size} bytes long, which do not fit its header")
+            data = file.read()
+        arrays = {}
+        for name, shape in shapes.items():
+            start, end = header[name]["data_offsets"]
+            if start < 0 or end - start != sizes[name] or end > len(data):
+                raise ValueError(f"the place of its array {name} does not fit its header")
+            arrays[name] = (shape, bytearray(data[start:end]))
+        if metadata["sha256"] != _digest(metadata, arrays):
+            raise ValueError("it was damaged or changed: its sha256 is another")
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no loss file: {error!r}.") from error
+    return architecture, arrays
+
+
+def _shapes(architecture: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the arrays of an architecture, by name."""
+    if architecture["activation"] not in _ACTIVATIONS:
+        raise ValueError(f"its activation is {architecture['activation']!r}")
+    num_classes = architecture["num_classes"]
+    num_features = _AGNOSTIC_FEATURES if num_classes is None else 2 * num_classes
+    widths = [num_features, *architecture["hidden"], 1]
+    shapes: dict[str, tuple[int, ...]] = {"scale": ()}
+    for index, shape in enumerate(itertools.pairwise(widths)):
+        shapes[f"params.layers.{index}.kernel"] = shape
+        shapes[f"params.layers.{index}.bias"] = shape[1:]
+    return shapes
+
+
+def _digest(metadata: dict[str, str], arrays: dict[str, tuple[Any, bytearray]]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(metadata.keys() - {"sha256"}):
+        digest.update(f"{name}={metadata[name]}\n".encode(errors="surrogatepass"))
+    for name in sorted(arrays):
+        digest.update(name.encode() + arrays[name][1])
+    return digest.hexdigest()

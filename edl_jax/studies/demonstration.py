@@ -4,8 +4,10 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+from edl_jax.errors import ConfigError
 from edl_jax.evolution import PretrainConfig
 from edl_jax.pretraining import PretrainResult, pretrain
+from edl_jax.runs import writing
 from edl_jax.studies.comparison.config import CompareConfig
 from edl_jax.studies.comparison.study import CompareResult, compare
 from edl_jax.studies.figures import save
@@ -34,6 +36,11 @@ class DemoConfig:
     def __post_init__(self) -> None:
         check_types(self)
         check_whole(self, "num_seeds", 1)
+        if self.pretrain.network == "pair" and self.pretrain.class_counts != (10,):
+            raise ConfigError(
+                f"DemoConfig.pretrain.class_counts is {self.pretrain.class_counts} with network "
+                "'pair'; expected (10,), the class count of CIFAR-10 and of digits."
+            )
 
 
 def demo(
@@ -53,6 +60,7 @@ def demo(
 
     Raises:
       DataError: if `data_dir` is given and holds no CIFAR-10 that can be read.
+      RunFolderError: if something cannot be written.
       EDLError: if a library that studies need is not installed.
     """
     # Looked up first: a missing data set should not cost a minute of evolution.
@@ -61,9 +69,10 @@ def demo(
     say(f"Data: {data.source}.")
     say(f"Evolving a loss on synthetic pairs for {config.pretrain.generations} generations ...")
     evolved = pretrain(config.pretrain, run_dir=run_dir / "pretrain", progress=progress)
-    evolved.loss.save(run_dir / "evolved.safetensors")
-    save(plot_evolution(evolved.history, evolved.held_out), run_dir / "evolution.png")
-    save(plot_loss({"evolved": evolved.loss}), run_dir / "loss.png")
+    with writing("the loss and its figures", run_dir):
+        evolved.loss.save(run_dir / "evolved.safetensors")
+        save(plot_evolution(evolved.history, evolved.held_out), run_dir / "evolution.png")
+        save(plot_loss({"evolved": evolved.loss}), run_dir / "loss.png")
     say(f"Training with cross-entropy and with the evolved loss, {config.num_seeds} seeds each ...")
     compared = compare(
         CompareConfig(
@@ -75,7 +84,8 @@ def demo(
         progress=progress,
     )
     drawn = {figure.name: figure.drawn for figure in compared.results.figures}
-    save(drawn["accuracy"], run_dir / "accuracy.png")
+    with writing("a figure", run_dir):
+        save(drawn["accuracy"], run_dir / "accuracy.png")
     return evolved, compared
 
 

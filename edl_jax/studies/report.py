@@ -88,7 +88,8 @@ def _section(folder: Path, anchor: str) -> page.Section:
     is_study = (folder / STUDY).exists()
     environment = _object(folder, "environment.json")
     config = _object(folder, "config.json")
-    title, parts, entries = (_study if is_study else _plain)(folder, anchor, config)
+    kind = next(iter(config), "run")
+    title, parts, entries = _study(folder, anchor) if is_study else _plain(folder, anchor, kind)
     parts += [
         "<h3>Environment</h3>",
         page.definitions(environment),
@@ -99,11 +100,8 @@ def _section(folder: Path, anchor: str) -> page.Section:
     return page.Section(title, "\n".join(parts), entries)
 
 
-def _study(
-    folder: Path, anchor: str, config: Mapping[str, Any]
-) -> tuple[str, list[str], list[tuple[str, str]]]:
+def _study(folder: Path, anchor: str) -> tuple[str, list[str], list[tuple[str, str]]]:
     """Title, HTML and entries of a folder that `StudyResults.write` wrote."""
-    del config
     index = _object(folder, STUDY)
     title, finding = _text(folder, index, "title"), _text(folder, index, "finding")
     title = f"{title} ({folder.resolve().name})"  # two of the same study are told apart
@@ -129,11 +127,8 @@ def _study(
     return title, parts, entries
 
 
-def _plain(
-    folder: Path, anchor: str, config: Mapping[str, Any]
-) -> tuple[str, list[str], list[tuple[str, str]]]:
+def _plain(folder: Path, anchor: str, kind: str) -> tuple[str, list[str], list[tuple[str, str]]]:
     """The same of any other run, in short: its results and its images."""
-    kind = next(iter(config), "run")
     # The overall values: what is measured by class count and regime stays in the folder.
     results = {k: v for k, v in _object(folder, "results.json").items() if not set(k) & set("/:")}
     parts, entries = ["<h3>Results</h3>", page.definitions(results)], []

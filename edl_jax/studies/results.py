@@ -163,13 +163,16 @@ class StudyResults:
         return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 
-def check_libraries() -> None:
+def check_libraries(*others: str) -> None:
     """Refuse to begin a study whose end would fail.
 
+    Args:
+      *others: modules that it needs besides matplotlib and statsmodels.
+
     Raises:
-      EDLError: if matplotlib or statsmodels is not installed.
+      EDLError: if one of them is not installed.
     """
-    for name in ("matplotlib", "statsmodels"):
+    for name in ("matplotlib", "statsmodels", *others):
         if importlib.util.find_spec(name) is None:
             raise EDLError(f'studies need {name}: pip install "edl_jax[studies]"')
 

@@ -62,7 +62,7 @@ def train_downstream(
     Raises:
       ConfigError: if the losses cannot serve the data's class count.
       DataError: if the data cannot be used.
-      RunFolderError: if the folder cannot be written, or is of other data.
+      RunFolderError: if the folder cannot be written.
     """
     dataset = load_config_dataset(config.train)
     num_classes, served = dataset.num_classes, config.pretrain.class_counts
@@ -108,11 +108,12 @@ def _losses(config: AblateConfig, folder: RunFolder | None) -> Iterator[tuple[So
         assert folder is not None
         return folder.path / "losses" / f"{'-'.join(map(str, source))}.safetensors"
 
-    if folder is not None and all(path(source).exists() for source in wanted):
-        yield from ((source, EvolvedLoss.load(path(source))) for source in wanted)
-        return
     for severity in dict.fromkeys(source.severity for source in wanted):
-        for source, loss in _evolved(config, [x for x in wanted if x.severity == severity]):
+        group = [source for source in wanted if source.severity == severity]
+        if folder is not None and all(path(source).exists() for source in group):
+            yield from ((source, EvolvedLoss.load(path(source))) for source in group)
+            continue
+        for source, loss in _evolved(config, group):
             if folder is not None:
                 with writing(path(source).name, folder.path):
                     path(source).parent.mkdir(exist_ok=True)

@@ -137,7 +137,9 @@ def _raced(contrast: Contrast, cells: Cells, threshold: float) -> dict[str, Any]
     p = math.nan if is_same else logrank(times, reached, others, others_reached)
     middle = waiting_time(times, reached).median, waiting_time(others, others_reached).median
     medians = dict(zip(("value", "baseline_value"), middle, strict=True))
-    return {**row, **medians, "p": p, "p_wilcoxon": math.nan, "test": "log-rank"}
+    # Of the paired t-test, which is not made of times.
+    untold = dict.fromkeys(("effect_size", "detectable", "p_wilcoxon"), math.nan)
+    return {**row, **medians, **untold, "p": p, "test": "log-rank"}
 
 
 def _told(

@@ -81,7 +81,8 @@ def keys_of(seeds: Sequence[int]) -> jax.Array:
 def make_seed_runs(config: PretrainConfig, num_seeds: int) -> SeedRuns:
     """Build the functions for evolutions from so many seeds, each as by `pretrain`.
 
-    As many networks are evaluated together as `networks_at_a_time` says, those of all seeds.
+    As many networks are evaluated together as `networks_at_a_time` says, those of all seeds, and
+    at least one of each seed.
     """
     at_a_time = max(1, config.networks_at_a_time // num_seeds)
     evolution = make_evolution(dataclasses.replace(config, networks_at_a_time=at_a_time))

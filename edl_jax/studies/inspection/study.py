@@ -60,7 +60,8 @@ def inspect(
     """
     config = config_or_default(config, InspectConfig)
     check_matplotlib()
-    name = labels_of([config.loss])[config.loss]
+    labels = labels_of([*dict.fromkeys([config.loss, *_REFERENCES])])
+    name = labels[config.loss]
     first = _loss(config.loss, CLASS_COUNTS[0])
     only = first.architecture.num_classes if isinstance(first, EvolvedLoss) else None
     counts = (only,) if only else CLASS_COUNTS
@@ -72,14 +73,12 @@ def inspect(
     paths: list[Row] = []
     curves, shares, maps = {}, {}, {}
     for count in counts if only else sorted({*counts, _MAP_CLASSES, _SIMPLEX_CLASSES}):
-        predictions, labels, regimes = _predictions(
+        predictions, classes, regimes = _predictions(
             count, on_paths=count in counts, on_map=count == (only or _MAP_CLASSES)
         )
         found = {
-            name if other == config.loss else other: shape.respond(
-                _loss(other, count), predictions, labels
-            )
-            for other in dict.fromkeys([config.loss, *_REFERENCES])
+            label: shape.respond(_loss(other, count), predictions, classes)
+            for other, label in labels.items()
         }
         mine = found[name]
         maps[count] = {

@@ -35,7 +35,13 @@ from edl_jax.studies.transferability.results import report_transfer
 from edl_jax.studies.transferability.rows import CONTROL, Row
 from edl_jax.training import TrainConfig
 from edl_jax.training.datasets import Dataset
-from edl_jax.training.losses import Loss, check_loss_name, describe_loss, resolve_loss
+from edl_jax.training.losses import (
+    Loss,
+    check_loss_name,
+    describe_loss,
+    resolve_loss,
+    split_loss_name,
+)
 from edl_jax.training.programs import make_train
 from edl_jax.training.steps import AXIS
 from edl_jax.training.training import load_config_dataset, resolve_config_loss
@@ -76,7 +82,7 @@ class TransferConfig:
             )
         for name in (*self.losses, self.evolved):
             check_loss_name(name)
-        if self.evolved in LOSSES:
+        if split_loss_name(self.evolved)[0] in LOSSES:
             raise ConfigError(
                 f"TransferConfig.evolved is {self.evolved!r}; expected an evolved loss, such as "
                 "edl or a file *.safetensors."
@@ -125,7 +131,7 @@ def transfer(
       EDLError: if a training diverges, or a library that studies need is missing.
     """
     config = config_or_default(config, TransferConfig)
-    check_libraries()
+    check_libraries("sklearn")
     dataset = load_config_dataset(config.train)
     losses = {
         name: resolve_config_loss(dataclasses.replace(config.train, loss=name), dataset)
