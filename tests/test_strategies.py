@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from evosax.algorithms import algorithms
+from evosax.algorithms import MR15_GA, PSO, DifferentialEvolution, LearnedGA, algorithms
 from evosax.algorithms.distribution_based.snes import SNES
 
 from edl_jax import STRATEGIES, ChaoticES, ChaoticSNES
@@ -47,7 +47,7 @@ def sphere(monkeypatch):
 
 # Their defaults are meant for other scales or populations: 30 generations of 16 show no progress.
 SLOW = {"ARS", "ASEBO", "DiffusionEvolution", "ESMC", "GuidedES", "NoiseReuseES", "Open_ES", "PGPE"}
-KEEPERS = tuple(algorithms[x] for x in ("DifferentialEvolution", "LearnedGA", "MR15_GA", "PSO"))
+KEEPERS = (DifferentialEvolution, LearnedGA, MR15_GA, PSO)
 SLOW |= {"PersistentES", "RandomSearch", "SV_Open_ES", "iAMaLGaM_Full", "iAMaLGaM_Univariate"}
 
 
