@@ -222,7 +222,15 @@ def test_metrics_that_do_not_fit_the_checkpoint_are_refused(tmp_path, whole, cha
         pretrain(dataclasses.replace(TINY, generations=GENERATIONS), run_dir=tmp_path / "run")
 
 
-def test_ctrl_c_waits_for_the_checkpoint_that_is_being_written(tmp_path, monkeypatch):
+@pytest.fixture
+def heeds_ctrl_c():
+    """Python's own handler, which a run in the background does not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_waits_for_the_checkpoint_that_is_being_written(tmp_path, monkeypatch, heeds_ctrl_c):
     with Checkpoints(tmp_path, keep=3) as checkpoints:
         save = checkpoints._manager.save
 
