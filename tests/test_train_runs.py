@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -203,6 +204,15 @@ def test_checkpoints_are_the_last_and_the_best_and_never_the_best_on_test(whole)
     kept = sorted(int(x.name) for x in (run_dir / "checkpoints").iterdir())
     losses = [row["train_loss"] for row in result.history]
     assert set(kept) == {12, 16, 4 * (1 + int(np.argmin(losses)))}
+
+
+def test_the_best_checkpoint_is_chosen_on_validation_images_where_there_are_any(tmp_path):
+    scores = []
+    checkpoints = SimpleNamespace(save=lambda step, tree, *, score: scores.append(score))
+    row = {"epoch": 1, "accuracy": 0.25, "train_loss": 3.0}
+    for rows in ([{**row, "evaluated_on": "val"}], [{**row, "evaluated_on": "test"}], []):
+        loop._save(RunFolder(tmp_path, {}), checkpoints, lambda *_: None, 4, {}, rows)
+    assert scores == [0.25, -3.0, -1e300]
 
 
 def test_the_event_file_holds_every_number_of_every_epoch(whole):
