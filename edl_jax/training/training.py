@@ -39,8 +39,8 @@ def train(
       config: how to train; the defaults unless given.
       loss: the loss itself, such as `pretrain(...).loss`, in place of the one `config.loss` names;
         takes logits `[batch, num_classes]` and labels, `[batch]` int32 or, with mixup or cutmix,
-        `[batch, num_classes]` float32, and gives losses `[batch]`. The parameters of an
-        `nnx.Module` are trained too.
+        `[batch, num_classes]` float32, and gives losses `[batch]`. The `nnx.Param` of an
+        `nnx.Module` are trained too, and nothing else of it.
       run_dir: where to keep configuration, metrics, checkpoints and the result; a run that was
         stopped there goes on from its last checkpoint, and of one that is finished the result is
         given again. Nothing is written unless given. Of several processes the first alone writes.
