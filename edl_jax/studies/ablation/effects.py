@@ -93,8 +93,9 @@ def compare_cells(config: AblateConfig, cells: Cells) -> list[dict[str, Any]]:
 
     Final objective and area are compared by a paired t-test; times until a threshold by the
     log-rank test, which takes account of seeds that never got there but not of the pairing, over as
-    many evaluations as both cells had. The difference of two times is of what was watched, so a
-    seed that never got there counts as all of these (restricted mean time).
+    many evaluations as both cells had. The values of times are medians (Kaplan-Meier), and their
+    difference is of what was watched, so a seed that never got there counts as all of these
+    (restricted mean time).
     """
     rows = []
     for contrast in contrasts(config):
