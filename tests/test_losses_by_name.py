@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -205,9 +206,13 @@ def test_descriptions_are_the_same_in_another_process():
         "from tests.test_losses_by_name import *\n"
         "print(describe_loss(loss_among('a')), describe_loss(jax.jit(loss_times(2.0))))"
     )
-    environment = {**os.environ, "PYTHONHASHSEED": "1"}
     found = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "PYTHONHASHSEED": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     here = f"{describe_loss(loss_among('a'))} {describe_loss(jax.jit(loss_times(2.0)))}"
     assert found.stdout.strip() == here
