@@ -1,4 +1,5 @@
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,6 +19,16 @@ def agnostic(seed: int = 0, **options) -> ClassAgnosticNetwork:
 def pairs_of(num_classes: int, seed: int = 0, num_pairs: int = 200):
     pairs = sample_pairs(jax.random.key(seed), num_pairs, num_classes)
     return log_probabilities(pairs.probabilities), pairs.labels
+
+
+def test_accelerators_multiply_in_full_float32():
+    features = jax.ShapeDtypeStruct((5, 8), jnp.float32)
+    exported = jax.export.export(
+        jax.jit(lambda x: agnostic().from_features(x)), platforms=["cuda", "tpu"]
+    )(features)
+    products = [x for x in exported.mlir_module().splitlines() if "stablehlo.dot_general" in x]
+    assert len(products) >= 3  # a layer each
+    assert all("precision = [HIGHEST, HIGHEST]" in x for x in products)
 
 
 def test_summaries_against_float64():

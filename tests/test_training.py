@@ -341,6 +341,7 @@ def test_steps_and_the_evaluation_lower_for_accelerators(platform, num_seeds, da
         ({"val_examples": -1}, "val_examples is -1"),
         ({"width": 0}, "width is 0"),
         ({"epochs": 0}, "epochs is 0"),
+        ({"corruption_seed": -1}, r"TrainConfig\.corruption_seed is -1"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"accumulate": 3}, "accumulate is 3 with a batch_size of 128; expected a divisor"),
         ({"learning_rate": 0.0}, r"learning_rate is 0\.0"),
