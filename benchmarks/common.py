@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,7 +18,7 @@ from edl_jax import PretrainConfig
 from edl_jax.errors import RunFolderError
 from edl_jax.network import ACTIVATIONS
 from edl_jax.pairs import Mixture
-from edl_jax.runs import RunFolder, commit, read_json
+from edl_jax.runs import RunFolder, commit, read_json, version
 
 # Kernels `[population, fan_in, fan_out]` and biases `[population, fan_out]` of each layer.
 Layers = list[tuple[np.ndarray, np.ndarray]]
@@ -235,14 +234,6 @@ def _has_changes() -> bool:
     except OSError:  # no git here
         return False
     return bool(found.stdout.strip())
-
-
-def version(library: str) -> str:
-    """Version of a library."""
-    try:
-        return metadata.version(library)
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def available(contestants: Sequence[Contestant], names: Sequence[str] | None) -> list[Contestant]:

@@ -26,13 +26,15 @@ _LIBRARIES = ("edl_jax", "jax", "jaxlib", "flax", "optax", "evosax", "numpy")
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that shape a result."""
-    found = {"python": platform.python_version()}
-    for name in _LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = NOT_INSTALLED
-    return found
+    return {"python": platform.python_version()} | {name: version(name) for name in _LIBRARIES}
+
+
+def version(library: str) -> str:
+    """Version of a library; `NOT_INSTALLED` if it is not there."""
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return NOT_INSTALLED
 
 
 def commit() -> str | None:
@@ -129,7 +131,7 @@ class RunFolder:
           RunFolderError: if another line is no JSON object, or the file cannot be read.
         """
         path = self.path / name
-        lines = _bytes(path).splitlines() if path.exists() else []
+        lines = read_bytes(path).splitlines() if path.exists() else []
         rows = []
         for number, line in enumerate(lines, start=1):
             try:
@@ -174,6 +176,18 @@ def writing(name: str, folder: Path) -> Iterator[None]:
         ) from error
 
 
+def read_bytes(path: Path) -> bytes:
+    """What a file of a run folder holds.
+
+    Raises:
+      RunFolderError: if it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RunFolderError(f"{path} cannot be read ({error}); it was left as it is.") from error
+
+
 def read_json(path: Path) -> Any:
     """The JSON value in a file of a run folder.
 
@@ -181,7 +195,7 @@ def read_json(path: Path) -> Any:
       RunFolderError: if the file cannot be read, or is no JSON.
     """
     try:
-        return json.loads(_bytes(path))
+        return json.loads(read_bytes(path))
     except ValueError as error:
         raise RunFolderError(f"{path} is damaged ({error}); remove the run folder.") from error
 
@@ -197,13 +211,6 @@ def as_finite(row: Mapping[str, Any]) -> dict[str, Any]:
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in row.items()
     }
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise RunFolderError(f"{path} cannot be read ({error}); it was left as it is.") from error
 
 
 def _difference(old: Any, new: Any, name: str = "") -> str:

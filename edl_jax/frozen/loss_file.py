@@ -60,7 +60,8 @@ def read_loss_file(path: str | os.PathLike[str]) -> Contents:
     """Read a loss, checking the header and the arrays' sizes before reading the arrays.
 
     Raises:
-      LossFileError: if the file is missing, truncated, foreign, or at odds with its header.
+      LossFileError: if the file is missing, truncated, foreign, at odds with its header, or cannot
+        be read.
     """
     if not isinstance(path, str | os.PathLike):
         raise LossFileError(f"the loss file is {path!r}; expected a path.")

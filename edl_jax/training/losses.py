@@ -136,20 +136,11 @@ def describe_loss(loss: Callable[..., Any]) -> str:
     other object its class and attributes; and of what is not of this package a digest of the code.
     Global variables and other functions that the code refers to are not looked at.
     """
-    if isinstance(loss, EvolvedLoss):
-        return f"EvolvedLoss {_digest(repr(loss.architecture), loss)}"
-    if isinstance(loss, nnx.Module):
-        graphdef, state = nnx.split(loss)
-        return f"{_class_of(loss)} {_digest(repr(graphdef), state)}"
     if isinstance(loss, functools.partial):
-        options = {**dict(enumerate(loss.args)), **_defaults(loss)}
-        inner = loss.func
-        return (_named(inner) if _is_plain(inner) else describe_loss(inner)) + _listed(options)
-    return _named(loss) + (_listed(_defaults(loss)) if _is_plain(loss) else "")
-
-
-def _is_plain(loss: Callable[..., Any]) -> bool:
-    return isinstance(loss, types.FunctionType)
+        return _named(loss.func) + _listed({**dict(enumerate(loss.args)), **_defaults(loss)})
+    if isinstance(loss, types.FunctionType):
+        return _named(loss) + _listed(_defaults(loss))
+    return _named(loss)
 
 
 def _defaults(loss: Callable[..., Any]) -> dict[str, Any]:
@@ -162,7 +153,12 @@ def _defaults(loss: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _named(loss: Callable[..., Any]) -> str:
-    """A function's name, code and closure; a method's with its object; an object's attributes."""
+    """What a loss is but for its options: arrays; name, code and closure; object; attributes."""
+    if isinstance(loss, EvolvedLoss):
+        return f"EvolvedLoss {_digest(repr(loss.architecture), loss)}"
+    if isinstance(loss, nnx.Module):
+        graphdef, state = nnx.split(loss)
+        return f"{_class_of(loss)} {_digest(repr(graphdef), state)}"
     if isinstance(loss, types.FunctionType):
         values = (cell.cell_contents for cell in loss.__closure__ or ())
         taken = dict(zip(loss.__code__.co_freevars, values, strict=True))
@@ -202,7 +198,7 @@ def _code_of(function: Any) -> str:
     return f" {digest.hexdigest()[:16]}"
 
 
-def _listed(values: Mapping[str, Any]) -> str:
+def _listed(values: Mapping[Any, Any]) -> str:
     def told(value: Any) -> str:
         if callable(value):
             return describe_loss(value)

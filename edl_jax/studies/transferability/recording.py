@@ -11,7 +11,7 @@ from scipy.special import log_softmax
 
 from edl_jax.errors import RunFolderError
 from edl_jax.pairs import Pairs
-from edl_jax.runs import RunFolder, writing
+from edl_jax.runs import RunFolder, read_bytes, writing
 from edl_jax.storage import open_atomically
 from edl_jax.training import TrainConfig
 from edl_jax.training.datasets import Dataset
@@ -123,10 +123,7 @@ def load_recording(path: Path, epochs: Sequence[int]) -> Recording:
     Raises:
       RunFolderError: if the file is damaged, or cannot be read.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise RunFolderError(f"{path} cannot be read ({error}); it was left as it is.") from error
+    content = read_bytes(path)
     try:
         with np.load(io.BytesIO(content)) as arrays:
             recording = Recording(**{name: arrays[name] for name in Recording._fields})
