@@ -15,9 +15,9 @@ if _IS_FIRST:
     os.environ["EDL_JAX_TEST_CACHE"] = tempfile.mkdtemp(prefix="edl-jax-tests-")
 _CACHE = os.environ["EDL_JAX_TEST_CACHE"]
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 jax.config.update("jax_compilation_cache_dir", _CACHE)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 # In these files nothing depends on how fast or how exactly rounded a program is: they compare runs
 # with one another, or watch behaviour. Compiling took most of their time.

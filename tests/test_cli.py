@@ -280,5 +280,6 @@ def test_import_is_light():
         "matplotlib",
         "sklearn",
         "PIL",
+        "scipy.stats",
     }
     assert not modules & heavy

@@ -123,10 +123,10 @@ def test_blocks_of_pairs_change_nothing(evolution, pairs_at_a_time):
 
 
 def test_one_program_serves_every_chunk(evolution):
-    chunk = make_chunk(TINY, evolution, device_mesh(AXIS))
+    chunk = make_chunk(TINY.generations_per_chunk, evolution, device_mesh(AXIS))
     state = to_every_device(evolution.init(jax.random.key(0)), device_mesh(AXIS))
-    for first in (0, 2, 4):
-        state, log = chunk(jax.random.key(1), state, jnp.int32(first))
+    for first, end in ((0, 2), (2, 4), (4, 5)):
+        state, log = chunk(jax.random.key(1), state, jnp.int32(first), jnp.int32(end))
     assert chunk._cache_size() == 1
     assert int(state.strategy.generation_counter) == 4  # the first generation begins, none is told
     assert log["best_fitness"].shape == (2,)
@@ -328,12 +328,13 @@ def test_every_compiled_function_lowers_for_accelerators(platform, change):
     if config.kernel == "pallas" and platform == "cuda" and jax.__version_info__ >= (0, 12):
         pytest.skip("from jax 0.12 on, Pallas asks Triton kernels for the GPU itself to lower")
     evolution = make_evolution(config)
-    key, state = jax.random.key(0), evolution.init(jax.random.key(0))
-    pairs = evolution.sample(key)
-    batch = evolution.observe(key, pairs)
-    chunk = make_chunk(config, evolution, device_mesh(AXIS))
+    key, index = jax.random.key(0), jnp.int32(0)
+    state = jax.eval_shape(evolution.init, key)
+    pairs = jax.eval_shape(evolution.sample, key)
+    batch = jax.eval_shape(evolution.observe, key, pairs)
+    chunk = make_chunk(config.generations_per_chunk, evolution, device_mesh(AXIS))
     for function, arguments in [
-        (chunk, (key, state, jnp.int32(0))),
+        (chunk, (key, state, index, index)),
         (jax.jit(evolution.init), (key,)),
         (jax.jit(evolution.sample), (key,)),
         (jax.jit(evolution.observe), (key, pairs)),

@@ -32,16 +32,15 @@ for name in one.history:
 
 mesh = device_mesh(AXIS)
 evolution = make_evolution(config, shards=mesh.size)
-chunk = make_chunk(config, evolution, mesh)
+chunk = make_chunk(config.generations_per_chunk, evolution, mesh)
 state = to_every_device(evolution.init(jax.random.key(0)), mesh)
-lowered = chunk.lower(jax.random.key(1), state, jax.numpy.int32(0))
+arguments = jax.random.key(1), state, jax.numpy.int32(0), jax.numpy.int32(2)
+lowered = chunk.lower(*arguments)
 # Fitness is all that crosses between devices: 32 float32.
 crossing = [x for x in lowered.as_text().splitlines() if "stablehlo.all_" in x]
 assert len(crossing) == 1 and crossing[0].endswith("-> tensor<32xf32>"), crossing
 for platform in {platforms!r}:
-    exported = jax.export.export(chunk, platforms=[platform])(
-        jax.random.key(1), state, jax.numpy.int32(0)
-    )
+    exported = jax.export.export(chunk, platforms=[platform])(*arguments)
     assert exported.nr_devices == 8
 print("equal")
 """

@@ -83,7 +83,8 @@ def evolve(
         first, run = first_does(partial(_taken_up, start, folder, checkpoints))
         state, rows, held_out = to_every_device(run.state, mesh), run.rows, run.held_out
         write = first_does(partial(open_events, stack, folder, first), share=False)
-        chunk, candidates = make_chunk(config, evolution, mesh), jax.jit(evolution.candidates)
+        chunk = make_chunk(config.generations_per_chunk, evolution, mesh)
+        candidates = jax.jit(evolution.candidates)
         bar = stack.enter_context(
             tqdm(
                 total=config.generations,
@@ -95,7 +96,7 @@ def evolve(
         )
         while first < config.generations:
             done = min(first + config.generations_per_chunk, config.generations)
-            state, log = chunk(key_generations, state, jnp.int32(first))
+            state, log = chunk(key_generations, state, jnp.int32(first), jnp.int32(done))
             log, host = jax.device_get((log, state))
             new = _rows(log, first, done)
             _check_alive(new, config)
@@ -115,16 +116,16 @@ def evolve(
 
 
 def make_chunk(
-    config: PretrainConfig, evolution: Evolution, mesh: Mesh
-) -> Callable[[jax.Array, State, jax.Array], tuple[State, Log]]:
-    """`(key, state, first) -> (state, log)`: a chunk of generations from number `first`, compiled.
+    length: int, evolution: Evolution, mesh: Mesh
+) -> Callable[[jax.Array, State, jax.Array, jax.Array], tuple[State, Log]]:
+    """`(key, state, first, end) -> (state, log)`: generations `first` to `end - 1`, compiled.
 
-    The state's buffers are donated. A chunk's length is `generations_per_chunk`; generations past
-    the last are skipped, so that one program serves every chunk. Each entry of the log is
-    `[generations_per_chunk]`.
+    The state's buffers are donated. A chunk has `length` generations; those from `end` on are
+    skipped, so that one program serves every chunk of every run. Each entry of the log is
+    `[length]`.
     """
 
-    def chunk(key: jax.Array, state: State, first: jax.Array) -> tuple[State, Log]:
+    def chunk(key: jax.Array, state: State, first: jax.Array, end: jax.Array) -> tuple[State, Log]:
         def step(state: State, index: jax.Array) -> tuple[State, Log]:
             return evolution.generation(jax.random.fold_in(key, index), state)
 
@@ -133,9 +134,9 @@ def make_chunk(
             return state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
         def body(state: State, index: jax.Array) -> tuple[State, Log]:
-            return jax.lax.cond(index < config.generations, step, skip, state, index)
+            return jax.lax.cond(index < end, step, skip, state, index)
 
-        return jax.lax.scan(body, state, first + jnp.arange(config.generations_per_chunk))
+        return jax.lax.scan(body, state, first + jnp.arange(length))
 
     return on_every_device(chunk, mesh, donate_argnums=(1,))
 

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -67,7 +68,7 @@ def _sample_pairs(key: jax.Array, num_pairs: int, num_classes: int, mixture: Mix
     key_gamma, key_normal, key_chances, key_kept = jax.random.split(key, 4)
     expected = [share * num_pairs for share in mixture.shares()]
     sizes = [math.ceil(count - 1e-6) for count in expected]  # rounded up, thinned out below
-    uniforms = jax.random.uniform(key_chances, (sum(sizes), len(Chances._fields) + 1))
+    uniforms = _drawn(jax.random.uniform, key_chances, (sum(sizes), len(Chances._fields) + 1))
     blocks = [
         (regime, Chances(*rows.T[:-1]))
         for regime, rows in zip(REGIMES.values(), _split(uniforms, sizes), strict=True)
@@ -78,7 +79,7 @@ def _sample_pairs(key: jax.Array, num_pairs: int, num_classes: int, mixture: Mix
     gamma = jax.random.loggamma(
         key_gamma, jnp.broadcast_to(gamma_rows[:, None], (gamma_rows.size, num_classes))
     )
-    normal = jax.random.normal(key_normal, (sum(sizes) - gamma_rows.size, num_classes))
+    normal = _drawn(jax.random.normal, key_normal, (sum(sizes) - gamma_rows.size, num_classes))
     gammas = iter(_split(gamma, [c.size for c in concentrations]))
     normals = iter(_split(normal, [c.coin.size for r, c in blocks if r.concentration is None]))
     shaped = [
@@ -92,6 +93,11 @@ def _sample_pairs(key: jax.Array, num_pairs: int, num_classes: int, mixture: Mix
     )
     order = _thinned_order(uniforms[:, -1], key_kept, expected, sizes)[:num_pairs]
     return Pairs(jax.nn.softmax(logits[order]), labels[order], regimes[order])
+
+
+def _drawn(draw: Callable[..., jax.Array], key: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """`draw(key, shape)`, drawn flat: XLA compiles draws of short rows several times as long."""
+    return draw(key, (shape[0] * shape[1],)).reshape(shape)
 
 
 def _split(rows: jax.Array, sizes: list[int]) -> list[jax.Array]:

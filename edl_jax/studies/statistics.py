@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+import scipy
 
 LEVEL = 0.05  # at which something is said to differ
 FEW_SEEDS = 5  # below, bootstrap intervals are far too narrow
@@ -102,7 +102,7 @@ def describe(values: np.ndarray) -> Sample:
     error = deviation / math.sqrt(n)
     if _is_constant(values):
         return Sample(n, mean, deviation, error, mean, mean)
-    ends = stats.bootstrap(
+    ends = scipy.stats.bootstrap(
         (values,), np.mean, n_resamples=_RESAMPLES, method="BCa", rng=np.random.default_rng(0)
     ).confidence_interval
     return Sample(n, mean, deviation, error, float(ends.low), float(ends.high))
@@ -128,9 +128,9 @@ def compare_paired(values: np.ndarray, baseline: np.ndarray) -> Paired:
         # Of one group whose values are all the same, such as of times that were watched in vain.
         warnings.filterwarnings("ignore", "Precision loss", RuntimeWarning)
         # Typed as Any: scipy's results have no types that a checker could follow.
-        t: Any = stats.ttest_rel(values, baseline)
-        wilcoxon: Any = stats.wilcoxon(differences)
-        welch: Any = stats.ttest_ind(values, baseline, equal_var=False)
+        t: Any = scipy.stats.ttest_rel(values, baseline)
+        wilcoxon: Any = scipy.stats.wilcoxon(differences)
+        welch: Any = scipy.stats.ttest_ind(values, baseline, equal_var=False)
     return Paired(
         short,
         effect_size=short.mean / short.deviation,
@@ -181,12 +181,12 @@ def rank_correlation(x: np.ndarray, y: np.ndarray, *, method: Callable[..., Any]
     points = np.random.default_rng(0).integers(len(x), size=(_RANK_RESAMPLES, len(x)))
     with warnings.catch_warnings():
         # A draw of one point many times has no correlation; such draws are left out.
-        warnings.simplefilter("ignore", stats.ConstantInputWarning)
+        warnings.simplefilter("ignore", scipy.stats.ConstantInputWarning)
         draws = [method(x[drawn], y[drawn]).statistic for drawn in points]
     low, high = np.nanpercentile(draws, [2.5, 97.5])
     p = found.pvalue
     if len(x) < _FEW_POINTS:  # Spearman's would be 0 where all are in order
-        p = stats.permutation_test(
+        p = scipy.stats.permutation_test(
             (x,), lambda shuffled: method(shuffled, y).statistic, permutation_type="pairings",
             n_resamples=math.factorial(len(x)), vectorized=False,
         ).pvalue  # fmt: skip
@@ -206,7 +206,7 @@ def waiting_time(times: np.ndarray, reached: np.ndarray) -> Waiting:
     """
     if not len(times):
         return Waiting(0, 0, *[math.nan] * 3)
-    survival = stats.ecdf(_censored(times, reached)).sf
+    survival = scipy.stats.ecdf(_censored(times, reached)).sf
     steps, left = survival.quantiles, survival.probabilities
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # at the last step nobody is left
@@ -230,12 +230,12 @@ def logrank(
         return math.nan
     groups = _censored(times, reached), _censored(other_times, other_reached)
     with np.errstate(invalid="ignore"):  # NaN where never two groups were watched at once
-        return float(stats.logrank(*groups).pvalue)
+        return float(scipy.stats.logrank(*groups).pvalue)
 
 
-def _censored(times: np.ndarray, reached: np.ndarray) -> stats.CensoredData:
+def _censored(times: np.ndarray, reached: np.ndarray) -> "scipy.stats.CensoredData":
     times, reached = np.asarray(times, float), np.asarray(reached, bool)
-    return stats.CensoredData(uncensored=times[reached], right=times[~reached])
+    return scipy.stats.CensoredData(uncensored=times[reached], right=times[~reached])
 
 
 def _is_constant(values: np.ndarray, *sources: np.ndarray) -> bool:

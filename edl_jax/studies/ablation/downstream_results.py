@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from edl_jax.studies.figures import panels, styles
 from edl_jax.studies.results import Column, Figure, Table, interval, number, p_value
@@ -25,7 +25,7 @@ METRICS = {
     "gradient_ratio/0.9-1.0": "relative gradient norm at p_y above 0.9",
     "gradient_deviation": "deviation from cross-entropy's gradient norms",
 }
-_MEASURES = {"spearman": stats.spearmanr, "kendall": stats.kendalltau}
+_MEASURES = {"spearman": "spearmanr", "kendall": "kendalltau"}  # in scipy.stats
 
 
 def metric_values(rows: Rows, metric: str) -> np.ndarray:
@@ -60,7 +60,8 @@ def downstream_tables(rows: Rows) -> tuple[list[dict[str, Any]], list[Table]]:
         values = metric_values(rows, metric)
         defined = np.isfinite(values)
         row: dict[str, Any] = {"metric": metric, "n": int(defined.sum())}
-        for name, method in _MEASURES.items():
+        for name, function in _MEASURES.items():
+            method = getattr(scipy.stats, function)
             found = rank_correlation(values[defined], accuracies[defined], method=method)
             row |= {
                 name: found.value,

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special, stats
-from scipy.spatial import distance
+import scipy
 
 from edl_jax.errors import InputError
 from edl_jax.pairs import Pairs
@@ -51,7 +50,7 @@ def summarise_pairs(pairs: Pairs) -> dict[str, np.ndarray]:
     return {
         "true_probability": true,
         "rival_probability": others.max(axis=-1),
-        "entropy": special.entr(probabilities).sum(axis=-1),
+        "entropy": scipy.special.entr(probabilities).sum(axis=-1),
         "confidence": probabilities.max(axis=-1),
         "rank": 1.0 + (others > true[:, None]).sum(axis=-1),
     }
@@ -69,7 +68,7 @@ def coordinates(pairs: Pairs) -> np.ndarray:
         np.clip(found[name], LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
         for name in ("true_probability", "rival_probability")
     ]
-    return np.stack([*(special.logit(p) for p in held), found["entropy"]], axis=-1)
+    return np.stack([*(scipy.special.logit(p) for p in held), found["entropy"]], axis=-1)
 
 
 def edges_of(summary: str, num_classes: int) -> np.ndarray:
@@ -92,7 +91,7 @@ def divergence(x: np.ndarray, y: np.ndarray, edges: np.ndarray) -> float:
       Theory 1991. (scipy's function gives its root.)
     """
     counts = [np.histogram(np.clip(z, edges[0], edges[-1]), edges)[0] for z in (x, y)]
-    return float(distance.jensenshannon(*counts, base=2)) ** 2
+    return float(scipy.spatial.distance.jensenshannon(*counts, base=2)) ** 2
 
 
 def median_distance(points: np.ndarray) -> float:
@@ -101,7 +100,7 @@ def median_distance(points: np.ndarray) -> float:
     Raises:
       InputError: if it is 0, so that no kernel could have it.
     """
-    median = float(np.median(distance.pdist(points)))
+    median = float(np.median(scipy.spatial.distance.pdist(points)))
     if not median > 0:
         raise InputError("more than half of the points are equal; expected points that differ.")
     return median
@@ -166,7 +165,7 @@ def two_sample_test(x: np.ndarray, y: np.ndarray, *, seed: int = 0) -> TwoSample
         said_y = [int(trees.predict(z).sum()) for z in test]
     each = len(test[0])
     table = [[each - said_y[0], said_y[0]], [each - said_y[1], said_y[1]]]
-    p = float(stats.fisher_exact(table, alternative="greater").pvalue)  # pyright: ignore
+    p = float(scipy.stats.fisher_exact(table, alternative="greater").pvalue)  # pyright: ignore
     return TwoSample((table[0][0] + table[1][1]) / (2 * each), p)
 
 
@@ -200,7 +199,7 @@ def is_covered(points: np.ndarray, support: np.ndarray) -> np.ndarray:
 def _squared_distances(a: np.ndarray, b: np.ndarray) -> Iterator[np.ndarray]:
     """Of all of a to all of b, some rows at a time: memory grows with b only."""
     for first in range(0, len(a), _ROWS_AT_A_TIME):
-        yield distance.cdist(a[first : first + _ROWS_AT_A_TIME], b, "sqeuclidean")
+        yield scipy.spatial.distance.cdist(a[first : first + _ROWS_AT_A_TIME], b, "sqeuclidean")
 
 
 def _split_off(values: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

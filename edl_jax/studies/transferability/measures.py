@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from scipy.stats import wasserstein_distance
+import scipy
 
 from edl_jax.frozen import EvolvedLoss
 from edl_jax.pairs import REGIMES, Mixture, Pairs, log_probabilities, sample_pairs
@@ -71,7 +71,10 @@ def compare_pairs(pairs: Pairs, reference: Pairs, bandwidth: float) -> dict[str,
     return {
         "divergence": float(np.mean([*divergences.values()])),
         **{f"divergence/{name}": value for name, value in divergences.items()},
-        **{f"wasserstein/{name}": float(wasserstein_distance(x[name], y[name])) for name in x},
+        **{
+            f"wasserstein/{name}": float(scipy.stats.wasserstein_distance(x[name], y[name]))
+            for name in x
+        },
         "mmd": distances.mean_discrepancy(points, support, bandwidth),
         "accuracy": test.accuracy,
         "p": test.p,
