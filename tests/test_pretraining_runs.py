@@ -44,7 +44,8 @@ def test_what_is_drawn_of_one_key_is_drawn_by_keys_of_its_own(monkeypatch):
         return record
 
     pairs = sample_pairs(key, 65, 3)
-    evolution = make_evolution(TINY)
+    config = dataclasses.replace(TINY, class_counts=(3, 5))
+    evolution = make_evolution(config)
     evolution.terms["term"] = Term(1.0, lambda population, key: recorded(jnp.zeros(16))(key))
     population, batch = evolution.init(key).population, evolution.observe(key, (pairs, pairs))
     monkeypatch.setattr(engine, "sample_pairs", recorded(pairs))
@@ -53,9 +54,9 @@ def test_what_is_drawn_of_one_key_is_drawn_by_keys_of_its_own(monkeypatch):
     monkeypatch.setattr(pretraining, "task_errors", lambda *_: jnp.zeros((1, 1)))
     with jax.disable_jit():
         evolution.observe(key, evolution.sample(key))
-        pretraining.held_out_pairs(evolution.sample, key, TINY)
+        pretraining.held_out_pairs(evolution.sample, key, config)
         evolution.final_score(population, batch, key)
-        pretraining._measure_on_tasks(random_loss(), key, TINY)
+        pretraining._measure_on_tasks(random_loss(), key, config)
     assert len(used) == 2 + 1 + 2 * 2 + 8 + 8
     split_off = [each for key in used for each in jax.random.split(key, 8)]
     met = jax.random.key_data(jnp.stack([*used, *split_off]))
