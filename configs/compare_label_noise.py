@@ -6,7 +6,7 @@ right.
 Command:  edl compare --config configs/compare_label_noise.py --run-dir runs/noise \
               --train.data-dir DIR
 Time:     a training of 450,000 images takes 3 s on an H200, and about 12 minutes on 2 CPU cores.
-Result:   results/label_noise_full/ (sce with 2 seeds); of 10,000 images results/label_noise/.
+Result:   results/label_noise_full/; of 10,000 images results/label_noise/.
 """
 
 from edl_jax import TrainConfig
