@@ -121,8 +121,8 @@ def make_chunk(
     """`(key, state, first, end) -> (state, log)`: generations `first` to `end - 1`, compiled.
 
     The state's buffers are donated. A chunk has `length` generations; those from `end` on are
-    skipped, so that one program serves every chunk of every run. Each entry of the log is
-    `[length]`.
+    skipped, so that one program serves every chunk, and runs of any number of generations but where
+    a schedule of the step size depends on it. Each entry of the log is `[length]`.
     """
 
     def chunk(key: jax.Array, state: State, first: jax.Array, end: jax.Array) -> tuple[State, Log]:
