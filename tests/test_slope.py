@@ -110,7 +110,7 @@ def test_a_flat_loss_has_finite_violations(loss):
 
 
 def test_fitness_holds_the_weighted_slope_and_the_log_the_leaders():
-    evolution = make_evolution(SLOPED)
+    evolution = make_evolution(dataclasses.replace(SLOPED, class_counts=(3, 5)))
     key = jax.random.key(1)
     state, log = jax.jit(evolution.generation)(key, evolution.init(jax.random.key(0)))
     _, key_sample, key_observe, _, _ = jax.random.split(key, 5)
