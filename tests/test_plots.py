@@ -1,6 +1,27 @@
 import numpy as np
+import optax
 
-from edl_jax.studies.plots import plot_training
+from edl_jax.studies.plots import plot_loss, plot_training
+
+cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels
+
+
+def test_a_loss_and_its_slope_are_drawn_beside_cross_entropy():
+    losses, slopes = plot_loss({"twice": lambda x, y: 2 * cross_entropy(x, y)}).axes
+    expected = [
+        ("cross-entropy, rest spread evenly", 1, 9),
+        ("cross-entropy, one rival", 1, 1),
+        ("twice, rest spread evenly", 2, 9),
+        ("twice, one rival", 2, 1),
+    ]
+    for loss, slope, (name, factor, sharers) in zip(
+        losses.lines, slopes.lines, expected, strict=True
+    ):
+        assert loss.get_label() == slope.get_label() == name
+        p, value = loss.get_data()
+        np.testing.assert_allclose(value, -factor * np.log(p), rtol=1e-4)
+        p, norm = slope.get_data()
+        np.testing.assert_allclose(norm, factor * (1 - p) * (1 + 1 / sharers) ** 0.5, rtol=1e-4)
 
 
 def test_a_training_is_drawn_epoch_by_epoch_with_labels_and_units():

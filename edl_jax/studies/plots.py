@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -123,9 +122,7 @@ def plot_loss(losses: Mapping[str, Loss], *, num_classes: int = 10) -> Any:
     own = np.linspace(0.002, 0.998, 250)
     figure, (axes,) = subplots(2)
     for style, (name, loss) in zip(styles(), curves.items(), strict=False):
-        for slice_name, logits in _slices(own, num_classes).items():
-            labels = jnp.zeros(len(own), jnp.int32)
-            gradient = jax.grad(lambda x, loss=loss: loss(x, labels).sum())(logits)  # noqa: B023
+        for slice_name, found in respond(loss, _slices(own, num_classes)).items():
             thin = {"linewidth": 1, "alpha": 0.6} if slice_name == "one rival" else {"linewidth": 2}
             look = {
                 "color": style.color,
@@ -133,8 +130,8 @@ def plot_loss(losses: Mapping[str, Loss], *, num_classes: int = 10) -> Any:
                 "label": f"{name}, {slice_name}",
                 **thin,
             }
-            axes[0].plot(own, loss(logits, labels), **look)
-            axes[1].plot(own, jnp.linalg.norm(gradient, axis=-1), **look)
+            axes[0].plot(own, found.losses, **look)
+            axes[1].plot(own, found.norms, **look)
     axes[0].set(xlabel="probability of the true class", ylabel="loss", title="Loss")
     axes[1].set(
         xlabel="probability of the true class",
@@ -165,12 +162,12 @@ def plot_surface(losses: Mapping[str, Loss], *, num_classes: int = 10) -> Any:
     return plot_rival_maps(own, rival, responses, num_classes)
 
 
-def _slices(own: np.ndarray, num_classes: int) -> dict[str, jax.Array]:
+def _slices(own: np.ndarray, num_classes: int) -> dict[str, np.ndarray]:
     rest = np.broadcast_to((1 - own[:, None]) / (num_classes - 1), (len(own), num_classes - 1))
     even = np.concatenate([own[:, None], rest], axis=1)
     rival = np.full((len(own), num_classes), 1e-12)
     rival[:, 0], rival[:, 1] = own, 1 - own
     return {
-        "rest spread evenly": jnp.log(jnp.asarray(even, jnp.float32)),
-        "one rival": jnp.log(jnp.asarray(rival, jnp.float32)),
+        "rest spread evenly": np.log(even),
+        "one rival": np.log(rival),
     }
