@@ -233,6 +233,9 @@ def test_refuses_bad_input(loss):
         loss(jnp.zeros((6, 5), jnp.int32), LABELS)
     with pytest.raises(InputError, match=r"labels have shape \(4,\)"):
         loss(logits, LABELS[:4])
+    for value in (["one"], [[1.0], [1.0, 2.0]], [2**70]):  # text, ragged, too large
+        with pytest.raises(InputError, match=r"labels is .*; expected an array of numbers"):
+            loss(logits, value)
     with pytest.raises(InputError, match=r"dtype float32; .* expected integers"):
         loss(logits, LABELS.astype(jnp.float32))
     with pytest.raises(InputError, match=r"from 0 to 5; expected classes in \[0, 5\)"):
@@ -250,8 +253,14 @@ def test_refuses_bad_input(loss):
 
 
 def test_label_out_of_range_under_jit_gives_nan(loss):
-    values = jax.jit(loss)(logits_of(), LABELS.at[0].set(5).at[1].set(-1))
-    np.testing.assert_array_equal(jnp.isnan(values), [True, True, False, False, False, False])
+    labels = LABELS.at[0].set(5).at[1].set(-1)
+    out = [True, True, False, False, False, False]
+    np.testing.assert_array_equal(jnp.isnan(jax.jit(loss)(logits_of(), labels)), out)
+    # Nor does it pass for the nearest class where that is masked.
+    where = jnp.asarray([False, True, True, True, False])
+    masked = jax.jit(lambda x, y: loss(x, y, where=where))(logits_of(), labels)
+    np.testing.assert_array_equal(jnp.isnan(masked), out)
+    np.testing.assert_array_equal(masked == 0, [False, False, False, False, True, True])
 
 
 def test_pair_network_refuses_another_class_count():
