@@ -58,8 +58,8 @@ def check_inputs(
     logits: jax.typing.ArrayLike,
     labels: jax.typing.ArrayLike,
     *,
-    axis: int = -1,
-    where: jax.typing.ArrayLike | None = None,
+    axis: int,
+    where: jax.typing.ArrayLike | None,
 ) -> Inputs:
     """Check the arguments of a loss and move the classes to the last axis.
 
