@@ -23,15 +23,22 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 # runs are compared with one another, or behaviour is watched: there compiling took most of the
 # time, so that few optimisations are asked for.
 OPTIMIZED = {
+    "test_adaptive_barron",
     "test_against_torch",
+    "test_augmentation",
     "test_baseline_values",
+    "test_baselines",
     "test_convolution",
     "test_documentation",  # shares the default pretraining's programs with test_pretraining
+    "test_evolved_loss",
     "test_export",
     "test_layers",
+    "test_mixing",
     "test_mutations",
+    "test_pairs",
     "test_pretraining",
     "test_ranking",
+    "test_training_metrics",
 }
 
 # The files that take longest, longest first: a worker that took one of them last would keep the

@@ -4,14 +4,17 @@ python results/recipes/tables.py
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from edl_jax.studies.statistics import compare_paired, holm
+from edl_jax.studies.results import interval, mean_and_deviation
+from edl_jax.studies.statistics import compare_paired, describe, holm
 
 HERE = Path(__file__).parent
+plain = mean_and_deviation("mean", "deviation")
+signed = mean_and_deviation("mean", "deviation", "+.2f")
+ends = interval("low", "high")
 
 
 def accuracies(*paths: Path) -> dict[str, dict[int, float]]:
@@ -26,30 +29,25 @@ def accuracies(*paths: Path) -> dict[str, dict[int, float]]:
     return found
 
 
-def short(values: Sequence[float], sign: str = "") -> str:
-    """Mean and deviation; the deviation of one value is not known."""
-    deviation = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
-    return f"{np.mean(values):{sign}.2f}{deviation}"
-
-
 def of_edl() -> list[str]:
     """Edl beside cross-entropy on 10,000 images, by recipe, and over all recipes together."""
     recipes = {path.stem: accuracies(path) for path in sorted((HERE / "edl").glob("*.jsonl"))}
     rows, means = [], []
-    for name, x in recipes.items():
-        mine, baseline = x["edl"], x["cross_entropy"]
-        differences = [mine[seed] - baseline[seed] for seed in baseline]
-        means.append((np.mean([*mine.values()]), np.mean([*baseline.values()])))
-        rows.append(
-            f"| `{name}` | {len(differences)} | {short([*baseline.values()])} "
-            f"| {short([*mine.values()])} | {short(differences, '+')} |"
+    for name, by_loss in recipes.items():
+        baseline = by_loss["cross_entropy"]
+        theirs = np.asarray([*baseline.values()])
+        mine = np.asarray([by_loss["edl"][seed] for seed in baseline])
+        means.append((mine.mean(), theirs.mean()))
+        cells = (
+            plain(describe(theirs)._asdict()),
+            plain(describe(mine)._asdict()),
+            signed(describe(mine - theirs)._asdict()),
         )
+        rows.append(f"| `{name}` | {len(baseline)} | {' | '.join(cells)} |")
     found = compare_paired(*np.transpose(means))
-    d = found.difference
-    together = (
-        f"{d.mean:+.2f} ± {d.deviation:.2f} ({d.low:+.2f} to {d.high:+.2f}, p = {found.p_t:.2f})"
-    )
-    rows.append(f"| all {d.n}, their means | | | | {together} |")
+    d = found.difference._asdict()
+    together = f"{signed(d)} ({ends(d)}, p = {found.p_t:.2f})"
+    rows.append(f"| all {len(means)}, their means | | | | {together} |")
     return [text.replace("-", "−") for text in rows]
 
 
@@ -64,11 +62,9 @@ def of_other_rate() -> list[str]:
     ]
     rows = []
     for name, found, corrected in zip(losses, paired, holm([x.p_t for x in paired]), strict=True):
-        d = found.difference
-        rows.append(
-            f"| {name} | {d.mean:+.2f} ± {d.deviation:.2f} | {d.low:+.2f} to {d.high:+.2f} "
-            f"| {found.p_t:.3f} ({corrected:.3f}) |".replace("-", "−")
-        )
+        d = found.difference._asdict()
+        p = f"{found.p_t:.3f} ({corrected:.3f})"
+        rows.append(f"| {name} | {signed(d)} | {ends(d)} | {p} |".replace("-", "−"))
     return rows
 
 
