@@ -25,11 +25,11 @@ $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
 .venv/demo.stamp: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable ".[studies]"
+	$(BIN)/python -m pip install --quiet --no-compile --editable ".[studies]"
 	touch $@
 
 .venv/dev.stamp: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-compile --editable ".[dev]"
 	touch $@
 
 clean: ## remove the environment and caches, not the runs
