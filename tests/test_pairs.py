@@ -36,14 +36,14 @@ def test_pairs_are_distributions_with_labels_in_range(num_classes):
 
 
 def test_same_key_same_pairs_and_another_key_others():
-    first, same, other = (sample_pairs(jax.random.key(s), 64, 5) for s in (3, 3, 4))
+    first, same, other = (sample_pairs(jax.random.key(s), 1000, 2) for s in (3, 3, 4))
     for a, b in zip(first, same, strict=True):
         np.testing.assert_array_equal(a, b)
     assert not np.array_equal(first.probabilities, other.probabilities)
 
 
 def test_order_is_random():
-    regimes = np.asarray(sample_pairs(jax.random.key(0), NUM_PAIRS, 4).regimes)
+    regimes = np.asarray(sample_pairs(jax.random.key(0), NUM_PAIRS * len(REGIMES), 10).regimes)
     # In blocks, neighbours would agree always; in random order, one time in seven.
     agreement = (regimes[1:] == regimes[:-1]).mean()
     assert agreement == pytest.approx(1 / 7, abs=0.02)
@@ -177,7 +177,7 @@ def test_refuses_bad_arguments():
         sample_pairs(jax.random.key(0), 3.0, 3)  # pyright: ignore
     with pytest.raises(InputError, match=r"num_pairs is True; expected a whole number"):
         sample_pairs(jax.random.key(0), True, 3)
-    assert sample_pairs(jax.random.key(0), np.int64(3), np.int32(4)).probabilities.shape == (3, 4)
+    assert sample_pairs(jax.random.key(0), np.int64(1000), np.int32(2)).labels.shape == (1000,)
     with pytest.raises(ConfigError, match="uniform is 'a'"):
         Mixture(uniform="a")  # pyright: ignore
     with pytest.raises(ConfigError, match=r"Mixture\.sparse is -1"):
