@@ -32,22 +32,25 @@ def accuracies(*paths: Path) -> dict[str, dict[int, float]]:
 def of_edl() -> list[str]:
     """Edl beside cross-entropy on 10,000 images, by recipe, and over all recipes together."""
     recipes = {path.stem: accuracies(path) for path in sorted((HERE / "edl").glob("*.jsonl"))}
-    rows, means = [], []
-    for name, by_loss in recipes.items():
+    pairs = []
+    for by_loss in recipes.values():
         baseline = by_loss["cross_entropy"]
-        theirs = np.asarray([*baseline.values()])
         mine = np.asarray([by_loss["edl"][seed] for seed in baseline])
-        means.append((mine.mean(), theirs.mean()))
-        cells = (
-            plain(describe(theirs)._asdict()),
-            plain(describe(mine)._asdict()),
-            signed(describe(mine - theirs)._asdict()),
-        )
-        rows.append(f"| `{name}` | {len(baseline)} | {' | '.join(cells)} |")
-    found = compare_paired(*np.transpose(means))
+        pairs.append((mine, np.asarray([*baseline.values()])))
+    tests = [compare_paired(mine, theirs) for mine, theirs in pairs]
+    rows = []
+    for name, (mine, theirs), found, corrected in zip(
+        recipes, pairs, tests, holm([x.p_t for x in tests]), strict=True
+    ):
+        reached = [plain(describe(values)._asdict()) for values in (theirs, mine)]
+        d = found.difference._asdict()
+        cells = [str(len(mine)), *reached, signed(d), ends(d), f"{found.p_t:.2f} ({corrected:.2f})"]
+        rows.append(f"| `{name}` | {' | '.join(cells)} |")
+    found = compare_paired(*np.transpose([(mine.mean(), theirs.mean()) for mine, theirs in pairs]))
     d = found.difference._asdict()
-    together = f"{signed(d)} ({ends(d)}, p = {found.p_t:.2f})"
-    rows.append(f"| all {len(means)}, their means | | | | {together} |")
+    rows.append(
+        f"| all {len(pairs)}, their means | | | | {signed(d)} | {ends(d)} | {found.p_t:.2f} |"
+    )
     return [text.replace("-", "−") for text in rows]
 
 
