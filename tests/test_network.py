@@ -17,9 +17,10 @@ def agnostic(seed: int = 0, **options) -> ClassAgnosticNetwork:
 
 
 def pairs_of(num_classes: int, seed: int = 0, num_pairs: int = 200):
-    """From near-uniform predictions to some with a single class in float32; nothing to compile."""
+    """From near-uniform predictions to a single class in float32, some with ties; not compiled."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=(num_pairs, num_classes)) / 10 ** rng.uniform(-2, 1, (num_pairs, 1))
+    logits[::7, :2] = logits[::7].max(axis=1, keepdims=True)
     log_p = np.maximum(log_softmax(logits, axis=-1), np.log(np.finfo(np.float32).tiny))
     return jnp.asarray(log_p, jnp.float32), jnp.asarray(rng.integers(num_classes, size=num_pairs))
 

@@ -177,7 +177,8 @@ def test_refuses_bad_arguments():
         sample_pairs(jax.random.key(0), 3.0, 3)  # pyright: ignore
     with pytest.raises(InputError, match=r"num_pairs is True; expected a whole number"):
         sample_pairs(jax.random.key(0), True, 3)
-    assert sample_pairs(jax.random.key(0), np.int64(1000), np.int32(2)).labels.shape == (1000,)
+    pairs = sample_pairs(jax.random.key(0), np.int64(1000), np.int32(2))
+    assert pairs.probabilities.shape == (1000, 2)
     with pytest.raises(ConfigError, match="uniform is 'a'"):
         Mixture(uniform="a")  # pyright: ignore
     with pytest.raises(ConfigError, match=r"Mixture\.sparse is -1"):
