@@ -7,9 +7,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from edl_jax.errors import ConfigError
+
 # Can only be read by setting it, which other threads would notice: once, at import.
 _UMASK = os.umask(0)
 os.umask(_UMASK)
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """A path as a user gave it, with `~` expanded to the home folder.
+
+    Raises:
+      ConfigError: if it is no path, is empty, or its home folder is not known.
+    """
+    try:
+        given = os.fspath(path)
+        if not isinstance(given, str) or not given or "\0" in given:
+            raise ConfigError(f"the path is {path!r}; expected a path of at least one character.")
+        return Path(given).expanduser()
+    except TypeError as error:
+        raise ConfigError(f"the path is {path!r}; expected a string or a pathlib.Path.") from error
+    except RuntimeError as error:
+        raise ConfigError(f"the path is {path!r}, whose home folder is not known.") from error
 
 
 @contextlib.contextmanager

@@ -181,6 +181,20 @@ def check_different(config: Any, field: str, kind: str = "values") -> None:
         )
 
 
+def check_seed(name: str, seed: Any) -> int:
+    """The seed, if it is a whole number that `jax.random.key` keeps whole.
+
+    Raises:
+      ConfigError: if it is not, naming it as `name`; a larger or negative one would wrap.
+    """
+    is_whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
+    if not is_whole or not 0 <= seed <= MAX_SEED:
+        raise ConfigError(
+            f"{name} is {seed!r}; expected a whole number, at least 0 and at most {MAX_SEED}."
+        )
+    return int(seed)
+
+
 def check_range(
     config: Any,
     field: str,
