@@ -65,7 +65,7 @@ def test_one_hot_labels_equal_integer_labels(loss):
 @pytest.mark.parametrize("row", [[2, 2, 1, 0, 3e38], [2, 2, 2, 0, 1], [0, 0, 0, 0, 0]])
 def test_one_hot_labels_give_the_gradient_of_integer_labels_where_logits_tie(name, row):
     logits, labels = jnp.tile(jnp.asarray(row, jnp.float32), (5, 1)), jnp.arange(5)
-    where = jnp.asarray([True, True, True, True, row[4] < 3e38])
+    where = jnp.asarray([[True, True, True, True, row[4] < 3e38]])
     one_hot = jax.nn.one_hot(labels, 5)
     hard, soft = (
         jax.grad(lambda x, y=y: LOSSES[name](x, y, where=where).sum())(logits)
@@ -160,14 +160,15 @@ def test_bfloat16_is_float32_rounded_once(loss):
 @pytest.mark.parametrize("name", ["edl", "random"])
 def test_masked_classes_take_no_part(name):
     loss, logits = LOSSES[name], logits_of((4, 6))
-    where = jnp.asarray([True, True, False, True, False, True])
+    kept = jnp.asarray([True, True, False, True, False, True])
+    where = kept[None, :]
     labels = jnp.asarray([0, 1, 3, 5])
     fewer = jnp.asarray([0, 1, 2, 3])
     np.testing.assert_allclose(
-        loss(logits, labels, where=where), loss(logits[:, where], fewer), rtol=1e-6
+        loss(logits, labels, where=where), loss(logits[:, kept], fewer), rtol=1e-6
     )
     gradient = jax.grad(lambda x: loss(x, labels, where=where).sum())(logits)
-    assert (gradient[:, ~where] == 0).all()
+    assert (gradient[:, ~kept] == 0).all()
     # As a label, a masked class adds nothing; cross-entropy in optax does the same.
     assert (loss(logits, jnp.full(4, 2), where=where) == 0).all()
     soft = 0.5 * jax.nn.one_hot(labels, 6) + 0.5 * jax.nn.one_hot(2, 6)
@@ -189,7 +190,7 @@ def test_axis_and_leading_shapes(loss):
         mask = jnp.moveaxis(jnp.broadcast_to(where, logits.shape), -1, axis)
         np.testing.assert_array_equal(
             loss(moved, jnp.moveaxis(soft, -1, axis), axis=axis, where=mask),
-            loss(logits, soft, where=where),
+            loss(logits, soft, where=where[None, None]),
         )
     assert loss(logits[0, 0], 3).shape == ()
 
@@ -257,7 +258,7 @@ def test_label_out_of_range_under_jit_gives_nan(loss):
     out = [True, True, False, False, False, False]
     np.testing.assert_array_equal(jnp.isnan(jax.jit(loss)(logits_of(), labels)), out)
     # Nor does it pass for the nearest class where that is masked.
-    where = jnp.asarray([False, True, True, True, False])
+    where = jnp.asarray([[False, True, True, True, False]])
     masked = jax.jit(lambda x, y: loss(x, y, where=where))(logits_of(), labels)
     np.testing.assert_array_equal(jnp.isnan(masked), out)
     np.testing.assert_array_equal(masked == 0, [False, False, False, False, True, True])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from edl_jax.baselines.common import LOSSES, check_number, miss_probability, per_example
+from edl_jax.baselines.common import LOSSES, Candidates, check_number, per_example
 from edl_jax.errors import ConfigError
 
 ArrayLike = jax.typing.ArrayLike
@@ -63,10 +63,10 @@ def barron(
         check_number("alpha", alpha, -math.inf, 2)
     check_number("scale", scale, 0, open_low=True)
 
-    def of_label(x: jax.Array, label: jax.Array, mask: jax.Array | None) -> jax.Array:
-        return _rho(miss_probability(x, label, mask) / scale, alpha)
+    def formula(c: Candidates) -> jax.Array:
+        return _rho(c.miss() / scale, alpha)
 
-    return per_example(of_label, logits, labels, axis, where)
+    return per_example(formula, logits, labels, axis, where)
 
 
 @LOSSES.register("adaptive_barron")
@@ -100,8 +100,9 @@ class AdaptiveBarron(nnx.Module):
         if alpha == high:
             raise ConfigError(f"alpha is {alpha}; expected a number, less than {high}.")
         share = (alpha - low) / (high - low)
-        self.latent_alpha = nnx.Param(jnp.asarray(math.log(share / (1 - share))))
-        self.latent_scale = nnx.Param(jnp.asarray(_inverse_softplus(scale - _SMALLEST_SCALE)))
+        self.latent_alpha = nnx.Param(jnp.asarray(math.log(share / (1 - share)), jnp.float32))
+        latent_scale = _inverse_softplus(scale - _SMALLEST_SCALE)
+        self.latent_scale = nnx.Param(jnp.asarray(latent_scale, jnp.float32))
 
     def alpha(self) -> jax.Array:
         """The present shape, a float32 scalar: a sigmoid of `latent_alpha`."""
@@ -137,11 +138,10 @@ class AdaptiveBarron(nnx.Module):
         alpha, scale = self.alpha(), self.scale()
         normaliser = jnp.log(scale) + log_partition(alpha)
 
-        def of_label(x: jax.Array, label: jax.Array, mask: jax.Array | None) -> jax.Array:
-            residual = miss_probability(x, label, mask)
-            return _rho(residual / scale, alpha) + normaliser
+        def formula(c: Candidates) -> jax.Array:
+            return _rho(c.miss() / scale, alpha) + normaliser
 
-        return per_example(of_label, logits, labels, axis, where)
+        return per_example(formula, logits, labels, axis, where)
 
 
 def log_partition(alpha: jax.Array) -> jax.Array:

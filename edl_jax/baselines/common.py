@@ -3,25 +3,62 @@
 import math
 import numbers
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from edl_jax.errors import ConfigError
-from edl_jax.frozen.inputs import FLOOR, check_inputs, log_softmax, pick
+from edl_jax.frozen.inputs import check_inputs
+from edl_jax.frozen.log_probabilities import log_softmax
+from edl_jax.network.rivals import Rivals
 from edl_jax.registry import Registry
 
 # A function of logits and labels, or an `nnx.Module` class whose instances are called like one.
 LOSSES: Registry[Callable[..., Any]] = Registry("loss")
 
-# Losses `[...]` of logits `[..., num_classes]`, classes `[...]` or weights `[..., num_classes]`,
-# and a mask of the classes or None. Classes are last, and logits float32 at least.
-OfLabel = Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array]
+
+class Candidates(NamedTuple):
+    """A prediction, and the classes that stand as its label: the label alone, or each in turn.
+
+    A loss is one formula of this, `[..., n]`: with `n = 1` for classes, and with `n = num_classes`
+    for soft labels, whose cost is so that of a few more sums over the classes. What does not
+    depend on the label is `[..., 1]`.
+
+    Attributes:
+      logits: `[..., num_classes]`, float32 at least, 0 where masked.
+      every_log_p: log-probabilities of all classes, `[..., num_classes]`.
+      where: mask of the classes, `[..., num_classes]`, or None.
+      label: `[..., 1]`, or None for every class in turn.
+    """
+
+    logits: jax.Array
+    every_log_p: jax.Array
+    where: jax.Array | None
+    label: jax.Array | None
+
+    def at(self, values: jax.Array) -> jax.Array:
+        """The candidates' `[..., n]` of values `[..., num_classes]`."""
+        return values if self.label is None else jnp.take_along_axis(values, self.label, axis=-1)
+
+    def log_p(self) -> jax.Array:
+        """`log p_y`, `[..., n]`."""
+        return self.at(self.every_log_p)
+
+    def miss(self) -> jax.Array:
+        """`1 - p_y`, `[..., n]`."""
+        return -jnp.expm1(self.log_p())
+
+    def rival(self) -> jax.Array:
+        """The largest `log p` of the classes other than the label, `[..., n]`."""
+        label, shape = self.label, self.every_log_p.shape
+        if label is None:
+            label = jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
+        return Rivals.among(self.every_log_p).of(label, self.log_p())
 
 
 def per_example(
-    of_label: OfLabel,
+    formula: Callable[[Candidates], jax.Array],
     logits: jax.typing.ArrayLike,
     labels: jax.typing.ArrayLike,
     axis: int,
@@ -30,7 +67,7 @@ def per_example(
     """A loss from its value for a class; for soft labels `w`, `sum_k w_k L(x, k)`.
 
     Args:
-      of_label: `(logits, classes, mask) -> losses`, with the classes last.
+      formula: losses `[..., n]` of candidates.
       logits: as in `check_inputs`, like the other arguments.
       labels: integer or soft.
       axis: axis of the classes.
@@ -40,19 +77,16 @@ def per_example(
       Losses `[...]` in the logits' dtype.
     """
     inputs = check_inputs(logits, labels, axis=axis, where=where)
-    x, mask = inputs.logits, inputs.where
-
-    def of_weights(weights: jax.Array) -> jax.Array:
-        # What does not depend on the class is computed once, outside the loop that vmap makes.
-        each = jax.vmap(lambda k: of_label(x, jnp.full(x.shape[:-1], k), mask), out_axes=-1)
-        return jnp.sum(weights * each(jnp.arange(x.shape[-1])), axis=-1)
-
-    losses = inputs.losses(lambda label: of_label(x, label, mask), of_weights)
+    every = Candidates(inputs.logits, log_softmax(inputs.logits, inputs.where), inputs.where, None)
+    losses = inputs.losses(
+        lambda label: formula(every._replace(label=label[..., None]))[..., 0],
+        lambda weights: jnp.sum(weights * formula(every), axis=-1),
+    )
     return losses.astype(jnp.asarray(logits).dtype)
 
 
 def per_example_of_weights(
-    of_weights: OfLabel,
+    of_weights: Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array],
     logits: jax.typing.ArrayLike,
     labels: jax.typing.ArrayLike,
     axis: int,
@@ -60,6 +94,7 @@ def per_example_of_weights(
 ) -> jax.Array:
     """A loss that its authors define on label distributions: `L(x, w)`, one-hot for a class.
 
+    `of_weights` takes logits and weights, `[..., num_classes]`, and a mask of that shape or None.
     Where a mask hides a part of a label, the rest is scaled to sum to 1 and the loss multiplied by
     what the rest summed to, so that masked classes add nothing here either.
     """
@@ -83,15 +118,17 @@ def one_hot(labels: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def mean_over_classes(values: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Mean `[...]` of `[..., num_classes]` over the classes that take part; 0 if none does."""
+    """Mean `[..., 1]` of `[..., num_classes]` over the classes that take part; 0 if none does."""
     if mask is None:
-        return jnp.mean(values, axis=-1)
-    return jnp.sum(values, axis=-1, where=mask) / jnp.maximum(jnp.sum(mask, axis=-1), 1)
+        return jnp.mean(values, axis=-1, keepdims=True)
+    return jnp.sum(values, axis=-1, where=mask, keepdims=True) / num_taking_part(values, mask)
 
 
-def strongest_rival(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """The largest logit `[...]` of the classes other than the label."""
-    return jnp.max(jnp.where(one_hot(labels, logits) > 0, FLOOR, logits), axis=-1)
+def num_taking_part(values: jax.Array, mask: jax.Array | None) -> jax.Array | int:
+    """The number of classes that take part, at least 1: `[..., 1]`, or a number without a mask."""
+    if mask is None:
+        return values.shape[-1]
+    return jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1).astype(values.dtype)
 
 
 def check_number(
@@ -126,8 +163,3 @@ def check_count(name: str, value: Any, low: int, high: int) -> None:
         raise ConfigError(
             f"{name} is {value!r}; expected a whole number, at least {low} and at most {high}."
         )
-
-
-def miss_probability(x: jax.Array, label: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """`1 - p_y`, `[...]`, of logits `[..., num_classes]` and classes `[...]`."""
-    return -jnp.expm1(pick(log_softmax(x, mask), label))

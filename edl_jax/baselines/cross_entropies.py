@@ -2,18 +2,17 @@
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from edl_jax.baselines.common import (
     LOSSES,
+    Candidates,
     check_count,
     check_number,
     mean_over_classes,
-    miss_probability,
     one_hot,
     per_example,
 )
-from edl_jax.frozen.inputs import FLOOR, log_softmax, pick, stable_logits
+from edl_jax.frozen.log_probabilities import FLOOR
 
 ArrayLike = jax.typing.ArrayLike
 
@@ -24,7 +23,8 @@ def cross_entropy(
 ) -> jax.Array:
     """Cross-entropy, `-log p_y`.
 
-    Computed by `optax.losses.softmax_cross_entropy_with_integer_labels`.
+    As `optax.losses.softmax_cross_entropy_with_integer_labels` and `softmax_cross_entropy`. The
+    value is held at 1e9, the gradient is not.
 
     Args:
       logits: `[..., num_classes]`.
@@ -43,7 +43,7 @@ def cross_entropy(
       Mutual Information Estimation of Parameters", 1989.
       https://mlanthology.org/neurips/1989/bridle1989neurips-training
     """
-    return per_example(_cross_entropy, logits, labels, axis, where)
+    return per_example(lambda c: -c.log_p(), logits, labels, axis, where)
 
 
 @LOSSES.register("label_smoothing")
@@ -80,12 +80,11 @@ def label_smoothing(
     """
     check_number("alpha", alpha, 0, 1)
 
-    def of_label(x: jax.Array, label: jax.Array, mask: jax.Array | None) -> jax.Array:
-        log_p = log_softmax(x, mask)
-        spread = mean_over_classes(log_p, mask)
-        return -(1 - alpha) * pick(log_p, label) - alpha * spread
+    def formula(c: Candidates) -> jax.Array:
+        spread = mean_over_classes(c.every_log_p, c.where)
+        return -(1 - alpha) * c.log_p() - alpha * spread
 
-    return per_example(of_label, logits, labels, axis, where)
+    return per_example(formula, logits, labels, axis, where)
 
 
 @LOSSES.register("focal")
@@ -122,10 +121,10 @@ def focal(
     """
     check_number("gamma", gamma, 0)
 
-    def of_label(x: jax.Array, label: jax.Array, mask: jax.Array | None) -> jax.Array:
-        return pick(focal_of_every_class(log_softmax(x, mask), gamma), label)
+    def formula(c: Candidates) -> jax.Array:
+        return c.at(focal_of_every_class(c.every_log_p, gamma))
 
-    return per_example(of_label, logits, labels, axis, where)
+    return per_example(formula, logits, labels, axis, where)
 
 
 @LOSSES.register("poly")
@@ -139,7 +138,7 @@ def poly(
 ) -> jax.Array:
     """PolyLoss of the first order, `-log p_y + epsilon (1 - p_y)`.
 
-    Computed by `optax.losses.poly_loss_cross_entropy`.
+    As `optax.losses.poly_loss_cross_entropy`.
 
     Args:
       logits: `[..., num_classes]`.
@@ -162,11 +161,10 @@ def poly(
     """
     check_number("epsilon", epsilon, -1)
 
-    def of_label(x: jax.Array, label: jax.Array, mask: jax.Array | None) -> jax.Array:
-        x = stable_logits(x, mask)
-        return optax.losses.poly_loss_cross_entropy(x, one_hot(label, x), epsilon=epsilon)
+    def formula(c: Candidates) -> jax.Array:
+        return -c.log_p() + epsilon * c.miss()
 
-    return per_example(of_label, logits, labels, axis, where)
+    return per_example(formula, logits, labels, axis, where)
 
 
 @LOSSES.register("taylor_ce")
@@ -204,25 +202,20 @@ def taylor_ce(
     """
     check_count("order", order, 1, 1000)
 
-    def of_label(x: jax.Array, label: jax.Array, mask: jax.Array | None) -> jax.Array:
-        miss = miss_probability(x, label, mask)
+    def formula(c: Candidates) -> jax.Array:
+        miss = c.miss()
         coefficients = jnp.asarray([*(1 / i for i in range(order, 0, -1)), 0.0], miss.dtype)
         return jnp.polyval(coefficients, miss)
 
-    return per_example(of_label, logits, labels, axis, where)
-
-
-def _cross_entropy(x: jax.Array, label: jax.Array, mask: jax.Array | None) -> jax.Array:
-    x = stable_logits(x, mask)
-    return optax.losses.softmax_cross_entropy_with_integer_labels(x, label)
+    return per_example(formula, logits, labels, axis, where)
 
 
 def focal_of_every_class(log_p: jax.Array, gamma: ArrayLike) -> jax.Array:
     """`-(1 - p_k)^gamma log p_k` of every class, `[..., num_classes]`."""
-    return -jnp.exp(gamma * _log_complement(log_p)) * log_p
+    return -jnp.exp(gamma * log_complement(log_p)) * log_p
 
 
-def _log_complement(log_p: jax.Array) -> jax.Array:
+def log_complement(log_p: jax.Array) -> jax.Array:
     """`log(1 - p_k)` of every class, `[..., num_classes]`, with a finite gradient as `p_k` nears 1.
 
     For the most probable class it is the sum of the others; for those, `p_k` is at most 1/2.

@@ -8,13 +8,15 @@ import numpy as np
 
 from edl_jax.baselines.common import (
     LOSSES,
+    Candidates,
     check_number,
     mean_over_classes,
+    num_taking_part,
     per_example,
     per_example_of_weights,
 )
 from edl_jax.errors import ConfigError
-from edl_jax.frozen.inputs import log_softmax, pick
+from edl_jax.frozen.log_probabilities import log_softmax
 
 ArrayLike = jax.typing.ArrayLike
 
@@ -55,13 +57,12 @@ def baikal(
     """
     check_number("epsilon", epsilon, 1e-30, 1)
 
-    def of_label(x: jax.Array, label: jax.Array, mask: jax.Array | None) -> jax.Array:
-        log_p = log_softmax(x, mask)
-        inverse = jnp.exp(-jnp.maximum(pick(log_p, label), jnp.log(epsilon)))
-        count = x.shape[-1] if mask is None else jnp.maximum(jnp.sum(mask, axis=-1), 1)
-        return mean_over_classes(-log_p, mask) + inverse / count
+    def formula(c: Candidates) -> jax.Array:
+        inverse = jnp.exp(-jnp.maximum(c.log_p(), jnp.log(epsilon)))
+        count = num_taking_part(c.every_log_p, c.where)
+        return mean_over_classes(-c.every_log_p, c.where) + inverse / count
 
-    return per_example(of_label, logits, labels, axis, where)
+    return per_example(formula, logits, labels, axis, where)
 
 
 @LOSSES.register("taylor_glo")

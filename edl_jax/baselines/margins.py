@@ -10,18 +10,18 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from edl_jax.baselines.common import (
     LOSSES,
+    Candidates,
     check_count,
     check_number,
-    one_hot,
     per_example,
-    strongest_rival,
 )
+from edl_jax.baselines.cross_entropies import log_complement
 from edl_jax.errors import ConfigError, InputError
-from edl_jax.frozen.inputs import as_array, classes_last, pick, stable_logits
+from edl_jax.frozen.inputs import as_array, classes_last
+from edl_jax.frozen.log_probabilities import hold
 
 ArrayLike = jax.typing.ArrayLike
 
@@ -37,7 +37,7 @@ def multiclass_hinge(
 ) -> jax.Array:
     """Multiclass hinge loss, `max(0, 1 + max_{j != y} x_j - x_y)`.
 
-    Computed by `optax.losses.multiclass_hinge_loss`. Gentile and Warmuth's linear hinge loss is for
+    As `optax.losses.multiclass_hinge_loss`. Gentile and Warmuth's linear hinge loss is for
     two classes; this is Crammer and Singer's form of it for several.
 
     Args:
@@ -59,10 +59,10 @@ def multiclass_hinge(
       Machines", 2001. https://www.jmlr.org/papers/v2/crammer01a.html
     """
 
-    def of_label(x: jax.Array, label: jax.Array, mask: jax.Array | None) -> jax.Array:
-        return optax.losses.multiclass_hinge_loss(stable_logits(x, mask), label)
+    def formula(c: Candidates) -> jax.Array:
+        return jnp.maximum(0, 1 + c.rival() - c.log_p())
 
-    return per_example(of_label, logits, labels, axis, where)
+    return per_example(formula, logits, labels, axis, where)
 
 
 @LOSSES.register("smoothed_zero_one")
@@ -100,11 +100,10 @@ def smoothed_zero_one(
     """
     check_number("sharpness", sharpness, 0, open_low=True)
 
-    def of_label(x: jax.Array, label: jax.Array, mask: jax.Array | None) -> jax.Array:
-        x = stable_logits(x, mask)
-        return jax.nn.sigmoid(sharpness * (strongest_rival(x, label) - pick(x, label)))
+    def formula(c: Candidates) -> jax.Array:
+        return jax.nn.sigmoid(sharpness * (c.rival() - c.log_p()))
 
-    return per_example(of_label, logits, labels, axis, where)
+    return per_example(formula, logits, labels, axis, where)
 
 
 @LOSSES.register("ldam")
@@ -154,15 +153,16 @@ def ldam(
             "class, at least 1."
         )
 
-    def of_label(x: jax.Array, label: jax.Array, mask: jax.Array | None) -> jax.Array:
-        if len(counts) != x.shape[-1]:
-            raise InputError(f"class_counts has {len(counts)} entries for {x.shape[-1]} classes.")
-        n = jnp.broadcast_to(jnp.asarray(counts, x.dtype), x.shape)
-        fewest = jnp.min(n, axis=-1, where=mask, initial=float(counts.max()), keepdims=True)
+    def formula(c: Candidates) -> jax.Array:
+        num_classes = c.logits.shape[-1]
+        if len(counts) != num_classes:
+            raise InputError(f"class_counts has {len(counts)} entries for {num_classes} classes.")
+        n = jnp.broadcast_to(jnp.asarray(counts, c.logits.dtype), c.logits.shape)
+        fewest = jnp.min(n, axis=-1, where=c.where, initial=float(counts.max()), keepdims=True)
         margins = max_margin * (fewest / n) ** 0.25
-        return _with_label_logit(x, label, pick(x - scale * margins, label), mask)
+        return _with_label_log_p(c, c.log_p() - scale * c.at(margins))
 
-    return per_example(of_label, logits, labels, axis, where)
+    return per_example(formula, logits, labels, axis, where)
 
 
 @LOSSES.register("large_margin_softmax")
@@ -209,13 +209,20 @@ def large_margin_softmax(
         check_number("scale", scale, 0, open_low=True)
     shape = as_array("logits", logits).shape
 
-    def of_label(x: jax.Array, label: jax.Array, mask: jax.Array | None) -> jax.Array:
-        norm = pick(classes_last("scale", scale, shape, axis).astype(x.dtype), label)
+    def formula(c: Candidates) -> jax.Array:
+        norms, mask = classes_last("scale", scale, shape, axis).astype(c.logits.dtype), c.where
+        if mask is not None:
+            norms = jnp.where(mask, norms, 1.0)
+            # Where no class takes part, any finite answer will do.
+            mask |= ~jnp.any(mask, axis=-1, keepdims=True)
+        norm = c.at(norms)
         safe = jnp.where(norm > 0, norm, 1.0)  # without length there is no angle; the logit is 0
-        cosine = jnp.clip(pick(x, label) / safe, -1.0, 1.0)
-        return _with_label_logit(x, label, norm * _psi(cosine, margin), mask)
+        cosine = jnp.clip(c.at(c.logits) / safe, -1.0, 1.0)
+        # Logits less this are log-probabilities.
+        normaliser = jax.nn.logsumexp(c.logits, axis=-1, where=mask, keepdims=True)
+        return _with_label_log_p(c, norm * _psi(cosine, margin) - normaliser)
 
-    return per_example(of_label, logits, labels, axis, where)
+    return per_example(formula, logits, labels, axis, where)
 
 
 @LOSSES.register("additive_margin_softmax")
@@ -252,18 +259,18 @@ def additive_margin_softmax(
     check_number("margin", margin, 0)
     check_number("scale", scale, 0, open_low=True)
 
-    def of_label(x: jax.Array, label: jax.Array, mask: jax.Array | None) -> jax.Array:
-        return _with_label_logit(x, label, pick(x, label) - scale * margin, mask)
+    def formula(c: Candidates) -> jax.Array:
+        return _with_label_log_p(c, c.log_p() - scale * margin)
 
-    return per_example(of_label, logits, labels, axis, where)
+    return per_example(formula, logits, labels, axis, where)
 
 
-def _with_label_logit(
-    x: jax.Array, label: jax.Array, value: jax.Array, mask: jax.Array | None
-) -> jax.Array:
-    """Cross-entropy `[...]` of logits whose entry for the label is replaced by `value`, `[...]`."""
-    x = stable_logits(jnp.where(one_hot(label, x) > 0, value[..., None], x), mask)
-    return optax.losses.softmax_cross_entropy_with_integer_labels(x, label)
+def _with_label_log_p(c: Candidates, value: jax.Array) -> jax.Array:
+    """Cross-entropy `[..., n]` if `value`, `[..., n]`, were the logit in place of `log p_y`.
+
+    The logits being `log p`, the others' exponentials sum to `1 - p_y`.
+    """
+    return jax.nn.softplus(c.at(log_complement(c.every_log_p)) - hold(value))
 
 
 def _psi(cosine: jax.Array, margin: int) -> jax.Array:

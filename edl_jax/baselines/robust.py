@@ -3,9 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from edl_jax.baselines.common import LOSSES, check_number, miss_probability, per_example
+from edl_jax.baselines.common import LOSSES, Candidates, check_number, per_example
 from edl_jax.baselines.cross_entropies import focal_of_every_class
-from edl_jax.frozen.inputs import log_softmax, pick
 
 ArrayLike = jax.typing.ArrayLike
 
@@ -33,10 +32,10 @@ def mae(
       2017. https://arxiv.org/abs/1712.09482
     """
 
-    def of_label(x: jax.Array, label: jax.Array, mask: jax.Array | None) -> jax.Array:
-        return 2 * miss_probability(x, label, mask)
+    def formula(c: Candidates) -> jax.Array:
+        return 2 * c.miss()
 
-    return per_example(of_label, logits, labels, axis, where)
+    return per_example(formula, logits, labels, axis, where)
 
 
 @LOSSES.register("gce")
@@ -72,10 +71,10 @@ def gce(
     """
     check_number("q", q, 0, 1, open_low=True)
 
-    def of_label(x: jax.Array, label: jax.Array, mask: jax.Array | None) -> jax.Array:
-        return -jnp.expm1(q * pick(log_softmax(x, mask), label)) / q
+    def formula(c: Candidates) -> jax.Array:
+        return -jnp.expm1(q * c.log_p()) / q
 
-    return per_example(of_label, logits, labels, axis, where)
+    return per_example(formula, logits, labels, axis, where)
 
 
 @LOSSES.register("sce")
@@ -116,11 +115,10 @@ def sce(
     """
     _check_weights(alpha, beta, log_zero)
 
-    def of_label(x: jax.Array, label: jax.Array, mask: jax.Array | None) -> jax.Array:
-        log_p = pick(log_softmax(x, mask), label)
-        return -alpha * log_p + beta * log_zero * jnp.expm1(log_p)
+    def formula(c: Candidates) -> jax.Array:
+        return -alpha * c.log_p() - beta * log_zero * c.miss()
 
-    return per_example(of_label, logits, labels, axis, where)
+    return per_example(formula, logits, labels, axis, where)
 
 
 @LOSSES.register("nce_mae")
@@ -159,11 +157,10 @@ def nce_mae(
     """
     _check_weights(alpha, beta)
 
-    def of_label(x: jax.Array, label: jax.Array, mask: jax.Array | None) -> jax.Array:
-        active = _normalised(-log_softmax(x, mask), label, mask)
-        return alpha * active + beta * miss_probability(x, label, mask)
+    def formula(c: Candidates) -> jax.Array:
+        return alpha * _normalised(-c.every_log_p, c) + beta * c.miss()
 
-    return per_example(of_label, logits, labels, axis, where)
+    return per_example(formula, logits, labels, axis, where)
 
 
 @LOSSES.register("nce_rce")
@@ -203,11 +200,10 @@ def nce_rce(
     """
     _check_weights(alpha, beta, log_zero)
 
-    def of_label(x: jax.Array, label: jax.Array, mask: jax.Array | None) -> jax.Array:
-        active = _normalised(-log_softmax(x, mask), label, mask)
-        return alpha * active - beta * log_zero * miss_probability(x, label, mask)
+    def formula(c: Candidates) -> jax.Array:
+        return alpha * _normalised(-c.every_log_p, c) - beta * log_zero * c.miss()
 
-    return per_example(of_label, logits, labels, axis, where)
+    return per_example(formula, logits, labels, axis, where)
 
 
 @LOSSES.register("nfl_rce")
@@ -250,18 +246,18 @@ def nfl_rce(
     _check_weights(alpha, beta, log_zero)
     check_number("gamma", gamma, 0)
 
-    def of_label(x: jax.Array, label: jax.Array, mask: jax.Array | None) -> jax.Array:
-        active = _normalised(focal_of_every_class(log_softmax(x, mask), gamma), label, mask)
-        return alpha * active - beta * log_zero * miss_probability(x, label, mask)
+    def formula(c: Candidates) -> jax.Array:
+        active = _normalised(focal_of_every_class(c.every_log_p, gamma), c)
+        return alpha * active - beta * log_zero * c.miss()
 
-    return per_example(of_label, logits, labels, axis, where)
+    return per_example(formula, logits, labels, axis, where)
 
 
-def _normalised(every: jax.Array, label: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """The label's share `[...]` of the losses of all classes, `[..., num_classes]`."""
-    total = jnp.sum(every, axis=-1, where=mask)
+def _normalised(every: jax.Array, c: Candidates) -> jax.Array:
+    """The candidates' share `[..., n]` of the losses of all classes, `[..., num_classes]`."""
+    total = jnp.sum(every, axis=-1, where=c.where, keepdims=True)
     # All are 0 where one class alone takes part.
-    return pick(every, label) / jnp.where(total > 0, total, 1.0)
+    return c.at(every) / jnp.where(total > 0, total, 1.0)
 
 
 def _check_weights(alpha: float, beta: float, log_zero: float = -1.0) -> None:

@@ -1,12 +1,13 @@
 """The bi-tempered logistic loss."""
 
-from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from edl_jax.baselines.common import LOSSES, check_number, per_example_of_weights
-from edl_jax.frozen.inputs import FLOOR, log_softmax, stable_logits
+from edl_jax.frozen.log_probabilities import FLOOR, log_softmax, stable_logits
 
 ArrayLike = jax.typing.ArrayLike
 
@@ -77,30 +78,38 @@ def log_tempered_softmax(x: jax.Array, t: float, mask: jax.Array | None) -> jax.
     x = stable_logits(x, mask)
     if mask is not None:  # where no class takes part, any finite answer will do
         mask |= ~jnp.any(mask, axis=-1, keepdims=True)
-
-    def log_p(normaliser: jax.Array) -> jax.Array:
-        # As a logarithm of 1 + u, so that nothing is lost where t is near 1.
-        return -jnp.log1p((t - 1) * (normaliser[..., None] - x)) / (t - 1)
-
-    def log_mass(normaliser: jax.Array) -> jax.Array:
-        return jax.nn.logsumexp(log_p(normaliser), axis=-1, where=mask)
-
-    def solve(_: object, start: jax.Array) -> jax.Array:
-        # Mass^(1 - t) is concave in the normaliser, and linear where all logits are equal, so that
-        # Newton's steps from below converge at once there and never overshoot elsewhere.
-        normaliser = start
-        for _ in range(_NEWTON_STEPS):
-            mass, slope = jax.jvp(log_mass, (normaliser,), (jnp.ones_like(normaliser),))
-            normaliser += jnp.expm1((t - 1) * mass) / ((t - 1) * -slope)
-        return normaliser
-
-    def tangent_solve(linear: Callable[[jax.Array], jax.Array], y: jax.Array) -> jax.Array:
-        return y / linear(jnp.ones_like(y))
-
-    start = jnp.zeros(x.shape[:-1], x.dtype)  # the largest logit is 0, so the mass is at least 1
-    normaliser = jax.lax.custom_root(log_mass, start, solve, tangent_solve)
-    values = log_p(normaliser)
+    values = _log_exp_t(x - _normaliser(x, t, mask), t)
     return values if mask is None else jnp.where(mask, values, FLOOR)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _normaliser(x: jax.Array, t: float, mask: jax.Array | None) -> jax.Array:
+    """Lambda, `[..., 1]`: `sum_k exp_t(x_k - lambda)` is 1. The largest logit is 0."""
+
+    def newton(_: int, normaliser: jax.Array) -> jax.Array:
+        # Mass^(1 - t) is concave in the normaliser, and linear where all logits are equal, so that
+        # steps from below converge at once there and never overshoot elsewhere.
+        log_p = _log_exp_t(x - normaliser, t)
+        mass = jax.nn.logsumexp(log_p, axis=-1, where=mask, keepdims=True)
+        slope = -jnp.sum(jnp.exp(t * log_p - mass), axis=-1, where=mask, keepdims=True)
+        return normaliser + jnp.expm1((t - 1) * mass) / ((t - 1) * -slope)
+
+    # The mass at 0, the largest logit, is at least 1.
+    return jax.lax.fori_loop(0, _NEWTON_STEPS, newton, jnp.max(x, axis=-1, keepdims=True))
+
+
+@_normaliser.defjvp
+def _normaliser_jvp(t: float, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
+    """By the equation, not through the steps: weights `p_k^t`, scaled to sum to 1."""
+    (x, mask), (x_dot, _) = primals, tangents
+    normaliser = _normaliser(x, t, mask)
+    weights = jax.nn.softmax(t * _log_exp_t(x - normaliser, t), axis=-1, where=mask)
+    return normaliser, jnp.sum(weights * x_dot, axis=-1, keepdims=True)
+
+
+def _log_exp_t(u: jax.Array, t: float) -> jax.Array:
+    """`log exp_t(u)` for a temperature above 1; as a logarithm of 1 + v, precise for t near 1."""
+    return -jnp.log1p((1 - t) * u) / (t - 1)
 
 
 def _log_t(log_u: jax.Array, t: float) -> jax.Array:

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
-from edl_jax.frozen.inputs import check_inputs, log_softmax
+from edl_jax.frozen.inputs import check_inputs
+from edl_jax.frozen.log_probabilities import log_softmax
 from edl_jax.frozen.loss_file import Contents, read_loss_file, write_loss_file
 from edl_jax.network import Architecture, LossNetwork
 
@@ -95,12 +96,10 @@ class EvolvedLoss(struct.PyTreeNode, eq=False):
         inputs = check_inputs(logits, labels, axis=axis, where=where)
         log_p = log_softmax(inputs.logits, inputs.where)
         network = self.network()
-
-        def of_weights(weights: jax.Array) -> jax.Array:
-            losses = network.from_features(network.features_of_every_class(log_p))
-            return jnp.sum(weights * losses, axis=-1)
-
-        value = inputs.losses(lambda label: network(log_p, label), of_weights)
+        value = inputs.losses(
+            lambda label: network(log_p, label),
+            lambda weights: network.label_weighted(log_p, weights),
+        )
         return (self.scale * value).astype(jnp.asarray(logits).dtype)
 
     def network(self) -> LossNetwork:
@@ -134,3 +133,7 @@ class EvolvedLoss(struct.PyTreeNode, eq=False):
         """
         architecture, arrays, records = read_loss_file(path)
         return EvolvedLoss(**arrays, architecture=architecture, provenance=Provenance(**records))
+
+
+# As an attribute of a module it is data like any array, in need of no wrapper.
+nnx.register_data_type(EvolvedLoss)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from edl_jax.network.loss_network import LossNetwork
+from edl_jax.network.rivals import Rivals
 
 
 class ClassAgnosticNetwork(LossNetwork):
@@ -36,42 +37,32 @@ class ClassAgnosticNetwork(LossNetwork):
         """Summaries `[5, ...]` of `[..., num_classes]` log-probabilities and `[...]` labels."""
         labels = labels[..., None]
         own = jnp.take_along_axis(log_probabilities, labels, axis=-1)
-        is_label = labels == jnp.arange(log_probabilities.shape[-1])
+        shape = log_probabilities.shape
+        is_label = labels == jax.lax.broadcasted_iota(labels.dtype, shape, len(shape) - 1)
         others = jnp.where(is_label, -jnp.inf, log_probabilities)
         rival = jnp.max(others, axis=-1, keepdims=True)
-        return _summaries(log_probabilities, own, rival)[..., 0]
+        parts = _of_label(own, rival), _of_prediction(log_probabilities)
+        return jnp.concatenate(parts)[..., 0]
 
-    def features_of_every_class(self, log_probabilities: jax.Array) -> jax.Array:
-        """Summaries `[5, ..., num_classes]`, each class in turn being the label."""
-        return _summaries(log_probabilities, log_probabilities, _strongest_rival(log_probabilities))
+    def summary(self, log_probabilities: jax.Array) -> tuple[Rivals, jax.Array]:
+        """The rivals, and `[2, ..., 1]` entropy and second moment."""
+        return Rivals.among(log_probabilities), _of_prediction(log_probabilities)
+
+    def candidate_features(
+        self, summary: tuple[Rivals, jax.Array], classes: jax.Array, own: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Summaries `[3, ..., n]` of the classes and `[2, ..., 1]` of the prediction."""
+        rivals, of_prediction = summary
+        return _of_label(own, rivals.of(classes, own)), of_prediction
 
 
-def _summaries(log_probabilities: jax.Array, own: jax.Array, rival: jax.Array) -> jax.Array:
-    """`[5, ..., n]` summaries for `n` candidate labels with log-probabilities `own` `[..., n]`."""
+def _of_label(own: jax.Array, rival: jax.Array) -> jax.Array:
+    """`[3, ...]` of log-probabilities `[...]` of a class and of its strongest rival."""
+    return jnp.stack([jnp.exp(own), -own / 4, jnp.exp(rival)])
+
+
+def _of_prediction(log_probabilities: jax.Array) -> jax.Array:
+    """`[2, ..., 1]`: a quarter of the entropy, and the second moment."""
     probabilities = jnp.exp(log_probabilities)
     entropy = -jnp.sum(probabilities * log_probabilities, axis=-1, keepdims=True)
-    second_moment = jnp.sum(probabilities**2, axis=-1, keepdims=True)
-    return jnp.stack(
-        [
-            jnp.exp(own),
-            -own / 4,
-            jnp.exp(rival),
-            jnp.broadcast_to(entropy / 4, own.shape),
-            jnp.broadcast_to(second_moment, own.shape),
-        ]
-    )
-
-
-def _strongest_rival(log_probabilities: jax.Array) -> jax.Array:
-    """The largest log-probability among the other classes, for each class, `[..., num_classes]`."""
-    top = jnp.max(log_probabilities, axis=-1, keepdims=True)
-    is_top = log_probabilities == top
-    num_top = jnp.sum(is_top, axis=-1, keepdims=True)
-    alone = is_top & (num_top == 1)
-    second = jnp.max(jnp.where(alone, -jnp.inf, log_probabilities), axis=-1, keepdims=True)
-    # The rival of a class that ties at the top is as large as the class, but does not move with it:
-    # its slope is the mean of the others' that tie, as of their maximum.
-    tied_sum = jnp.sum(jnp.where(is_top, log_probabilities, 0), axis=-1, keepdims=True)
-    others = (tied_sum - log_probabilities) / jnp.maximum(num_top - 1, 1)
-    tied = jax.lax.stop_gradient(top) + (others - jax.lax.stop_gradient(others))
-    return jnp.where(alone, second, jnp.where(is_top, tied, top))
+    return jnp.stack([entropy / 4, jnp.sum(probabilities**2, axis=-1, keepdims=True)])

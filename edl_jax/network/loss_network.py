@@ -8,7 +8,9 @@ examples wide, which is the layout that keeps a CPU's vector units and caches bu
 
 import abc
 import itertools
+import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +25,9 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "softplus": jax.nn.softplus,
     "squareplus": jax.nn.squareplus,  # smooth like softplus, for one square root
 }
+
+
+BLOCK = 65536  # classes of examples whose hidden layers are held together
 
 
 class LossNetwork(nnx.Module, abc.ABC):
@@ -59,8 +64,23 @@ class LossNetwork(nnx.Module, abc.ABC):
         """
 
     @abc.abstractmethod
-    def features_of_every_class(self, log_probabilities: jax.Array) -> jax.Array:
-        """The features with each class in turn as the label, `[num_features, ..., num_classes]`."""
+    def summary(self, log_probabilities: jax.Array) -> Any:
+        """What `candidate_features` needs of `[..., num_classes]` log-probabilities, a pytree."""
+
+    @abc.abstractmethod
+    def candidate_features(
+        self, summary: Any, classes: jax.Array, own: jax.Array
+    ) -> tuple[jax.Array, ...]:
+        """What the MLP reads if each of some classes in turn is the label; uses no parameters.
+
+        Args:
+          summary: of the prediction.
+          classes: integers, `[1..., n]`.
+          own: their log-probabilities, `[..., n]`.
+
+        Returns:
+          The features in parts, as `from_features` takes them, that broadcast to `[..., n]`.
+        """
 
     def weights(self) -> list[tuple[jax.Array, jax.Array]]:
         """Kernel `[fan_in, fan_out]` and bias `[fan_out]` of each layer."""
@@ -69,18 +89,62 @@ class LossNetwork(nnx.Module, abc.ABC):
             for layer in self.layers
         ]
 
-    def from_features(self, features: jax.Array) -> jax.Array:
-        """The loss, `[...]`, at least 0, of `features`, `[num_features, ...]`."""
+    def from_features(self, *parts: jax.Array) -> jax.Array:
+        """The loss, `[...]`, at least 0, of features.
+
+        Args:
+          parts: the features in order, `[num_features, ...]`, in one array or in several along the
+            first axis. Those broadcast, so that what many examples share is multiplied once.
+        """
         activation = ACTIVATIONS[self.activation]
         for index, (kernel, bias) in enumerate(self.weights()):
             if index:
-                features = activation(features)
-            # In full float32 on accelerators too, whose default rounds to 8 or 11 bits.
-            highest = jax.lax.Precision.HIGHEST
-            features = jnp.einsum("fh,f...->h...", kernel, features, precision=highest)
-            features += bias.reshape((-1,) + (1,) * (features.ndim - 1))
-        return jax.nn.softplus(features[0])
+                parts = (activation(parts[0]),)
+            rows = itertools.accumulate((len(part) for part in parts), initial=0)
+            products = [
+                # In full float32 on accelerators too, whose default rounds to 8 or 11 bits.
+                jnp.einsum("fh,f...->h...", kernel[low:high], part, precision="highest")
+                for part, (low, high) in zip(parts, itertools.pairwise(rows), strict=True)
+            ]
+            parts = (sum(products, bias.reshape((-1,) + (1,) * (products[0].ndim - 1))),)
+        return jax.nn.softplus(parts[0][0])
 
     def __call__(self, log_probabilities: jax.Array, labels: jax.Array) -> jax.Array:
         """The loss, `[...]`, at least 0, of `[..., num_classes]` log-probabilities and labels."""
         return self.from_features(self.features(log_probabilities, labels))
+
+    def label_weighted(self, log_probabilities: jax.Array, weights: jax.Array) -> jax.Array:
+        """The losses of all classes weighted by a soft label, `[...]`: `sum_k w_k L(p, k)`.
+
+        Classes are taken in blocks, so that of the MLP's hidden layers, many numbers for each class
+        of each example, there are never more at a time than a block's, in the gradient too.
+
+        Args:
+          log_probabilities: `[..., num_classes]` float, finite.
+          weights: `[..., num_classes]`, of the same dtype.
+        """
+        summary, shape = self.summary(log_probabilities), log_probabilities.shape
+        lead, num_classes = shape[:-1], shape[-1]
+
+        def of_block(classes: jax.Array, own: jax.Array, weights: jax.Array) -> jax.Array:
+            classes = classes.reshape((1,) * len(lead) + (-1,))
+            losses = self.from_features(*self.candidate_features(summary, classes, own))
+            return jnp.sum(weights * losses, axis=-1)
+
+        num_blocks = min(num_classes, -(-math.prod(shape) // BLOCK))
+        if num_blocks <= 1:
+            return of_block(jnp.arange(num_classes), log_probabilities, weights)
+        size = -(-num_classes // num_blocks)
+        padding = num_blocks * size - num_classes  # classes without weight
+
+        def in_blocks(x: jax.Array) -> jax.Array:
+            x = jnp.pad(x, [(0, 0)] * len(lead) + [(0, padding)])
+            return jnp.moveaxis(x.reshape(*lead, num_blocks, size), -2, 0)
+
+        blocks = (
+            jnp.arange(num_blocks * size).reshape(num_blocks, size),
+            in_blocks(log_probabilities),
+            in_blocks(weights),
+        )
+        sums = jax.lax.map(jax.checkpoint(lambda block: of_block(*block)), blocks)
+        return jnp.sum(sums, axis=0)

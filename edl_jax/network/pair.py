@@ -47,14 +47,17 @@ class PairNetwork(LossNetwork):
         one_hot = jax.nn.one_hot(labels, self.num_classes, dtype=probabilities.dtype)
         return jnp.moveaxis(jnp.concatenate([probabilities, one_hot], axis=-1), -1, 0)
 
-    def features_of_every_class(self, log_probabilities: jax.Array) -> jax.Array:
-        """`concat(p, onehot(k))` for every class k, `[2 num_classes, ..., num_classes]`."""
+    def summary(self, log_probabilities: jax.Array) -> jax.Array:
+        """The probabilities, `[num_classes, ..., 1]`."""
         self._check(log_probabilities)
-        labels = jnp.broadcast_to(jnp.arange(self.num_classes), log_probabilities.shape)
-        every = jnp.broadcast_to(
-            log_probabilities[..., None, :], (*log_probabilities.shape, self.num_classes)
-        )
-        return self.features(every, labels)
+        return jnp.moveaxis(jnp.exp(log_probabilities), -1, 0)[..., None]
+
+    def candidate_features(
+        self, summary: jax.Array, classes: jax.Array, own: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """The probabilities, and `onehot(k)` for every class k, `[num_classes, 1..., n]`."""
+        one_hot = jax.nn.one_hot(classes, self.num_classes, dtype=own.dtype, axis=0)
+        return summary, one_hot
 
     def _check(self, log_probabilities: jax.Array) -> None:
         if log_probabilities.shape[-1] != self.num_classes:
