@@ -157,8 +157,10 @@ def ldam(
         num_classes = c.logits.shape[-1]
         if len(counts) != num_classes:
             raise InputError(f"class_counts has {len(counts)} entries for {num_classes} classes.")
-        n = jnp.broadcast_to(jnp.asarray(counts, c.logits.dtype), c.logits.shape)
-        fewest = jnp.min(n, axis=-1, where=c.where, initial=float(counts.max()), keepdims=True)
+        n = jnp.asarray(counts, c.logits.dtype).reshape((1,) * (c.logits.ndim - 1) + (-1,))
+        fewest = float(counts.min())
+        if c.where is not None:
+            fewest = jnp.min(n, axis=-1, where=c.where, initial=float(counts.max()), keepdims=True)
         margins = max_margin * (fewest / n) ** 0.25
         return _with_label_log_p(c, c.log_p() - scale * c.at(margins))
 

@@ -126,25 +126,23 @@ class LossNetwork(nnx.Module, abc.ABC):
         summary, shape = self.summary(log_probabilities), log_probabilities.shape
         lead, num_classes = shape[:-1], shape[-1]
 
-        def of_block(classes: jax.Array, own: jax.Array, weights: jax.Array) -> jax.Array:
-            classes = classes.reshape((1,) * len(lead) + (-1,))
+        def of_block(block: tuple[jax.Array, ...]) -> jax.Array:
+            classes, own, weights = (jnp.moveaxis(x, 0, -1) for x in block)
             losses = self.from_features(*self.candidate_features(summary, classes, own))
             return jnp.sum(weights * losses, axis=-1)
 
-        num_blocks = min(num_classes, -(-math.prod(shape) // BLOCK))
-        if num_blocks <= 1:
-            return of_block(jnp.arange(num_classes), log_probabilities, weights)
-        size = -(-num_classes // num_blocks)
-        padding = num_blocks * size - num_classes  # classes without weight
-
-        def in_blocks(x: jax.Array) -> jax.Array:
-            x = jnp.pad(x, [(0, 0)] * len(lead) + [(0, padding)])
-            return jnp.moveaxis(x.reshape(*lead, num_blocks, size), -2, 0)
-
-        blocks = (
-            jnp.arange(num_blocks * size).reshape(num_blocks, size),
-            in_blocks(log_probabilities),
-            in_blocks(weights),
+        size = max(1, BLOCK // max(1, math.prod(lead)))
+        num_blocks = num_classes // size
+        in_blocks = num_blocks * size if num_blocks > 1 else 0
+        arrays = (  # the classes first
+            jnp.arange(num_classes).reshape(-1, *(1 for _ in lead)),
+            jnp.moveaxis(log_probabilities, -1, 0),
+            jnp.moveaxis(weights, -1, 0),
         )
-        sums = jax.lax.map(jax.checkpoint(lambda block: of_block(*block)), blocks)
-        return jnp.sum(sums, axis=0)
+        total = jnp.zeros(lead, weights.dtype)
+        if in_blocks:
+            blocks = [x[:in_blocks].reshape(num_blocks, size, *x.shape[1:]) for x in arrays]
+            total += jnp.sum(jax.lax.map(jax.checkpoint(of_block), tuple(blocks)), axis=0)
+        if in_blocks < num_classes:
+            total += of_block(tuple(x[in_blocks:] for x in arrays))
+        return total
