@@ -6,24 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 from hypothesis import given, strategies as st
 from jax.test_util import check_grads
 
-from edl_jax import EvolvedLoss, Mixture, load_pretrained, sample_pairs
+from edl_jax import Mixture, load_pretrained, sample_pairs
 from edl_jax.errors import ConfigError, InputError
 from edl_jax.frozen import PRETRAINED, Provenance, calibrated
-from edl_jax.network import Architecture
 from edl_jax.runs import as_json
-
-
-def random_loss(seed: int = 0, num_classes: int | None = None) -> EvolvedLoss:
-    """A loss of random weights: what must hold for every loss should hold for it."""
-    kind = "class_agnostic" if num_classes is None else "pair"
-    architecture = Architecture(kind, (8, 8), "silu", num_classes)
-    params = nnx.to_pure_dict(nnx.state(architecture.build(jax.random.key(seed))))
-    return EvolvedLoss(params=params, scale=jnp.asarray(1.7), architecture=architecture)
-
+from tests.baseline_losses import random_loss
 
 LOSSES = {"edl": load_pretrained(), "random": random_loss(), "pair": random_loss(1, 5)}
 
