@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, strategies as st
 from jax.test_util import check_vjp
@@ -12,6 +13,7 @@ from jax.test_util import check_vjp
 from edl_jax.errors import InputError
 from tests.baseline_losses import (
     COUNTS,
+    EVERY,
     NAMES,
     compiled,
     logits_of,
@@ -147,6 +149,33 @@ def test_axis_and_leading_shapes(name):
     np.testing.assert_allclose(hard, expected.reshape(2, 3), rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(soft_masked, flat_soft_masked[0].reshape(2, 3), rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(single, expected[5], rtol=1e-6, atol=1e-6)
+
+
+@functools.cache
+def far_apart(gap):
+    """Of logits that are `gap` apart, the label being the lowest, and a soft label on all."""
+    logits = jnp.zeros(SHAPE).at[:, 4].set(gap).at[:3, 3].set(gap)
+    labels, whole = jnp.zeros(6, jnp.int32), jnp.ones(SHAPE, bool)
+    return [
+        compiled(EVERY)(logits, y, whole) for y in (labels, 0.5 * jax.nn.one_hot(labels, 5) + 0.1)
+    ]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_gradient_is_not_cut_where_logits_are_far_apart(name):
+    for found, nearer in zip(far_apart(5e9), far_apart(1e8), strict=True):
+        np.testing.assert_allclose(found[name][1], nearer[name][1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_the_gradient_of_logits_far_apart_is_that_of_optax(label):
+    logits, labels = jnp.asarray([2e9, 0.0, 0.0]), jnp.asarray(label)
+    reference = optax.losses.softmax_cross_entropy_with_integer_labels
+    expected = jax.grad(reference)(logits, labels)
+    np.testing.assert_array_equal(jax.grad(loss_of("cross_entropy"))(logits, labels), expected)
+    evolved = jax.grad(loss_of("edl"))(logits, labels)  # its slope far out is a little less than 1
+    np.testing.assert_allclose(evolved, -evolved[1] * expected, rtol=1e-6)
+    assert (evolved[1] < -0.9) == (label == 1)
 
 
 @given(data=st.data(), dtype=st.sampled_from([jnp.float32, jnp.bfloat16]), soft=st.booleans())

@@ -161,7 +161,7 @@ def test_an_evolved_loss_is_data_of_a_module():
     np.testing.assert_array_equal(scale, loss_of("edl").scale)
 
 
-# Blocks of evolved losses are 65,536 numbers and more: large shapes, that a few blocks do not count.
+# An evolved loss holds 65,536 classes and more together: in large shapes they do not count.
 MEMORY = {"edl": (128, 50_000), "pair": (1024, 4096)}
 BOUND = 10  # arrays of the logits' size
 

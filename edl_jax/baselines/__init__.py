@@ -4,7 +4,9 @@
 # isort: off
 from edl_jax.baselines import cross_entropies as cross_entropies
 from edl_jax.baselines import robust as robust
+from edl_jax.baselines import normalised as normalised
 from edl_jax.baselines import tempered as tempered
+from edl_jax.baselines import hinges as hinges
 from edl_jax.baselines import margins as margins
 from edl_jax.baselines import adaptive as adaptive
 from edl_jax.baselines import evolved as evolved

@@ -212,10 +212,10 @@ def taylor_ce(
 
 def focal_of_every_class(log_p: jax.Array, gamma: ArrayLike) -> jax.Array:
     """`-(1 - p_k)^gamma log p_k` of every class, `[..., num_classes]`."""
-    return -jnp.exp(gamma * log_complement(log_p)) * log_p
+    return -jnp.exp(gamma * _log_complement(log_p)) * log_p
 
 
-def log_complement(log_p: jax.Array) -> jax.Array:
+def _log_complement(log_p: jax.Array) -> jax.Array:
     """`log(1 - p_k)` of every class, `[..., num_classes]`, with a finite gradient as `p_k` nears 1.
 
     For the most probable class it is the sum of the others; for those, `p_k` is at most 1/2.

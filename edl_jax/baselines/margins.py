@@ -16,12 +16,12 @@ from edl_jax.baselines.common import (
     Candidates,
     check_count,
     check_number,
+    one_hot,
     per_example,
 )
-from edl_jax.baselines.cross_entropies import log_complement
 from edl_jax.errors import ConfigError, InputError
 from edl_jax.frozen.inputs import as_array, classes_last
-from edl_jax.frozen.log_probabilities import hold
+from edl_jax.frozen.log_probabilities import FLOOR, hold
 
 ArrayLike = jax.typing.ArrayLike
 
@@ -29,81 +29,6 @@ ArrayLike = jax.typing.ArrayLike
 # Of logits that are cosines times a scale, and those whose `scale` is that of the logits.
 COSINE_LOSSES = ("large_margin_softmax", "additive_margin_softmax")
 MARGIN_LOSSES = ("ldam", *COSINE_LOSSES)
-
-
-@LOSSES.register("multiclass_hinge")
-def multiclass_hinge(
-    logits: ArrayLike, labels: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None
-) -> jax.Array:
-    """Multiclass hinge loss, `max(0, 1 + max_{j != y} x_j - x_y)`.
-
-    As `optax.losses.multiclass_hinge_loss`. Gentile and Warmuth's linear hinge loss is for
-    two classes; this is Crammer and Singer's form of it for several.
-
-    Args:
-      logits: `[..., num_classes]`.
-      labels: classes `[...]`, or soft labels `[..., num_classes]`.
-      axis: axis of the classes.
-      where: mask of the classes.
-
-    Returns:
-      Losses of at least 0, `[...]`, in the logits' dtype.
-
-    Raises:
-      InputError: if shapes, dtypes or labels do not fit.
-
-    References:
-      Gentile and Warmuth, "Linear Hinge Loss and Average Margin", 1998.
-      https://proceedings.neurips.cc/paper/1998/hash/a14ac55a4f27472c5d894ec1c3c743d2-Abstract.html
-      Crammer and Singer, "On the Algorithmic Implementation of Multiclass Kernel-based Vector
-      Machines", 2001. https://www.jmlr.org/papers/v2/crammer01a.html
-    """
-
-    def formula(c: Candidates) -> jax.Array:
-        return jnp.maximum(0, 1 + c.rival() - c.log_p())
-
-    return per_example(formula, logits, labels, axis, where)
-
-
-@LOSSES.register("smoothed_zero_one")
-def smoothed_zero_one(
-    logits: ArrayLike,
-    labels: ArrayLike,
-    *,
-    sharpness: float = 1.0,
-    axis: int = -1,
-    where: ArrayLike | None = None,
-) -> jax.Array:
-    """Smoothed 0-1 loss, `1 / (1 + exp(sharpness (x_y - max_{j != y} x_j)))`.
-
-    The paper's sigmoid of a binary margin, with the margin over the strongest rival in its place:
-    as the sharpness grows, the loss becomes 1 for a wrong class and 0 for the right one.
-
-    Args:
-      logits: `[..., num_classes]`.
-      labels: classes `[...]`, or soft labels `[..., num_classes]`.
-      sharpness: the paper's K, more than 0. The paper raises it while it optimises; a constant 1
-        is ours.
-      axis: axis of the classes.
-      where: mask of the classes.
-
-    Returns:
-      Losses from 0 to 1, `[...]`, in the logits' dtype.
-
-    Raises:
-      InputError: if shapes, dtypes or labels do not fit.
-      ConfigError: if `sharpness` is out of range.
-
-    References:
-      Nguyen and Sanner, "Algorithms for Direct 0-1 Loss Optimization in Binary Classification",
-      2013. https://proceedings.mlr.press/v28/nguyen13a.html
-    """
-    check_number("sharpness", sharpness, 0, open_low=True)
-
-    def formula(c: Candidates) -> jax.Array:
-        return jax.nn.sigmoid(sharpness * (c.rival() - c.log_p()))
-
-    return per_example(formula, logits, labels, axis, where)
 
 
 @LOSSES.register("ldam")
@@ -162,7 +87,7 @@ def ldam(
         if c.where is not None:
             fewest = jnp.min(n, axis=-1, where=c.where, initial=float(counts.max()), keepdims=True)
         margins = max_margin * (fewest / n) ** 0.25
-        return _with_label_log_p(c, c.log_p() - scale * c.at(margins))
+        return _with_label_logit(c, c.at(c.logits - scale * margins))
 
     return per_example(formula, logits, labels, axis, where)
 
@@ -212,17 +137,11 @@ def large_margin_softmax(
     shape = as_array("logits", logits).shape
 
     def formula(c: Candidates) -> jax.Array:
-        norms, mask = classes_last("scale", scale, shape, axis).astype(c.logits.dtype), c.where
-        if mask is not None:
-            norms = jnp.where(mask, norms, 1.0)
-            # Where no class takes part, any finite answer will do.
-            mask |= ~jnp.any(mask, axis=-1, keepdims=True)
-        norm = c.at(norms)
+        norms = classes_last("scale", scale, shape, axis).astype(c.logits.dtype)
+        norm = c.at(norms if c.where is None else jnp.where(c.where, norms, 1.0))
         safe = jnp.where(norm > 0, norm, 1.0)  # without length there is no angle; the logit is 0
         cosine = jnp.clip(c.at(c.logits) / safe, -1.0, 1.0)
-        # Logits less this are log-probabilities.
-        normaliser = jax.nn.logsumexp(c.logits, axis=-1, where=mask, keepdims=True)
-        return _with_label_log_p(c, norm * _psi(cosine, margin) - normaliser)
+        return _with_label_logit(c, norm * _psi(cosine, margin))
 
     return per_example(formula, logits, labels, axis, where)
 
@@ -262,17 +181,28 @@ def additive_margin_softmax(
     check_number("scale", scale, 0, open_low=True)
 
     def formula(c: Candidates) -> jax.Array:
-        return _with_label_log_p(c, c.log_p() - scale * margin)
+        return _with_label_logit(c, c.at(c.logits) - scale * margin)
 
     return per_example(formula, logits, labels, axis, where)
 
 
-def _with_label_log_p(c: Candidates, value: jax.Array) -> jax.Array:
-    """Cross-entropy `[..., n]` if `value`, `[..., n]`, were the logit in place of `log p_y`.
+def _with_label_logit(c: Candidates, value: jax.Array) -> jax.Array:
+    """Cross-entropy `[..., n]` of logits whose entry for the label is replaced by `value`.
 
-    The logits being `log p`, the others' exponentials sum to `1 - p_y`.
+    It is `softplus(log sum_{j != y} exp(x_j) - value)`, and of all labels but the first of the
+    largest logit, that sum is the whole one less a part of at most a half.
     """
-    return jax.nn.softplus(c.at(log_complement(c.every_log_p)) - hold(value))
+    x = c.logits if c.where is None else jnp.where(c.where, c.logits, jnp.finfo(value.dtype).min)
+    is_first = one_hot(jnp.argmax(x, axis=-1), x) > 0
+    others = jnp.where(is_first, jnp.finfo(x.dtype).min, x)
+    top, second = (
+        jax.lax.stop_gradient(jnp.max(values, axis=-1, keepdims=True)) for values in (x, others)
+    )
+    of_first = jax.nn.logsumexp(hold(others - second), axis=-1, keepdims=True)  # less `second`
+    whole = jax.nn.logsumexp(hold(x - top), axis=-1, keepdims=True)  # less `top`, as its parts
+    part = jnp.exp(jnp.where(is_first, FLOOR, c.every_log_p))
+    log_sum = c.at(jnp.where(is_first, of_first, whole + jnp.log1p(-part)))
+    return jax.nn.softplus(log_sum - hold(value - c.at(jnp.where(is_first, second, top))))
 
 
 def _psi(cosine: jax.Array, margin: int) -> jax.Array:

@@ -81,14 +81,17 @@ class EvolvedLoss(struct.PyTreeNode, eq=False):
         Args:
           logits: unnormalised log-probabilities, `[..., num_classes]`, any floating dtype.
           labels: classes, `[...]` integers in `[0, num_classes)`; or soft or one-hot labels,
-            `[..., num_classes]`, non-negative and summing to 1.
+            `[..., num_classes]`, of any dtype, non-negative and summing to 1.
           axis: the axis of the classes.
-          where: mask of the classes, broadcastable to the logits; a class that is False takes no
-            part, and adds nothing as a label.
+          where: mask of the examples, of one rank less than the logits, or mask of the classes, of
+            the logits' rank; any size may be 1. An example that is False has a loss of 0; a class
+            that is False takes no part, and adds nothing as a label. Logits and labels that are
+            masked may be anything, NaN too.
 
         Returns:
-          Losses of at least 0, `[...]`, in the logits' dtype. A label out of range is an error
-          when the call is not traced, and gives NaN when it is.
+          Losses of at least 0, `[...]`, in the logits' dtype. Labels that are no classes or no
+          distributions are an error when their values are known. In a trace, a class out of range
+          and a soft label that is not finite give NaN.
 
         Raises:
           InputError: if shapes, dtypes or labels do not fit.
