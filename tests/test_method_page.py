@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors import safe_open
+from scipy.special import expit
 
 from edl_jax.frozen import PRETRAINED, load_pretrained
 
@@ -55,7 +56,7 @@ def loss_by_the_page(name, z, y):
     for i in range(last + 1):
         h = arrays[f"params.layers.{i}.kernel"].T @ h + arrays[f"params.layers.{i}.bias"]
         if i < last:
-            h = h / (1 + np.exp(-h))
+            h = h * expit(h)  # x / (1 + e^-x)
     return arrays["scale"] * np.logaddexp(0, h[0])
 
 

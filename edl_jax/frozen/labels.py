@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from edl_jax.errors import InputError
 
@@ -88,7 +89,7 @@ def _check_soft(labels: np.ndarray, mask: np.ndarray, shape: tuple[int, ...], ax
 
 def _known(value: jax.typing.ArrayLike) -> np.ndarray | None:
     """The values of an argument, or None if this process does not know them all."""
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return None
     if isinstance(value, jax.Array) and not value.is_fully_addressable:
         return None
