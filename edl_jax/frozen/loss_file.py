@@ -221,17 +221,15 @@ def _greatest_loss(architecture: Architecture, tensors: Mapping[str, np.ndarray]
         reach = np.asarray(_GREATEST_FEATURES)
     else:
         reach = np.ones(2 * architecture.num_classes)
-    num_hidden, activation, bounds = len(architecture.hidden), architecture.activation, []
+    num_hidden, bounds = len(architecture.hidden), []
     with np.errstate(over="ignore", invalid="ignore"):
         for index in range(num_hidden + 1):
-            if index:  # no activation goes beyond |x| + 1
-                reach = np.ones_like(reach) if activation == "tanh" else reach + 1
             kernel, bias = (
                 np.abs(tensors[f"params.layers.{index}.{part}"].astype(np.float64))
                 for part in ("kernel", "bias")
             )
-            reach = reach @ kernel + bias
-            is_squared = activation == "squareplus" and index < num_hidden
+            reach = (reach + 1) @ kernel + bias  # no activation goes beyond |x| + 1
+            is_squared = architecture.activation == "squareplus" and index < num_hidden
             bounds.append(reach.max() ** (2 if is_squared else 1))
         bounds.append(tensors["scale"].astype(np.float64) * (reach.max() + 1))
     return float(np.max(bounds))

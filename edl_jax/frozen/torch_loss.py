@@ -15,7 +15,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch.nn import functional  # pyright: ignore[reportMissingImports]
 
 _FORMAT = "edl_jax.EvolvedLoss/1"
 _FLOOR = -1e9  # least log-probability: its exponential is 0, and sums of it are finite
+_GREATEST = [1, -_FLOOR / 4, 1, 8, 1]  # features of a loss for any number of classes
 _TOLERANCE = 0.01  # of the sum of soft labels, which may have been rounded to bfloat16
 _MOST_LAYERS, _WIDEST, _LONGEST_HEADER = 16, 4096, 10_000_000
 _ACTIVATIONS = {
@@ -50,8 +51,6 @@ class EvolvedLoss(nn.Module):
       OSError: if it cannot be read.
     """
 
-    scale: Tensor
-
     def __init__(self, path: str | Path):
         super().__init__()
         architecture, arrays = _contents(Path(os.path.expanduser(path)))
@@ -62,18 +61,22 @@ class EvolvedLoss(nn.Module):
             *_, index, part = ["", *name.split(".")]  # of "params.layers.0.kernel", or "scale"
             tensor = torch.frombuffer(content, dtype=torch.float32).reshape(shape)
             self.register_buffer(f"{part}_{index}" if index else part, tensor)
-        extremes = -2 * _FLOOR * torch.eye(3, self.num_classes or 2, device=self.scale.device)
-        losses = self(extremes, torch.zeros_like(extremes).long()[:, 0])
-        if not all(x.isfinite().all() for x in (*self.buffers(), losses)) or not self.scale > 0:
+        self.scale: Tensor
+        features = _GREATEST if self.num_classes is None else [1.0] * (2 * self.num_classes)
+        reach = self.scale.new_tensor(features)
+        for index in range(self.num_layers):  # no activation goes beyond |x| + 1
+            kernel, bias = self._layer(index, torch.float32)
+            reach = (reach + 1) @ kernel.abs() + bias.abs()
+        if not self.scale > 0 or not (self.scale * (reach + 1)).isfinite():
             raise ValueError(
                 f"{path} is no loss file: not all its numbers are finite, or its scale is 0 or "
                 "less, or its losses overflow."
             )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any) -> "EvolvedLoss":
-        # What only changes the dtype changes nothing.
-        keep = lambda x: new if (new := fn(x)).dtype == x.dtype else x.to(new.device)  # noqa: E731
-        return super()._apply(keep, *args)
+        return super()._apply(
+            lambda x: y if (y := fn(x)).dtype == x.dtype else x.to(y.device), *args
+        )
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of each example, computed in float32 at least, under `torch.autocast` too.
@@ -101,8 +104,8 @@ class EvolvedLoss(nn.Module):
     def _is_soft(self, logits: Tensor, labels: Tensor) -> bool:
         """Whether labels are soft; refuses what is of another shape or dtype."""
         num_classes = logits.shape[-1] if logits.ndim else 0
-        expected = num_classes if self.num_classes is None else self.num_classes
-        if not logits.is_floating_point() or num_classes < 2 or num_classes != expected:
+        fits = 2 <= num_classes == (self.num_classes or num_classes)
+        if not fits or not logits.is_floating_point():
             raise ValueError(
                 f"logits have shape {tuple(logits.shape)} and dtype {logits.dtype}; expected "
                 f"floating numbers for {self.num_classes or 'at least 2'} classes."
@@ -117,18 +120,16 @@ class EvolvedLoss(nn.Module):
         return is_soft
 
     def _of_classes(self, log_p: Tensor, labels: Tensor) -> Tensor:
-        num_classes, labels = log_p.shape[-1], labels.to(torch.int64).unsqueeze(-1)
-        in_range = (labels >= 0) & (labels < num_classes)
+        num_classes, y = log_p.shape[-1], labels.to(torch.int64).unsqueeze(-1)
+        in_range = (y >= 0) & (y < num_classes)
         if _is_surely_false(in_range.all()):
-            raise ValueError(
-                f"labels go from {labels.min()} to {labels.max()}; expected [0, {num_classes})."
-            )
-        labels = labels.clamp(0, num_classes - 1)
+            raise ValueError(f"labels go from {y.min()} to {y.max()}; expected [0, {num_classes}).")
+        y = y.clamp(0, num_classes - 1)
         if self.num_classes is None:
-            rival = log_p.scatter(-1, labels, -torch.inf).amax(-1, keepdim=True)
-            losses = self._of_summaries(log_p, log_p.gather(-1, labels), rival)
+            rival = log_p.scatter(-1, y, -torch.inf).amax(-1, keepdim=True)
+            losses = self._of_summaries(log_p, log_p.gather(-1, y), rival)
         else:
-            losses = self._of_pairs(log_p, labels)
+            losses = self._of_pairs(log_p, y)
         return torch.where(in_range, losses, torch.nan)[..., 0]
 
     def _of_soft(self, log_p: Tensor, labels: Tensor) -> Tensor:
@@ -175,10 +176,9 @@ class EvolvedLoss(nn.Module):
 
 
 def _is_surely_false(condition: Tensor) -> bool:
-    try:
+    with suppress(RuntimeError):  # in `vmap`, which cannot look either
         return not torch.compiler.is_compiling() and not bool(condition)
-    except RuntimeError:  # in `vmap`, which cannot look either
-        return False
+    return False
 
 
 def _hold(x: Tensor, source: Tensor) -> Tensor:
@@ -243,11 +243,10 @@ def _shapes(architecture: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     fits = all(type(size) is int and 0 < size <= _WIDEST for size in sizes)
     if not fits or len(hidden) > _MOST_LAYERS or architecture["activation"] not in _ACTIVATIONS:
         raise ValueError("its architecture is none of a loss")
-    num_features = 5 if num_classes is None else 2 * num_classes
+    num_features = len(_GREATEST) if num_classes is None else 2 * num_classes
     shapes: dict[str, tuple[int, ...]] = {"scale": ()}
     for index, shape in enumerate(itertools.pairwise((num_features, *hidden, 1))):
-        name = f"params.layers.{index}"
-        shapes |= {f"{name}.kernel": shape, f"{name}.bias": shape[1:]}
+        shapes |= {f"params.layers.{index}.kernel": shape, f"params.layers.{index}.bias": shape[1:]}
     return shapes
 
 
