@@ -111,7 +111,7 @@ def pretrain(
     winner = jnp.argmin(jax.jit(evolution.final_score)(candidates, batch, key_choice))
     loss = EvolvedLoss(
         params=nnx.to_pure_dict(jax.tree.map(lambda x: x[winner], candidates)),
-        scale=jnp.ones(()),
+        scale=jnp.ones((), jnp.float32),
         architecture=config.architecture(),
     )
     loss = calibrated(loss, pairs)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 from unittest.mock import MagicMock
@@ -70,42 +71,6 @@ def test_command_says_where_it_cannot_write(tmp_path, capsys):
     assert "cannot write to" in capsys.readouterr().err
 
 
-def torch_loss(folder):
-    """The PyTorch twin, from the files of the folder alone."""
-    spec = importlib.util.spec_from_file_location("evolved_loss", folder / "evolved_loss.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.EvolvedLoss(folder / "loss.safetensors")
-
-
-@pytest.mark.parametrize("scale", [0.01, 3.0, 1e4, 1e38])
-@pytest.mark.parametrize("kind", ["hard", "soft"])
-def test_pytorch_module_is_the_loss_and_its_gradient(exported, kind, scale):
-    torch = pytest.importorskip("torch")
-    loss, folder = exported
-    logits = logits_of(scale=scale)
-    labels = LABELS if kind == "hard" else jax.nn.softmax(logits_of(seed=5))
-    expected = value_and_gradient(loss, logits, labels)
-    x = torch.tensor(np.asarray(logits), requires_grad=True)
-    y = torch.tensor(np.asarray(labels, np.int64 if kind == "hard" else np.float32))
-    value = torch_loss(folder)(x, y).sum()
-    value.backward()
-    np.testing.assert_allclose(value.detach(), expected[0], rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(x.grad, expected[1], rtol=1e-6, atol=1e-6)
-
-
-def test_pytorch_module_keeps_shape_dtype_and_parameters(exported):
-    torch = pytest.importorskip("torch")
-    _, folder = exported
-    twin = torch_loss(folder)
-    x = torch.zeros(2, 3, 5, dtype=torch.bfloat16, requires_grad=True)
-    losses = twin(x, torch.zeros(2, 3, dtype=torch.int64))
-    assert (losses.shape, losses.dtype) == ((2, 3), torch.bfloat16)
-    assert list(twin.parameters()) == []
-    with pytest.raises(ValueError, match="labels have shape"):
-        twin(x, torch.zeros(3, dtype=torch.int64))
-
-
 @pytest.fixture
 def read_in_torch(monkeypatch):
     """How the PyTorch module reads a file, up to where it needs PyTorch itself."""
@@ -162,6 +127,22 @@ def wider(header):
     another_architecture(header, hidden=[10**9, 10**9])
 
 
+def words_for_widths(header):
+    another_architecture(header, hidden=[10**12, "a"])
+
+
+def numbers_too_large(header):
+    another_architecture(header, hidden=[10**30, "a"])
+
+
+def no_widths(header):
+    another_architecture(header, hidden=None)
+
+
+def nested(header):
+    header["__metadata__"]["architecture"] = "[" * 10**5
+
+
 def another_activation(header):
     another_architecture(header, activation="none")
 
@@ -172,10 +153,12 @@ def test_pytorch_module_refuses_other_files(exported, tmp_path, read_in_torch):
     flipped = bytearray(content)
     flipped[-2] ^= 1
     changes = (no_architecture, another_dtype, another_place, wider, another_activation)
+    changes += (words_for_widths, numbers_too_large, no_widths, nested)
     bad = {
         "empty": b"",
         "short": content[:20],
         "no header": b"\xff" * 64,
+        "a header longer than the file": (2**40).to_bytes(8, "little") + content[8:],
         "a list": (2).to_bytes(8, "little") + b"[]",
         "another format": content.replace(b"EvolvedLoss/1", b"EvolvedLoss/9"),
         "cut by a number": content[:-4],
@@ -192,20 +175,23 @@ def test_pytorch_module_refuses_other_files(exported, tmp_path, read_in_torch):
     path.unlink()
     with pytest.raises(ValueError, match="there is no loss file at "):
         read_in_torch(path)
-    with pytest.raises(ValueError, match="there is no loss file at "):
-        read_in_torch(Path("/dev/zero"))
+    os.mkfifo(tmp_path / "pipe")
+    for other in (Path("/dev/zero"), tmp_path / "pipe", tmp_path):
+        with pytest.raises(ValueError, match="there is no loss file at "):
+            read_in_torch(other)
     path.write_bytes(rewritten(content, lambda header: None))
     read_in_torch(path)
 
 
-def test_pytorch_module_refuses_what_is_no_number(exported, tmp_path):
-    pytest.importorskip("torch")
-    loss, folder = exported
-    (tmp_path / "evolved_loss.py").write_bytes((folder / "evolved_loss.py").read_bytes())
-    for scale in (0.0, jnp.nan):
-        loss.replace(scale=jnp.asarray(scale)).save(tmp_path / "loss.safetensors")
-        with pytest.raises(ValueError, match="not all its numbers are finite, or its scale is 0"):
-            torch_loss(tmp_path)
+def test_pytorch_module_calls_a_file_that_cannot_be_read_now_not_damaged(
+    exported, monkeypatch, read_in_torch
+):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(OSError, match="Permission denied"):
+        read_in_torch(exported[1] / "loss.safetensors")
 
 
 def test_pytorch_module_needs_nothing_but_pytorch(exported):

@@ -31,8 +31,8 @@ class Restarts:
 def no_restarts(leader: nnx.State) -> Restarts:
     """The state before the first generation; `leader` gives the shapes."""
     return Restarts(
-        smoothed=jnp.zeros(()),
-        reference=jnp.zeros(()),
+        smoothed=jnp.zeros((), jnp.float32),
+        reference=jnp.zeros((), jnp.float32),
         stale=jnp.zeros((), jnp.int32),
         count=jnp.zeros((), jnp.int32),
         champions=jax.tree.map(lambda x: jnp.broadcast_to(x, (_NUM_CHAMPIONS, *x.shape)), leader),

@@ -51,9 +51,22 @@ def make_search(
       params: its parameters.
       fresh: `(key) -> solution`, a solution to begin from.
     """
-    if isinstance(algorithm, DistributionBasedAlgorithm):
-        return _distribution_based(algorithm, params, fresh)
-    return _population_based(algorithm, params, fresh)
+    is_distribution = isinstance(algorithm, DistributionBasedAlgorithm)
+    search = (_distribution_based if is_distribution else _population_based)(
+        algorithm, params, fresh
+    )
+    calls = {name: _tolerant(getattr(search, name)) for name in ("begin", "ask", "tell")}
+    return search._replace(**calls)
+
+
+def _tolerant(call: Callable[..., Any]) -> Callable[..., Any]:
+    """The call where `jax_numpy_rank_promotion` allows what evosax counts on."""
+
+    def allowed(*arguments: Any) -> Any:
+        with jax.numpy_rank_promotion("allow"):
+            return call(*arguments)
+
+    return allowed
 
 
 def _population_based(algorithm: Any, params: Any, fresh: Callable) -> Search:
@@ -68,7 +81,7 @@ def _population_based(algorithm: Any, params: Any, fresh: Callable) -> Search:
     def ask(key: jax.Array, state: Any, population: nnx.State, begun: jax.Array) -> Any:
         def bred() -> Any:
             children, after = algorithm.ask(key, state, params)
-            return children, _like(after, state)
+            return _like(children, population), _like(after, state)
 
         return jax.lax.cond(begun, lambda: (population, state), bred)
 
@@ -102,9 +115,9 @@ def _distribution_based(algorithm: Any, params: Any, fresh: Callable) -> Search:
         return _settled(algorithm.init(key_state, mean, params)), nobody
 
     def ask(key: jax.Array, state: Any, population: nnx.State, begun: jax.Array) -> Any:
-        del population, begun
+        del begun
         sampled, after = algorithm.ask(key, state, params)
-        return sampled, _like(after, state)
+        return _like(sampled, population), _like(after, state)
 
     def tell(key: jax.Array, population: nnx.State, fitness: jax.Array, state: Any, begun: Any):
         del begun
@@ -128,5 +141,6 @@ def _settled(state: StrategyState) -> StrategyState:
     return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.result_type(x)), state)
 
 
-def _like(state: StrategyState, reference: StrategyState) -> StrategyState:
+def _like(state: Any, reference: Any) -> Any:
+    """Arrays in the dtypes that they had: some of evosax grow to float64 under `jax_enable_x64`."""
     return jax.tree.map(lambda x, y: jnp.asarray(x, y.dtype), state, reference)

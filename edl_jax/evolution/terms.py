@@ -70,7 +70,8 @@ def _slope(
     sample: Callable[[jax.Array], tuple[Pairs, ...]],
 ) -> Score:
     """Weighted violations, the mean over the class counts."""
-    severity, weights = SEVERITIES[config.severity], jnp.asarray(config.slope.weights())
+    severity = SEVERITIES[config.severity]
+    weights = jnp.asarray([config.slope.weights()], jnp.float32)
     each = -(-config.slope.pairs // len(config.class_counts))
 
     def score(population: nnx.State, key: jax.Array) -> jax.Array:

@@ -118,6 +118,9 @@ class EvolvedLoss(struct.PyTreeNode, eq=False):
         `edl_jax.frozen.loss_file` describes the file.
 
         Raises:
+          ConfigError: if `path` is no path.
+          InputError: if `load` would refuse the file: the loss is not whole, not finite, or several
+            that were stacked.
           OSError: if the file cannot be written.
         """
         records = {
@@ -132,7 +135,9 @@ class EvolvedLoss(struct.PyTreeNode, eq=False):
         """Read a loss from a file that `save` wrote. Runs no code from the file.
 
         Raises:
-          LossFileError: if the file is missing, truncated, foreign, or at odds with its header.
+          ConfigError: if `path` is no path.
+          LossFileError: if the file is missing, truncated, foreign, or at odds with its header, or
+            its losses could overflow.
         """
         architecture, arrays, records = read_loss_file(path)
         return EvolvedLoss(**arrays, architecture=architecture, provenance=Provenance(**records))

@@ -9,7 +9,8 @@ import jax.export
 import jax.numpy as jnp
 
 from edl_jax.frozen.evolved_loss import EvolvedLoss
-from edl_jax.storage import write_atomically
+from edl_jax.frozen.loss_file import checked_tensors
+from edl_jax.storage import user_path, write_atomically
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
@@ -29,13 +30,16 @@ def export_loss(loss: EvolvedLoss, folder: str | os.PathLike[str]) -> tuple[Path
       The files' paths.
 
     Raises:
+      ConfigError: if `folder` is no path.
+      InputError: if the loss is not whole, not finite, or several that were stacked.
       OSError: if a file cannot be written.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
+    program = to_stablehlo(loss)
     folder.mkdir(parents=True, exist_ok=True)
     paths = tuple(folder / f for f in ("loss.safetensors", "loss.jax_export", "evolved_loss.py"))
     loss.save(paths[0])
-    write_atomically(paths[1], to_stablehlo(loss))
+    write_atomically(paths[1], program)
     module = resources.files("edl_jax.frozen") / "torch_loss.py"
     write_atomically(paths[2], module.read_bytes())
     return paths
@@ -50,7 +54,11 @@ def to_stablehlo(loss: EvolvedLoss) -> bytes:
 
         loss = jax.export.deserialize(Path("loss.jax_export").read_bytes())
         loss.call(logits, labels)
+
+    Raises:
+      InputError: if the loss is not whole, not finite, or several that were stacked.
     """
+    checked_tensors(loss.architecture, {"params": loss.params, "scale": loss.scale})
     classes = loss.architecture.num_classes or "classes"
     shape = jax.export.symbolic_shape(
         f"batch, {classes}", constraints=["classes >= 2"] if classes == "classes" else []

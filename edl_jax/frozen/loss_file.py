@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -21,12 +20,18 @@ from flax import nnx, traverse_util
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from edl_jax.errors import ConfigError, LossFileError
+from edl_jax.errors import ConfigError, InputError, LossFileError
+from edl_jax.frozen.inputs import FLOOR
 from edl_jax.network import Architecture
-from edl_jax.storage import write_atomically
+from edl_jax.storage import user_path, write_atomically
 
 FORMAT = "edl_jax.EvolvedLoss/1"
 _RECORDS = ("config", "metrics", "versions")
+# What a loss network reads is at most this: -log p_y / 4 of the least log-probability, a quarter of
+# the entropy of e^32 classes, and otherwise probabilities.
+_GREATEST_FEATURES = (1.0, -FLOOR / 4, 1.0, 8.0, 1.0)
+# Losses stay below this, so that gradients and sums of them are finite in float32 too.
+_GREATEST_LOSS = 1e36
 
 
 class Contents(NamedTuple):
@@ -44,29 +49,68 @@ class Contents(NamedTuple):
 
 
 def write_loss_file(path: str | os.PathLike[str], contents: Contents) -> None:
-    """Write a loss to `path`, whole or not at all."""
-    tensors = {
-        name: np.asarray(value, np.float32, order="C")
-        for name, value in _flat(contents.arrays).items()
-    }
+    """Write a loss to `path`, whole or not at all.
+
+    Raises:
+      ConfigError: if `path` is no path.
+      InputError: if `read_loss_file` would refuse the file.
+      OSError: if it cannot be written.
+    """
+    path = user_path(path)
+    tensors = checked_tensors(contents.architecture, contents.arrays)
     fields = {"architecture": dataclasses.asdict(contents.architecture), **contents.records}
-    header = {name: json.dumps(value, sort_keys=True) for name, value in fields.items()}
+    try:
+        header = {name: json.dumps(value, sort_keys=True) for name, value in fields.items()}
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"the loss cannot be saved: its provenance is no JSON data ({error})."
+        ) from error
+    for name in _RECORDS:
+        if fault := _not_an_object(name, contents.records[name]):
+            raise InputError(f"the loss cannot be saved: its provenance's {fault}")
     header["format"] = FORMAT
     header["sha256"] = _digest(header, tensors)
-    write_atomically(Path(path), save(tensors, metadata=header))
+    write_atomically(path, save(tensors, metadata=header))
+
+
+def checked_tensors(architecture: Architecture, arrays: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays of a loss by name, checked as those of a file are.
+
+    Raises:
+      InputError: if they do not fit the architecture, or losses would not be finite.
+    """
+    try:
+        tensors = {
+            name: np.asarray(value, _dtype_of(value), order="C")
+            for name, value in _flat(arrays).items()
+        }
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the loss cannot be saved: it is not all arrays ({error}).") from error
+    found = {
+        name: (x.shape, "F32" if x.dtype == np.float32 else x.dtype.name)
+        for name, x in tensors.items()
+    }
+    if fault := _misfit(architecture, found) or _no_loss(architecture, tensors):
+        raise InputError(f"the loss cannot be saved: {fault}")
+    return tensors
+
+
+def _dtype_of(value: Any) -> Any:
+    """float32 of a Python number, as JAX takes it; of an array its own."""
+    return np.float32 if isinstance(value, float | int) else None
 
 
 def read_loss_file(path: str | os.PathLike[str]) -> Contents:
     """Read a loss, checking the header and the arrays' sizes before reading the arrays.
 
     Raises:
+      ConfigError: if `path` is no path.
       LossFileError: if the file is missing, truncated, foreign, at odds with its header, or cannot
-        be read.
+        be read; or if its losses could overflow.
     """
-    if not isinstance(path, str | os.PathLike):
-        raise LossFileError(f"the loss file is {path!r}; expected a path.")
+    path = user_path(path)
     try:
-        if not Path(path).is_file():  # a pipe or a device would keep us waiting
+        if not path.is_file():  # a pipe or a device would keep us waiting
             raise LossFileError(f"there is no loss file at {path}; check the path.")
         with safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}
@@ -78,7 +122,9 @@ def read_loss_file(path: str | os.PathLike[str]) -> Contents:
             architecture = _architecture(path, header)
             names = list(file.keys())
             slices = {name: file.get_slice(name) for name in names}
-            _check_tensors(path, architecture, slices)
+            found = {name: (tuple(x.get_shape()), x.get_dtype()) for name, x in slices.items()}
+            if fault := _misfit(architecture, found):
+                raise LossFileError(f"{path}: {fault}")
             flat = {name: file.get_tensor(name) for name in names}
     except OSError as error:
         raise LossFileError(f"{path} cannot be read ({error}); it was left as it is.") from error
@@ -87,11 +133,8 @@ def read_loss_file(path: str | os.PathLike[str]) -> Contents:
             f"{path} is not a whole safetensors file ({error}); it is truncated or foreign. Save "
             "or copy the loss again."
         ) from error
-    for name, value in flat.items():
-        if not np.isfinite(value).all():
-            raise LossFileError(f"{path}: tensor {name!r} holds values that are not finite.")
-    if not flat["scale"] > 0:
-        raise LossFileError(f"{path}: the scale is {flat['scale']}; expected more than 0.")
+    if fault := _no_loss(architecture, flat):
+        raise LossFileError(f"{path}: {fault}")
     records = {name: _json_object(path, header, name) for name in _RECORDS}
     if "sha256" not in header:
         raise LossFileError(
@@ -128,25 +171,68 @@ def _json_object(path: Any, header: dict[str, str], name: str) -> dict[str, Any]
         value = json.loads(header[name])
     except (KeyError, ValueError, RecursionError) as error:
         raise LossFileError(f"{path}: the header's {name!r} is missing or no JSON.") from error
-    if not isinstance(value, dict):
-        raise LossFileError(
-            f"{path}: the header's {name!r} is a {type(value).__name__}; expected an object."
-        )
+    if fault := _not_an_object(name, value):
+        raise LossFileError(f"{path}: the header's {fault}")
     return value
 
 
-def _check_tensors(path: Any, architecture: Architecture, slices: dict[str, Any]) -> None:
+def _not_an_object(name: str, value: Any) -> str | None:
+    if isinstance(value, dict):
+        return None
+    return f"{name!r} is a {type(value).__name__}; expected an object."
+
+
+def _misfit(
+    architecture: Architecture, found: Mapping[str, tuple[tuple[int, ...], str]]
+) -> str | None:
+    """What is wrong with the tensors' shapes and dtypes, by name; None if they fit."""
     params = nnx.to_pure_dict(architecture.abstract()[1])
-    scale = jax.ShapeDtypeStruct((), jnp.float32)
-    abstract = _flat({"params": params, "scale": scale})
+    abstract = _flat({"params": params, "scale": jax.ShapeDtypeStruct((), jnp.float32)})
     expected = {name: (tuple(leaf.shape), "F32") for name, leaf in abstract.items()}
-    found = {name: (tuple(x.get_shape()), x.get_dtype()) for name, x in slices.items()}
-    if found != expected:
-        odd = sorted(set(found.items()) ^ set(expected.items()))[:4]
-        raise LossFileError(
-            f"{path}: its tensors do not fit the architecture in its header; they differ in "
-            f"{', '.join(f'{name} {dtype}{list(shape)}' for name, (shape, dtype) in odd)}."
+    if found == expected:
+        return None
+    odd = sorted({*found.items()} ^ {*expected.items()})[:4]
+    return (
+        "its tensors do not fit its architecture; they differ in "
+        f"{', '.join(f'{name} {dtype}{list(shape)}' for name, (shape, dtype) in odd)}. A file "
+        "holds a single loss, in float32; save the losses of a stack one by one."
+    )
+
+
+def _no_loss(architecture: Architecture, tensors: Mapping[str, np.ndarray]) -> str | None:
+    """What keeps the numbers from being a loss that is finite everywhere; None if nothing does."""
+    for name, value in tensors.items():
+        if not np.isfinite(value).all():
+            return f"tensor {name!r} holds values that are not finite."
+    if not tensors["scale"] > 0:
+        return f"the scale is {tensors['scale']}; expected more than 0."
+    greatest = _greatest_loss(architecture, tensors)
+    if not greatest <= _GREATEST_LOSS:
+        return (
+            f"its weights are so large that losses can reach {greatest:.0e}, which float32 cannot "
+            f"hold with their gradients; expected at most {_GREATEST_LOSS:.0e}."
         )
+    return None
+
+
+def _greatest_loss(architecture: Architecture, tensors: Mapping[str, np.ndarray]) -> float:
+    """A bound of every number on the way from any logits to a loss; may be infinite or NaN."""
+    if architecture.num_classes is None:
+        reach = np.asarray(_GREATEST_FEATURES)
+    else:
+        reach = np.ones(2 * architecture.num_classes)
+    num_hidden, bounds = len(architecture.hidden), []
+    with np.errstate(over="ignore", invalid="ignore"):
+        for index in range(num_hidden + 1):
+            kernel, bias = (
+                np.abs(tensors[f"params.layers.{index}.{part}"].astype(np.float64))
+                for part in ("kernel", "bias")
+            )
+            reach = (reach + 1) @ kernel + bias  # no activation goes beyond |x| + 1
+            is_squared = architecture.activation == "squareplus" and index < num_hidden
+            bounds.append(reach.max() ** (2 if is_squared else 1))
+        bounds.append(tensors["scale"].astype(np.float64) * (reach.max() + 1))
+    return float(np.max(bounds))
 
 
 def _flat(tree: dict[str, Any]) -> dict[str, Any]:

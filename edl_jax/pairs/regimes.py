@@ -128,7 +128,7 @@ def _plausible_label(logits: jax.Array, chances: Chances) -> jax.Array:
 def _dominated_by(winner: jax.Array, noise: jax.Array, chances: Chances) -> jax.Array:
     """Logits whose softmax leaves a log-uniform share to the classes other than `winner`."""
     rest = _log_uniform(chances.magnitude, 1e-5, 0.3)
-    is_winner = jnp.arange(noise.shape[-1]) == winner[:, None]
+    is_winner = jax.nn.one_hot(winner, noise.shape[-1], dtype=bool)
     others = jax.nn.logsumexp(jnp.where(is_winner, -jnp.inf, noise), axis=-1)
     lead = others + jnp.log1p(-rest) - jnp.log(rest)
     return jnp.where(is_winner, lead[:, None], noise)

@@ -77,7 +77,9 @@ def _sample_pairs(key: jax.Array, num_pairs: int, num_classes: int, mixture: Mix
     concentrations = [r.concentration(c) for r, c in blocks if r.concentration is not None]
     gamma_rows = jnp.concatenate(concentrations)
     gamma = jax.random.loggamma(
-        key_gamma, jnp.broadcast_to(gamma_rows[:, None], (gamma_rows.size, num_classes))
+        key_gamma,
+        jnp.broadcast_to(gamma_rows[:, None], (gamma_rows.size, num_classes)),
+        dtype=jnp.float32,
     )
     normal = _drawn(jax.random.normal, key_normal, (sum(sizes) - gamma_rows.size, num_classes))
     gammas = iter(_split(gamma, [c.size for c in concentrations]))
@@ -96,8 +98,8 @@ def _sample_pairs(key: jax.Array, num_pairs: int, num_classes: int, mixture: Mix
 
 
 def _drawn(draw: Callable[..., jax.Array], key: jax.Array, shape: tuple[int, int]) -> jax.Array:
-    """`draw(key, shape)`, drawn flat: XLA compiles draws of short rows several times as long."""
-    return draw(key, (shape[0] * shape[1],)).reshape(shape)
+    """Draws `shape`, float32, made flat: XLA compiles short rows several times as long."""
+    return draw(key, (shape[0] * shape[1],), jnp.float32).reshape(shape)
 
 
 def _split(rows: jax.Array, sizes: list[int]) -> list[jax.Array]:
@@ -114,9 +116,9 @@ def _thinned_order(
     equal to its surplus, and the number given up is the total surplus, an integer.
     """
     surplus = [size - count for size, count in zip(sizes, expected, strict=True)]
-    running = jnp.asarray([sum(surplus[:index]) for index in range(len(surplus) + 1)])
+    running = jnp.asarray([sum(surplus[:index]) for index in range(len(surplus) + 1)], jnp.float32)
     total = round(sum(surplus))
-    crossed = jnp.floor(running.at[-1].set(total) + jax.random.uniform(key))
+    crossed = jnp.floor(running.at[-1].set(total) + jax.random.uniform(key, dtype=jnp.float32))
     gives_up = jnp.diff(crossed) > 0
     last = jnp.asarray([sum(sizes[: index + 1]) - 1 for index in range(len(sizes))])
     # A regime without pairs has nothing to give: its surplus is 0, so it never crosses.

@@ -51,8 +51,9 @@ def _logit_gradient(logit_loss: LogitLoss, pairs: Pairs) -> jax.Array:
 
 
 def _reference_norms(pairs: Pairs) -> jax.Array:
-    one_hot = jax.nn.one_hot(pairs.labels, pairs.probabilities.shape[-1])
-    return jnp.linalg.norm(pairs.probabilities - one_hot, axis=-1)
+    probabilities = pairs.probabilities
+    one_hot = jax.nn.one_hot(pairs.labels, probabilities.shape[-1], dtype=probabilities.dtype)
+    return jnp.linalg.norm(probabilities - one_hot, axis=-1)
 
 
 def logit_gradients(logit_loss: LogitLoss, pairs: Pairs, severity: Severity) -> GradientSample:

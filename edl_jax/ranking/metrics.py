@@ -153,12 +153,13 @@ def _count_violated(
 
     def count(rows: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         loss, severity, regime = (x[:, None] for x in rows)
-        asked = margin(jnp.maximum(severity, severities), jnp.minimum(severity, severities))
-        size = abs(loss) + abs(losses) + abs(severity) + abs(severities)
+        milder_loss, milder, milder_regime = (x[None] for x in (losses, severities, regimes))
+        asked = margin(jnp.maximum(severity, milder), jnp.minimum(severity, milder))
+        size = abs(loss) + abs(milder_loss) + abs(severity) + abs(milder)
         # In this form NaN and infinite losses do not keep a margin.
-        is_kept = loss - losses + float(jnp.finfo(jnp.float32).eps) * size >= asked
-        violated = (severity > severities) & ~is_kept
-        return violated.sum(axis=1), (violated & (regime == regimes)).sum(axis=1)
+        is_kept = loss - milder_loss + float(jnp.finfo(jnp.float32).eps) * size >= asked
+        violated = (severity > milder) & ~is_kept
+        return violated.sum(axis=1), (violated & (regime == milder_regime)).sum(axis=1)
 
     rows = tuple(x.reshape(-1, ROWS_AT_A_TIME) for x in (losses, severities, regimes))
     overall, within = jax.lax.map(count, rows)

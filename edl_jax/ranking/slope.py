@@ -43,7 +43,7 @@ def slope_violations(logit_loss: LogitLoss, pairs: Pairs, severity: Severity) ->
     """
     logits = log_probabilities(pairs.probabilities)
     tiny = jnp.finfo(logits.dtype).tiny
-    one_hot = jax.nn.one_hot(pairs.labels, logits.shape[-1])
+    one_hot = jax.nn.one_hot(pairs.labels, logits.shape[-1], dtype=logits.dtype)
     gradient_of = jax.grad(lambda x: jnp.sum(logit_loss(x, pairs.labels)))
     gradient, along = jax.jvp(gradient_of, (logits,), (one_hot,))
     upwards = jax.grad(

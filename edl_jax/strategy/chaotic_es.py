@@ -155,14 +155,15 @@ class ChaoticES(PopulationBasedAlgorithm):
 
     def _init(self, key: jax.Array, params: Params) -> State:
         std = self.step_size(0) if callable(self.step_size) else params.std_init
+        dtype = jnp.promote_types(self.solution_flat.dtype, jnp.float32)
         shape = (self.population_size,) if self.step_size == "self_adaptive" else ()
         return State(
-            population=jnp.full((self.population_size, self.num_dims), jnp.nan),
-            fitness=jnp.full((self.population_size,), jnp.inf),
+            population=jnp.full((self.population_size, self.num_dims), jnp.nan, dtype),
+            fitness=jnp.full((self.population_size,), jnp.inf, jnp.float32),
             orbit=self.mutation.init(key, (self.num_children, self.num_dims)),
             parents=jnp.zeros((self.num_children,), jnp.int32),
             std=jnp.full(shape, std, jnp.float32),
-            best_solution=jnp.full((self.num_dims,), jnp.nan),
+            best_solution=jnp.full((self.num_dims,), jnp.nan, dtype),
             best_fitness=jnp.inf,
             generation_counter=0,
         )
@@ -170,11 +171,11 @@ class ChaoticES(PopulationBasedAlgorithm):
     def _ask(self, key: jax.Array, state: State, params: Params) -> tuple[Population, State]:
         key_parents, key_mutation, key_std, key_crossover = jax.random.split(key, 4)
         elites = select(state.fitness, self.num_elites)
-        chosen = jax.random.randint(key_parents, (self.num_children,), 0, self.num_elites)
+        chosen = random_rows(key_parents, self.num_children, self.num_elites)
         children = state.population[elites[chosen]]
         if self.use_crossover:
             key_second, key_mask = jax.random.split(key_crossover)
-            second = jax.random.randint(key_second, (self.num_children,), 0, self.num_elites)
+            second = random_rows(key_second, self.num_children, self.num_elites)
             others = state.population[elites[second]]
             children = crossover(key_mask, children, others, params.crossover_rate)
         std, child_std = state.std, state.std
@@ -225,11 +226,17 @@ def select(fitness: Fitness, num_elites: int) -> jax.Array:
     return jnp.argsort(fitness)[jnp.where(place < num_finite, place, place % num_finite)]
 
 
+def random_rows(key: jax.Array, number: int, num_rows: int) -> jax.Array:
+    """Rows drawn with replacement, `[number]` int32."""
+    return jax.random.randint(key, (number,), 0, num_rows, jnp.int32)
+
+
 def crossover(
     key: jax.Array, parent_1: Solution, parent_2: Solution, crossover_rate: float | jax.Array
 ) -> Solution:
     """Uniform crossover: each coordinate from the second parent with the given probability."""
-    return jnp.where(jax.random.bernoulli(key, crossover_rate, parent_1.shape), parent_2, parent_1)
+    rate = jnp.asarray(crossover_rate, jnp.float32)
+    return jnp.where(jax.random.bernoulli(key, rate, parent_1.shape), parent_2, parent_1)
 
 
 def mutation(solution: Solution, std: jax.Array, noise: jax.Array) -> Solution:
@@ -245,5 +252,5 @@ def adapt_std(std: jax.Array, success: jax.Array, params: Params) -> jax.Array:
 
 def adapt_std_by_itself(key: jax.Array, std: jax.Array, params: Params) -> jax.Array:
     """Log-normal self-adaptation of each individual's step size (Beyer and Schwefel, 2002)."""
-    step = params.self_adaptation_rate * jax.random.normal(key, std.shape)
+    step = params.self_adaptation_rate * jax.random.normal(key, std.shape, std.dtype)
     return jnp.clip(std * jnp.exp(step), params.std_min, params.std_max)

@@ -10,12 +10,13 @@ the mean, which is a chaotic orbit (Xiang and Pei, 2026) or one of its controls.
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from evosax.algorithms.distribution_based.base import metrics_fn
 from evosax.algorithms.distribution_based.snes import SNES, Params, State as BaseState
 from evosax.core.fitness_shaping import weights_fitness_shaping_fn
-from evosax.types import Population, Solution
+from evosax.types import Fitness, Population, Solution
 from flax import struct
 
 from edl_jax.errors import ConfigError
@@ -73,6 +74,10 @@ class ChaoticSNES(SNES):
 
     def _init(self, key: jax.Array, params: Params) -> State:  # pyright: ignore[reportIncompatibleMethodOverride]
         base = super()._init(key, params)
+        dtype = jnp.promote_types(self.solution_flat.dtype, jnp.float32)
+        # evosax's own is NaN, which stops a program under `jax_debug_nans`.
+        no_solution = jnp.zeros(self.num_dims, dtype)
+        base = base.replace(std=base.std.astype(dtype), best_solution=no_solution)
         orbit = self.mutation.init(key, (self.population_size, self.num_dims))
         return State(**vars(base), orbit=orbit)
 
@@ -80,4 +85,16 @@ class ChaoticSNES(SNES):
         self, key: jax.Array, state: State, params: Params
     ) -> tuple[Population, State]:
         orbit, noise = self.mutation.step(key, state.orbit)
-        return state.mean + state.std * noise, state.replace(orbit=orbit)
+        return state.mean[None] + state.std[None] * noise, state.replace(orbit=orbit)
+
+    def _tell(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        key: jax.Array,
+        population: Population,
+        fitness: Fitness,
+        state: State,
+        params: Params,
+    ) -> State:
+        with jax.numpy_rank_promotion("allow"):  # which evosax counts on
+            after = super()._tell(key, population, fitness, state, params)
+        return after.replace(std=after.std.astype(state.std.dtype))

@@ -202,7 +202,9 @@ MUTATIONS.register("chebyshev")(_chaotic(triple_phase, arcsine_noise))
 MUTATIONS.register("arcsine")(
     _independent(lambda key, shape: arcsine_noise(random_phase(key, shape)))
 )
-MUTATIONS.register("gaussian")(_independent(jax.random.normal))
+MUTATIONS.register("gaussian")(
+    _independent(lambda key, shape: jax.random.normal(key, shape, jnp.float32))
+)
 MUTATIONS.register("uniform")(
-    _independent(lambda key, shape: jax.random.uniform(key, shape, minval=-(3**0.5), maxval=3**0.5))
+    _independent(lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -(3**0.5), 3**0.5))
 )

@@ -44,7 +44,7 @@ def draw_tasks(key: jax.Array, config: TaskConfig, mixture: Mixture) -> Tasks:
         jax.vmap(lambda key: _initial_weights(key, config))(
             jax.random.split(key_weights, config.num_tasks)
         ),
-        jax.random.randint(key_batches, shape, 0, config.train_examples),
+        jax.random.randint(key_batches, shape, 0, config.train_examples, jnp.int32),
         sample_pairs(key_pairs, _CALIBRATION_PAIRS, config.num_classes, mixture=mixture),
     )
 
@@ -81,7 +81,7 @@ def task_errors(loss: PairLoss, tasks: Tasks, config: TaskConfig) -> jax.Array:
 
     of_tasks = jax.vmap(error, (None, 0, 0, 0))
     of_rates = jax.vmap(of_tasks, (0, None, None, None))
-    rates = jnp.asarray(config.learning_rates)
+    rates = jnp.asarray(config.learning_rates, jnp.float32)
     return of_rates(rates, tasks.problems, tasks.weights, tasks.batches)
 
 
@@ -113,17 +113,17 @@ def _initial_weights(key: jax.Array, config: TaskConfig) -> Any:
     key_hidden, key_head = jax.random.split(key)
     sizes = (config.num_features, config.hidden)
     return {
-        "hidden": jax.random.normal(key_hidden, sizes) * (2 / sizes[0]) ** 0.5,
-        "scale": jnp.ones(config.hidden),
-        "shift": jnp.zeros(config.hidden),
-        "head": jax.random.normal(key_head, (config.hidden, config.num_classes))
+        "hidden": jax.random.normal(key_hidden, sizes, jnp.float32) * (2 / sizes[0]) ** 0.5,
+        "scale": jnp.ones(config.hidden, jnp.float32),
+        "shift": jnp.zeros(config.hidden, jnp.float32),
+        "head": jax.random.normal(key_head, (config.hidden, config.num_classes), jnp.float32)
         / config.hidden**0.5,
-        "bias": jnp.zeros(config.num_classes),
+        "bias": jnp.zeros(config.num_classes, jnp.float32),
     }
 
 
 def _logits(weights: Any, inputs: jax.Array) -> jax.Array:
     """A layer with batch normalisation, by the statistics of these very inputs, and a head."""
     hidden = inputs @ weights["hidden"]
-    hidden = jax.nn.standardize(hidden, axis=0) * weights["scale"] + weights["shift"]
-    return jax.nn.relu(hidden) @ weights["head"] + weights["bias"]
+    hidden = jax.nn.standardize(hidden, axis=0) * weights["scale"][None] + weights["shift"][None]
+    return jax.nn.relu(hidden) @ weights["head"] + weights["bias"][None]

@@ -1,0 +1,162 @@
+"""What may be saved may be loaded, and is the same loss."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings, strategies as st
+
+from edl_jax import EvolvedLoss, load_pretrained
+from edl_jax.errors import ConfigError, InputError, LossFileError
+from edl_jax.frozen import Provenance, loss_file
+from edl_jax.frozen.export import export_loss, to_stablehlo
+from edl_jax.network import Architecture
+
+
+def stacked(loss):
+    return jax.tree.map(lambda x: jnp.stack([x, x]), loss)
+
+
+def with_weights(loss, factor):
+    return loss.replace(params=jax.tree.map(lambda x: factor * x, loss.params))
+
+
+def of(**changes):
+    return lambda loss: loss.replace(**changes)
+
+
+NO_LOSSES = {
+    "a scale of NaN": (of(scale=jnp.float32(jnp.nan)), "'scale' holds values that are not finite"),
+    "a scale of infinity": (of(scale=jnp.float32(jnp.inf)), "'scale' holds values that are not f"),
+    "a negative scale": (of(scale=jnp.float32(-1)), r"the scale is -1\.0; expected more than 0"),
+    "a scale of 0": (of(scale=jnp.float32(0)), r"the scale is 0\.0; expected more than 0"),
+    "weights that are NaN": (lambda loss: with_weights(loss, jnp.nan), "that are not finite"),
+    "a stack": (
+        stacked,
+        r"kernel F32\[2, 5, 16\].*losses of a stack one by one",
+    ),
+    "a vector for a scale": (of(scale=jnp.ones(1)), r"scale F32\[1\]"),
+    "weights of another width": (
+        of(architecture=Architecture("class_agnostic", (4,), "silu")),
+        "do not fit its architecture",
+    ),
+    "no weights": (of(params={}), "do not fit its architecture"),
+    "halves": (
+        lambda loss: jax.tree.map(lambda x: x.astype(jnp.float16), loss),
+        r"params.layers.0.bias (F16|float16)\[16\]",
+    ),
+    "a scale that overflows": (of(scale=jnp.float32(3e38)), "losses can reach 6e"),
+    "weights that overflow": (lambda loss: with_weights(loss, 1e20), "losses can reach"),
+    "squares that overflow": (
+        lambda loss: with_weights(
+            loss.replace(architecture=Architecture("class_agnostic", (16, 16), "squareplus")), 1e9
+        ),
+        "losses can reach",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NO_LOSSES)
+def test_what_load_refuses_is_neither_saved_nor_exported(case, tmp_path, monkeypatch):
+    change, message = NO_LOSSES[case]
+    loss, path = change(load_pretrained()), tmp_path / "loss.safetensors"
+    for write in (loss.save, lambda path: export_loss(loss, path), lambda _: to_stablehlo(loss)):
+        with pytest.raises(InputError, match=message):
+            write(path)
+        assert not list(tmp_path.iterdir())
+    with monkeypatch.context() as patch:
+        for check in ("_misfit", "_no_loss"):
+            patch.setattr(loss_file, check, lambda *_: None)
+        loss.save(path)
+    with pytest.raises(LossFileError, match=message):
+        EvolvedLoss.load(path)
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ({"config": [1]}, "'config' is a list; expected an object"),
+        ({"metrics": {"a": object()}}, "its provenance is no JSON data"),
+        ({"versions": {(1,): 2}}, "its provenance is no JSON data"),
+        ({"config": functools.reduce(lambda x, _: {"a": x}, range(10**5), {})}, "is no JSON data"),
+    ],
+)
+def test_refuses_to_save_a_provenance_that_is_no_json(records, message, tmp_path):
+    loss = load_pretrained().replace(provenance=Provenance(**records))
+    with pytest.raises(InputError, match=message):
+        loss.save(tmp_path / "loss.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+ARCHITECTURES = [
+    Architecture("class_agnostic", (3, 2), "squareplus"),
+    Architecture("pair", (2,), "tanh", 3),
+    Architecture("class_agnostic", (), "silu"),
+]
+NUMBERS = st.one_of(st.floats(width=32), st.floats(-3, 3, width=32), st.sampled_from([1e18, -1e12]))
+TEXT = st.text(max_size=4)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@st.composite
+def any_losses(draw):
+    architecture = draw(st.sampled_from(ARCHITECTURES))
+    dtype = draw(st.sampled_from([np.float32] * 9 + [np.float16, jnp.bfloat16, np.int32]))
+    factor = draw(NUMBERS)
+    rng = np.random.default_rng(draw(st.integers(0, 9)))
+    params = jax.tree.map(
+        lambda x: jnp.asarray(factor * rng.normal(size=x.shape), jnp.float32).astype(dtype),
+        nnx.to_pure_dict(architecture.abstract()[1]),
+    )
+    scale = draw(st.one_of(NUMBERS, NUMBERS.map(jnp.float32), NUMBERS.map(np.float64)))
+    records = {name: draw(st.dictionaries(TEXT, JSON, max_size=2)) for name in loss_file._RECORDS}
+    return EvolvedLoss(params, scale, architecture, Provenance(**records))
+
+
+@functools.partial(jax.jit, static_argnums=(1,))
+def extreme_losses(loss, num_classes):
+    logits = jnp.concatenate([3e38 * jnp.eye(num_classes), -3e38 * jnp.eye(num_classes)])
+    values = [loss(logits, jnp.full(2 * num_classes, label)) for label in range(num_classes)]
+    return jnp.stack(values)
+
+
+@settings(max_examples=60)
+@given(loss=any_losses())
+def test_what_save_takes_load_gives_back_equal_and_it_is_finite(tmp_path_factory, loss):
+    path = tmp_path_factory.mktemp("any") / "loss.safetensors"
+    try:
+        loss.save(path)
+    except InputError:
+        assert not path.exists()
+        return
+    loaded = EvolvedLoss.load(path)
+    assert loaded.architecture == loss.architecture
+    for field in loss_file._RECORDS:
+        assert getattr(loaded.provenance, field) == getattr(loss.provenance, field)
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, loss.params)
+    assert loaded.scale == np.float32(loss.scale)
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(loaded))
+    assert jnp.isfinite(extreme_losses(loaded, loss.architecture.num_classes or 3)).all()
+
+
+def test_a_path_may_begin_at_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    load_pretrained().save("~/loss.safetensors")
+    EvolvedLoss.load("~/loss.safetensors")
+    export_loss(EvolvedLoss.load(tmp_path / "loss.safetensors"), "~/exported")
+    assert (tmp_path / "exported" / "evolved_loss.py").is_file()
+
+
+@pytest.mark.parametrize("path", ["", 3, None])
+def test_refuses_what_is_no_path(path):
+    loss = load_pretrained()
+    for call in (loss.save, EvolvedLoss.load, lambda path: export_loss(loss, path)):
+        with pytest.raises(ConfigError, match="the path is"):
+            call(path)

@@ -1,0 +1,198 @@
+"""The exported PyTorch module is the loss, and refuses what the loss refuses."""
+
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from edl_jax.frozen import loss_file
+from edl_jax.frozen.export import export_loss
+from tests.test_evolved_loss import LABELS, LOSSES, logits_of, random_loss
+from tests.test_export import value_and_gradient
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="module", params=LOSSES)
+def exported(request, tmp_path_factory):
+    """A loss, and the folder that it was exported to."""
+    folder = tmp_path_factory.mktemp("exported")
+    export_loss(LOSSES[request.param], folder)
+    return LOSSES[request.param], folder
+
+
+@pytest.fixture(scope="module")
+def twin(exported):
+    return torch_loss(exported[1])
+
+
+def torch_loss(folder):
+    """The PyTorch twin, from the files of the folder alone."""
+    spec = importlib.util.spec_from_file_location("evolved_loss", folder / "evolved_loss.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.EvolvedLoss(folder / "loss.safetensors")
+
+
+@pytest.mark.parametrize("scale", [0.01, 3.0, 1e4, 1e38])
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_pytorch_module_is_the_loss_and_its_gradient(exported, kind, scale):
+    loss, folder = exported
+    logits = logits_of(scale=scale)
+    labels = LABELS if kind == "hard" else jax.nn.softmax(logits_of(seed=5))
+    expected = value_and_gradient(loss, logits, labels)
+    x = torch.tensor(np.asarray(logits), requires_grad=True)
+    y = torch.tensor(np.asarray(labels, np.int64 if kind == "hard" else np.float32))
+    value = torch_loss(folder)(x, y).sum()
+    value.backward()
+    np.testing.assert_allclose(value.detach(), expected[0], rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(x.grad, expected[1], rtol=1e-6, atol=1e-6)
+
+
+def test_pytorch_module_keeps_shape_dtype_and_parameters(exported):
+    _, folder = exported
+    twin = torch_loss(folder)
+    x = torch.zeros(2, 3, 5, dtype=torch.bfloat16, requires_grad=True)
+    losses = twin(x, torch.zeros(2, 3, dtype=torch.int64))
+    assert (losses.shape, losses.dtype) == ((2, 3), torch.bfloat16)
+    assert list(twin.parameters()) == []
+    with pytest.raises(ValueError, match="labels have shape"):
+        twin(x, torch.zeros(3, dtype=torch.int64))
+
+
+X = torch.linspace(-3, 5, 30).reshape(6, 5)
+Y = torch.tensor([0, 1, 2, 3, 4, 0])
+SOFT = torch.softmax(X.flip(1), -1)
+INTEGERS = ["uint8", "int8", "int16", "int32", "int64", "uint16", "uint32", "uint64"]
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_pytorch_module_takes_classes_of_any_integer_dtype(twin, dtype):
+    torch.testing.assert_close(twin(X, Y.to(getattr(torch, dtype))), twin(X, Y))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64", "int32", "bool"])
+def test_pytorch_module_takes_soft_labels_of_any_dtype(twin, dtype):
+    one_hot = torch.nn.functional.one_hot(Y, 5)
+    torch.testing.assert_close(twin(X, one_hot.to(getattr(torch, dtype))), twin(X, Y))
+    if dtype.startswith(("float", "bfloat")):
+        near = {"float64": 1e-6, "float16": 1e-3, "bfloat16": 1e-2}[dtype]
+        found = twin(X, SOFT.to(getattr(torch, dtype)))
+        torch.testing.assert_close(found, twin(X, SOFT), rtol=near, atol=near)
+
+
+NO_LABELS = {
+    "the class count": (Y + 1, "labels go from 1 to 5"),
+    "-1, as of an example to ignore": (Y - 1, "labels go from -1 to 3"),
+    "-100, as PyTorch's": (torch.where(Y == 2, -100, Y), "labels go from -100 to 4"),
+    "255, as of a byte that was -1": ((Y - 1).to(torch.uint8), "labels go from 0 to 255"),
+    "a number of 64 bits": ((Y - 1).to(torch.uint64), "labels go from "),
+    "floats": (Y.float(), "dtype torch.float32 for logits"),
+    "truth values": (Y > 1, "dtype torch.bool for logits"),
+    "complex numbers": (SOFT + 0j, "dtype torch.complex64 for logits"),
+    "too few": (Y[:3], "labels have shape"),
+    "soft, infinite": (SOFT / torch.tensor([1.0, 1, 0, 1, 1]), "soft labels"),
+    "soft, NaN": (SOFT.where(SOFT > 0.5, torch.nan), "soft labels"),
+    "soft, negative": (SOFT - torch.tensor([1.0, -1, 0, 0, 0]), "soft labels .* sum to 1;"),
+    "soft, classes": (Y[:5].expand(6, 5), "soft labels .* sum to 10;"),
+    "soft, of no mass": (0 * SOFT, "soft labels .* sum to 0;"),
+}
+
+
+@pytest.mark.parametrize("labels", NO_LABELS)
+def test_pytorch_module_refuses_labels_that_do_not_fit(twin, labels):
+    value, message = NO_LABELS[labels]
+    with pytest.raises(ValueError, match=message):
+        twin(X, value)
+
+
+@pytest.mark.parametrize("logits", [Y[:, None].expand(6, 5), X[:, :1], X[0, 0], X + 0j])
+def test_pytorch_module_refuses_logits_that_do_not_fit(twin, logits):
+    with pytest.raises(ValueError, match=r"logits have shape .* expected"):
+        twin(logits, Y)
+
+
+def test_pytorch_module_gives_nan_where_it_cannot_look_at_labels(twin):
+    compiled = torch.compile(twin, fullgraph=True, backend="eager")
+    for loss in (compiled, torch.func.vmap(twin)):
+        torch.testing.assert_close(loss(X, Y), twin(X, Y))
+        torch.testing.assert_close(loss(X, SOFT), twin(X, SOFT))
+        for odd in (5, -1, -100):
+            found = loss(X, torch.where(Y == 2, odd, Y))
+            assert found.isnan().tolist() == (Y == 2).tolist()
+        for odd in (torch.inf, torch.nan):
+            found = loss(X, torch.where(Y[:, None] == 2, odd, SOFT))
+            assert found.isnan().tolist() == (Y == 2).tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("labels", [Y, SOFT])
+def test_pytorch_module_computes_in_float32_under_autocast_and_in_a_narrow_module(
+    exported, labels, dtype
+):
+    twin = torch_loss(exported[1])
+    logits = torch.cat([X, X - 2e4 * (X > 4)])  # which overflowed in float16
+    labels = torch.cat([labels, labels])
+    expected = twin(logits, labels)
+    assert expected.isfinite().all()
+    with torch.autocast("cpu", dtype):
+        inside = twin(logits.requires_grad_(), labels)
+        inside.sum().backward()
+    torch.testing.assert_close(inside, expected, rtol=0, atol=0)
+    assert logits.grad.isfinite().all()
+    # What is around it is narrow, as of a model that holds its loss; results are in float32.
+    holder = torch.nn.ModuleList([twin, torch.nn.Linear(2, 2)]).to(dtype)
+    assert holder[1].weight.dtype == dtype
+    assert {x.dtype for x in twin.buffers()} == {torch.float32}
+    torch.testing.assert_close(twin(logits, labels), expected, rtol=0, atol=0)
+    narrow = logits.detach().to(dtype)
+    found = twin(narrow, labels)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, twin(narrow.float(), labels).to(dtype))
+
+
+@pytest.mark.parametrize("num_classes", [None, 400])
+def test_memory_of_soft_labels_grows_with_the_classes_and_no_faster(num_classes, tmp_path):
+    export_loss(random_loss(0, num_classes), tmp_path)
+    twin, kept = torch_loss(tmp_path), {}
+    logits = torch.randn(8, 400).requires_grad_()
+    labels = torch.softmax(logits.detach(), -1)
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda x: kept.setdefault(x.untyped_storage().data_ptr(), x), lambda x: x
+    ):
+        losses = twin(logits, labels)
+    # About 40 numbers for each class of each example: the network's layers.
+    assert sum(x.untyped_storage().nbytes() for x in kept.values()) < 200 * logits.numel()
+    losses.sum().backward()
+    assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("row", [[2, 2, 1, 0, 0], [2, 2, 2, 0, 1], [0, 0, 0, 0, 0]])
+def test_pytorch_module_has_the_loss_s_gradient_where_logits_tie(exported, twin, row):
+    loss, _ = exported
+    logits, labels = jnp.tile(jnp.asarray(row, jnp.float32), (5, 1)), jnp.arange(5)
+    expected = jax.grad(lambda x: loss(x, labels).sum())(logits)
+    for y in (torch.arange(5), torch.eye(5)):
+        x = torch.tensor(np.asarray(logits), requires_grad=True)
+        twin(x, y).sum().backward()
+        np.testing.assert_allclose(x.grad, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_pytorch_module_refuses_what_is_no_number(exported, tmp_path, monkeypatch):
+    loss, folder = exported
+    (tmp_path / "evolved_loss.py").write_bytes((folder / "evolved_loss.py").read_bytes())
+    monkeypatch.setattr(loss_file, "_no_loss", lambda *_: None)  # which refuses to save it
+    for scale, factor in ((0.0, 1), (-1.0, 1), (jnp.nan, 1), (1.0, jnp.inf), (1.0, 1e20)):
+        params = jax.tree.map(lambda x, factor=factor: factor * x, loss.params)
+        bad = loss.replace(scale=jnp.asarray(scale), params=params)
+        bad.save(tmp_path / "loss.safetensors")
+        with pytest.raises(ValueError, match="not all its numbers are finite, or its scale is 0"):
+            torch_loss(tmp_path)
+
+
+def test_pytorch_module_reads_from_the_home_folder(exported, monkeypatch):
+    monkeypatch.setenv("HOME", str(exported[1]))
+    module = type(torch_loss(exported[1]))
+    assert module("~/loss.safetensors")(X, Y).isfinite().all()
