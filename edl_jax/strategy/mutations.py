@@ -206,3 +206,4 @@ MUTATIONS.register("gaussian")(_independent(jax.random.normal))
 MUTATIONS.register("uniform")(
     _independent(lambda key, shape: jax.random.uniform(key, shape, minval=-(3**0.5), maxval=3**0.5))
 )
+MUTATIONS.protect()

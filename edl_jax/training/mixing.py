@@ -1,9 +1,51 @@
-"""Mixup and cutmix as pure functions that run on the device, on batches of normalised images."""
+"""Mixup and cutmix as pure functions that run on the device, on batches of normalised images.
+
+And the way of a batch through these and all that comes before them.
+"""
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from edl_jax.training.augmentation import Augmentation, in_box
+from edl_jax.training.augmentation import Augmentation, augment, in_box, normalize
+from edl_jax.training.dataset import Dataset
+
+
+def prepare(
+    key: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    index: jax.Array,
+    dataset: Dataset,
+    settings: Augmentation,
+    dtype: DTypeLike,
+) -> tuple[jax.Array, jax.Array]:
+    """A batch as the model and the loss see it: augmented, normalised and mixed.
+
+    Args:
+      key: typed PRNG key of the batch, the same on every device.
+      images: pixels, `[batch, h, w, c]`, uint8.
+      labels: classes, `[batch]`, int32.
+      index: place of each image in the global batch, `[batch]`, int32.
+      dataset: its classes, the channels' mean and deviation, and what augmentation may do.
+      settings: which augmentations to use.
+      dtype: dtype of the images that are given.
+
+    Returns:
+      Images `[batch, h, w, c]` and labels, as `mix` gives them.
+    """
+    key_augment, key_mix = jax.random.split(key)
+    images = augment(
+        key_augment,
+        images,
+        index,
+        settings,
+        padding=dataset.crop_padding,
+        flip=dataset.flip,
+        mean=dataset.mean,
+    )
+    images = normalize(images, dataset.mean, dataset.std, dtype)
+    return mix(key_mix, images, labels, settings, num_classes=dataset.num_classes)
 
 
 def mix(
