@@ -91,9 +91,9 @@ def mix(
     coin_key, weight_key, box_key = jax.random.split(key, 3)
     use_cutmix = settings.cutmix > 0
     if settings.mixup and settings.cutmix:
-        use_cutmix = jax.random.bernoulli(coin_key)
+        use_cutmix = jax.random.bernoulli(coin_key, jnp.float32(0.5))
     alpha = jnp.where(use_cutmix, jnp.float32(settings.cutmix), jnp.float32(settings.mixup))
-    weight = jax.random.beta(weight_key, alpha, alpha)
+    weight = jax.random.beta(weight_key, alpha, alpha, dtype=jnp.float32)
     height, width = images.shape[1:3]
     outside = ~cutmix_box(box_key, height, width, weight)
     seen = jnp.mean(outside, dtype=jnp.float32)
@@ -109,9 +109,9 @@ def cutmix_box(key: jax.Array, height: int, width: int, weight: jax.Array) -> ja
     Its sides are the image's times `sqrt(1 - weight)`, rounded down, and its centre is uniform over
     the pixels; the border cuts it short.
     """
-    size = jnp.array([height, width])
+    size = jnp.array([height, width], jnp.int32)
     sides = (size.astype(jnp.float32) * jnp.sqrt(1 - weight)).astype(jnp.int32)
-    return in_box(height, width, jax.random.randint(key, (2,), 0, size), sides)
+    return in_box(height, width, jax.random.randint(key, (2,), 0, size, jnp.int32), sides)
 
 
 def _blend(rows: jax.Array, keep: jax.Array) -> jax.Array:

@@ -126,7 +126,7 @@ def make_steps(
             jax.tree.map(jnp.copy, (params, statistics)) if config.ema_decay else (),
             optimizer.init(trained),
             step=jnp.zeros((), jnp.int32),
-            loss_sum=jnp.zeros(()),
+            loss_sum=jnp.zeros((), jnp.float32),
             correct=jnp.zeros((), jnp.int32),
             failed_step=jnp.full((), -1, jnp.int32),
         )
@@ -148,11 +148,12 @@ def make_steps(
         def objective(params: Any) -> tuple[jax.Array, tuple[Kept, jax.Array]]:
             logits, statistics = forward(params[MODEL], kept[0], images)
             losses, loss_state = pure.losses(params[LOSS], kept[1], logits, targets)
-            return losses.mean(), ((statistics, loss_state), logits)
+            return losses.mean(dtype=jnp.float32), ((statistics, loss_state), logits)
 
         value_and_grad = jax.value_and_grad(objective, has_aux=True)
         (value, (kept, logits)), found = value_and_grad(params)
-        return found, kept, value, jnp.sum(jnp.argmax(logits, axis=-1) == part[0])
+        is_correct = jnp.argmax(logits, axis=-1) == part[0]
+        return found, kept, value, jnp.sum(is_correct, dtype=jnp.int32)
 
     def accumulated(
         state: TrainState, key: jax.Array, images: jax.Array, part: Batch
@@ -172,7 +173,7 @@ def make_steps(
 
         zeros = (
             jax.tree.map(jnp.zeros_like, state.params),
-            jnp.zeros(()),
+            jnp.zeros((), jnp.float32),
             jnp.zeros((), jnp.int32),
         )
         # On the CPU a convolution inside a loop is many times slower than outside.
@@ -217,7 +218,8 @@ def make_steps(
         """
         if not config.ema_decay:
             return ()
-        decay = jnp.minimum(config.ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        step = state.step.astype(jnp.float32)
+        decay = jnp.minimum(config.ema_decay, (1 + step) / (10 + step))
         return optax.tree.update_moment(new, state.average, decay, 1)
 
     def seen(

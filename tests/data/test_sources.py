@@ -216,10 +216,8 @@ def test_arrays_that_change_in_place_are_other_data(registered):
 
 
 def test_data_sets_that_are_no_longer_used_are_let_go():
-    alive = [
-        weakref.ref(load_dataset("digits", split_seed=seed, val_examples=9))
-        for seed in (1, 2, 3, 4, 5)
-    ]
+    options: dict[str, Any] = {"val_examples": 9, "train_examples": 9}
+    alive = [weakref.ref(load_dataset("digits", split_seed=s, **options)) for s in range(5)]
     gc.collect()
     assert sum(found() is not None for found in alive) <= 2
 
@@ -227,22 +225,20 @@ def test_data_sets_that_are_no_longer_used_are_let_go():
 @pytest.mark.parametrize("kind", ["memmap", "subclass", "jax"])
 def test_other_arrays_than_plain_ones_are_taken(tmp_path, kind):
     images, labels = colours().arrays["train"]
-    if kind == "memmap":
-        np.save(tmp_path / "images.npy", images)
-        given = np.load(tmp_path / "images.npy", mmap_mode="r")
-        assert isinstance(given, np.memmap)
-    else:
-        given = (
-            jnp.asarray(images) if kind == "jax" else images.view(type("Own", (np.ndarray,), {}))
-        )
+    np.save(tmp_path / "images.npy", images)
+    given: Any = {
+        "memmap": lambda: np.load(tmp_path / "images.npy", mmap_mode="r"),
+        "subclass": lambda: images.view(type("Own", (np.ndarray,), {})),
+        "jax": lambda: jnp.asarray(images),
+    }[kind]()
+    assert type(given) is not np.ndarray
     source = colours(arrays={"train": (given, jnp.asarray(labels)), "test": (given, labels)})
     found = source.arrays["train"][0]
     assert type(found) is np.ndarray
     assert kind == "jax" or np.shares_memory(found, given)  # not copied
     np.testing.assert_array_equal(source.read("train", np.arange(9)), images)
-    assert (
-        source.digest == colours(arrays=dict.fromkeys(("train", "test"), (images, labels))).digest
-    )
+    plain = colours(arrays=dict.fromkeys(("train", "test"), (images, labels)))
+    assert source.digest == plain.digest
 
 
 def test_images_of_ones_own_are_found_by_name(registered):

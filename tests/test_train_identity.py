@@ -1,0 +1,55 @@
+"""What a run folder and a list of seeds know of the trainings they stand for."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from edl_jax import DATASETS, ArraySource, train
+from edl_jax.errors import ConfigError, RunFolderError
+from edl_jax.runs import read_json
+from edl_jax.training import make_trainer
+from edl_jax.training.training import load_config_dataset
+from tests.test_training import DIGITS
+
+SMALL = dataclasses.replace(DIGITS, dataset="mine", epochs=1, batch_size=32)
+
+
+def register(labels_first: int):
+    images = np.arange(64, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 1), np.uint8)
+    labels = (np.arange(64) + labels_first) % 2
+    arrays = {"train": (images, labels), "test": (images, labels)}
+    DATASETS.register("mine")(lambda: ArraySource("mine", "of our own", ("even", "odd"), arrays))
+
+
+def test_a_run_folder_knows_its_data(tmp_path):
+    with DATASETS.restored():
+        register(0)
+        first = train(SMALL, run_dir=tmp_path)
+        identity = load_config_dataset(SMALL).identity
+        assert read_json(tmp_path / "config.json")["data"] == identity
+        register(0)
+        again = train(SMALL, run_dir=tmp_path)  # the same data: its result
+        assert again.history == first.history
+        register(1)
+        with pytest.raises(RunFolderError, match=f"data.digest is '{identity['digest']}' there"):
+            train(SMALL, run_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "named"),
+    [
+        ([0, 2**32], "seed is 4294967296; expected a whole number, at least 0 and at most 42949"),
+        ([-1], "seed is -1"),
+        ([1.0], r"seed is 1\.0"),
+        ([True], "seed is True"),
+        (np.array([3, -3]), r"seed is .*-3"),
+        ([0, 1, 0], "seeds has 0 more than once, which would give equal results"),
+        ([3, np.uint32(3)], "seeds has 3 more than once"),
+        ([*range(9)] * 2, "seeds has 0, 1, 2, 3, 4 more than once"),
+    ],
+)
+def test_seeds_that_wrap_or_repeat_are_refused(seeds, named):
+    config = dataclasses.replace(DIGITS, train_examples=64)
+    with pytest.raises(ConfigError, match=named):
+        make_trainer(config)(seeds)
