@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from edl_jax.baselines import MARGIN_LOSSES
@@ -12,6 +11,7 @@ from edl_jax.devices import device_mesh
 from edl_jax.errors import ConfigError
 from edl_jax.processes import first_does, is_first
 from edl_jax.runs import RunFolder, as_finite, as_json
+from edl_jax.storage import user_path
 from edl_jax.training.config import TrainConfig
 from edl_jax.training.datasets import Dataset, load_dataset
 from edl_jax.training.loop import run_training
@@ -59,14 +59,13 @@ def train(
       DivergedError: if training diverges.
     """
     config = _naming(config_or_default(config, TrainConfig), loss)
+    path = None if run_dir is None else user_path(run_dir)
     mesh = device_mesh(AXIS, devices)
     dataset = load_config_dataset(config)
     loss = _usable_loss(config, loss, dataset)
     functions = make_train(config, dataset, loss, mesh)
     identity = {"train": as_json(config), "data": dataset.identity, "loss": describe_loss(loss)}
-    folder = first_does(
-        lambda: None if run_dir is None else RunFolder(Path(run_dir), identity), share=False
-    )
+    folder = first_does(lambda: None if path is None else RunFolder(path, identity), share=False)
     (result,) = run_training(
         config,
         functions,
