@@ -290,6 +290,7 @@ def test_few_images_are_the_first_of_many_and_are_not_cached(copy_of, tmp_path):
         ({"train_examples": 0}, "train_examples is 0"),
         ({"test_examples": 0}, "test_examples 0"),
         ({"split_seed": -1}, "split_seed is -1"),
+        ({"split_seed": 2**32}, "split_seed is 4294967296"),
     ],
 )
 def test_more_examples_than_there_are_is_refused(prepared, counts, named):
