@@ -27,25 +27,35 @@ class Registry(Mapping[str, Part], Generic[Part]):
         """Make an empty table; `kind` says in errors what it holds, "severity" for one."""
         self._kind = kind
         self._parts: dict[str, Part] = {}
+        self._protected: frozenset[str] = frozenset()
 
     def register(self, name: str) -> Callable[[Registered], Registered]:
         """A decorator that adds a part under `name` and gives it back unchanged.
 
+        A part of your own under that name is replaced, as when a cell of a notebook runs again.
+
         Raises:
-          ConfigError: if the name is taken, or no identifier.
+          ConfigError: if the name is that of one of the package's own parts, or no identifier.
         """
         if not (isinstance(name, str) and name.isidentifier()):
             raise ConfigError(
                 f"{name!r} cannot name a {self._kind}; expected an identifier, such as my_part."
             )
-        if name in self._parts:
-            raise ConfigError(f"there is a {self._kind} {name!r} already; choose another name.")
+        if name in self._protected:
+            raise ConfigError(
+                f"there is a {self._kind} {name!r} already; choose another name: the package's own "
+                "cannot be replaced."
+            )
 
         def add(part: Registered) -> Registered:
             self._parts[name] = part  # pyright: ignore[reportArgumentType]
             return part
 
         return add
+
+    def protect(self) -> None:
+        """Make the parts there are the package's own: they cannot be replaced."""
+        self._protected = frozenset(self._parts)
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:

@@ -12,7 +12,8 @@ from edl_jax.frozen import EvolvedLoss
 from edl_jax.frozen.export import export_loss
 from edl_jax.frozen.pretrained import PRETRAINED
 from edl_jax.studies.report import write_report
-from edl_jax.training.losses import list_losses, resolve_loss
+from edl_jax.training.loss_list import list_losses
+from edl_jax.training.losses import resolve_loss
 
 EXIT_REFUSED = 2
 

@@ -67,10 +67,28 @@ def test_the_gradient_is_clipped_before_anything_else():
 
 def test_schedule():
     rate = make_schedule(0.4, warmup_steps=4, total_steps=12)
-    expected = [0, 0.1, 0.2, 0.3, *(0.2 + 0.2 * np.cos(np.pi * np.arange(9) / 8))]
+    expected = [0.1, 0.2, 0.3, *(0.2 + 0.2 * np.cos(np.pi * np.arange(10) / 9))]
     np.testing.assert_allclose([rate(step) for step in range(13)], expected, atol=1e-7)
     assert make_schedule(0.4, warmup_steps=0, total_steps=8)(0) == pytest.approx(0.4)
     assert np.isfinite(make_schedule(0.4, warmup_steps=8, total_steps=8)(8))
+
+
+@pytest.mark.parametrize(("warmup", "total"), [(0, 1), (1, 1), (1, 2), (2, 2), (3, 9)])
+def test_no_step_has_a_rate_of_0_and_the_peak_is_reached(warmup, total):
+    schedule = make_schedule(0.4, warmup_steps=warmup, total_steps=total)
+    rates, peak = np.array([schedule(step) for step in range(total)]), max(warmup - 1, 0)
+    assert rates.min() > 0
+    np.testing.assert_allclose(rates[:warmup] * warmup, 0.4 * np.arange(1, warmup + 1), rtol=1e-6)
+    np.testing.assert_allclose(rates[peak], 0.4, rtol=1e-6)
+    assert (np.diff(rates[peak:]) < 0).all()
+
+
+def test_a_training_of_a_single_step_trains(dataset):
+    config = dataclasses.replace(DIGITS, epochs=1, batch_size=256, augmentation=PLAIN)
+    functions, key = functions_of(config, dataset), jax.random.key(0)
+    before = jax.device_get(functions.init(key).params)
+    after = functions.advance(functions.init(key), key, 1).params
+    assert all(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (before, after)), strict=True))
 
 
 def test_parts_of_a_batch_add_up_to_the_batch(small_vit, dataset):

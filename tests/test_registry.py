@@ -2,6 +2,7 @@ import re
 
 import pytest
 
+from edl_jax import DATASETS, LOSSES, MARGINS, MUTATIONS, SEVERITIES, STRATEGIES
 from edl_jax.errors import ConfigError
 from edl_jax.registry import Registry
 
@@ -38,7 +39,15 @@ def test_an_unknown_name_is_refused_with_the_known_ones(flavours):
         flavours["salty"]
 
 
-def test_a_taken_name_is_refused_and_keeps_its_part(flavours):
+def test_a_part_of_your_own_is_replaced(flavours):
+    flavours.protect()
+    flavours.register("bitter")(3)
+    flavours.register("bitter")(4)
+    assert dict(flavours) == {"sweet": 1, "sour": 2, "bitter": 4}
+
+
+def test_a_name_of_the_package_is_refused_and_keeps_its_part(flavours):
+    flavours.protect()
     with pytest.raises(ConfigError, match="there is a flavour 'sweet' already; choose another"):
         flavours.register("sweet")(5)
     assert flavours["sweet"] == 1
@@ -56,3 +65,11 @@ def test_registries_are_apart(flavours):
     other.register("sweet")(7)
     assert flavours["sweet"] == 1
     assert dict(other) == {"sweet": 7}
+
+
+@pytest.mark.parametrize("registry", [DATASETS, LOSSES, MARGINS, MUTATIONS, SEVERITIES, STRATEGIES])
+def test_the_packages_own_parts_cannot_be_replaced(registry):
+    for name, part in registry.items():
+        with pytest.raises(ConfigError, match=f"'{name}' already"):
+            registry.register(name)(None)
+        assert registry[name] is part

@@ -29,7 +29,11 @@ from edl_jax.training import Augmentation
 from edl_jax.training.programs import make_train
 from edl_jax.training.steps import AXIS
 from edl_jax.training.training import load_config_dataset
+from tests.test_pure_loss import Watched
 from tests.test_training import DIGITS
+
+class Loss(Watched):  # whose state is to come out equal too
+    inner = staticmethod(load_pretrained())
 
 assert jax.device_count() == 8
 base = dataclasses.replace(
@@ -41,7 +45,7 @@ def trained(devices, **changes):
     config = dataclasses.replace(base, **changes)
     dataset = load_config_dataset(config)
     mesh = device_mesh(AXIS, jax.devices()[:devices])
-    functions = make_train(config, dataset, load_pretrained(), mesh)
+    functions = make_train(config, dataset, Loss(), mesh)
     state = functions.init(jax.random.key(0))
     state = functions.advance(state, jax.random.key(1), 3)
     seen = ()
@@ -54,6 +58,7 @@ def assert_close(found, expected):
         np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)
 
 one, eight = trained(1), trained(8)
+assert int(eight[0].loss_state["calls"][...]) == 6 and float(eight[0].loss_state["mean"][...]) > 0
 assert_close(eight, one)
 streamed = trained(8, stream=True)
 for a, b in zip(jax.tree.leaves(streamed[:2]), jax.tree.leaves(eight[:2]), strict=True):

@@ -109,7 +109,7 @@ def test_runs_stay_within_epochs_and_tell_the_mean_loss():
         counts.append((state.step % 5, count))
         return state._replace(step=state.step + count, loss_sum=before + 2.0 * count)
 
-    state = TrainState(*[None] * 4, step=0, loss_sum=0.0, correct=0, failed_step=-1)
+    state = TrainState(*[None] * 5, step=0, loss_sum=0.0, correct=0, failed_step=-1)
     functions = mock.Mock(init=lambda key: state, advance=advance, steps_per_epoch=5)
     run = our_run(functions, 3)
     assert [run(1), run(2), run(1)] == [2.0] * 3

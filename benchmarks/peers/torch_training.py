@@ -107,13 +107,13 @@ def torch_training(
 def _schedule(work: TrainWork) -> Callable[[int], float]:
     """Linear warm-up and cosine decay, as ours."""
     config = work.config()
-    warmup = round(config.warmup_epochs * work.num_batches)
+    warmup = max(round(config.warmup_epochs * work.num_batches), 1)
     total = config.epochs * work.num_batches
 
     def rate_of(step: int) -> float:
         if step < warmup:
-            return config.learning_rate * step / warmup
-        share = min(1.0, (step - warmup) / (total - warmup))
+            return config.learning_rate * (step + 1) / warmup
+        share = min(1.0, (step + 1 - warmup) / (total + 1 - warmup))
         return config.learning_rate * (1 + math.cos(math.pi * share)) / 2
 
     return rate_of

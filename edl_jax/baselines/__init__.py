@@ -15,4 +15,6 @@ from edl_jax.baselines import evolved as evolved
 from edl_jax.baselines.common import LOSSES
 from edl_jax.baselines.margins import COSINE_LOSSES, MARGIN_LOSSES
 
+LOSSES.protect()
+
 __all__ = ["COSINE_LOSSES", "LOSSES", "MARGIN_LOSSES"]

@@ -91,6 +91,10 @@ def constant(worse: jax.Array, better: jax.Array) -> jax.Array:
     return jnp.full_like(worse - better, 0.1)
 
 
+SEVERITIES.protect()
+MARGINS.protect()
+
+
 def apply_severity(
     severity: Severity, log_probabilities: jax.Array, labels: jax.Array
 ) -> jax.Array:

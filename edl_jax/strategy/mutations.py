@@ -208,3 +208,4 @@ MUTATIONS.register("gaussian")(
 MUTATIONS.register("uniform")(
     _independent(lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -(3**0.5), 3**0.5))
 )
+MUTATIONS.protect()

@@ -91,6 +91,7 @@ def _of_evosax(name: str) -> Factory:
 
 for _name in sorted(algorithms):
     STRATEGIES.register(_name)(_of_evosax(_name))
+STRATEGIES.protect()
 
 
 def build_strategy(settings: Settings, solution: Solution) -> tuple[EvolutionaryAlgorithm, Any]:

@@ -7,13 +7,14 @@ import math
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edl_jax.storage import open_atomically, write_atomically
+from edl_jax.errors import ConfigError
+from edl_jax.storage import open_atomically, user_path, write_atomically
 
 _logger = logging.getLogger(__name__)
 _ABANDONED_SECONDS = 3600
@@ -25,14 +26,13 @@ def user_cache() -> Path | None:
     None for a user without a home.
     """
     try:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:
+        return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "edl_jax"
+    except ConfigError:
         return None
-    return base / "edl_jax"
 
 
 def cached_array(
-    folders: Sequence[Path],
+    folder: Path | None,
     item: str,
     origin: dict[str, Any],
     *,
@@ -40,7 +40,7 @@ def cached_array(
     shape: tuple[int, ...],
     chunks: Callable[[], Iterable[np.ndarray]],
 ) -> np.ndarray:
-    """An array from the first folder that holds it whole, or else computed and stored there.
+    """An array from the folder, if it is there whole, or else computed and stored there.
 
     `ITEM.npy` is the array, and `ITEM.json` its checksum and origin. Each is written beside
     its place and renamed, the description last, so that a reader who comes between the two finds
@@ -48,8 +48,8 @@ def cached_array(
     write the same bytes.
 
     Args:
-      folders: where to look and then to write, in this order; what cannot be written is passed
-        over with a line in the log.
+      folder: where to look and then to write; None, or what cannot be written (with a line in the
+        log), does without.
       item: name of the two files.
       origin: all that determines the content, as JSON has it (lists, no tuples); an array of
         another origin is stale and is replaced.
@@ -62,19 +62,18 @@ def cached_array(
     """
     dtype = np.dtype(dtype)
     origin = origin | {"dtype": dtype.str, "shape": list(shape)}
-    for folder in folders:
+    if folder is not None:
         array = _read(folder, item, origin, dtype, shape)
         if array is not None:
             return array
-    for folder in folders:
         try:
             _write(folder, item, origin, dtype, shape, chunks())
         except OSError as error:
             _logger.info("no cache of %s in %s: %s", item, folder, error)
-            continue
-        array = _read(folder, item, origin, dtype, shape)
-        if array is not None:
-            return array
+        else:
+            array = _read(folder, item, origin, dtype, shape)
+            if array is not None:
+                return array
     array = np.concatenate([np.empty((0, *shape[1:]), dtype), *chunks()])
     array.flags.writeable = False
     return array

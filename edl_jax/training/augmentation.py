@@ -118,7 +118,8 @@ def augment(
         sides = (padding, padding)
         padded = jnp.pad(images, ((0, 0), sides, sides, (0, 0)))
         shape = images.shape[1:]
-        images = jax.vmap(lambda x, at: jax.lax.dynamic_slice(x, (*at, 0), shape))(padded, offsets)
+        starts = jnp.pad(offsets, ((0, 0), (0, 1)))
+        images = jax.vmap(lambda x, start: jax.lax.dynamic_slice(x, start, shape))(padded, starts)
     if settings.flip and flip:
         mirrored = (words[:, 2] >> 31 == 1)[:, None, None, None]
         images = jnp.where(mirrored, images[:, :, ::-1], images)
@@ -148,7 +149,7 @@ def cutout(image: jax.Array, centre: jax.Array, size: int, colour: jax.Array) ->
       DeVries and Taylor, "Improved regularization of convolutional neural networks with cutout",
       2017, https://arxiv.org/abs/1708.04552
     """
-    inside = in_box(image.shape[0], image.shape[1], centre, jnp.array([size, size]))
+    inside = in_box(image.shape[0], image.shape[1], centre, jnp.array([size, size], jnp.int32))
     return jnp.where(inside[:, :, None], colour[None, None, :], image)
 
 

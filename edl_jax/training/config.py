@@ -79,7 +79,7 @@ class TrainConfig:
     optimizer_options: dict[str, float | bool | str | None] | None = None
     """Its own settings by name; None: momentum 0.9 and nesterov for sgd, else optax's defaults."""
     learning_rate: float = 0.1
-    """Peak of the schedule: linear warm-up from 0, then cosine decay to 0."""
+    """Peak of the schedule: linear warm-up, step t of w at (t + 1) / w, then cosine decay to 0."""
     warmup_epochs: float = 1.0
     """Length of the warm-up, in epochs."""
     weight_decay: float = 5e-4

@@ -6,7 +6,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from edl_jax.errors import ConfigError
-from edl_jax.validation import MAX_SEED, check_choice, check_range, check_types, check_whole
+from edl_jax.validation import (
+    MAX_SEED,
+    check_choice,
+    check_range,
+    check_seed,
+    check_types,
+    check_whole,
+)
 
 LABEL_NOISE = ("none", "symmetric", "asymmetric")
 IMBALANCE = ("none", "exponential", "step")
@@ -92,13 +99,13 @@ def imbalanced_rows(
       num_classes: number of classes.
       profile: "exponential" or "step", see `imbalanced_counts`.
       factor: count of the largest class over that of the smallest, at least 1.
-      seed: of the choice.
+      seed: of the choice, at least 0 and below 2^32.
 
     Returns:
       Positions in `labels`, increasing, int64.
 
     Raises:
-      ConfigError: a class would be left without an example.
+      ConfigError: a class would be left without an example, or the seed cannot be.
     """
     available = int(np.bincount(labels, minlength=num_classes).min())
     counts = imbalanced_counts(available, num_classes, profile=profile, factor=factor)
@@ -107,7 +114,7 @@ def imbalanced_rows(
             f"imbalance_factor is {factor} where the smallest class has {available} training "
             "images: a class would be left with none. Expected at most as much as it has images."
         )
-    rng = np.random.default_rng([seed, 0])
+    rng = np.random.default_rng([check_seed("seed", seed), 0])
     chosen = [
         rng.permutation(np.flatnonzero(labels == label))[:count]
         for label, count in enumerate(counts)
@@ -126,16 +133,19 @@ def symmetric_noise(labels: np.ndarray, num_classes: int, *, rate: float, seed: 
       labels: `[n]`, whole numbers in `[0, num_classes)`.
       num_classes: number of classes, at least 2.
       rate: share of wrong labels, in [0, 1].
-      seed: of the choice.
+      seed: of the choice, at least 0 and below 2^32.
 
     Returns:
       `[n]`, dtype of `labels`; a new array.
+
+    Raises:
+      ConfigError: if the seed cannot be.
 
     References:
       Angluin and Laird, "Learning from noisy examples", Machine Learning 1988; van Rooyen et al.,
       "Learning with symmetric label noise", NeurIPS 2015.
     """
-    rng = np.random.default_rng([seed, 1])
+    rng = np.random.default_rng([check_seed("seed", seed), 1])
     noisy = labels.copy()
     for label in range(num_classes):
         rows = rng.permutation(np.flatnonzero(labels == label))
@@ -157,16 +167,19 @@ def asymmetric_noise(
       labels: `[n]`, whole numbers in `[0, num_classes)`.
       targets: `[num_classes]`, see `asymmetric_targets`.
       rate: share of wrong labels within each class that has any, in [0, 1].
-      seed: of the choice.
+      seed: of the choice, at least 0 and below 2^32.
 
     Returns:
       `[n]`, dtype of `labels`; a new array.
+
+    Raises:
+      ConfigError: if the seed cannot be.
 
     References:
       Patrini et al., "Making deep neural networks robust to label noise: a loss correction
       approach", CVPR 2017.
     """
-    rng = np.random.default_rng([seed, 1])
+    rng = np.random.default_rng([check_seed("seed", seed), 1])
     noisy = labels.copy()
     for label, target in enumerate(targets):
         rows = rng.permutation(np.flatnonzero(labels == label))

@@ -1,4 +1,4 @@
-"""Data sets for training: images and labels in three parts, by name."""
+"""Data sets by name, divided into three parts."""
 
 import dataclasses
 import functools
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from edl_jax.errors import ConfigError, DataError
+from edl_jax.storage import user_path
 from edl_jax.training.corruption import (
     Corruption,
     asymmetric_noise,
@@ -16,63 +17,12 @@ from edl_jax.training.corruption import (
     imbalanced_rows,
     symmetric_noise,
 )
+from edl_jax.training.dataset import Dataset, channel_statistics
 from edl_jax.training.optional import UnavailableError
 from edl_jax.training.sources import DATASETS, ArraySource, ImageSource
-from edl_jax.training.streaming import Images, StreamedImages, fits_device, read_chunks
-from edl_jax.training.tfds_catalog import open_tfds
+from edl_jax.training.streaming import StreamedImages, fits_device
+from edl_jax.training.tfds_catalog import open_tfds, prepared_files
 from edl_jax.validation import MAX_SEED, check_types, check_whole
-
-_STATISTICS_IMAGES = 10_000
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Dataset:
-    """Images and labels in three parts that do not overlap; the arrays are read-only.
-
-    Attributes:
-      name: the name in `DATASETS`, such as "digits", or the one that TFDS has for it.
-      train_images: `[n, h, w, c]`, uint8: an array, or `StreamedImages` where they are read while
-        training; likewise `val_images` and `test_images`, of the same type.
-      train_labels: `[n]`, int32, in `[0, num_classes)`; likewise `val_labels` and `test_labels`.
-      class_names: names of the classes, by label.
-      crop_padding: padding of the usual random crop, in pixels: an eighth of the shorter side, so
-        4 at 32 pixels.
-      flip: whether mirrored images keep their meaning: true except for data sets of characters
-        (digits, MNIST, SVHN and their like).
-      source: a sentence that says where the images come from and why.
-      mean: mean of each channel of the train images in units of 0..1, `[c]`, float32; of 10,000
-        evenly spaced ones if there are more.
-      std: standard deviation likewise.
-    """
-
-    name: str
-    train_images: Images
-    train_labels: np.ndarray
-    val_images: Images
-    val_labels: np.ndarray
-    test_images: Images
-    test_labels: np.ndarray
-    class_names: tuple[str, ...]
-    crop_padding: int
-    flip: bool
-    source: str
-    mean: np.ndarray
-    std: np.ndarray
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.class_names)
-
-    @property
-    def class_counts(self) -> np.ndarray:
-        """Train examples of each class by their (perhaps wrong) labels, `[num_classes]`, int64."""
-        return np.bincount(self.train_labels, minlength=self.num_classes)
-
-    @property
-    def streamed(self) -> bool:
-        """Whether the images are read while training instead of being in memory."""
-        return isinstance(self.train_images, StreamedImages)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,10 +78,11 @@ def load_dataset(
     corruption_seed: int = 0,
     stream: bool | None = None,
 ) -> Dataset:
-    """Loads a data set, once per process for the same arguments.
+    """Loads a data set.
 
-    A data set that is not prepared is downloaded and prepared by TFDS. Decoded images are kept
-    beside the prepared data, or in the user's cache folder where that cannot be written. The train
+    The last two that were loaded are kept: the same arguments and the same data give the same
+    object again. A data set that is not prepared is downloaded and prepared by TFDS. Decoded images
+    are kept in the user's cache folder, `$XDG_CACHE_HOME/edl_jax` or `~/.cache/edl_jax`. The train
     part is chosen (validation held out, then the first of the rest), then made imbalanced, then
     given wrong labels; validation and test stay as they are.
 
@@ -141,8 +92,9 @@ def load_dataset(
         8x8) or your own; or "auto", CIFAR-10 where it is prepared or can be downloaded, and digits
         where it is not. The test split is TFDS's "test", or "validation" where there is none with
         labels.
-      data_dir: TFDS directory, the one that contains `cifar10/`. Default: the environment's
-        `TFDS_DATA_DIR`, or else TFDS's own. With "auto", naming a directory rules digits out.
+      data_dir: TFDS directory, the one that contains `cifar10/`; `~` is the home folder. Default:
+        the environment's `TFDS_DATA_DIR`, or else TFDS's own. With "auto", naming a directory rules
+        digits out.
       train_examples: the first so many that validation leaves of the (shuffled) train split; None
         is all.
       val_examples: so many of the train split, chosen at random.
@@ -175,41 +127,57 @@ def load_dataset(
     """
     if not isinstance(name, str):
         raise ConfigError(f"the data set is {name!r}; expected its name, such as 'cifar10'.")
-    directory = os.environ.get("TFDS_DATA_DIR") if data_dir is None else os.fspath(data_dir)
+    given = os.environ.get("TFDS_DATA_DIR") or None if data_dir is None else data_dir
+    directory = None if given is None else str(user_path(given))
     parts = Parts(train_examples, val_examples, test_examples, split_seed, image_size)
     corruption = Corruption(label_noise, noise_rate, imbalance, imbalance_factor, corruption_seed)
-    may_replace = name == "auto" and data_dir is None
-    return _load(name, directory or None, parts, corruption, stream, may_replace)
-
-
-@functools.cache
-def _load(
-    name: str,
-    data_dir: str | None,
-    parts: Parts,
-    corruption: Corruption,
-    stream: bool | None,
-    may_replace: bool,
-) -> Dataset:
     if name in DATASETS:
-        return _assemble(_in_memory(name, parts.image_size), parts, corruption, stream)
-    found = "cifar10" if name == "auto" else name
-    try:
-        source: ImageSource = open_tfds(found, data_dir, parts.image_size)
-    except UnavailableError as error:
-        if not may_replace:
-            advice = f"Name the directory that contains {found.split('/')[0]}/, allow the download"
-            raise DataError(f"{error}. {advice}, or use 'digits'.") from error
-        digits = _in_memory("digits", parts.image_size)
-        source = dataclasses.replace(digits, description=f"{digits.description} ({error})")
+        source = _registered(name)
+        origin = _Origin((source.name, source.description, source.digest), lambda: source)
+    else:
+        may_replace = name == "auto" and data_dir is None
+        found = "cifar10" if name == "auto" else name
+        origin = _Origin(
+            (name, directory, may_replace, prepared_files(found, directory)),
+            lambda: _prepared(found, directory, image_size, may_replace),
+        )
+    return _load(origin, parts, corruption, stream)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Origin:
+    """A source that is equal to another if their keys are, whoever opens it."""
+
+    key: tuple[Any, ...]
+    open: Callable[[], ImageSource] = dataclasses.field(compare=False)
+
+
+@functools.lru_cache(maxsize=2)  # each has arrays of its own
+def _load(origin: _Origin, parts: Parts, corruption: Corruption, stream: bool | None) -> Dataset:
+    source = origin.open()
+    if isinstance(source, ArraySource) and parts.image_size is not None:
+        source = source.resized(parts.image_size)
     return _assemble(source, parts, corruption, stream)
 
 
-def _in_memory(name: str, image_size: int | None) -> ArraySource:
+def _registered(name: str) -> ArraySource:
     source = DATASETS[name]()
     if not isinstance(source, ArraySource):
         raise DataError(f"data set {name!r} is made as {source!r}; expected an ArraySource.")
-    return source if image_size is None else source.resized(image_size)
+    return source
+
+
+def _prepared(
+    name: str, data_dir: str | None, image_size: int | None, may_replace: bool
+) -> ImageSource:
+    try:
+        return open_tfds(name, data_dir, image_size)
+    except UnavailableError as error:
+        if not may_replace:
+            advice = f"Name the directory that contains {name.split('/')[0]}/, allow the download"
+            raise DataError(f"{error}. {advice}, or use 'digits'.") from error
+        digits = _registered("digits")
+        return dataclasses.replace(digits, description=f"{digits.description} ({error})")
 
 
 def _assemble(
@@ -240,7 +208,7 @@ def _assemble(
         images = _read_parts(source.images, rows)
     arrays: dict[str, Any] = {f"{part}_labels": values for part, values in labels.items()}
     arrays |= {f"{part}_images": values for part, values in images.items()}
-    arrays["mean"], arrays["std"] = _statistics(arrays["train_images"])
+    arrays["mean"], arrays["std"] = channel_statistics(arrays["train_images"])
     for array in arrays.values():
         if isinstance(array, np.ndarray):
             array.flags.writeable = False
@@ -275,25 +243,3 @@ def _noisy(labels: np.ndarray, source: ImageSource, corruption: Corruption) -> n
         targets = asymmetric_targets(source.class_names, source.superclasses())
         return asymmetric_noise(labels, targets, rate=rate, seed=seed)
     return labels
-
-
-def _statistics(images: Images) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each channel, exact up to the rounding to float32.
-
-    The deviation of a channel that is the same everywhere is told as 1, so that one can divide.
-    """
-    count = min(len(images), _STATISTICS_IMAGES)
-    channels = images.shape[-1]
-    total, squares = np.zeros((2, channels), np.int64)
-    for chunk in read_chunks(images, np.arange(count) * len(images) // count):
-        # First over the images of a chunk, so few that the sums fit 32 bits, then over pixels.
-        levels = chunk.reshape(len(chunk), -1)
-        sums = levels.sum(axis=0, dtype=np.uint32)
-        total += sums.reshape(-1, channels).sum(axis=0, dtype=np.int64)
-        sums = np.square(levels, dtype=np.uint16).sum(axis=0, dtype=np.uint32)
-        squares += sums.reshape(-1, channels).sum(axis=0, dtype=np.int64)
-    pixels = count * images.shape[1] * images.shape[2]
-    mean = total / pixels
-    variance = squares / pixels - mean**2  # exactly 0 where all pixels are alike
-    std = np.sqrt(np.where(variance > 0, variance, 255.0**2))
-    return (mean / 255).astype(np.float32), (std / 255).astype(np.float32)

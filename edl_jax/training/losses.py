@@ -4,11 +4,10 @@ import ast
 import functools
 import hashlib
 import inspect
-import re
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -216,36 +215,6 @@ def _listed(values: Mapping[Any, Any]) -> str:
     return f"({listed})" if listed else ""
 
 
-class LossEntry(NamedTuple):
-    """A line of the list of losses.
-
-    Attributes:
-      name: what `resolve_loss` takes.
-      summary: the first line of the docstring.
-      reference: the docstring's references, on one line; empty if it has none.
-    """
-
-    name: str
-    summary: str
-    reference: str
-
-
-def list_losses() -> list[LossEntry]:
-    """Every loss of `LOSSES` and `PRETRAINED`."""
-    entries = [_entry(name, inspect.getdoc(part) or "") for name, part in LOSSES.items()]
-    evolved = _entry("", inspect.getdoc(EvolvedLoss) or "").reference
-    return entries + [
-        LossEntry(name, f"An evolved loss, {summary}.", evolved)
-        for name, summary in PRETRAINED.items()
-    ]
-
-
-def _entry(name: str, doc: str) -> LossEntry:
-    references = re.search(r"^References:\n((?:[ ]+.*(?:\n|$))+)", doc, re.MULTILINE)
-    text = " ".join(references[1].split()) if references else ""
-    return LossEntry(name, doc.partition("\n")[0], text)
-
-
 def _check_values(name: str, loss: Loss, num_classes: int) -> None:
     """Trace the loss once, so that it refuses what it cannot work with before data is loaded."""
     logits = jax.ShapeDtypeStruct((1, num_classes), jnp.float32)
@@ -261,7 +230,8 @@ def _check_values(name: str, loss: Loss, num_classes: int) -> None:
 def _digest(structure: str, arrays: Any) -> str:
     digest = hashlib.sha256(structure.encode())
     for array in jax.tree.leaves(arrays):
-        digest.update(np.asarray(array).tobytes())
+        is_key = jnp.issubdtype(jnp.result_type(array), jax.dtypes.prng_key)
+        digest.update(np.asarray(jax.random.key_data(array) if is_key else array).tobytes())
     return digest.hexdigest()[:16]
 
 

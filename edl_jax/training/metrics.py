@@ -56,12 +56,12 @@ def sums_of(logits: jax.Array, labels: jax.Array) -> Sums:
     correct = (jnp.argmax(logits, axis=-1) == labels) & counted
     bins = jnp.clip(jnp.ceil(NUM_BINS * confidence).astype(jnp.int32) - 1, 0, NUM_BINS - 1)
     # Not a product of matrices, which an accelerator would round.
-    in_bin = (bins[:, None] == jnp.arange(NUM_BINS)) & counted[:, None]
+    in_bin = (bins[:, None] == jnp.arange(NUM_BINS)[None, :]) & counted[:, None]
     return Sums(
-        jnp.sum(correct),
+        jnp.sum(correct, dtype=jnp.int32),
         -jnp.sum(own, where=counted),
         jnp.sum(jnp.where(in_bin, confidence[:, None], 0.0), axis=0),
-        jnp.sum(in_bin & correct[:, None], axis=0),
+        jnp.sum(in_bin & correct[:, None], axis=0, dtype=jnp.int32),
     )
 
 

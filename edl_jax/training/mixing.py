@@ -1,9 +1,51 @@
-"""Mixup and cutmix as pure functions that run on the device, on batches of normalised images."""
+"""Mixup and cutmix as pure functions that run on the device, on batches of normalised images.
+
+And the way of a batch through these and all that comes before them.
+"""
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from edl_jax.training.augmentation import Augmentation, in_box
+from edl_jax.training.augmentation import Augmentation, augment, in_box, normalize
+from edl_jax.training.dataset import Dataset
+
+
+def prepare(
+    key: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    index: jax.Array,
+    dataset: Dataset,
+    settings: Augmentation,
+    dtype: DTypeLike,
+) -> tuple[jax.Array, jax.Array]:
+    """A batch as the model and the loss see it: augmented, normalised and mixed.
+
+    Args:
+      key: typed PRNG key of the batch, the same on every device.
+      images: pixels, `[batch, h, w, c]`, uint8.
+      labels: classes, `[batch]`, int32.
+      index: place of each image in the global batch, `[batch]`, int32.
+      dataset: its classes, the channels' mean and deviation, and what augmentation may do.
+      settings: which augmentations to use.
+      dtype: dtype of the images that are given.
+
+    Returns:
+      Images `[batch, h, w, c]` and labels, as `mix` gives them.
+    """
+    key_augment, key_mix = jax.random.split(key)
+    images = augment(
+        key_augment,
+        images,
+        index,
+        settings,
+        padding=dataset.crop_padding,
+        flip=dataset.flip,
+        mean=dataset.mean,
+    )
+    images = normalize(images, dataset.mean, dataset.std, dtype)
+    return mix(key_mix, images, labels, settings, num_classes=dataset.num_classes)
 
 
 def mix(
@@ -49,9 +91,9 @@ def mix(
     coin_key, weight_key, box_key = jax.random.split(key, 3)
     use_cutmix = settings.cutmix > 0
     if settings.mixup and settings.cutmix:
-        use_cutmix = jax.random.bernoulli(coin_key)
+        use_cutmix = jax.random.bernoulli(coin_key, jnp.float32(0.5))
     alpha = jnp.where(use_cutmix, jnp.float32(settings.cutmix), jnp.float32(settings.mixup))
-    weight = jax.random.beta(weight_key, alpha, alpha)
+    weight = jax.random.beta(weight_key, alpha, alpha, dtype=jnp.float32)
     height, width = images.shape[1:3]
     outside = ~cutmix_box(box_key, height, width, weight)
     seen = jnp.mean(outside, dtype=jnp.float32)
@@ -67,9 +109,9 @@ def cutmix_box(key: jax.Array, height: int, width: int, weight: jax.Array) -> ja
     Its sides are the image's times `sqrt(1 - weight)`, rounded down, and its centre is uniform over
     the pixels; the border cuts it short.
     """
-    size = jnp.array([height, width])
+    size = jnp.array([height, width], jnp.int32)
     sides = (size.astype(jnp.float32) * jnp.sqrt(1 - weight)).astype(jnp.int32)
-    return in_box(height, width, jax.random.randint(key, (2,), 0, size), sides)
+    return in_box(height, width, jax.random.randint(key, (2,), 0, size, jnp.int32), sides)
 
 
 def _blend(rows: jax.Array, keep: jax.Array) -> jax.Array:

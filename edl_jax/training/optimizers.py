@@ -16,13 +16,16 @@ _DECAYED = {MODEL: True, LOSS: False}
 
 
 def make_schedule(learning_rate: float, *, warmup_steps: int, total_steps: int) -> optax.Schedule:
-    """Linear warm-up from 0, then cosine decay to 0."""
+    """Linear warm-up, then cosine decay to 0.
+
+    Step `t` of `w = warmup_steps`, counted from 0, takes `(t + 1) / w` of the peak: none is lost on
+    a rate of 0. The decay begins at the peak, and the step after the last would have 0.
+    """
     return optax.schedules.warmup_cosine_decay_schedule(
-        init_value=0.0 if warmup_steps else learning_rate,
+        init_value=learning_rate / max(warmup_steps, 1),
         peak_value=learning_rate,
-        warmup_steps=warmup_steps,
-        # At least a step of decay, also where the warm-up is the whole training.
-        decay_steps=max(total_steps, warmup_steps + 1),
+        warmup_steps=max(warmup_steps - 1, 0),
+        decay_steps=total_steps,
     )
 
 

@@ -33,6 +33,7 @@ class TrainResult:
         moving average.
       statistics: batch-norm statistics likewise.
       loss_params: trained parameters of the loss, an NNX state; empty for most losses.
+      loss_state: other variables of the loss after the last step, an NNX state; empty for most.
     """
 
     test_accuracy: float
@@ -43,6 +44,7 @@ class TrainResult:
     params: Any
     statistics: Any
     loss_params: Any
+    loss_state: Any
 
 
 def epoch_rows(
@@ -107,6 +109,7 @@ def train_results(
                 params=params,
                 statistics=statistics,
                 loss_params=mine.params[LOSS],
+                loss_state=mine.loss_state,
             )
         )
     return results

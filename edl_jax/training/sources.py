@@ -1,6 +1,7 @@
 """What a data set is read from; images in memory, your own or the digits of scikit-learn."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ from edl_jax.training.images import fit_square
 from edl_jax.training.optional import require
 
 _DIGITS_TEST = 360
+_DIGEST_ROWS = 1000
 
 
 class ImageSource(Protocol):
@@ -47,6 +49,11 @@ class ImageSource(Protocol):
         """Whether mirrored images keep their meaning."""
         ...
 
+    @property
+    def digest(self) -> str:
+        """What tells its images and classes from others of the same name, hexadecimal digits."""
+        ...
+
     def read(self, split: str, rows: np.ndarray) -> np.ndarray:
         """Decodes the images at `rows`, `[k]`: `[k, height, width, channels]`, uint8."""
         ...
@@ -74,7 +81,8 @@ class ArraySource:
       class_names: names of the classes, by label.
       arrays: of the split "train" and of the split "test" the images, `[n, height, width,
         channels]`, uint8, of 1 or 3 channels, and their labels, `[n]`, whole numbers below the
-        number of classes.
+        number of classes; arrays of NumPy (a `memmap` too) or JAX, or what gives one by
+        `__array__`.
       flip: whether mirrored images keep their meaning, so that augmentation may mirror them.
 
     Raises:
@@ -98,12 +106,14 @@ class ArraySource:
                 f"data set {self.name!r} has the classes {self.class_names}; expected 2 or more."
             )
         for split, pair in self.arrays.items():
-            kinds = [type(part).__name__ for part in pair]
-            if kinds != ["ndarray"] * 2:
+            if len(pair) != 2 or not all(hasattr(part, "__array__") for part in pair):
+                kinds = " and ".join(type(part).__name__ for part in pair)
                 raise DataError(
-                    f"the {split} images and labels of {self.name!r} are {' and '.join(kinds)}; "
+                    f"the {split} images and labels of {self.name!r} are {kinds}; "
                     "expected two NumPy arrays."
                 )
+        arrays = {split: tuple(map(np.asarray, pair)) for split, pair in self.arrays.items()}
+        object.__setattr__(self, "arrays", arrays)
         for split, (images, labels) in self.arrays.items():
             shape = (*images.shape[:1], *self.image_shape)
             is_alike = images.ndim == 4 and images.shape == shape and shape[3] in (1, 3)
@@ -130,6 +140,13 @@ class ArraySource:
     def sizes(self) -> dict[str, int]:
         """Number of examples in each split."""
         return {split: len(labels) for split, (_, labels) in self.arrays.items()}
+
+    @property
+    def digest(self) -> str:
+        """What tells its images, labels and classes from others, 16 hexadecimal digits."""
+        pairs = [self.arrays[split] for split in ("train", "test")]
+        arrays = [labels.astype(np.int32) for _, labels in pairs] + [images for images, _ in pairs]
+        return content_digest([*map(str, self.class_names), self.flip], *arrays)
 
     def resized(self, size: int) -> "ArraySource":
         """The same with images of `size` by `size`, cut to the square in their middle.
@@ -164,6 +181,16 @@ class ArraySource:
 
     def superclasses(self) -> None:
         """There are none."""
+
+
+def content_digest(about: Any, *arrays: np.ndarray) -> str:
+    """16 hexadecimal digits for arrays, and for plain data about them."""
+    digest = hashlib.sha256(repr(about).encode())
+    for array in arrays:
+        digest.update(f"{array.dtype.str} {array.shape}".encode())
+        for start in range(0, len(array), _DIGEST_ROWS):  # what is mapped need not fit memory
+            digest.update(np.ascontiguousarray(array[start : start + _DIGEST_ROWS]).data)
+    return digest.hexdigest()[:16]
 
 
 def check_labels(source: ImageSource, split: str, labels: np.ndarray, advice: str = "") -> None:
@@ -201,3 +228,6 @@ def digits() -> ArraySource:
         arrays={"train": (images[train], labels[train]), "test": (images[test], labels[test])},
         flip=False,
     )
+
+
+DATASETS.protect()

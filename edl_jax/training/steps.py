@@ -8,17 +8,19 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from edl_jax.training.augmentation import augment, normalize
+from edl_jax.training.augmentation import normalize
 from edl_jax.training.config import TrainConfig
 from edl_jax.training.datasets import Dataset
 from edl_jax.training.losses import Loss
 from edl_jax.training.metrics import Sums, sums_of
-from edl_jax.training.mixing import mix
+from edl_jax.training.mixing import prepare
 from edl_jax.training.models import create_model
 from edl_jax.training.optimizers import LOSS, MODEL
+from edl_jax.training.pure_loss import pure_loss
 
 AXIS = "data"  # the mapped axis of the devices that share a batch
 Batch = tuple[jax.Array, jax.Array]  # images and labels
+Kept = tuple[Any, Any]  # batch statistics, and what a loss keeps
 
 
 class TrainState(NamedTuple):
@@ -28,6 +30,8 @@ class TrainState(NamedTuple):
       params: `{"model": ..., "loss": ...}`, the trained parameters of the classifier and of a loss
         that has some, float32.
       statistics: batch-norm statistics, float32.
+      loss_state: what a loss holds besides parameters and updates itself, such as a counter; floats
+        are averaged over the devices, all else has to come out equal on each.
       average: moving average of the classifier's parameters and statistics, float32; empty without
         `ema_decay`.
       optimizer: optax state.
@@ -39,6 +43,7 @@ class TrainState(NamedTuple):
 
     params: dict[str, Any]
     statistics: Any
+    loss_state: Any
     average: Any
     optimizer: optax.OptState
     step: jax.Array
@@ -86,7 +91,7 @@ def make_steps(
       config: how to train.
       dataset: shapes, classes and the channels' mean and deviation.
       loss: maps logits and labels to the losses of the examples; where it is an `nnx.Module`, its
-        `nnx.Param` are trained too, and whatever else it holds stays as it is.
+        `nnx.Param` are trained too, and its other variables are as its calls leave them.
       schedule: the learning rate.
       steps_per_epoch: after so many steps the sums over an epoch begin anew.
       on_cpu: whether loops are written out, and "auto" precision is float32.
@@ -94,11 +99,7 @@ def make_steps(
     auto = jnp.float32 if on_cpu else jnp.bfloat16
     dtype = auto if config.precision == "auto" else jnp.dtype(config.precision)
     optimizer = config.make_optimizer(schedule)
-    loss_graph, loss_params, loss_rest = (
-        nnx.split(loss, nnx.Param, ...)
-        if isinstance(loss, nnx.Module)
-        else (None, nnx.State({}), nnx.State({}))
-    )
+    pure = pure_loss(loss)
 
     def build(key: jax.Array) -> nnx.Module:
         return create_model(
@@ -117,38 +118,18 @@ def make_steps(
 
     def init(key: jax.Array) -> TrainState:
         _, params, statistics = nnx.split(build(key), nnx.Param, ...)
-        trained = {MODEL: params, LOSS: loss_params}
+        trained = {MODEL: params, LOSS: pure.params}
         return TrainState(
             trained,
             statistics,
+            pure.state,
             jax.tree.map(jnp.copy, (params, statistics)) if config.ema_decay else (),
             optimizer.init(trained),
             step=jnp.zeros((), jnp.int32),
-            loss_sum=jnp.zeros(()),
+            loss_sum=jnp.zeros((), jnp.float32),
             correct=jnp.zeros((), jnp.int32),
             failed_step=jnp.full((), -1, jnp.int32),
         )
-
-    def losses_of(params: Any, logits: jax.Array, targets: jax.Array) -> jax.Array:
-        if loss_graph is None:
-            return loss(logits, targets)
-        return nnx.merge(loss_graph, params, loss_rest, copy=True)(logits, targets)
-
-    def prepared(key: jax.Array, images: jax.Array, part: Batch) -> Batch:
-        """Images and targets of a part of the share as the model and the loss see them."""
-        labels, index = part
-        key_augment, key_mix = jax.random.split(key)
-        images = augment(
-            key_augment,
-            images,
-            index,
-            config.augmentation,
-            padding=dataset.crop_padding,
-            flip=dataset.flip,
-            mean=dataset.mean,
-        )
-        images = normalize(images, dataset.mean, dataset.std, dtype)
-        return mix(key_mix, images, labels, config.augmentation, num_classes=dataset.num_classes)
 
     def forward(params: Any, statistics: Any, images: jax.Array) -> tuple[jax.Array, Any]:
         """Logits of the model in training mode, and its statistics after."""
@@ -159,45 +140,47 @@ def make_steps(
         return logits, nnx.state(model, nnx.Not(nnx.Param))
 
     def gradient(
-        params: Any, statistics: Any, key: jax.Array, images: jax.Array, part: Batch
-    ) -> tuple[Any, Any, jax.Array, jax.Array]:
-        """Gradient, statistics after, mean loss and correct images of a part of the share."""
-        images, targets = prepared(key, images, part)
+        params: Any, kept: Kept, key: jax.Array, images: jax.Array, part: Batch
+    ) -> tuple[Any, Kept, jax.Array, jax.Array]:
+        """Gradient, what is kept after, mean loss and correct images of a part of the share."""
+        images, targets = prepare(key, images, *part, dataset, config.augmentation, dtype)
 
-        def objective(params: Any) -> tuple[jax.Array, tuple[Any, jax.Array]]:
-            logits, after = forward(params[MODEL], statistics, images)
-            mean_loss = losses_of(params[LOSS], logits, targets).mean()
-            return mean_loss, (after, logits)
+        def objective(params: Any) -> tuple[jax.Array, tuple[Kept, jax.Array]]:
+            logits, statistics = forward(params[MODEL], kept[0], images)
+            losses, loss_state = pure.losses(params[LOSS], kept[1], logits, targets)
+            return losses.mean(dtype=jnp.float32), ((statistics, loss_state), logits)
 
         value_and_grad = jax.value_and_grad(objective, has_aux=True)
-        (value, (statistics, logits)), found = value_and_grad(params)
-        return found, statistics, value, jnp.sum(jnp.argmax(logits, axis=-1) == part[0])
+        (value, (kept, logits)), found = value_and_grad(params)
+        is_correct = jnp.argmax(logits, axis=-1) == part[0]
+        return found, kept, value, jnp.sum(is_correct, dtype=jnp.int32)
 
     def accumulated(
         state: TrainState, key: jax.Array, images: jax.Array, part: Batch
-    ) -> tuple[Any, Any, jax.Array, jax.Array]:
+    ) -> tuple[Any, Kept, jax.Array, jax.Array]:
         """As `gradient`, of the whole share, one part after the other."""
+        kept = state.statistics, state.loss_state
         if config.accumulate == 1:
-            return gradient(state.params, state.statistics, key, images, part)
+            return gradient(state.params, kept, key, images, part)
         parts = jax.tree.map(
             lambda x: x.reshape(config.accumulate, -1, *x.shape[1:]), (images, part)
         )
 
         def add(carry: Any, part: Any) -> tuple[Any, None]:
-            sums, statistics = carry
-            found, statistics, value, correct = gradient(state.params, statistics, key, *part)
-            return (jax.tree.map(jnp.add, sums, (found, value, correct)), statistics), None
+            sums, kept = carry
+            found, kept, value, correct = gradient(state.params, kept, key, *part)
+            return (jax.tree.map(jnp.add, sums, (found, value, correct)), kept), None
 
         zeros = (
             jax.tree.map(jnp.zeros_like, state.params),
-            jnp.zeros(()),
+            jnp.zeros((), jnp.float32),
             jnp.zeros((), jnp.int32),
         )
         # On the CPU a convolution inside a loop is many times slower than outside.
         unroll = config.accumulate if on_cpu else 1
-        (sums, statistics), _ = jax.lax.scan(add, (zeros, state.statistics), parts, unroll=unroll)
+        (sums, kept), _ = jax.lax.scan(add, (zeros, kept), parts, unroll=unroll)
         found, value = jax.tree.map(lambda x: x / config.accumulate, sums[:2])
-        return found, statistics, value, sums[2]
+        return found, kept, value, sums[2]
 
     def step(
         state: TrainState,
@@ -207,8 +190,9 @@ def make_steps(
         index: jax.Array,
     ) -> TrainState:
         key = jax.random.fold_in(key, state.step)
-        found, statistics, value, correct = accumulated(state, key, images, (labels, index))
-        found, statistics, value = jax.lax.pmean((found, statistics, value), AXIS)
+        found, kept, value, correct = accumulated(state, key, images, (labels, index))
+        found, value = jax.lax.pmean((found, value), AXIS)
+        statistics, loss_state = jax.tree.map(_mean_of_floats, kept)
         correct = jax.lax.psum(correct, AXIS)
         updates, optimizer_state = optimizer.update(found, state.optimizer, state.params)
         params: Any = optax.apply_updates(state.params, updates)
@@ -218,6 +202,7 @@ def make_steps(
         return TrainState(
             params,
             statistics,
+            loss_state,
             averaged(state, (params[MODEL], statistics)),
             optimizer_state,
             step=state.step + 1,
@@ -233,7 +218,8 @@ def make_steps(
         """
         if not config.ema_decay:
             return ()
-        decay = jnp.minimum(config.ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        step = state.step.astype(jnp.float32)
+        decay = jnp.minimum(config.ema_decay, (1 + step) / (10 + step))
         return optax.tree.update_moment(new, state.average, decay, 1)
 
     def seen(
@@ -244,7 +230,7 @@ def make_steps(
         index: jax.Array,
     ) -> jax.Array:
         key = jax.random.fold_in(key, state.step)
-        images, _ = prepared(key, images, (labels, index))
+        images, _ = prepare(key, images, labels, index, dataset, config.augmentation, dtype)
         return forward(state.params[MODEL], state.statistics, images)[0]
 
     def logits_of(state: TrainState, images: jax.Array) -> jax.Array:
@@ -257,6 +243,10 @@ def make_steps(
         return jax.lax.psum(sums_of(logits_of(state, images), labels), AXIS)
 
     return Steps(init, step, sums, seen, logits_of)
+
+
+def _mean_of_floats(x: jax.Array) -> jax.Array:
+    return jax.lax.pmean(x, AXIS) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
 
 def evaluated(state: TrainState) -> tuple[Any, Any]:

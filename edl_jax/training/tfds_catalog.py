@@ -56,6 +56,13 @@ def open_tfds(name: str, data_dir: str | None, image_size: int | None) -> TfdsSo
         raise DataError(f"cannot open {title} in {where}: {error}. {advice(error)}") from error
 
 
+def prepared_files(name: str, data_dir: str | None) -> tuple[tuple[str, int], ...]:
+    """Path and time of the file that TFDS writes last, of each version that is prepared."""
+    root = Path(data_dir or "~/tensorflow_datasets").expanduser() / name.split("/")[0].split(":")[0]
+    found = [*root.glob("*/dataset_info.json"), *root.glob("*/*/dataset_info.json")]
+    return tuple((str(path), path.stat().st_mtime_ns) for path in sorted(found))
+
+
 def _prepared_builder(tfds: Any, name: str, data_dir: str | None) -> Any:
     """A builder of the files in `data_dir`, or None if they are not all there."""
     try:
@@ -104,10 +111,9 @@ def _source(tfds: Any, builder: Any, description: str, image_size: int | None) -
         found = ", ".join(info.splits)
         raise ConfigError(f"{name} has the splits {found}; expected train, and test or validation")
     store = info.full_name.replace("/", "-") + (f"-{image_size}" if image_size else "")
-    caches = [root / ".edl_jax" / store]
-    if user := user_cache():
-        # Data sets of one name in two folders need not be the same.
-        caches.append(user / f"{store}-{zlib.crc32(str(root.resolve()).encode()):08x}")
+    # Data sets of one name in two folders need not be the same.
+    place = f"{store}-{zlib.crc32(str(root.resolve()).encode()):08x}"
+    caches = user_cache()
     raw = tfds.decode.DeserializeMethod.RAW_BYTES
 
     def make(splits: dict[str, str]) -> TfdsSource:
@@ -129,7 +135,7 @@ def _source(tfds: Any, builder: Any, description: str, image_size: int | None) -
                 split: tuple(map(Path, info.splits[own].filepaths)) for split, own in splits.items()
             },
             folder=Path(builder.data_path),
-            caches=tuple(caches),
+            cache=None if caches is None else caches / place,
         )
 
     source = make(splits)

@@ -13,7 +13,7 @@ from edl_jax.errors import DataError
 from edl_jax.training.array_cache import cached_array
 from edl_jax.training.images import decode_image
 from edl_jax.training.optional import require
-from edl_jax.training.sources import check_labels
+from edl_jax.training.sources import check_labels, content_digest
 from edl_jax.training.streaming import StreamedImages, read_chunks
 
 DAMAGED = "The files are damaged or incomplete: delete the folder and prepare it again."
@@ -44,7 +44,7 @@ class TfdsSource:
       records: the splits' serialized examples.
       shards: the splits' files.
       folder: where it is prepared.
-      caches: folders for decoded arrays.
+      cache: folder for decoded arrays, if there is any.
     """
 
     name: str
@@ -57,7 +57,7 @@ class TfdsSource:
     records: dict[str, Any]
     shards: dict[str, tuple[Path, ...]]
     folder: Path
-    caches: tuple[Path, ...]
+    cache: Path | None
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -68,6 +68,16 @@ class TfdsSource:
     def flip(self) -> bool:
         """Whether mirrored images keep their meaning."""
         return self.name.split("/")[0] not in _NOT_MIRRORED
+
+    @property
+    def digest(self) -> str:
+        """What tells its files from others, by their names and sizes, 16 hexadecimal digits."""
+        about: list[Any] = [self.name, self.folder.name, self.class_names, self.keys]
+        about += [self.image_shape, self.resize]
+        for split in self.splits:
+            files = [[name, size] for name, size, _ in self._origin(split)["files"]]
+            about.append([self.splits[split], files])
+        return content_digest(about)
 
     def read(self, split: str, rows: np.ndarray) -> np.ndarray:
         """Decodes the images at `rows`.
@@ -88,7 +98,7 @@ class TfdsSource:
         if not self._whole(split, rows):
             return np.concatenate(list(read_chunks(streamed, rows)))
         every = cached_array(
-            self.caches,
+            self.cache,
             f"{split}_images",
             self._origin(split),
             dtype=np.uint8,
@@ -139,7 +149,7 @@ class TfdsSource:
             return np.concatenate(list(chunks(rows)))
         size = self.sizes[split]
         return cached_array(
-            self.caches,
+            self.cache,
             f"{split}_{key}",
             self._origin(split),
             dtype=np.int32,
@@ -156,6 +166,7 @@ class TfdsSource:
             stats = [(path.name, path.stat()) for path in self.shards[split]]
         return {
             "set": self.name,
+            "folder": str(self.folder.resolve()),
             "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
             "resize": self.resize,
             "pillow": require("PIL").__version__,

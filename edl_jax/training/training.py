@@ -1,9 +1,9 @@
 """Train one classifier, or one for each of several seeds."""
 
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from edl_jax.baselines import MARGIN_LOSSES
@@ -11,21 +11,23 @@ from edl_jax.devices import device_mesh
 from edl_jax.errors import ConfigError
 from edl_jax.processes import first_does, is_first
 from edl_jax.runs import RunFolder, as_finite, as_json
+from edl_jax.storage import user_path
 from edl_jax.training.config import TrainConfig
 from edl_jax.training.datasets import Dataset, load_dataset
 from edl_jax.training.loop import run_training
 from edl_jax.training.losses import Loss, describe_loss, resolve_loss, split_loss_name
 from edl_jax.training.metrics import Metrics
 from edl_jax.training.programs import TrainFunctions, make_train
+from edl_jax.training.pure_loss import check_callable, check_loss
 from edl_jax.training.result import Row, TrainResult
 from edl_jax.training.steps import AXIS
-from edl_jax.validation import config_or_default
+from edl_jax.validation import check_seed, config_or_default
 
 
 def train(
     config: TrainConfig | None = None,
     *,
-    loss: Loss | None = None,
+    loss: Loss | str | None = None,
     run_dir: str | os.PathLike[str] | None = None,
     devices: Sequence[Any] | None = None,
     progress: bool = False,
@@ -37,10 +39,11 @@ def train(
 
     Args:
       config: how to train; the defaults unless given.
-      loss: the loss itself, such as `pretrain(...).loss`, in place of the one `config.loss` names;
-        takes logits `[batch, num_classes]` and labels, `[batch]` int32 or, with mixup or cutmix,
-        `[batch, num_classes]` float32, and gives losses `[batch]`. The `nnx.Param` of an
-        `nnx.Module` are trained too, and nothing else of it.
+      loss: in place of the one that `config.loss` names, another name or the loss itself, such as
+        `pretrain(...).loss`; takes logits `[batch, num_classes]` float32 and labels, `[batch]`
+        int32 or, with mixup or cutmix, `[batch, num_classes]` float32, and gives losses `[batch]`,
+        floating point. The `nnx.Param` of an `nnx.Module` are trained too; other variables that its
+        call updates are carried from step to step.
       run_dir: where to keep configuration, metrics, checkpoints and the result; a run that was
         stopped there goes on from its last checkpoint, and of one that is finished the result is
         given again. Nothing is written unless given. Of several processes the first alone writes.
@@ -55,15 +58,14 @@ def train(
       ProcessError: if another process of the run is gone.
       DivergedError: if training diverges.
     """
-    config = config_or_default(config, TrainConfig)
+    config = _naming(config_or_default(config, TrainConfig), loss)
+    path = None if run_dir is None else user_path(run_dir)
     mesh = device_mesh(AXIS, devices)
     dataset = load_config_dataset(config)
-    loss = resolve_config_loss(config, dataset) if loss is None else loss
+    loss = _usable_loss(config, loss, dataset)
     functions = make_train(config, dataset, loss, mesh)
-    identity = {"train": as_json(config), "data": dataset.name, "loss": describe_loss(loss)}
-    folder = first_does(
-        lambda: None if run_dir is None else RunFolder(Path(run_dir), identity), share=False
-    )
+    identity = {"train": as_json(config), "data": dataset.identity, "loss": describe_loss(loss)}
+    folder = first_does(lambda: None if path is None else RunFolder(path, identity), share=False)
     (result,) = run_training(
         config,
         functions,
@@ -82,7 +84,7 @@ def train(
 def make_trainer(
     config: TrainConfig,
     *,
-    loss: Loss | None = None,
+    loss: Loss | str | None = None,
     dataset: Dataset | None = None,
     devices: Sequence[Any] | None = None,
     seeds_at_a_time: int = 1,
@@ -107,13 +109,15 @@ def make_trainer(
 
     Raises:
       ConfigError, DataError, LossFileError, ProcessError, EDLError: as of `train`; so does the
-        function.
+        function, and a `ConfigError` for a seed that is given twice, or is not a whole number of at
+        least 0 and below 2^32.
     """
     if seeds_at_a_time < 1:
         raise ConfigError(f"seeds_at_a_time is {seeds_at_a_time}; expected at least 1.")
+    config = _naming(config, loss)
     mesh = device_mesh(AXIS, devices)
     dataset = dataset or load_config_dataset(config)
-    loss = resolve_config_loss(config, dataset) if loss is None else loss
+    loss = _usable_loss(config, loss, dataset)
 
     @functools.cache
     def made(count: int) -> TrainFunctions:
@@ -126,6 +130,7 @@ def make_trainer(
         progress: bool = False,
         test: bool = True,
     ) -> list[TrainResult]:
+        seeds = _different_seeds(seeds)
         firsts = range(0, len(seeds), seeds_at_a_time)
         groups = [seeds[first : first + seeds_at_a_time] for first in firsts]
         return [
@@ -143,6 +148,34 @@ def make_trainer(
         ]
 
     return run
+
+
+def _naming(config: TrainConfig, loss: Any) -> TrainConfig:
+    """The configuration with the loss that is given by name, if one is."""
+    if isinstance(loss, str):
+        return dataclasses.replace(config, loss=loss)
+    if loss is not None:
+        check_callable(loss)
+    return config
+
+
+def _usable_loss(config: TrainConfig, loss: Any, dataset: Dataset) -> Loss:
+    """The loss that is given, or the one that `config` names, checked."""
+    if loss is None or isinstance(loss, str):
+        loss = resolve_config_loss(config, dataset)
+    check_loss(loss, dataset.num_classes, soft=config.augmentation.mixes)
+    return loss
+
+
+def _different_seeds(seeds: Sequence[int]) -> list[int]:
+    found = [check_seed("seed", seed) for seed in seeds]
+    if len(set(found)) < len(found):
+        twice = sorted({seed for seed in found if found.count(seed) > 1})
+        raise ConfigError(
+            f"seeds has {', '.join(map(str, twice[:5]))} more than once, which would give equal "
+            "results; expected different seeds."
+        )
+    return found
 
 
 def load_config_dataset(config: TrainConfig) -> Dataset:

@@ -30,16 +30,16 @@ class Source:
         yield self.array[4:]
 
 
-def load(folders, source, origin=ORIGIN, item="item", array=ARRAY):
+def load(folder, source, origin=ORIGIN, item="item", array=ARRAY):
     return cached_array(
-        folders, item, origin, dtype=array.dtype, shape=array.shape, chunks=source.chunks
+        folder, item, origin, dtype=array.dtype, shape=array.shape, chunks=source.chunks
     )
 
 
 def test_computed_once_then_mapped(tmp_path):
     source = Source()
     for _ in range(3):
-        found = load([tmp_path / "a" / "b"], source)
+        found = load(tmp_path / "a" / "b", source)
         np.testing.assert_array_equal(found, ARRAY)
         assert found.dtype == ARRAY.dtype
         with pytest.raises(ValueError, match="read-only"):
@@ -55,7 +55,7 @@ def test_computed_once_then_mapped(tmp_path):
 def test_any_shape(tmp_path, dtype, shape):
     array = np.ones(shape, dtype)
     for _ in range(2):
-        found = load([tmp_path], Source(array), array=array)
+        found = load(tmp_path, Source(array), array=array)
         assert (found.shape, found.dtype) == (array.shape, array.dtype)
         np.testing.assert_array_equal(found, array)
 
@@ -63,7 +63,7 @@ def test_any_shape(tmp_path, dtype, shape):
 @pytest.mark.parametrize("name", ["item.npy", "item.json"])
 @pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "longer", "flipped", "folder"])
 def test_damage_to_any_file_is_noticed_and_mended(tmp_path, caplog, name, damage):
-    load([tmp_path], Source())
+    load(tmp_path, Source())
     path = tmp_path / name
     content = path.read_bytes()
     path.unlink()
@@ -79,16 +79,16 @@ def test_damage_to_any_file_is_noticed_and_mended(tmp_path, caplog, name, damage
         path.write_bytes(changed[damage])
     source = Source()
     with caplog.at_level(logging.WARNING):
-        np.testing.assert_array_equal(load([tmp_path], source), ARRAY)
+        np.testing.assert_array_equal(load(tmp_path, source), ARRAY)
     assert source.count >= 1
     assert ("built again" in caplog.text) == ((name, damage) != ("item.json", "missing"))
     if damage != "folder":  # which cannot be replaced by a file
-        np.testing.assert_array_equal(load([tmp_path], source), ARRAY)
+        np.testing.assert_array_equal(load(tmp_path, source), ARRAY)
         assert source.count == 1
 
 
 def test_every_flipped_byte_is_noticed_or_harmless(tmp_path):
-    load([tmp_path], Source())
+    load(tmp_path, Source())
     origin = json.loads((tmp_path / "item.json").read_bytes())["origin"]
     for name in ("item.npy", "item.json"):
         content = (tmp_path / name).read_bytes()
@@ -105,20 +105,20 @@ def test_every_flipped_byte_is_noticed_or_harmless(tmp_path):
 
 @pytest.mark.parametrize("change", ["origin", "dtype", "shape"])
 def test_a_stale_array_is_replaced(tmp_path, caplog, change):
-    load([tmp_path], Source())
+    load(tmp_path, Source())
     array = {"dtype": ARRAY.astype(np.float32), "shape": ARRAY.reshape(6, 2, 2)}.get(change, ARRAY)
     origin = ORIGIN | ({"set": "other"} if change == "origin" else {})
     source = Source(array + 1)
     for _ in range(2):
-        found = load([tmp_path], source, origin, array=array)
+        found = load(tmp_path, source, origin, array=array)
         np.testing.assert_array_equal(found, array + 1)
     assert source.count == 1
     assert "stale" in caplog.text
 
 
 def test_an_array_in_use_outlives_its_replacement(tmp_path):
-    old = load([tmp_path], Source())
-    new = load([tmp_path], Source(ARRAY + 1), {"set": "other"})
+    old = load(tmp_path, Source())
+    new = load(tmp_path, Source(ARRAY + 1), {"set": "other"})
     np.testing.assert_array_equal(old, ARRAY)
     np.testing.assert_array_equal(new, ARRAY + 1)
 
@@ -129,21 +129,16 @@ def blocked(tmp_path: Path) -> Path:
     return tmp_path / "file" / "folder"
 
 
-def test_what_cannot_be_written_is_passed_over(tmp_path, caplog):
+@pytest.mark.parametrize("exists", [True, False])
+def test_without_a_folder_that_can_be_written_there_is_no_cache(tmp_path, caplog, exists):
     source = Source()
     with caplog.at_level(logging.INFO):
         for _ in range(2):
-            found = load([blocked(tmp_path), tmp_path / "second"], source)
+            found = load(blocked(tmp_path) if exists else None, source)
             np.testing.assert_array_equal(found, ARRAY)
-    assert source.count == 1
-    assert (tmp_path / "second" / "item.npy").exists()
-    assert {record.levelname for record in caplog.records} == {"INFO"}
-
-
-def test_without_a_writable_folder_there_is_no_cache(tmp_path):
-    found = load([blocked(tmp_path)], Source())
-    np.testing.assert_array_equal(found, ARRAY)
-    assert not found.flags.writeable
+            assert not found.flags.writeable
+    assert source.count == 2
+    assert [record.levelname for record in caplog.records] == ["INFO"] * (2 if exists else 0)
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
@@ -154,7 +149,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
             super().write(data)
 
     monkeypatch.setattr(array_cache, "_ChecksumWriter", Full)
-    np.testing.assert_array_equal(load([tmp_path], Source()), ARRAY)
+    np.testing.assert_array_equal(load(tmp_path, Source()), ARRAY)
     assert not [*tmp_path.iterdir()]
 
 
@@ -164,7 +159,7 @@ def test_an_error_while_computing_leaves_nothing_behind(tmp_path):
         raise KeyError("broken")
 
     with pytest.raises(KeyError):
-        cached_array([tmp_path], "item", ORIGIN, dtype="int32", shape=(6, 4), chunks=chunks)
+        cached_array(tmp_path, "item", ORIGIN, dtype="int32", shape=(6, 4), chunks=chunks)
     assert not [*tmp_path.iterdir()]
 
 
@@ -173,7 +168,7 @@ def test_what_a_killed_process_left_is_removed_after_an_hour(tmp_path):
     for path, age in ((old, 4000), (new, 3000)):
         path.write_bytes(b"half")
         os.utime(path, (time.time() - age,) * 2)
-    load([tmp_path], Source())
+    load(tmp_path, Source())
     assert (old.exists(), new.exists()) == (False, True)
 
 
@@ -184,13 +179,13 @@ def test_what_a_killed_process_left_is_removed_after_an_hour(tmp_path):
 def test_another_process_may_build_meanwhile(tmp_path, other):
     def chunks():
         yield ARRAY[:4]
-        np.testing.assert_array_equal(load([tmp_path], Source(), other), ARRAY)
+        np.testing.assert_array_equal(load(tmp_path, Source(), other), ARRAY)
         yield ARRAY[4:]
 
-    found = cached_array([tmp_path], "item", ORIGIN, dtype="int32", shape=(6, 4), chunks=chunks)
+    found = cached_array(tmp_path, "item", ORIGIN, dtype="int32", shape=(6, 4), chunks=chunks)
     np.testing.assert_array_equal(found, ARRAY)
     source = Source()
-    np.testing.assert_array_equal(load([tmp_path], source), ARRAY)
+    np.testing.assert_array_equal(load(tmp_path, source), ARRAY)
     assert source.count == 0
 
 
@@ -201,7 +196,7 @@ def test_threads_that_want_different_arrays_in_one_place_all_get_theirs(tmp_path
         mine = ARRAY + number % 3
         barrier.wait()
         for _ in range(20):
-            found = load([tmp_path], Source(mine), {"set": str(number % 3)})
+            found = load(tmp_path, Source(mine), {"set": str(number % 3)})
             if not np.array_equal(found, mine):
                 wrong.append(number)
 
@@ -222,16 +217,25 @@ def load_cells(root: Path, **options):
     return load_dataset("tiny_cells", data_dir=root, **options)
 
 
-def test_decoded_images_are_kept_beside_the_prepared_set(copy_of, monkeypatch):
+@pytest.fixture
+def caches(tmp_path):
+    """The folders in the user's cache, in order."""
+    return lambda: sorted((tmp_path / "home cache" / "edl_jax").iterdir())
+
+
+def test_decoded_images_are_kept_in_the_users_cache_alone(copy_of, caches, monkeypatch):
     root, _ = copy_of("tiny_cells")
+    before = sorted(root.rglob("*"))
     first = load_cells(root, val_examples=9)
-    cache = root / ".edl_jax" / "tiny_cells-1.0.0"
+    (cache,) = caches()
+    assert cache.name.startswith("tiny_cells-1.0.0-")
     assert sorted(path.name for path in cache.iterdir()) == sorted(
         f"{split}_{item}.{kind}"
         for split in ("train", "test")
         for item in ("images", "label")
         for kind in ("npy", "json")
     )
+    assert sorted(root.rglob("*")) == before
 
     def decode(*args, **kwargs):
         raise AssertionError("decoded again")
@@ -244,21 +248,33 @@ def test_decoded_images_are_kept_beside_the_prepared_set(copy_of, monkeypatch):
         load_cells(root, image_size=5)
 
 
-def test_each_size_has_a_cache_of_its_own(copy_of):
+def test_what_an_older_version_kept_beside_the_data_is_left_alone(copy_of):
+    root, _ = copy_of("tiny_cells")
+    old = root / ".edl_jax" / "tiny_cells-1.0.0" / "train_images.npy"
+    old.parent.mkdir(parents=True)
+    old.write_text("old")
+    load_cells(root)
+    assert [path for path in (root / ".edl_jax").rglob("*") if path.is_file()] == [old]
+    assert old.read_text() == "old"
+
+
+def test_each_size_and_each_folder_has_a_cache_of_its_own(copy_of, caches, tmp_path):
     root, _ = copy_of("tiny_cells")
     load_cells(root)
     load_cells(root, image_size=5)
-    caches = sorted(path.name for path in (root / ".edl_jax").iterdir())
-    assert caches == ["tiny_cells-1.0.0", "tiny_cells-1.0.0-5"]
+    shutil.copytree(root, tmp_path / "elsewhere")
+    load_cells(tmp_path / "elsewhere")
+    kinds = sorted(path.name.rpartition("-")[0] for path in caches())
+    assert kinds == ["tiny_cells-1.0.0", "tiny_cells-1.0.0", "tiny_cells-1.0.0-5"]
 
 
 @pytest.mark.parametrize(
     "name", ["train_images.npy", "train_images.json", "test_label.npy", "test_label.json"]
 )
-def test_a_damaged_cache_is_mended_from_the_records(copy_of, name):
+def test_a_damaged_cache_is_mended_from_the_records(copy_of, caches, name):
     root, _ = copy_of("tiny_cells")
     first = load_cells(root)
-    path = root / ".edl_jax" / "tiny_cells-1.0.0" / name
+    path = caches()[0] / name
     whole = path.read_bytes()
     path.unlink()  # else the arrays that are mapped would change too
     path.write_bytes(whole[:-20])
@@ -269,10 +285,10 @@ def test_a_damaged_cache_is_mended_from_the_records(copy_of, name):
 
 
 @pytest.mark.parametrize("change", ["touched records", "another Pillow", "another split"])
-def test_a_cache_of_something_else_is_stale(copy_of, monkeypatch, change):
+def test_a_cache_of_something_else_is_stale(copy_of, caches, monkeypatch, change):
     root, folder = copy_of("tiny_cells")
     load_cells(root)
-    described = root / ".edl_jax" / "tiny_cells-1.0.0" / "test_images.json"
+    described = caches()[0] / "test_images.json"
     before = json.loads(described.read_bytes())
     if change == "touched records":
         for path in folder.glob("*test*"):
@@ -289,26 +305,15 @@ def test_a_cache_of_something_else_is_stale(copy_of, monkeypatch, change):
     assert (after["origin"] == before["origin"]) == (change == "another split")
 
 
-def test_read_only_data_is_cached_in_the_users_folder(copy_of, tmp_path):
-    root, _ = copy_of("tiny_cells")
-    (root / ".edl_jax").write_text("")  # stands for a folder that cannot be written
-    first = load_cells(root)
-    (cache,) = (tmp_path / "home cache" / "edl_jax").iterdir()
-    assert cache.name.startswith("tiny_cells-1.0.0-")
-    np.testing.assert_array_equal(load_cells(root).train_images, first.train_images)
-    other = tmp_path / "elsewhere"
-    shutil.copytree(root, other)
-    load_cells(other)
-    assert len([*(tmp_path / "home cache" / "edl_jax").iterdir()]) == 2
-
-
-def test_nothing_writable_does_without_a_cache(copy_of, tmp_path, monkeypatch):
+def test_nothing_writable_does_without_a_cache(copy_of, caches, tmp_path, monkeypatch):
     root, _ = copy_of("tiny_cells")
     expected = load_cells(root)
-    shutil.rmtree(root / ".edl_jax")
-    (root / ".edl_jax").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked(tmp_path)))
     np.testing.assert_array_equal(load_cells(root).train_images, expected.train_images)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("edl_jax.training.tfds_catalog.user_cache", lambda: None)
+    np.testing.assert_array_equal(load_cells(root).train_images, expected.train_images)
+    assert len(caches()) == 1
 
 
 def test_the_users_folder_follows_the_environment(monkeypatch, tmp_path):
@@ -316,3 +321,7 @@ def test_the_users_folder_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert array_cache.user_cache() == tmp_path / ".cache" / "edl_jax"
+    monkeypatch.setenv("XDG_CACHE_HOME", "~/kept")
+    assert array_cache.user_cache() == tmp_path / "kept" / "edl_jax"
+    monkeypatch.setenv("XDG_CACHE_HOME", "~nobody-at-all/kept")
+    assert array_cache.user_cache() is None

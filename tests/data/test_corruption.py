@@ -55,6 +55,20 @@ def test_a_higher_rate_keeps_the_wrong_labels_of_a_lower_one(case, one, other, s
         np.testing.assert_array_equal(many[few != labels], few[few != labels])
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.0, True, None])
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda y, seed: symmetric_noise(y, 2, rate=0.5, seed=seed),
+        lambda y, seed: asymmetric_noise(y, np.array([1, 0]), rate=0.5, seed=seed),
+        lambda y, seed: imbalanced_rows(y, 2, profile="step", factor=2.0, seed=seed),
+    ],
+)
+def test_a_seed_that_would_wrap_is_refused(draw, seed):
+    with pytest.raises(ConfigError, match=rf"seed is {seed}; expected a whole number"):
+        draw(np.arange(8) % 2, seed)
+
+
 def test_symmetric_noise_is_uniform_over_the_other_classes():
     labels = np.repeat(np.arange(4), 30_000)
     noisy = symmetric_noise(labels, 4, rate=0.6, seed=0)

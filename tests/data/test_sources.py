@@ -1,4 +1,6 @@
 import dataclasses
+import gc
+import weakref
 from typing import Any
 
 import jax.numpy as jnp
@@ -6,7 +8,7 @@ import numpy as np
 import pytest
 
 from edl_jax.errors import ConfigError, DataError
-from edl_jax.training import datasets
+from edl_jax.training import dataset, datasets
 from edl_jax.training.augmentation import normalize
 from edl_jax.training.datasets import load_dataset
 from edl_jax.training.sources import DATASETS, ArraySource
@@ -69,7 +71,7 @@ def test_mean_and_std_are_those_of_the_train_images():
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_mean_and_std_of_many_images_are_those_of_evenly_spaced_ones(monkeypatch, stream):
-    monkeypatch.setattr(datasets, "_STATISTICS_IMAGES", 300)  # more than one chunk
+    monkeypatch.setattr(dataset, "_STATISTICS_IMAGES", 300)  # more than one chunk
     data = load_dataset("digits", train_examples=900, stream=stream)
     pixels = data.train_images[::3].reshape(-1, 1) / 255
     np.testing.assert_allclose(data.mean, pixels.mean(axis=0), rtol=1e-6)
@@ -111,6 +113,7 @@ def test_asymmetric_noise_is_refused_where_no_classes_are_alike():
         ({"imbalance": "step", "imbalance_factor": 0.5}, "imbalance_factor is 0.5"),
         ({"imbalance": "step", "imbalance_factor": 500.0}, "factor is 500.0 where.* has 1.. train"),
         ({"corruption_seed": -1}, "seed is -1"),
+        ({"corruption_seed": 2**32}, "seed is 4294967296"),
     ],
 )
 def test_corruption_that_cannot_be_is_refused(options, named):
@@ -150,6 +153,93 @@ def registered():
         DATASETS.register("colours")(colours)
         yield
     datasets._load.cache_clear()
+
+
+def changed(**changes: Any) -> ArraySource:
+    """The colours with a part of them replaced."""
+    images, labels = colours().arrays["train"]
+    pairs = {"images": (images + 1, labels), "labels": (images, 1 - labels)}
+    for what, pair in pairs.items():
+        if changes.pop(what, False):
+            changes["arrays"] = {**colours().arrays, "train": pair}
+        elif changes.pop(f"test_{what}", False):
+            changes["arrays"] = {**colours().arrays, "test": pair}
+    return colours(**changes)
+
+
+CHANGES: list[dict[str, Any]] = [
+    {"images": True},
+    {"labels": True},
+    {"test_images": True},
+    {"test_labels": True},
+    {"class_names": ("a", "b")},
+    {"class_names": ("even", "odd", "none")},
+    {"flip": False},
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_digest_tells_data_of_one_name_apart_and_a_registration_can_be_replaced(
+    registered, stream
+):
+    first = load_dataset("colours", stream=stream)
+    found = [first.digest]
+    for changes in CHANGES:
+        DATASETS.register("colours")(lambda changes=changes: changed(**dict(changes)))
+        found.append(load_dataset("colours", stream=stream).digest)
+    assert len(set(found)) == len(found)
+    others: list[dict[str, Any]] = [
+        {"train_examples": 8},
+        {"val_examples": 1},
+        {"val_examples": 1, "split_seed": 3},
+        {"test_examples": 1},
+        {"label_noise": "symmetric", "noise_rate": 0.5},
+        {"image_size": 8},
+    ]
+    DATASETS.register("colours")(lambda: colours(description="told otherwise"))
+    again = load_dataset("colours", stream=stream)
+    assert again.source == "told otherwise"
+    assert again.digest == first.digest
+    assert again.identity == {"name": "colours", "digest": first.digest}
+    found += [load_dataset("colours", stream=stream, **options).digest for options in others]
+    assert len(set(found)) == len(found)
+
+
+def test_arrays_that_change_in_place_are_other_data(registered):
+    source = colours(arrays={k: (x.copy(), y.copy()) for k, (x, y) in colours().arrays.items()})
+    DATASETS.register("colours")(lambda: source)
+    first = load_dataset("colours")
+    assert load_dataset("colours") is first
+    source.arrays["train"][1][:] = 1 - source.arrays["train"][1]
+    second = load_dataset("colours")
+    np.testing.assert_array_equal(second.train_labels, 1 - first.train_labels)
+    assert second.digest != first.digest
+
+
+def test_data_sets_that_are_no_longer_used_are_let_go():
+    options: dict[str, Any] = {"val_examples": 9, "train_examples": 9}
+    alive = [weakref.ref(load_dataset("digits", split_seed=s, **options)) for s in range(5)]
+    gc.collect()
+    assert sum(found() is not None for found in alive) <= 2
+
+
+@pytest.mark.parametrize("kind", ["memmap", "subclass", "jax"])
+def test_other_arrays_than_plain_ones_are_taken(tmp_path, kind):
+    images, labels = colours().arrays["train"]
+    np.save(tmp_path / "images.npy", images)
+    given: Any = {
+        "memmap": lambda: np.load(tmp_path / "images.npy", mmap_mode="r"),
+        "subclass": lambda: images.view(type("Own", (np.ndarray,), {})),
+        "jax": lambda: jnp.asarray(images),
+    }[kind]()
+    assert type(given) is not np.ndarray
+    source = colours(arrays={"train": (given, jnp.asarray(labels)), "test": (given, labels)})
+    found = source.arrays["train"][0]
+    assert type(found) is np.ndarray
+    assert kind == "jax" or np.shares_memory(found, given)  # not copied
+    np.testing.assert_array_equal(source.read("train", np.arange(9)), images)
+    plain = colours(arrays=dict.fromkeys(("train", "test"), (images, labels)))
+    assert source.digest == plain.digest
 
 
 def test_images_of_ones_own_are_found_by_name(registered):

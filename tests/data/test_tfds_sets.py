@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,40 @@ def test_prepared_sets_need_neither_their_builder_nor_tensorflow(prepared, tmp_p
     path = f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}"
     environment = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-c", code, str(prepared)], check=True, env=environment)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_set_that_is_prepared_anew_is_other_data(copy_of, stream):
+    root, folder = copy_of("tiny_cells")
+
+    def load():
+        return load_dataset("tiny_cells", data_dir=root, stream=stream)
+
+    first = load()
+    assert load() is first
+    images = first.test_images[:30]
+    other = root.parent / "other"
+    shutil.copytree(root, other)
+    assert load_dataset("tiny_cells", data_dir=other, stream=stream).digest == first.digest
+    # As if its builder now gave for the test split what it gave for the train split.
+    for path in folder.glob("tiny_cells-test.array_record*"):
+        path.write_bytes(Path(str(path).replace("-test.", "-train.")).read_bytes())
+    info = folder / "dataset_info.json"
+    os.utime(info, ns=(0, info.stat().st_mtime_ns + 1))
+    second = load()
+    assert second.digest != first.digest
+    assert not np.array_equal(second.test_images[:30], images)
+
+
+def test_the_directory_may_be_given_by_the_home_folder(copy_of, monkeypatch, tmp_path):
+    copy_of("tiny_cells")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    first = load_dataset("tiny_cells", data_dir="~/copy")
+    monkeypatch.setenv("TFDS_DATA_DIR", "~/copy")
+    assert load_dataset("tiny_cells") is first
+    assert first.source == f"tiny_cells prepared in {tmp_path / 'copy'}"
+    with pytest.raises(ConfigError, match="the path is ''"):
+        load_dataset("tiny_cells", data_dir="")
 
 
 # Sizes
@@ -233,12 +268,12 @@ def test_validation_is_drawn_by_seed_and_the_rest_keeps_its_order(prepared):
     np.testing.assert_array_equal(again.val_images, data.val_images)
 
 
-def test_few_images_are_the_first_of_many_and_are_not_cached(copy_of):
+def test_few_images_are_the_first_of_many_and_are_not_cached(copy_of, tmp_path):
     root, _ = copy_of("tiny_cells")
     few = load_dataset("tiny_cells", data_dir=root, train_examples=8, test_examples=2)
-    assert not (root / ".edl_jax").exists()
+    assert not (tmp_path / "home cache").exists()
     many = load_dataset("tiny_cells", data_dir=root)
-    assert (root / ".edl_jax").exists()
+    assert (tmp_path / "home cache").exists()
     np.testing.assert_array_equal(few.train_images, many.train_images[:8])
     np.testing.assert_array_equal(few.train_labels, many.train_labels[:8])
     np.testing.assert_array_equal(few.test_images, many.test_images[:2])
@@ -255,6 +290,7 @@ def test_few_images_are_the_first_of_many_and_are_not_cached(copy_of):
         ({"train_examples": 0}, "train_examples is 0"),
         ({"test_examples": 0}, "test_examples 0"),
         ({"split_seed": -1}, "split_seed is -1"),
+        ({"split_seed": 2**32}, "split_seed is 4294967296"),
     ],
 )
 def test_more_examples_than_there_are_is_refused(prepared, counts, named):

@@ -72,8 +72,8 @@ def train_downstream(
             f"{dataset.name} has {num_classes} classes; expected ({num_classes},)."
         )
     rows = [] if folder is None else folder.resume_rows(name=TRAININGS)
-    # The data that "auto" finds may be another today.
-    rows = [row for row in rows if row["data"] == dataset.name]
+    # The data that "auto" finds, or that a name stands for, may be another today.
+    rows = [row for row in rows if row.get("digest") == dataset.digest]
     found = {Source(*(row[field] for field in Source._fields)): row for row in rows}
     missing = [source for source in sources(config) if source not in found]
     losses = dict(_losses(config, folder)) if missing else {}
@@ -91,6 +91,7 @@ def train_downstream(
         found[source] = {
             **source._asdict(),
             "data": dataset.name,
+            "digest": dataset.digest,
             "accuracy": accuracy,
             "diverged": diverged,
             "metrics": metrics,

@@ -28,6 +28,7 @@ from edl_jax.ranking import (
     margin_violation,
     rank_metrics,
 )
+from edl_jax.strategy import STRATEGIES
 
 WATCHED_PAIRS = 1024  # at least so many; the objective of every generation is measured on them
 
@@ -87,7 +88,9 @@ def make_seed_runs(config: PretrainConfig, num_seeds: int) -> SeedRuns:
     at_a_time = max(1, config.networks_at_a_time // num_seeds)
     evolution = make_evolution(dataclasses.replace(config, networks_at_a_time=at_a_time))
     defaults = {name: getattr(PretrainConfig, name) for name in ("mutation", "selection")}
-    programs = _programs(dataclasses.replace(config, **defaults))
+    # What the names stand for: they may be registered anew.
+    parts = SEVERITIES[config.severity], MARGINS[config.margin], STRATEGIES[config.strategy]
+    programs = _programs(dataclasses.replace(config, **defaults), parts)
     observe, sample = programs.observe, programs.sample
     init_states = jax.jit(jax.vmap(lambda key: evolution.init(run_keys(key)[0])))
 
@@ -171,7 +174,8 @@ class _Programs(NamedTuple):
 
 
 @functools.lru_cache(maxsize=4)
-def _programs(config: PretrainConfig) -> _Programs:
+def _programs(config: PretrainConfig, parts: tuple[Any, ...]) -> _Programs:
+    del parts
     evolution, severity = make_evolution(config), SEVERITIES[config.severity]
 
     @jax.jit

@@ -102,8 +102,8 @@ def compare(
         described = {
             name: describe_loss(loss) for name, loss in next(iter(losses.values())).items()
         }
-        sets = dict.fromkeys(found.name for found in data.values())
-        identity = {"compare": as_json(config), "data": list(sets), "losses": described}
+        sets = {found.digest: found.identity for found in data.values()}
+        identity = {"compare": as_json(config), "data": [*sets.values()], "losses": described}
         folder = RunFolder(Path(run_dir), identity)
         cells: list[Cell] = folder.resume_rows(name=CELLS)
     finished = {work_of(cell) for cell in cells}

@@ -144,7 +144,7 @@ def transfer(
     described = {name: describe_loss(loss) for name, loss in losses.items()}
     identity = {
         "transfer": as_json(config),
-        "data": dataset.name,
+        "data": dataset.identity,
         "losses": described,
         "evolved": describe_loss(evolved),
     }

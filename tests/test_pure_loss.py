@@ -1,0 +1,168 @@
+"""Losses given as objects: what is refused, and what those that change while they are used keep."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from edl_jax import train
+from edl_jax.baselines import LOSSES
+from edl_jax.baselines.adaptive import AdaptiveBarron
+from edl_jax.checkpoints import Checkpoints
+from edl_jax.errors import ConfigError, InputError
+from edl_jax.frozen import load_pretrained
+from edl_jax.training import Augmentation, make_trainer, training
+from edl_jax.training.losses import describe_loss
+from edl_jax.training.pure_loss import check_loss
+from tests.test_training import DIGITS, PLAIN, assert_close
+
+SMALL = dataclasses.replace(
+    DIGITS, train_examples=64, test_examples=50, batch_size=32, epochs=2, augmentation=PLAIN
+)
+
+
+class Counter(nnx.Module):
+    """The number of calls so far is the loss of every example."""
+
+    def __init__(self):
+        self.calls = nnx.Variable(jnp.zeros((), jnp.int32))
+
+    def __call__(self, logits, labels):
+        losses = self.calls[...] + 0 * logits[..., 0]
+        self.calls[...] += 1
+        return losses
+
+
+class Watched(nnx.Module):
+    """A cross-entropy that counts its calls, follows its mean and is scaled by a random stream."""
+
+    inner = staticmethod(optax.losses.softmax_cross_entropy_with_integer_labels)
+
+    def __init__(self):
+        self.scale = nnx.Param(jnp.ones(()))
+        self.calls = nnx.Variable(jnp.zeros((), jnp.int32))
+        self.mean = nnx.BatchStat(jnp.zeros(()))
+        self.rngs = nnx.Rngs(noise=7)
+
+    def __call__(self, logits, labels):
+        factor = 1 + 0.1 * jax.random.uniform(self.rngs.noise(), dtype=jnp.float32)
+        losses = factor * self.inner(self.scale[...] * logits, labels)
+        self.calls[...] += 1
+        self.mean[...] = 0.5 * (self.mean[...] + losses.mean())
+        return losses
+
+
+def test_a_loss_keeps_its_state_from_step_to_step():
+    loss = Counter()
+    config = dataclasses.replace(SMALL, accumulate=2)
+    results = make_trainer(config, loss=loss, seeds_at_a_time=2)([0, 5])
+    for result in results:
+        # Parts 0 and 1, 2 and 3 in the first epoch; 4 to 7 in the second.
+        assert [row["train_loss"] for row in result.history] == [1.5, 5.5]
+        assert int(result.loss_state["calls"][...]) == 8  # and an evaluation after each epoch
+    assert int(loss.calls[...]) == 0  # given, and left as it was
+
+
+def test_a_training_that_was_stopped_resumes_with_the_state_of_its_loss(tmp_path, monkeypatch):
+    whole = train(SMALL, loss=Watched(), run_dir=tmp_path / "whole")
+    save = Checkpoints.save
+
+    def once(self, *args, **options):
+        save(self, *args, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoints, "save", once)
+    with pytest.raises(KeyboardInterrupt):
+        train(SMALL, loss=Watched(), run_dir=tmp_path / "parts")
+    monkeypatch.undo()
+    parts = train(SMALL, loss=Watched(), run_dir=tmp_path / "parts")
+    both = [(x.params, x.loss_params, x.loss_state) for x in (whole, parts)]
+    assert_close(*both, rtol=0)
+    assert int(parts.loss_state["calls"][...]) == 4
+    assert int(parts.loss_state["rngs"]["noise"]["count"][...]) == 4
+    assert float(parts.loss_state["mean"][...]) != 0
+
+
+def test_random_streams_tell_losses_apart():
+    other = Watched()
+    other.rngs = nnx.Rngs(noise=8)
+    assert describe_loss(Watched()) == describe_loss(Watched()) != describe_loss(other)
+
+
+HARD, SOFT = False, True
+
+
+class Growing(Counter):
+    def __call__(self, logits, labels):
+        self.calls = nnx.Variable(jnp.zeros(3))
+        return logits[..., 0]
+
+
+@pytest.mark.parametrize(
+    ("loss", "soft", "named"),
+    [
+        (3, HARD, r"loss is 3; expected a name, such as 'edl', or a function"),
+        ([LOSSES["gce"]], HARD, r"loss is \[<function gce"),
+        (np.ones(3), HARD, r"loss is array\(\[1., 1., 1.\]\)"),
+        (lambda z, y: None, HARD, r"<lambda> gives None for logits float32\[11, 10\] and labels "),
+        (lambda z, y: y, HARD, r"gives int32\[11\] for .* int32\[11\]; expected float32\[11\]"),
+        (lambda z, y: z, HARD, r"gives float32\[11, 10\]"),
+        (lambda z, y: z.sum(axis=0), HARD, r"gives float32\[10\]"),
+        (lambda z, y: z.mean(), HARD, r"gives float32\[\]"),
+        (lambda z, y: (z[:, 0], z), HARD, r"gives \('float32\[11\]', 'float32\[11, 10\]'\)"),
+        (lambda z, y: z[:, 0] > 0, HARD, r"gives bool\[11\]"),
+        (lambda z: z, HARD, r"cannot be called with .* \(TypeError: .*2 were given\)"),
+        (lambda z, y: z.nothing, HARD, r"cannot be called .* \(AttributeError: "),
+        (lambda z, y: z[:, 0] if z[0, 0] > 0 else y, HARD, r"\(TracerBoolConversionError: "),
+        (optax.losses.softmax_cross_entropy, HARD, r"softmax_cross_entropy cannot be called"),
+        (Watched.inner, SOFT, r"integer_labels cannot .* labels float32\[11, 10\]"),
+        (AdaptiveBarron, HARD, r"AdaptiveBarron cannot be called"),
+        (Growing(), HARD, r"leaves variables of other .*float32\[3\].*instead of.*int32\[\]"),
+    ],
+)
+def test_what_is_no_loss_is_refused(loss, soft, named):
+    with pytest.raises(ConfigError, match=named) as told:
+        check_loss(loss, 10, soft=soft)
+    assert len(str(told.value)) < 1000
+
+
+@pytest.mark.parametrize("soft", [HARD, SOFT])
+def test_what_is_a_loss_is_taken_and_left_as_it_was(soft):
+    counter = Counter()
+    own = (load_pretrained(), LOSSES["gce"], AdaptiveBarron(), jax.jit(LOSSES["mae"]))
+    for loss in (*own, counter):
+        check_loss(loss, 10, soft=soft)
+    assert int(counter.calls[...]) == 0
+    with pytest.raises(InputError, match=r"7 classes; .* made for 10"):
+        check_loss(load_pretrained("edl-paper"), 7, soft=soft)
+
+
+@pytest.mark.parametrize("start", [train, make_trainer])
+@pytest.mark.parametrize(
+    ("loss", "named"),
+    [(lambda z, y: None, "gives None"), ("no_loss", "loss is 'no_loss'"), (3, "loss is 3")],
+)
+def test_a_loss_is_refused_before_anything_is_trained(start, loss, named):
+    with pytest.raises(ConfigError, match=named):
+        start(SMALL, loss=loss)
+
+
+def test_a_loss_of_whole_labels_is_refused_where_labels_are_mixed():
+    with pytest.raises(ConfigError, match=r"cannot be called .* labels float32\[11, 10\]"):
+        train(dataclasses.replace(SMALL, augmentation=Augmentation(mixup=1.0)), loss=Watched())
+
+
+def test_a_loss_may_be_given_by_name(monkeypatch):
+    made = []
+    monkeypatch.setattr(training, "make_train", lambda *args: made.append(args[0].loss) or args[2])
+    monkeypatch.setattr(training, "run_training", lambda config, functions, *_, **__: [functions])
+    by_name = describe_loss(train(SMALL, loss="gce(q=0.5)"))
+    by_config = describe_loss(train(dataclasses.replace(SMALL, loss="gce(q=0.5)")))
+    assert by_name == by_config == "gce(q=0.5)"
+    assert made == ["gce(q=0.5)"] * 2
+    with pytest.raises(ConfigError, match="expected a head_scale"):
+        train(SMALL, loss="large_margin_softmax")

@@ -1,0 +1,95 @@
+"""Training works with JAX's switches on: the same results, and state that stays float32."""
+
+import contextlib
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from edl_jax import train
+from edl_jax.devices import device_mesh, on_every_device
+from edl_jax.training import Augmentation, models
+from edl_jax.training.optimizers import make_schedule
+from edl_jax.training.resnet import ResNetArchitecture
+from edl_jax.training.steps import AXIS, make_steps
+from edl_jax.training.training import load_config_dataset
+from edl_jax.training.vit import ViTArchitecture
+from edl_jax.training.wide_resnet import WideResNetArchitecture
+from tests.test_training import DIGITS
+
+EVERYTHING = Augmentation(cutout=2, mixup=1.0, cutmix=1.0)
+SMALL = dataclasses.replace(
+    DIGITS,
+    train_examples=64,
+    test_examples=50,
+    batch_size=32,
+    epochs=2,
+    augmentation=EVERYTHING,
+    ema_decay=0.5,
+    clip_norm=1.0,
+)
+SHAPES = {
+    "plain": ResNetArchitecture((1, 1), width=4, projection=False),
+    "bottleneck": ResNetArchitecture((1, 1), width=4, projection=True, bottleneck=True),
+    "wide": WideResNetArchitecture(depth=10, widening=1, width=4),
+    "vit": ViTArchitecture(width=12, depth=1, heads=1, patch=4),
+}
+SETTINGS = {
+    "plain": {"accumulate": 2},
+    "bottleneck": {"head_scale": 30.0, "sync_batch_norm": True},
+    "wide": {"optimizer": "lamb"},
+    "vit": {"optimizer": "adamw"},
+}
+
+
+def loss(logits, labels):
+    return optax.losses.softmax_cross_entropy(logits, labels)
+
+
+@pytest.mark.parametrize(
+    ("model", "on_cpu"), [("plain", False), ("bottleneck", True), ("wide", True), ("vit", False)]
+)
+def test_a_step_and_an_evaluation_of_every_model_with_switches_on(model, on_cpu, monkeypatch):
+    """Traced only: rank promotion is refused and dtypes are decided then."""
+    monkeypatch.setitem(models.MODELS, "tiny", SHAPES[model])
+    config = dataclasses.replace(SMALL, **SETTINGS[model])
+    dataset, mesh = load_config_dataset(config), device_mesh(AXIS, jax.devices()[:1])
+    schedule = make_schedule(0.1, warmup_steps=2, total_steps=4)
+    images, labels = jnp.zeros((32, 8, 8, 1), jnp.uint8), jnp.zeros(32, jnp.int32)
+
+    def traced():
+        """The shapes and dtypes of the state before and after and of the sums; and all arrays."""
+        steps = make_steps(config, dataset, loss, schedule, steps_per_epoch=2, on_cpu=on_cpu)
+        step, sums = (on_every_device(x, mesh) for x in (steps.step, steps.sums))
+        before = jax.eval_shape(steps.init, jax.random.key(0))
+        key = jax.random.key(1)
+        step, after = jax.make_jaxpr(step, return_shape=True)(before, key, images, labels, labels)
+        sums, found = jax.make_jaxpr(sums, return_shape=True)(before, images, labels)
+        shapes = jax.tree.map(lambda x: f"{x.dtype}{x.shape}", (before, after, found))
+        return shapes, f"{step} {sums}"
+
+    shapes, _ = traced()
+    assert shapes[0] == shapes[1]
+    with jax.enable_x64(True), jax.numpy_rank_promotion("raise"):
+        switched, arrays = traced()
+    assert switched == shapes
+    assert not re.search(r"f64\[\d", arrays)  # single numbers there are, such as the learning rate
+
+
+def test_a_training_is_the_same_with_all_switches_on():
+    plain = train(SMALL, loss=loss)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.enable_x64(True))
+        stack.enter_context(jax.numpy_rank_promotion("raise"))
+        stack.enter_context(jax.debug_nans(True))
+        switched = train(SMALL, loss=loss)
+    assert {x.dtype for x in jax.tree.leaves(switched.params)} == {np.dtype(np.float32)}
+    for a, b in zip(jax.tree.leaves(switched.params), jax.tree.leaves(plain.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    for name in ("train_loss", "nll", "learning_rate"):
+        found = [row[name] for row in switched.history]
+        np.testing.assert_allclose(found, [row[name] for row in plain.history], rtol=1e-5)
