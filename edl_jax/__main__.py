@@ -10,15 +10,24 @@ from collections.abc import Sequence
 
 from edl_jax.errors import ConfigError, EDLError
 from edl_jax.huge_pages import restart_with_huge_pages
+from edl_jax.preemption import exit_status, stop_once
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `edl COMMAND [ARGUMENTS]`; returns the exit status (see `edl_jax.cli.main`)."""
-    if argv is None:
+    is_command = argv is None
+    if is_command:
         restart_with_huge_pages()
-        argv = sys.argv[1:]
-    argv = list(argv)
-    from edl_jax.processes import Processes  # loads JAX
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv), is_command)
+    except KeyboardInterrupt as stop:  # while libraries are loaded, say
+        print("\nedl: stopped.", file=sys.stderr)
+        return exit_status(stop)
+
+
+def _run(argv: list[str], is_command: bool) -> int:
+    from edl_jax.devices import check_backend  # loads JAX
+    from edl_jax.processes import Processes
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--processes.auto", dest="auto", action="store_true")
@@ -37,9 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"edl {command} runs in one process; pretrain and train take several."
             )
         processes.join()
+        check_backend()
     except EDLError as error:
         print(f"edl: {error}", file=sys.stderr)
         return 2
+    if is_command and not processes.several:  # a process that waits for others is blind to signals
+        stop_once()
     from edl_jax.cli import main as run
 
     try:

@@ -136,7 +136,7 @@ def test_every_loss_takes_its_own_rate_by_validation_images_alone(monkeypatch):
     result = compare(TUNED)
     tuning = [(config, seed) for config, seed, test in trainings.ran if not test]
     compared = [(config, seed) for config, seed, test in trainings.ran if test]
-    assert len(tuning) == 3 * 3 * 2
+    assert len(tuning) == (3 * 3 + 2) * 2  # cross-entropy and gce: one rate more each
     assert {seed for _, seed in tuning} == {3, 4}
     assert {seed for _, seed in compared} == {0, 1, 2}
     assert {(c.loss, c.learning_rate) for c, _ in compared} == set(best.items())
@@ -144,9 +144,63 @@ def test_every_loss_takes_its_own_rate_by_validation_images_alone(monkeypatch):
     for cell in result.cells:
         assert (cell["test_accuracy"] is None) == (cell["phase"] == TUNING)
     assert {row["loss"]: row["learning_rate"] for row in result.rows} == best
-    said = result.results.finding
-    assert "0.1 (the grid's edge) for cross_entropy; 0.2 for edl; 0.4 (the grid's edge)" in said
-    assert "No test image was looked at" in " ".join(result.results.protocol)
+    assert "0.1 for cross_entropy; 0.2 for edl; 0.4 for gce" in result.results.finding
+    protocol = " ".join(result.results.protocol)
+    assert "No test image was looked at" in protocol
+    assert "none above a rate that diverged: 0.05 for cross_entropy; 0.8 for gce." in protocol
+
+
+@pytest.mark.parametrize(
+    ("best", "bound", "tried", "chosen", "edge"),
+    [
+        (0.2, 9, (), 0.2, False),  # inside
+        (0.9, 9, (0.8, 1.6), 0.8, False),
+        (0.02, 9, (0.05, 0.025, 0.0125), 0.025, False),
+        (99, 9, (0.8, 1.6, 3.2, 6.4), 6.4, True),  # up to MAX_EXTENSIONS
+        (99, 1, (0.8, 1.6), 0.8, False),  # what diverged counts as guessing
+        (99, 0.3, (), 0.2, False),
+        (0.1, 0.05, (0.05, 0.025), 0.05, False),  # of rates that all diverge, look below
+    ],
+)
+def test_a_grid_is_extended_until_the_best_rate_is_inside(
+    monkeypatch, tmp_path, best, bound, tried, chosen, edge
+):
+    def accuracy(config, seed):
+        return planted(config, seed) - 0.1 * abs(np.log(config.learning_rate / best)) / 5
+
+    trainings = Trainings(
+        monkeypatch, accuracy, diverges=lambda config, seed: config.learning_rate > bound
+    )
+    config = dataclasses.replace(
+        TUNED, losses=("cross_entropy",), learning_rates=(0.1, 0.2, 0.4), num_seeds=1
+    )
+    result = compare(config, run_dir=tmp_path)
+    rates = [config.learning_rate for config, _, test in trainings.ran if not test]
+    assert list(dict.fromkeys(rates)) == [0.1, 0.2, 0.4, *tried]
+    assert len(rates) == 2 * (3 + len(tried))
+    assert result.rows[0]["learning_rate"] == chosen
+    listed = ", ".join(f"{rate:g}" for rate in sorted(tried))
+    said = f"{listed} for cross_entropy" if tried else "nowhere"
+    assert f"none above a rate that diverged: {said}." in " ".join(result.results.protocol)
+    assert ("grid's edge" in result.results.finding) == edge
+    table = result.results.tables[1]
+    assert [row["learning_rate"] for row in table.rows] == sorted([0.1, 0.2, 0.4, *tried])
+    assert compare(config, run_dir=tmp_path).cells == result.cells
+    assert len(trainings.ran) == len(result.cells)  # nothing was tried twice
+
+
+def test_each_loss_extends_its_grid_in_the_setting_where_it_must(monkeypatch):
+    def accuracy(config, seed):
+        wants_more = (config.loss, config.noise_rate) == ("edl", 0.4)
+        return 0.5 - abs(np.log(config.learning_rate / (0.5 if wants_more else 0.2))) / 50
+
+    Trainings(monkeypatch, accuracy)
+    result = compare(dataclasses.replace(TUNED, noise_rates=(0.0, 0.4)))
+    said = "none above a rate that diverged: 0.8 for edl (tiny on digits, noise rate 40 %)."
+    assert said in " ".join(result.results.protocol)
+    rates = {(row["loss"], row["noise_rate"]): row["learning_rate"] for row in result.rows}
+    assert rates.pop(("edl", 0.4)) == 0.4
+    assert set(rates.values()) == {0.2}
 
 
 def test_on_the_validation_split_no_test_image_is_looked_at(monkeypatch):
@@ -179,7 +233,6 @@ def test_figures_of_several_settings_and_a_loss_that_does_not_learn(monkeypatch)
     results = compare(dataclasses.replace(TUNED, **several)).results
     figures = results.figures
     assert trainings.ran
-    assert "So few seeds make the bootstrap intervals too narrow" in results.finding
     assert [figure.name for figure in figures] == ["differences", "accuracy", "learning_rates"]
     differences, accuracy, rates = (figure.drawn for figure in figures)
     for drawn in (differences, accuracy, rates):
@@ -256,7 +309,8 @@ def test_a_finished_cell_is_never_run_twice(monkeypatch, tmp_path, stop_after):
     finished = [(c.loss, c.learning_rate, seed, test) for c, seed, test in first.ran[:stop_after]]
     later = [(c.loss, c.learning_rate, seed, test) for c, seed, test in second.ran]
     assert not {*finished} & {*later}
-    assert len(later) == len({*later}) == 27 - stop_after
+    # Six more than the grid: all rates are equally good, so that the first is not inside.
+    assert len(later) == len({*later}) == 33 - stop_after
     third = Trainings(monkeypatch)
     again = compare(TUNED, run_dir=tmp_path / "run")
     assert not third.ran
