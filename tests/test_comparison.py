@@ -2,7 +2,11 @@
 
 import dataclasses
 import gc
+import itertools
 import json
+import os
+import signal
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +14,7 @@ import pytest
 from scipy import stats
 
 from edl_jax.baselines import LOSSES, MARGIN_LOSSES
-from edl_jax.errors import ConfigError, DivergedError, EDLError
+from edl_jax.errors import ConfigError, DivergedError, EDLError, Preempted
 from edl_jax.studies import CompareConfig, compare
 from edl_jax.studies.comparison import results as comparison_results, study as comparison
 from edl_jax.studies.comparison.rows import comparison_rows
@@ -319,6 +323,27 @@ def test_a_finished_cell_is_never_run_twice(monkeypatch, tmp_path, stop_after):
         assert other.table == result.table
         assert other.results.finding == result.results.finding
         assert other.cells == result.cells
+
+
+def test_sigterm_stops_a_comparison_and_what_had_ended_is_kept(monkeypatch, tmp_path):
+    run_dir, calls = tmp_path / "run", itertools.count()
+
+    def terminating(config, seed):
+        if next(calls) == 8:  # four trainings have ended, whichever run side by side
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)  # until the main thread has taken it
+        return planted(config, seed)
+
+    first = Trainings(monkeypatch, terminating)
+    with pytest.raises(Preempted, match=r"told to stop by SIGTERM.*The same command resumes"):
+        compare(PLAIN, run_dir=run_dir)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    kept = len((run_dir / "cells.jsonl").read_text().splitlines())
+    assert len(first.ran) - _num_side_by_side() <= kept < len(first.ran) < 15
+    second = Trainings(monkeypatch)
+    result = compare(PLAIN, run_dir=run_dir)
+    assert len(second.ran) == 15 - kept
+    assert result.table == compare(PLAIN).table
 
 
 def test_models_data_and_noise_are_crossed_and_corrected_for_together(monkeypatch):

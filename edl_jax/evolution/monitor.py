@@ -4,8 +4,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+from edl_jax.errors import ConfigError
 from edl_jax.evolution.config import PretrainConfig
 from edl_jax.evolution.engine import Evolution
 from edl_jax.evolution.scoring import Batch
@@ -20,6 +22,29 @@ from edl_jax.ranking import (
 )
 
 
+def check_ranks(config: PretrainConfig, severities: np.ndarray) -> None:
+    """Refuse a severity and margin that ask for nothing, where nothing else is asked for.
+
+    Args:
+      config: how to evolve.
+      severities: of some pairs, `[n]`.
+
+    Raises:
+      ConfigError: if no two of them ask for a margin: all losses would be equally good.
+    """
+    if config.task_weight or any(config.slope.weights()):
+        return
+    others = np.roll(severities, 1)
+    worse, better = np.maximum(severities, others), np.minimum(severities, others)
+    asked = np.broadcast_to(MARGINS[config.margin](worse, better), worse.shape)
+    if not (asked[worse > better] > 0).any():
+        raise ConfigError(
+            f"PretrainConfig.severity is {config.severity!r}, with which {len(severities)} pairs "
+            f"ask for no margin ({config.margin!r}) of one another, so that nothing is ranked; "
+            "expected a severity that tells pairs apart."
+        )
+
+
 def make_monitor(
     config: PretrainConfig, evolution: Evolution, key: jax.Array
 ) -> Callable[[nnx.State], dict[str, float]]:
@@ -28,9 +53,13 @@ def make_monitor(
     The metrics are those of `rank_metrics` and `gradient_metrics`, over the pairs of all class
     counts together. The network is not calibrated yet, so of `gradient_ratio` only the course over
     the true class's probability means something.
+
+    Raises:
+      ConfigError: as `check_ranks`.
     """
     pairs_of_counts = jax.jit(evolution.sample)(key)
     batch = jax.jit(evolution.observe)(key, pairs_of_counts)
+    check_ranks(config, np.asarray(batch.severities))
     severity, margin = SEVERITIES[config.severity], MARGINS[config.margin]
 
     @jax.jit

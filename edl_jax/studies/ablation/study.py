@@ -57,7 +57,8 @@ def ablate(
       progress: whether to show progress bars.
 
     Raises:
-      ConfigError, DataError: if a strategy refuses the configuration, or the data cannot be used.
+      ConfigError, DataError: if a strategy refuses the configuration, a severity ranks nothing, or
+        the data cannot be used.
       RunFolderError: if `run_dir` holds another ablation, or cannot be written.
       Preempted: on SIGTERM, after the chunk of generations or the epoch under way; only with
         `run_dir`.

@@ -71,7 +71,7 @@ def report_transfer(
         study="transfer",
         title="Do synthetic pairs cover what training visits?",
         finding=describe_transfer(overview, ranking, comparisons),
-        protocol=_protocol(config, source, next(iter(recordings.values()))),
+        protocol=protocol(config, source, next(iter(recordings.values()))),
         tables=_tables(overview, distances, summaries, ranking),
         figures=[
             plot_drift(summaries),
@@ -197,7 +197,8 @@ def _tables(
     ]
 
 
-def _protocol(config: "TransferConfig", source: str, recording: Recording) -> list[str]:
+def protocol(config: "TransferConfig", source: str, recording: Recording) -> list[str]:
+    """How it was done, in sentences: with the data that `source` tells of, and outputs as these."""
     train = config.train
     first = train.seed
     held_out = "validation" if train.val_examples else "test"
