@@ -16,18 +16,12 @@ from edl_jax.preemption import exit_status, stop_once
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `edl COMMAND [ARGUMENTS]`; returns the exit status (see `edl_jax.cli.main`)."""
     is_command = argv is None
-    if is_command:
+    if argv is None:
         restart_with_huge_pages()
-    try:
-        return _run(list(sys.argv[1:] if argv is None else argv), is_command)
-    except KeyboardInterrupt as stop:  # while libraries are loaded, say
-        print("\nedl: stopped.", file=sys.stderr)
-        return exit_status(stop)
-
-
-def _run(argv: list[str], is_command: bool) -> int:
-    from edl_jax.devices import check_backend  # loads JAX
-    from edl_jax.processes import Processes
+        argv = sys.argv[1:]
+    argv = list(argv)
+    from edl_jax.devices import check_backend
+    from edl_jax.processes import Processes  # loads JAX
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--processes.auto", dest="auto", action="store_true")
@@ -52,16 +46,19 @@ def _run(argv: list[str], is_command: bool) -> int:
         return 2
     if is_command and not processes.several:  # a process that waits for others is blind to signals
         stop_once()
-    from edl_jax.cli import main as run
-
     try:
         try:
+            from edl_jax.cli import main as run  # takes seconds
+
             status = run(argv)
         finally:
             sys.stdout.flush()
     except BrokenPipeError:  # a reader such as `head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
+    except KeyboardInterrupt as stop:  # before there is a run to tell of
+        print("\nedl: stopped.", file=sys.stderr)
+        status = exit_status(stop)
     if status and processes.several:
         # An ordinary exit would wait for processes that are gone, or wait for this one.
         sys.stdout.flush()

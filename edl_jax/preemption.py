@@ -93,20 +93,24 @@ def sigterm_noticed() -> Iterator[Callable[[], bool]]:
 
 @contextlib.contextmanager
 def interrupt_deferred() -> Iterator[None]:
-    """Let Ctrl-C wait for the end of the block, which it would leave half done.
+    """Let Ctrl-C and SIGTERM wait for the end of the block, which they would leave half done.
 
-    Only in the main thread, and where Python code handles it.
+    Only in the main thread, and not where they are ignored.
     """
-    is_main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGINT)
-    if not is_main or not callable(handler):
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    noticed = threading.Event()
-    signal.signal(signal.SIGINT, lambda *_: noticed.set())
+    came: list[int] = []
+    # Ctrl-C last: given back last, it finds the other given back when it raises.
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    deferred = {each: how for each, how in before.items() if how not in (signal.SIG_IGN, None)}
     try:
+        for each in deferred:
+            signal.signal(each, lambda number, _: came.append(number))
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
-    if noticed.is_set():
-        handler(signal.SIGINT, None)
+        for each, how in deferred.items():
+            signal.signal(each, how)
+        for each in deferred:
+            if each in came:
+                signal.raise_signal(each)

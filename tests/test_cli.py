@@ -20,7 +20,7 @@ import pytest
 
 from edl_jax import Mixture, PretrainConfig, TrainConfig, cli, preemption, tools
 from edl_jax.__main__ import main
-from edl_jax.errors import ConfigError, RunFolderError
+from edl_jax.errors import ConfigError, Preempted, RunFolderError
 from edl_jax.studies import (
     AblateConfig,
     CompareConfig,
@@ -418,6 +418,10 @@ def test_import_is_light():
 
 def test_an_interrupted_command_ends_with_one_line_and_its_status(capsys, monkeypatch):
     """By the signal, also before there is a command: libraries take seconds to load."""
+
+    def preempted(*_, **__):
+        raise Preempted("told to stop.")
+
     for stop, status, by in (
         (KeyboardInterrupt, 130, "Ctrl-C"),
         (preemption.Terminated, 75, "SIGTERM"),
@@ -430,16 +434,20 @@ def test_an_interrupted_command_ends_with_one_line_and_its_status(capsys, monkey
             patch.setattr(cli, "train", stopped)
             assert cli.main(["train", "--dataset", "digits"]) == status
             assert f"edl train: stopped by {by}. What was saved is kept" in capsys.readouterr().err
+            patch.setattr(cli, "compare", preempted)
+            assert cli.main(["compare", "--run-dir", "mine"]) == 75
+            assert capsys.readouterr().err == "edl compare: told to stop.\n"
             patch.setattr(cli, "main", stopped)
             assert main(["train"]) == status
             assert capsys.readouterr().err == "\nedl: stopped.\n"
 
 
 SAVING = """
-import os, sys, time
+import signal, sys, time
 from pathlib import Path
-from edl_jax.preemption import exit_status, interrupt_deferred, sigterm_noticed, stop_once
+from edl_jax.preemption import exit_status, stop_once
 from edl_jax.storage import open_atomically
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
 stop_once()
 try:
     with open_atomically(Path(sys.argv[1]) / "figure.png") as file:
@@ -481,22 +489,33 @@ def test_signals_at_once_end_a_command_once(signals, pause, statuses, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_ctrl_c_waits_for_what_it_would_leave_half_done(monkeypatch):
-    """Whatever handles it: Python itself, or `stop_once` of a command."""
-    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+def test_signals_wait_for_what_they_would_leave_half_done():
+    """Whatever handles them: Python itself, `sigterm_noticed`, or `stop_once` of a command."""
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
-        for install in (lambda: None, preemption.stop_once):
-            install()
+        for number, expected in (
+            (signal.SIGINT, KeyboardInterrupt),
+            (signal.SIGTERM, preemption.Terminated),
+        ):
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # or ignored, in background
+            preemption.stop_once()
             done = []
-            with pytest.raises(KeyboardInterrupt), preemption.interrupt_deferred():  # noqa: PT012
-                os.kill(os.getpid(), signal.SIGINT)
+            with pytest.raises(expected), preemption.interrupt_deferred():  # noqa: PT012
+                os.kill(os.getpid(), number)
                 done.append("half")
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), number)
                 done.append("whole")
             assert done == ["half", "whole"]
+            for each, handler in before.items():
+                signal.signal(each, handler)
+        with preemption.sigterm_noticed() as noticed:
+            with preemption.interrupt_deferred():
+                os.kill(os.getpid(), signal.SIGTERM)
+                assert not noticed()
+            assert noticed()
     finally:
-        for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):
-            signal.signal(number, handler)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 @pytest.mark.parametrize("error", [AssertionError(), RuntimeError("No 'tpu'. (set JAX_PLATFORMS)")])

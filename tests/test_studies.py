@@ -18,6 +18,8 @@ from edl_jax.studies import (
     ablate,
     compare,
     demo,
+    inspect,
+    transfer,
 )
 from edl_jax.studies.ablation.protocol import protocol as ablation_protocol
 from edl_jax.studies.ablation.seeds import keys_of
@@ -88,6 +90,25 @@ def test_demo_runs_end_to_end(tmp_path, monkeypatch):
         data = (tmp_path / "run" / f"{name}.png").read_bytes()
         assert data.startswith(b"\x89PNG")
         assert len(data) > 10_000
+
+
+@pytest.mark.parametrize(
+    "study",
+    [
+        functools.partial(compare, None),
+        functools.partial(ablate, None),
+        functools.partial(transfer, None),
+        functools.partial(inspect, None),
+        functools.partial(demo, DemoConfig()),
+    ],
+    ids=lambda study: study.func.__name__,
+)
+def test_a_run_folder_is_a_path_before_anything_is_done(study, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for wrong in ("", 3, "~nobody_of_this_name/run"):
+        with pytest.raises(ConfigError, match=f"the path is {wrong!r}"):
+            study(run_dir=wrong)
+    assert not list(tmp_path.iterdir())
 
 
 LAST = 2**32 - 1  # the highest seed: jax.random.key takes the next one for 0

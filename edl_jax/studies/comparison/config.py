@@ -53,7 +53,8 @@ class CompareConfig:
     is none); none: train.noise_rate alone."""
     learning_rates: tuple[float, ...] = ()
     """Every loss takes the best of these learning rates by accuracy on validation images, in each
-    setting anew (needs train.val_examples); none: train.learning_rate for all."""
+    setting anew (needs train.val_examples), or a better one that is found beyond an end of them;
+    none: train.learning_rate for all."""
     tuning_seeds: int = 1
     """Trainings at each of `learning_rates`, with the seeds that follow those of the comparison."""
     split: Literal["test", "val"] = "test"

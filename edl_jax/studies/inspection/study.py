@@ -59,6 +59,7 @@ def inspect(
       EDLError: if matplotlib is not installed.
     """
     config = config_or_default(config, InspectConfig)
+    path = None if run_dir is None else user_path(run_dir)
     check_matplotlib()
     labels = labels_of([*dict.fromkeys([config.loss, *_REFERENCES])])
     name = labels[config.loss]
@@ -66,9 +67,9 @@ def inspect(
     only = first.architecture.num_classes if isinstance(first, EvolvedLoss) else None
     counts = (only,) if only else CLASS_COUNTS
     folder = None
-    if run_dir is not None:
+    if path is not None:
         identity = {"inspect": as_json(config), "loss": describe_loss(first)}
-        folder = RunFolder(user_path(run_dir), identity)
+        folder = RunFolder(path, identity)
 
     paths: list[Row] = []
     curves, shares, maps = {}, {}, {}

@@ -138,7 +138,7 @@ def transfer(
       Preempted: on SIGTERM, after the epoch or comparison under way.
       EDLError: if a training diverges, or a library that studies need is missing.
     """
-    config = config_or_default(config, TransferConfig)
+    config, path = config_or_default(config, TransferConfig), user_path(run_dir)
     check_libraries("sklearn")
     dataset = load_config_dataset(config.train)
     losses = {
@@ -156,7 +156,7 @@ def transfer(
         "losses": described,
         "evolved": describe_loss(evolved),
     }
-    folder = RunFolder(user_path(run_dir), identity)
+    folder = RunFolder(path, identity)
 
     with preemptible(True) as check_stop:
         recordings = _record_missing(config, folder, dataset, losses, progress, check_stop)
