@@ -17,7 +17,12 @@ from edl_jax.baselines import LOSSES, MARGIN_LOSSES
 from edl_jax.errors import ConfigError, DivergedError, EDLError, Preempted
 from edl_jax.studies import CompareConfig, compare
 from edl_jax.studies.comparison import results as comparison_results, study as comparison
-from edl_jax.studies.comparison.rows import comparison_rows
+from edl_jax.studies.comparison.config import Setting
+from edl_jax.studies.comparison.rows import (
+    best_learning_rates,
+    comparison_rows,
+    next_learning_rates,
+)
 from edl_jax.studies.comparison.runs import COMPARISON, TUNING, _num_side_by_side, work_of
 from edl_jax.studies.statistics import Sample
 from tests.test_training import DIGITS
@@ -191,6 +196,22 @@ def test_a_grid_is_extended_until_the_best_rate_is_inside(
     assert [row["learning_rate"] for row in table.rows] == sorted([0.1, 0.2, 0.4, *tried])
     assert compare(config, run_dir=tmp_path).cells == result.cells
     assert len(trainings.ran) == len(result.cells)  # nothing was tried twice
+
+
+@pytest.mark.parametrize(("diverged", "beyond"), [(None, {"edl": 0.8}), ("it did", {})])
+def test_no_rate_is_tried_above_one_that_diverged_once(diverged, beyond):
+    setting = Setting("tiny", "digits", 0.0)
+    cells = [
+        {
+            **setting._asdict(), "loss": "edl", "learning_rate": rate, "chance": 0.1,
+            "diverged": diverged if (rate, seed) == (0.4, 1) else None,
+            "epochs": [{"accuracy": 2 * rate}],
+        }
+        for rate in (0.1, 0.2, 0.4)
+        for seed in (0, 1)
+    ]  # fmt: skip
+    assert best_learning_rates(cells, setting) == {"edl": 0.4}
+    assert next_learning_rates(cells, setting) == beyond
 
 
 def test_each_loss_extends_its_grid_in_the_setting_where_it_must(monkeypatch):

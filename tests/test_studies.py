@@ -3,6 +3,7 @@ import functools
 import json
 from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -256,7 +257,7 @@ def test_a_severity_that_ranks_nothing_says_so(tmp_path):
         with pytest.raises(ConfigError, match=message):
             ablate(AblateConfig(num_seeds=2, mutations=("gaussian",), pretrain=constant))
         # Where something else is asked for, it may be all.
-        check_ranks(dataclasses.replace(constant, task_weight=1.0), np.zeros(9))
+        check_ranks(dataclasses.replace(constant, task_weight=1.0), jnp.zeros(9))
         check_ranks(
             dataclasses.replace(constant, slope=SlopeConfig(norm=1.0, pairs=9)), np.zeros(9)
         )

@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from edl_jax.errors import ConfigError
@@ -18,11 +17,12 @@ from edl_jax.ranking import (
     GradientSample,
     gradient_metrics,
     logit_gradients,
+    margin_violation,
     rank_metrics,
 )
 
 
-def check_ranks(config: PretrainConfig, severities: np.ndarray) -> None:
+def check_ranks(config: PretrainConfig, severities: jax.Array) -> None:
     """Refuse a severity and margin that ask for nothing, where nothing else is asked for.
 
     Args:
@@ -31,13 +31,18 @@ def check_ranks(config: PretrainConfig, severities: np.ndarray) -> None:
 
     Raises:
       ConfigError: if no two of them ask for a margin: all losses would be equally good.
+      InputError: as `margin_violation`.
     """
     if config.task_weight or any(config.slope.weights()):
         return
-    others = np.roll(severities, 1)
-    worse, better = np.maximum(severities, others), np.minimum(severities, others)
-    asked = np.broadcast_to(MARGINS[config.margin](worse, better), worse.shape)
-    if not (asked[worse > better] > 0).any():
+    violation = jax.jit(margin_violation, static_argnames=("margin", "num_opponents"))
+    missed = violation(
+        jnp.zeros_like(severities),
+        severities,
+        margin=MARGINS[config.margin],
+        num_opponents=config.num_opponents,
+    )
+    if missed == 0:  # where anything is asked for, a constant loss misses all of it
         raise ConfigError(
             f"PretrainConfig.severity is {config.severity!r}, with which {len(severities)} pairs "
             f"ask for no margin ({config.margin!r}) of one another, so that nothing is ranked; "
@@ -59,7 +64,7 @@ def make_monitor(
     """
     pairs_of_counts = jax.jit(evolution.sample)(key)
     batch = jax.jit(evolution.observe)(key, pairs_of_counts)
-    check_ranks(config, np.asarray(batch.severities))
+    check_ranks(config, batch.severities)
     severity, margin = SEVERITIES[config.severity], MARGINS[config.margin]
 
     @jax.jit

@@ -105,7 +105,7 @@ def make_seed_runs(config: PretrainConfig, num_seeds: int) -> SeedRuns:
         few = dataclasses.replace(config, held_out_pairs=WATCHED_PAIRS)
         watched_keys = [jax.random.fold_in(run_keys(key)[3], WATCHED) for key in keys]
         batches = [observe(key, held_out_pairs(sample, key, few)) for key in watched_keys]
-        check_ranks(config, np.asarray(batches[0].severities))
+        check_ranks(config, batches[0].severities)
         watched = jax.tree.map(lambda *arrays: jnp.stack(arrays), *batches)
         curve = jnp.full((config.generations, num_seeds), jnp.nan)
         return Progress(init_states(keys), watched, curve, jnp.full((num_seeds,), jnp.nan))
