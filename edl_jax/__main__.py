@@ -10,14 +10,17 @@ from collections.abc import Sequence
 
 from edl_jax.errors import ConfigError, EDLError
 from edl_jax.huge_pages import restart_with_huge_pages
+from edl_jax.preemption import exit_status, stop_once
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `edl COMMAND [ARGUMENTS]`; returns the exit status (see `edl_jax.cli.main`)."""
+    is_command = argv is None
     if argv is None:
         restart_with_huge_pages()
         argv = sys.argv[1:]
     argv = list(argv)
+    from edl_jax.devices import check_backend
     from edl_jax.processes import Processes  # loads JAX
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -37,19 +40,25 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"edl {command} runs in one process; pretrain and train take several."
             )
         processes.join()
+        check_backend()
     except EDLError as error:
         print(f"edl: {error}", file=sys.stderr)
         return 2
-    from edl_jax.cli import main as run
-
+    if is_command and not processes.several:  # a process that waits for others is blind to signals
+        stop_once()
     try:
         try:
+            from edl_jax.cli import main as run  # takes seconds
+
             status = run(argv)
         finally:
             sys.stdout.flush()
     except BrokenPipeError:  # a reader such as `head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
+    except KeyboardInterrupt as stop:  # before there is a run to tell of
+        print("\nedl: stopped.", file=sys.stderr)
+        status = exit_status(stop)
     if status and processes.several:
         # An ordinary exit would wait for processes that are gone, or wait for this one.
         sys.stdout.flush()

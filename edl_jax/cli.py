@@ -7,19 +7,21 @@ import importlib.util
 import io
 import shutil
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
-from edl_jax.errors import ConfigError, EDLError, Preempted, ProcessError, RunFolderError
+from edl_jax.config_files import load_config
+from edl_jax.errors import EDLError, Preempted, ProcessError, RunFolderError
 from edl_jax.evolution import PretrainConfig
 from edl_jax.frozen import PRETRAINED, EvolvedLoss
+from edl_jax.preemption import EXIT_PREEMPTED, Terminated, exit_status
 from edl_jax.pretraining import pretrain
 from edl_jax.processes import Processes, from_first, is_first, others_needed
 from edl_jax.runs import default_run_dir, keep_compiled, writing
+from edl_jax.storage import user_path
 from edl_jax.studies import (
     AblateConfig,
     CompareConfig,
@@ -43,20 +45,17 @@ from edl_jax.training.losses import resolve_loss
 
 Config = TypeVar("Config")
 
-EXIT_PREEMPTED = 75  # sysexits' EX_TEMPFAIL: the same command, given again, goes on
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell says it
-
 
 @dataclasses.dataclass(frozen=True)
 class Arguments(Generic[Config]):
     """What every command takes besides its configuration."""
 
     settings: Annotated[Config, tyro.conf.arg(name="")]
-    config: Path | None = None
+    config: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
     """Python file with a `get_config()`; the other arguments override what it gives."""
-    run_dir: Path | None = None
-    """Run folder; a run of the same settings found there goes on. runs/COMMAND-DATE-TIME unless
-    given. Compiled programs are kept beside it, in .jax_cache."""
+    run_dir: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
+    """Run folder, in which a run of the same settings resumes; runs/COMMAND-DATE-TIME by default.
+    Compiled programs are kept beside it, in .jax_cache."""
     quiet: bool = False
     """Print nothing but errors, and the run folder where none was given."""
     processes: Processes = Processes()
@@ -68,9 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
       The exit status: 0, `EXIT_REFUSED` for a request that cannot be met, `EXIT_PREEMPTED` for a
-      run that SIGTERM stopped and that has saved what it needs to go on, `EXIT_INTERRUPTED` for
-      Ctrl-C, after which a run goes on from what was saved before.
+      run that SIGTERM stopped and that has saved what it needs to resume, `EXIT_INTERRUPTED` for
+      Ctrl-C, after which a run resumes from what was saved before.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # stderr never fails at a character by itself
+        sys.stdout.reconfigure(errors="replace")
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in TOOLS:
         return run_tool(argv[0], argv[1:])
@@ -88,8 +89,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             prog=f"edl {name}",
             description=summary,
         )
-        folder = arguments.run_dir or default_run_dir(name)
-        run_dir = None if arguments.run_dir else folder
+        if arguments.run_dir is None:
+            folder = run_dir = default_run_dir(name)
+        else:
+            folder = user_path(arguments.run_dir)
         keep_compiled(folder.parent)
         progress = not arguments.quiet and sys.stderr.isatty()
         unseen = contextlib.redirect_stdout(io.StringIO())
@@ -104,54 +107,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f" Add --run-dir {run_dir} to the command." if run_dir and is_resumable else ""
         print(f"edl {name}: {error}{where}", file=sys.stderr)
         return EXIT_PREEMPTED if isinstance(error, Preempted) else EXIT_REFUSED
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         where = f", with --run-dir {run_dir}," if run_dir else ""
+        by = "SIGTERM" if isinstance(stop, Terminated) else "Ctrl-C"
         print(
-            f"\nedl {name}: stopped by Ctrl-C. What was saved is kept: give the same command"
-            f"{where} again to go on from there.",
+            f"\nedl {name}: stopped by {by}. What was saved is kept: the same command{where} "
+            "resumes from there.",
             file=sys.stderr,
         )
-        return EXIT_INTERRUPTED
+        return exit_status(stop)
     return 0
-
-
-def load_config(path: Path, config_type: type[Config]) -> Config:
-    """The configuration that a file's `get_config()` gives. Runs the file.
-
-    Raises:
-      ConfigError: if there is no such file, it fails, or it gives no `config_type`.
-    """
-    if not path.is_file():
-        raise ConfigError(f"there is no config file at {path}; see configs/ for examples.")
-    absolute = path.absolute()  # as it is called in a traceback
-    spec = importlib.util.spec_from_file_location("edl_config", absolute)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{path} is no Python file; expected one with a get_config().")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        config = module.get_config() if hasattr(module, "get_config") else None
-    except (Exception, SystemExit) as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if frame.filename == str(absolute)]
-        if isinstance(error, SyntaxError) and error.filename == str(absolute):
-            lines = [error.lineno]
-        kind = "" if isinstance(error, EDLError) else f"{type(error).__name__}: "
-        raise ConfigError(
-            f"{path} cannot be used{f' (line {lines[-1]})' if lines else ''}: {kind}{error}"
-        ) from error
-    if not isinstance(config, config_type):
-        has_one = hasattr(module, "get_config")
-        found = f"gives {type(config).__name__}" if has_one else "has no get_config()"
-        raise ConfigError(
-            f"{path} {found}; expected a get_config() that returns a {config_type.__name__}."
-        )
-    return config
 
 
 def _configured(argv: Sequence[str], config_type: type[Config]) -> Config:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", type=Path)
+    parser.add_argument("--config")
     path = parser.parse_known_args(argv)[0].config
     return config_type() if path is None else load_config(path, config_type)
 

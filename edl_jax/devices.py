@@ -7,9 +7,26 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from edl_jax.errors import ConfigError
+from edl_jax.errors import ConfigError, EDLError
 
 _WHOLE = PartitionSpec()
+
+
+def check_backend() -> None:
+    """Start JAX's backend, and say in words if it cannot be.
+
+    Raises:
+      EDLError: naming JAX_PLATFORMS, which asks for a backend that is not there.
+    """
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:  # of CUDA, and of any other backend
+        why = str(error).partition("\n")[0].partition(" (set JAX_PLATFORMS")[0].rstrip(".")
+        raise EDLError(
+            f"JAX_PLATFORMS is {jax.config.jax_platforms!r}, and JAX cannot use "  # pyright: ignore
+            f"it here{f' ({why})' if why else ''}. Unset it or name another, such as "
+            "JAX_PLATFORMS=cpu; GPUs need jax[cuda12] and a driver."
+        ) from error
 
 
 def device_mesh(axis: str, devices: Sequence[Any] | None = None) -> Mesh:

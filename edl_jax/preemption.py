@@ -1,9 +1,75 @@
 """Signals: SIGTERM, the notice that a machine is about to be taken away, and Ctrl-C."""
 
 import contextlib
+import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
+from types import FrameType
+
+from edl_jax.errors import Preempted
+
+EXIT_PREEMPTED = 75  # sysexits' EX_TEMPFAIL: the same command, given again, resumes
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell says it
+_SECONDS_AT_ONCE = 1.0  # signals closer than this are one wish, told by several senders
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, where `stop_once` has it end the command as Ctrl-C does."""
+
+
+def exit_status(stop: KeyboardInterrupt) -> int:
+    """The status with which a command ends that a signal stopped."""
+    return EXIT_PREEMPTED if isinstance(stop, Terminated) else EXIT_INTERRUPTED
+
+
+def stop_once() -> None:
+    """Let the first SIGINT or SIGTERM of a process end it in order, and a late second one at once.
+
+    For a command, until its end. The first is raised as `KeyboardInterrupt` or `Terminated`, so
+    that files half written are removed. What comes within a second is the same wish sent again, as
+    a wrapper and a terminal both do: it would interrupt the tidying up. A later one ends the
+    process where it is.
+    """
+    first: list[float] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if not first:
+            first.append(time.monotonic())
+            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        if time.monotonic() - first[0] > _SECONDS_AT_ONCE:
+            os._exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:  # such as of a job in the background
+            signal.signal(number, stop)
+
+
+@contextlib.contextmanager
+def preemptible(resumes: bool) -> Iterator[Callable[[], None]]:
+    """Notice SIGTERM where a study can resume, instead of dying of it.
+
+    Args:
+      resumes: whether there is a run folder to resume from; without one nothing is noticed.
+
+    Yields:
+      A function that raises `Preempted` once SIGTERM has come; to be called, in any thread, where
+      nothing is half done.
+    """
+    if not resumes:
+        yield lambda: None
+        return
+    with sigterm_noticed() as terminated:
+
+        def check() -> None:
+            if terminated():
+                raise Preempted(
+                    "told to stop by SIGTERM; what had ended by then is saved. The same command "
+                    "resumes from there."
+                )
+
+        yield check
 
 
 @contextlib.contextmanager
@@ -27,19 +93,24 @@ def sigterm_noticed() -> Iterator[Callable[[], bool]]:
 
 @contextlib.contextmanager
 def interrupt_deferred() -> Iterator[None]:
-    """Let Ctrl-C wait for the end of the block, which it would leave half done.
+    """Let Ctrl-C and SIGTERM wait for the end of the block, which they would leave half done.
 
-    Only where it is Python's own, in the main thread.
+    Only in the main thread, and not where they are ignored.
     """
-    is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    noticed = threading.Event()
-    signal.signal(signal.SIGINT, lambda *_: noticed.set())
+    came: list[int] = []
+    # Ctrl-C last: given back last, it finds the other given back when it raises.
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    deferred = {each: how for each, how in before.items() if how not in (signal.SIG_IGN, None)}
     try:
+        for each in deferred:
+            signal.signal(each, lambda number, _: came.append(number))
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    if noticed.is_set():
-        raise KeyboardInterrupt
+        for each, how in deferred.items():
+            signal.signal(each, how)
+        for each in deferred:
+            if each in came:
+                signal.raise_signal(each)

@@ -74,8 +74,8 @@ def pretrain(
       progress: whether to show a progress bar.
 
     Raises:
-      ConfigError: if the strategy refuses the configuration, or the devices cannot share the
-        population equally.
+      ConfigError: if the strategy refuses the configuration, the devices cannot share the
+        population equally, or nothing is ranked, as with a constant severity.
       RunFolderError: if `run_dir` holds a run with another configuration or key, or cannot be
         written.
       Preempted: on SIGTERM, after the chunk of generations under way is saved; only with `run_dir`.

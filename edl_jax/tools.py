@@ -5,12 +5,12 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from edl_jax.errors import ConfigError, EDLError
 from edl_jax.frozen import EvolvedLoss
 from edl_jax.frozen.export import export_loss
 from edl_jax.frozen.pretrained import PRETRAINED
+from edl_jax.storage import user_path
 from edl_jax.studies.report import write_report
 from edl_jax.training.loss_list import list_losses
 from edl_jax.training.losses import resolve_loss
@@ -45,23 +45,20 @@ def _losses(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 
 def _report(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     parser.add_argument(
-        "runs", nargs="+", type=Path, help="folders of finished studies, trainings or pretrainings"
+        "runs", nargs="+", help="folders of finished studies, trainings or pretrainings"
     )
-    parser.add_argument(
-        "--out", type=Path, default=Path("report.html"), help="the page (default: report.html)"
-    )
+    parser.add_argument("--out", default="report.html", help="the page (default: report.html)")
     arguments = parser.parse_args(argv)
     write_report(arguments.runs, arguments.out)
-    print(f"The report is in {arguments.out}")
+    print(f"The report is in {user_path(arguments.out)}")
 
 
 def _export(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     named = ", ".join(PRETRAINED)
     parser.add_argument("loss", help=f"an evolved loss: {named}, or a loss file (*.safetensors)")
-    parser.add_argument(
-        "--out", type=Path, default=Path("exported"), help="the folder (default: exported)"
-    )
+    parser.add_argument("--out", default="exported", help="the folder (default: exported)")
     arguments = parser.parse_args(argv)
+    out = user_path(arguments.out)
     loss = resolve_loss(arguments.loss)
     if not isinstance(loss, EvolvedLoss):
         raise ConfigError(
@@ -69,9 +66,9 @@ def _export(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
             "(*.safetensors)."
         )
     try:
-        paths = export_loss(loss, arguments.out)
+        paths = export_loss(loss, out)
     except OSError as error:
-        raise EDLError(f"cannot write to {arguments.out} ({error}); give another --out.") from error
+        raise EDLError(f"cannot write to {out} ({error}); give another --out.") from error
     print("\n".join(map(str, paths)))
 
 

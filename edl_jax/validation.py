@@ -195,6 +195,21 @@ def check_seed(name: str, seed: Any) -> int:
     return int(seed)
 
 
+def check_seed_count(config: Any, field: str, first: int, low: int = 1) -> None:
+    """Refuse a number of seeds `first, first + 1, ...` that is below `low`, or of which one wraps.
+
+    Raises:
+      ConfigError: naming the field, its value, the first seed and what was expected.
+    """
+    check_whole(config, field, low)
+    count = getattr(config, field)
+    if first + count - 1 > MAX_SEED:
+        raise ConfigError(
+            f"{type(config).__name__}.{field} is {count} with seeds from {first} on; expected "
+            f"none above {MAX_SEED}: fewer, or a lower first seed."
+        )
+
+
 def check_range(
     config: Any,
     field: str,

@@ -1,15 +1,19 @@
 import csv
 import dataclasses
 import json
+import os
 import shutil
+import signal
 from collections import Counter
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from edl_jax import Mixture, load_pretrained, pretrain
-from edl_jax.errors import ConfigError, DivergedError, RunFolderError
+from edl_jax.errors import ConfigError, DivergedError, Preempted, RunFolderError
+from edl_jax.frozen import Provenance
 from edl_jax.network import Architecture
 from edl_jax.runs import RunFolder
 from edl_jax.studies import AblateConfig, ablate
@@ -44,7 +48,7 @@ def stand_in(config, *, loss, dataset):
     """A trainer that takes no time; its accuracy depends on the loss."""
     value = float(loss(jnp.eye(2, 10), jnp.asarray([0, 5])).sum())
 
-    def train(seeds, *, test):
+    def train(seeds, *, test, report):
         assert not test
         rows = [{"accuracy": value % 1, "evaluated_on": "val"}]
         assert (config, seeds) == (SMALL.train, [0])
@@ -140,6 +144,48 @@ def test_what_is_finished_is_never_run_again(run, tmp_path, monkeypatch):
     assert len(trained) == 2
     with pytest.raises(RunFolderError, match="num_seeds is 2 there and 3 here"):
         ablate(dataclasses.replace(SMALL, num_seeds=3), run_dir=stopped)
+
+
+def test_sigterm_stops_an_ablation_and_what_had_ended_is_kept(run, tmp_path, monkeypatch):
+    folder, _ = run
+    stopped = tmp_path / "stopped"
+    stopped.mkdir()
+    (stopped / "config.json").write_text((folder / "config.json").read_text())
+    cells = folder / "cells.jsonl"
+
+    def run_cell(config, seeds, thresholds, advanced):
+        if config.mutation == "gaussian":
+            os.kill(os.getpid(), signal.SIGTERM)
+        advanced(1)
+        return {**json.loads(cells.read_text().splitlines()[0])}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ablation, "run_cell", run_cell)
+        with pytest.raises(Preempted, match="told to stop by SIGTERM"):
+            ablate(SMALL, run_dir=stopped)
+    assert (stopped / "cells.jsonl").read_text() == cells.read_text().splitlines(True)[0]
+
+    loss = load_pretrained().replace(provenance=Provenance({}, {"objective": 0.5}, {}))
+    trained = []
+
+    def make_trainer(*_, **__):
+        def train(seeds, *, test, report):
+            trained.append(seeds)
+            if len(trained) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            report({})
+            return [SimpleNamespace(history=[{"accuracy": 0.5}])]
+
+        return train
+
+    shutil.copy(cells, stopped)
+    sources = downstream.sources(SMALL)
+    monkeypatch.setattr(downstream, "_losses", lambda *_: ((source, loss) for source in sources))
+    monkeypatch.setattr(downstream, "make_trainer", make_trainer)
+    with pytest.raises(Preempted, match="told to stop by SIGTERM"):
+        ablate(SMALL, run_dir=stopped)
+    (row,) = map(json.loads, (stopped / "downstream.jsonl").read_text().splitlines())
+    assert (row["seed"], row["generation"]) == (sources[0].seed, sources[0].generation)
 
 
 def test_the_objective_is_watched_on_as_many_pairs_whatever_the_selection_is_on():

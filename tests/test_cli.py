@@ -1,18 +1,26 @@
 import ast
+import contextlib
 import dataclasses
 import inspect
+import io
 import itertools
+import os
+import pickle
 import re
+import signal
 import subprocess
 import sys
+import time
+import typing
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import pytest
 
-from edl_jax import Mixture, PretrainConfig, TrainConfig, cli
+from edl_jax import Mixture, PretrainConfig, TrainConfig, cli, preemption, tools
 from edl_jax.__main__ import main
-from edl_jax.errors import ConfigError, RunFolderError
+from edl_jax.errors import ConfigError, Preempted, RunFolderError
 from edl_jax.studies import (
     AblateConfig,
     CompareConfig,
@@ -99,6 +107,95 @@ def test_a_config_file_that_fails_is_named_with_the_line(text, message, tmp_path
     for given in (path, Path("config.py")):
         with pytest.raises(ConfigError, match=message):
             cli.load_config(given, TrainConfig)
+
+
+def test_a_config_file_is_a_module_among_its_neighbours(tmp_path):
+    """As a script is: classes of its own are found by name, in it and ever after."""
+    path, before = list(sys.path), {}
+    for folder, epochs in (("one", 3), ("other", 5)):
+        home = tmp_path / folder
+        home.mkdir()
+        (home / f"neighbour_of_{folder}.py").write_text(f"EPOCHS = {epochs}\n")
+        (home / "config.py").write_text(
+            "from __future__ import annotations\n"
+            "import dataclasses\n"
+            "from edl_jax import TrainConfig\n"
+            "@dataclasses.dataclass(frozen=True)\n"
+            "class Mine(TrainConfig):\n"
+            "    mine: Kind | None = None\n"
+            "class Kind: ...\n"
+            "def get_config():\n"
+            f"    from neighbour_of_{folder} import EPOCHS\n"
+            "    return Mine(epochs=EPOCHS)\n"
+        )
+        before[folder] = cli.load_config(home / "config.py", TrainConfig)
+        assert before[folder].epochs == epochs
+    assert sys.path == path
+    for config in before.values():  # neither took the other's place
+        kind = type(config)
+        assert typing.get_type_hints(kind)["mine"] == sys.modules[kind.__module__].Kind | None
+        assert pickle.loads(pickle.dumps(config)) == config
+
+
+def test_a_config_file_that_fails_leaves_no_module_behind(tmp_path):
+    (tmp_path / "neighbour_that_fails.py").write_text("1 / 0\n")
+    (tmp_path / "config.py").write_text("import sys\nimport neighbour_that_fails\n")
+    path, modules = list(sys.path), {*sys.modules}
+    with pytest.raises(ConfigError, match=r"config\.py cannot be used \(line 2\): ZeroDivision"):
+        cli.load_config(tmp_path / "config.py", TrainConfig)
+    assert (sys.path, {*sys.modules}) == (path, modules)
+
+
+COLUMNS = [Column("n", lambda row: str(row["n"]))]
+STRANGE = "mean ± deviation ÷ 2 − ∞ — σ"  # none of it is ASCII, some is in no Latin alphabet
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["inspect", "focal"],
+        ["compare"],
+        ["ablate"],
+        ["transfer"],
+        ["demo"],
+        ["pretrain"],
+        ["train", "--dataset", "digits"],
+        ["train", "--help"],
+        ["losses"],
+        ["export", "edl"],
+        ["report", "run"],
+        ["--help"],
+    ],
+    ids=" ".join,
+)
+def test_no_command_fails_at_a_character_that_the_terminal_lacks(
+    arguments, encoding, tmp_path, monkeypatch
+):
+    table = Table("t", STRANGE, [{"n": 1}], [Column(STRANGE, lambda row: STRANGE)])
+    results = StudyResults("toy", STRANGE, STRANGE, [STRANGE], [table], [])
+    found = SimpleNamespace(
+        results=results, source=STRANGE, metrics={STRANGE: 1.0}, history={}, held_out=None,
+        loss=None, test_accuracy=1.0, test_nll=1.0, test_calibration_error=1.0,
+    )  # fmt: skip
+    for name, given in {
+        **dict.fromkeys(("compare", "ablate", "pretrain", "train"), found),
+        **dict.fromkeys(("inspect", "transfer"), results),
+        "demo": (found, found),
+    }.items():
+        monkeypatch.setattr(cli, name, lambda *_, given=given, **__: given)
+    for name in ("plot_evolution", "plot_loss", "plot_surface", "plot_training", "_draw"):
+        monkeypatch.setattr(cli, name, lambda *_, **__: None)
+    monkeypatch.setattr(tools, "export_loss", lambda loss, folder: [folder / STRANGE])
+    monkeypatch.setattr(tools, "write_report", lambda runs, out: None)
+    monkeypatch.setattr(tools, "list_losses", lambda: [(STRANGE, STRANGE, STRANGE)])
+    monkeypatch.chdir(tmp_path)
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding))
+    with contextlib.suppress(SystemExit):  # of --help
+        assert cli.main(arguments) == 0
+    sys.stdout.flush()
+    assert len(written.getvalue()) > 20
 
 
 def test_quiet_prints_nothing_but_errors_and_a_folder_that_was_not_given(
@@ -221,6 +318,7 @@ def test_help_explains_every_field(command, kinds, capsys):
         (["train", "--epochs", "0"], "epochs is 0"),
         (["train", "--dataset", "digits", "--loss", "hinge"], "loss is 'hinge'"),
         (["train", "--config", "none.py"], "there is no config file at none.py"),
+        (["train", "--config", "x" * 300], "there is no config file at xxx"),
         (["compare", "--losses", "edl", "edl"], "different losses"),
     ],
 )
@@ -229,6 +327,39 @@ def test_refusals_are_one_line_and_status_2(arguments, message, capsys, tmp_path
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["inspect", "focal", "--run-dir"],
+        ["inspect", "--run-dir", "elsewhere", "--config"],
+        ["export", "edl", "--out"],
+    ],
+    ids=" ".join,
+)
+def test_a_path_may_begin_at_home_and_is_never_empty(arguments, tmp_path, monkeypatch, capsys):
+    seen = []
+
+    def inspect(config, *, run_dir):
+        seen.extend([run_dir, Path(config.loss)])
+        return StudyResults("inspect", "T", "F", [], [Table("t", "T", [], COLUMNS)], [])
+
+    monkeypatch.setattr(cli, "inspect", inspect)
+    monkeypatch.setattr(tools, "export_loss", lambda loss, folder: seen.append(folder) or [])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    mine = tmp_path / "mine.py"
+    text = "from edl_jax.studies import InspectConfig\n"
+    mine.write_text(f"{text}get_config = lambda: InspectConfig({str(mine)!r} + '.safetensors')\n")
+    assert cli.main([*arguments, "~/mine.py"]) == 0
+    assert {mine, mine.with_suffix(".py.safetensors")} & {*seen}
+    capsys.readouterr()
+    assert cli.main([*arguments, ""]) == 2
+    error = capsys.readouterr().err
+    assert "the path is ''; expected a path of at least one character" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "config.json").exists()
 
 
 @pytest.mark.parametrize("chosen", [True, False])
@@ -283,3 +414,131 @@ def test_import_is_light():
         "scipy.stats",
     }
     assert not modules & heavy
+
+
+def test_an_interrupted_command_ends_with_one_line_and_its_status(capsys, monkeypatch):
+    """By the signal, also before there is a command: libraries take seconds to load."""
+
+    def preempted(*_, **__):
+        raise Preempted("told to stop.")
+
+    for stop, status, by in (
+        (KeyboardInterrupt, 130, "Ctrl-C"),
+        (preemption.Terminated, 75, "SIGTERM"),
+    ):
+
+        def stopped(*_, stop=stop, **__):
+            raise stop
+
+        with monkeypatch.context() as patch:
+            patch.setattr(cli, "train", stopped)
+            assert cli.main(["train", "--dataset", "digits"]) == status
+            assert f"edl train: stopped by {by}. What was saved is kept" in capsys.readouterr().err
+            patch.setattr(cli, "compare", preempted)
+            assert cli.main(["compare", "--run-dir", "mine"]) == 75
+            assert capsys.readouterr().err == "edl compare: told to stop.\n"
+            patch.setattr(cli, "main", stopped)
+            assert main(["train"]) == status
+            assert capsys.readouterr().err == "\nedl: stopped.\n"
+
+
+SAVING = """
+import signal, sys, time
+from pathlib import Path
+from edl_jax.preemption import exit_status, stop_once
+from edl_jax.storage import open_atomically
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
+stop_once()
+try:
+    with open_atomically(Path(sys.argv[1]) / "figure.png") as file:
+        print("ready", flush=True)
+        for _ in range(300):
+            file.write(b"half a figure")
+            time.sleep(0.1)
+except KeyboardInterrupt as stop:
+    time.sleep(0.5 if sys.argv[2] == "tidy" else 30)
+    sys.exit(exit_status(stop))
+"""
+
+
+@pytest.mark.parametrize(
+    ("signals", "pause", "statuses"),
+    [
+        ("INT INT", 0, {130}),
+        ("TERM INT", 0, {75, 130}),  # Python may see the second one first
+        ("INT TERM INT", 0.05, {130}),
+        ("TERM", 0, {75}),
+        ("INT INT", 2, {130}),  # somebody who does not want to wait
+    ],
+)
+def test_signals_at_once_end_a_command_once(signals, pause, statuses, tmp_path):
+    """Nothing half written is left, nor a traceback; a late one does not wait."""
+    patience = "tidy" if pause < 2 else "slow"
+    process = subprocess.Popen(
+        [sys.executable, "-c", SAVING, str(tmp_path), patience],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    for name in signals.split():
+        process.send_signal(signal.Signals[f"SIG{name}"])
+        time.sleep(pause)
+    _, error = process.communicate(timeout=20)
+    assert process.returncode in statuses
+    assert error == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_signals_wait_for_what_they_would_leave_half_done():
+    """Whatever handles them: Python itself, `sigterm_noticed`, or `stop_once` of a command."""
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for number, expected in (
+            (signal.SIGINT, KeyboardInterrupt),
+            (signal.SIGTERM, preemption.Terminated),
+        ):
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # or ignored, in background
+            preemption.stop_once()
+            done = []
+            with pytest.raises(expected), preemption.interrupt_deferred():  # noqa: PT012
+                os.kill(os.getpid(), number)
+                done.append("half")
+                os.kill(os.getpid(), number)
+                done.append("whole")
+            assert done == ["half", "whole"]
+            for each, handler in before.items():
+                signal.signal(each, handler)
+        with preemption.sigterm_noticed() as noticed:
+            with preemption.interrupt_deferred():
+                os.kill(os.getpid(), signal.SIGTERM)
+                assert not noticed()
+            assert noticed()
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+@pytest.mark.parametrize("error", [AssertionError(), RuntimeError("No 'tpu'. (set JAX_PLATFORMS)")])
+def test_a_backend_that_is_not_there_is_one_line(error, capsys, monkeypatch):
+    def fail():
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "devices", fail)
+        assert main(["train", "--dataset", "digits"]) == 2
+    said = capsys.readouterr().err
+    assert re.match(r"edl: JAX_PLATFORMS is .*, and JAX cannot use it here", said)
+    assert ("(No 'tpu')" in said) == (str(error) != "")
+    assert said.count("\n") == 1
+
+
+def test_the_command_itself_refuses_a_backend_that_is_not_there():
+    """Before the libraries that would start it are loaded."""
+    found = subprocess.run(
+        [sys.executable, "-m", "edl_jax", "train"],
+        env={**os.environ, "JAX_PLATFORMS": "none_such", "GLIBC_TUNABLES": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 2
+    assert re.fullmatch(r"edl: JAX_PLATFORMS is 'none_such', and .*none_such.*\n", found.stderr)

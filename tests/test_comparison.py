@@ -2,7 +2,11 @@
 
 import dataclasses
 import gc
+import itertools
 import json
+import os
+import signal
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,10 +14,15 @@ import pytest
 from scipy import stats
 
 from edl_jax.baselines import LOSSES, MARGIN_LOSSES
-from edl_jax.errors import ConfigError, DivergedError, EDLError
+from edl_jax.errors import ConfigError, DivergedError, EDLError, Preempted
 from edl_jax.studies import CompareConfig, compare
 from edl_jax.studies.comparison import results as comparison_results, study as comparison
-from edl_jax.studies.comparison.rows import comparison_rows
+from edl_jax.studies.comparison.config import Setting
+from edl_jax.studies.comparison.rows import (
+    best_learning_rates,
+    comparison_rows,
+    next_learning_rates,
+)
 from edl_jax.studies.comparison.runs import COMPARISON, TUNING, _num_side_by_side, work_of
 from edl_jax.studies.statistics import Sample
 from tests.test_training import DIGITS
@@ -136,7 +145,7 @@ def test_every_loss_takes_its_own_rate_by_validation_images_alone(monkeypatch):
     result = compare(TUNED)
     tuning = [(config, seed) for config, seed, test in trainings.ran if not test]
     compared = [(config, seed) for config, seed, test in trainings.ran if test]
-    assert len(tuning) == 3 * 3 * 2
+    assert len(tuning) == (3 * 3 + 2) * 2  # cross-entropy and gce: one rate more each
     assert {seed for _, seed in tuning} == {3, 4}
     assert {seed for _, seed in compared} == {0, 1, 2}
     assert {(c.loss, c.learning_rate) for c, _ in compared} == set(best.items())
@@ -144,9 +153,79 @@ def test_every_loss_takes_its_own_rate_by_validation_images_alone(monkeypatch):
     for cell in result.cells:
         assert (cell["test_accuracy"] is None) == (cell["phase"] == TUNING)
     assert {row["loss"]: row["learning_rate"] for row in result.rows} == best
-    said = result.results.finding
-    assert "0.1 (the grid's edge) for cross_entropy; 0.2 for edl; 0.4 (the grid's edge)" in said
-    assert "No test image was looked at" in " ".join(result.results.protocol)
+    assert "0.1 for cross_entropy; 0.2 for edl; 0.4 for gce" in result.results.finding
+    protocol = " ".join(result.results.protocol)
+    assert "No test image was looked at" in protocol
+    assert "none above a rate that diverged: 0.05 for cross_entropy; 0.8 for gce." in protocol
+
+
+@pytest.mark.parametrize(
+    ("best", "bound", "tried", "chosen", "edge"),
+    [
+        (0.2, 9, (), 0.2, False),  # inside
+        (0.9, 9, (0.8, 1.6), 0.8, False),
+        (0.02, 9, (0.05, 0.025, 0.0125), 0.025, False),
+        (99, 9, (0.8, 1.6, 3.2, 6.4), 6.4, True),  # up to MAX_EXTENSIONS
+        (99, 1, (0.8, 1.6), 0.8, False),  # what diverged counts as guessing
+        (99, 0.3, (), 0.2, False),
+        (0.1, 0.05, (0.05, 0.025), 0.05, False),  # of rates that all diverge, look below
+    ],
+)
+def test_a_grid_is_extended_until_the_best_rate_is_inside(
+    monkeypatch, tmp_path, best, bound, tried, chosen, edge
+):
+    def accuracy(config, seed):
+        return planted(config, seed) - 0.1 * abs(np.log(config.learning_rate / best)) / 5
+
+    trainings = Trainings(
+        monkeypatch, accuracy, diverges=lambda config, seed: config.learning_rate > bound
+    )
+    config = dataclasses.replace(
+        TUNED, losses=("cross_entropy",), learning_rates=(0.1, 0.2, 0.4), num_seeds=1
+    )
+    result = compare(config, run_dir=tmp_path)
+    rates = [config.learning_rate for config, _, test in trainings.ran if not test]
+    assert list(dict.fromkeys(rates)) == [0.1, 0.2, 0.4, *tried]
+    assert len(rates) == 2 * (3 + len(tried))
+    assert result.rows[0]["learning_rate"] == chosen
+    listed = ", ".join(f"{rate:g}" for rate in sorted(tried))
+    said = f"{listed} for cross_entropy" if tried else "nowhere"
+    assert f"none above a rate that diverged: {said}." in " ".join(result.results.protocol)
+    assert ("grid's edge" in result.results.finding) == edge
+    table = result.results.tables[1]
+    assert [row["learning_rate"] for row in table.rows] == sorted([0.1, 0.2, 0.4, *tried])
+    assert compare(config, run_dir=tmp_path).cells == result.cells
+    assert len(trainings.ran) == len(result.cells)  # nothing was tried twice
+
+
+@pytest.mark.parametrize(("diverged", "beyond"), [(None, {"edl": 0.8}), ("it did", {})])
+def test_no_rate_is_tried_above_one_that_diverged_once(diverged, beyond):
+    setting = Setting("tiny", "digits", 0.0)
+    cells = [
+        {
+            **setting._asdict(), "loss": "edl", "learning_rate": rate, "chance": 0.1,
+            "diverged": diverged if (rate, seed) == (0.4, 1) else None,
+            "epochs": [{"accuracy": 2 * rate}],
+        }
+        for rate in (0.1, 0.2, 0.4)
+        for seed in (0, 1)
+    ]  # fmt: skip
+    assert best_learning_rates(cells, setting) == {"edl": 0.4}
+    assert next_learning_rates(cells, setting) == beyond
+
+
+def test_each_loss_extends_its_grid_in_the_setting_where_it_must(monkeypatch):
+    def accuracy(config, seed):
+        wants_more = (config.loss, config.noise_rate) == ("edl", 0.4)
+        return 0.5 - abs(np.log(config.learning_rate / (0.5 if wants_more else 0.2))) / 50
+
+    Trainings(monkeypatch, accuracy)
+    result = compare(dataclasses.replace(TUNED, noise_rates=(0.0, 0.4)))
+    said = "none above a rate that diverged: 0.8 for edl (tiny on digits, noise rate 40 %)."
+    assert said in " ".join(result.results.protocol)
+    rates = {(row["loss"], row["noise_rate"]): row["learning_rate"] for row in result.rows}
+    assert rates.pop(("edl", 0.4)) == 0.4
+    assert set(rates.values()) == {0.2}
 
 
 def test_on_the_validation_split_no_test_image_is_looked_at(monkeypatch):
@@ -179,7 +258,6 @@ def test_figures_of_several_settings_and_a_loss_that_does_not_learn(monkeypatch)
     results = compare(dataclasses.replace(TUNED, **several)).results
     figures = results.figures
     assert trainings.ran
-    assert "So few seeds make the bootstrap intervals too narrow" in results.finding
     assert [figure.name for figure in figures] == ["differences", "accuracy", "learning_rates"]
     differences, accuracy, rates = (figure.drawn for figure in figures)
     for drawn in (differences, accuracy, rates):
@@ -256,7 +334,8 @@ def test_a_finished_cell_is_never_run_twice(monkeypatch, tmp_path, stop_after):
     finished = [(c.loss, c.learning_rate, seed, test) for c, seed, test in first.ran[:stop_after]]
     later = [(c.loss, c.learning_rate, seed, test) for c, seed, test in second.ran]
     assert not {*finished} & {*later}
-    assert len(later) == len({*later}) == 27 - stop_after
+    # Six more than the grid: all rates are equally good, so that the first is not inside.
+    assert len(later) == len({*later}) == 33 - stop_after
     third = Trainings(monkeypatch)
     again = compare(TUNED, run_dir=tmp_path / "run")
     assert not third.ran
@@ -265,6 +344,27 @@ def test_a_finished_cell_is_never_run_twice(monkeypatch, tmp_path, stop_after):
         assert other.table == result.table
         assert other.results.finding == result.results.finding
         assert other.cells == result.cells
+
+
+def test_sigterm_stops_a_comparison_and_what_had_ended_is_kept(monkeypatch, tmp_path):
+    run_dir, calls = tmp_path / "run", itertools.count()
+
+    def terminating(config, seed):
+        if next(calls) == 8:  # four trainings have ended, whichever run side by side
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)  # until the main thread has taken it
+        return planted(config, seed)
+
+    first = Trainings(monkeypatch, terminating)
+    with pytest.raises(Preempted, match=r"told to stop by SIGTERM.*The same command resumes"):
+        compare(PLAIN, run_dir=run_dir)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    kept = len((run_dir / "cells.jsonl").read_text().splitlines())
+    assert len(first.ran) - _num_side_by_side() <= kept < len(first.ran) < 15
+    second = Trainings(monkeypatch)
+    result = compare(PLAIN, run_dir=run_dir)
+    assert len(second.ran) == 15 - kept
+    assert result.table == compare(PLAIN).table
 
 
 def test_models_data_and_noise_are_crossed_and_corrected_for_together(monkeypatch):

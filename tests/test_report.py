@@ -202,3 +202,18 @@ def test_refusals(tmp_path, capsys):
     assert cli.main(["report"]) == 2
     assert "runs" in capsys.readouterr().err
     assert cli.main(["report", "--help"]) == 0
+
+
+def test_paths_begin_at_home_and_are_none_that_no_file_can_have(tmp_path, monkeypatch):
+    run = make_study(tmp_path / "run")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_report(["~/run"], "~/page.html")
+    assert (tmp_path / "page.html").exists()
+    for runs, out, message in (
+        ([""], tmp_path / "other.html", "the path is ''"),
+        ([run], "", "the path is ''"),
+        ([tmp_path / ("x" * 300)], tmp_path / "other.html", "xxx cannot be read .*too long"),
+        ([run], tmp_path / ("x" * 300), "xxx could not be written"),
+    ):
+        with pytest.raises((ConfigError, RunFolderError), match=message):
+            write_report(runs, out)

@@ -2,6 +2,9 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+import os
+import shutil
+import signal
 import sys
 
 import jax
@@ -10,7 +13,7 @@ import numpy as np
 import pytest
 
 from edl_jax import Pairs, load_pretrained
-from edl_jax.errors import ConfigError, EDLError, RunFolderError
+from edl_jax.errors import ConfigError, EDLError, Preempted, RunFolderError
 from edl_jax.pairs import REGIMES, Mixture
 from edl_jax.pairs.sampler import log_probabilities
 from edl_jax.ranking import MARGINS, SEVERITIES, rank_metrics
@@ -203,6 +206,34 @@ def test_nothing_finished_is_run_again(run, monkeypatch):
     assert len(compared) == 8 * (9 - 3)
     assert again.finding == results.finding
     assert (folder / "comparisons.jsonl").read_text() == whole
+
+
+def test_sigterm_stops_a_transfer_and_what_had_ended_is_kept(run, tmp_path, monkeypatch):
+    folder, _ = run
+    stopped, study = tmp_path / "run", sys.modules[transfer.__module__]
+    shutil.copytree(folder, stopped)
+    (stopped / "outputs-0-1.npz").unlink()
+    (stopped / "comparisons.jsonl").unlink()
+
+    def record(*_, report, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+        report({})
+
+    def compared(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return compare_pairs(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(study, "record", record)
+        with pytest.raises(Preempted, match="told to stop by SIGTERM"):
+            transfer(SMALL, run_dir=stopped)
+    assert (stopped / "outputs-0-0.npz").read_bytes() == (folder / "outputs-0-0.npz").read_bytes()
+    shutil.copy(folder / "outputs-0-1.npz", stopped)
+    monkeypatch.setattr(study, "compare_pairs", compared)
+    with pytest.raises(Preempted, match="told to stop by SIGTERM"):
+        transfer(SMALL, run_dir=stopped)
+    whole = (folder / "comparisons.jsonl").read_text()
+    assert (stopped / "comparisons.jsonl").read_text() == whole.splitlines(True)[0]
 
 
 def test_a_damaged_or_foreign_recording_is_refused(run, tmp_path):

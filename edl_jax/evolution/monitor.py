@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from edl_jax.errors import ConfigError
 from edl_jax.evolution.config import PretrainConfig
 from edl_jax.evolution.engine import Evolution
 from edl_jax.evolution.scoring import Batch
@@ -16,8 +17,37 @@ from edl_jax.ranking import (
     GradientSample,
     gradient_metrics,
     logit_gradients,
+    margin_violation,
     rank_metrics,
 )
+
+
+def check_ranks(config: PretrainConfig, severities: jax.Array) -> None:
+    """Refuse a severity and margin that ask for nothing, where nothing else is asked for.
+
+    Args:
+      config: how to evolve.
+      severities: of some pairs, `[n]`.
+
+    Raises:
+      ConfigError: if no two of them ask for a margin: all losses would be equally good.
+      InputError: as `margin_violation`.
+    """
+    if config.task_weight or any(config.slope.weights()):
+        return
+    violation = jax.jit(margin_violation, static_argnames=("margin", "num_opponents"))
+    missed = violation(
+        jnp.zeros_like(severities),
+        severities,
+        margin=MARGINS[config.margin],
+        num_opponents=config.num_opponents,
+    )
+    if missed == 0:  # where anything is asked for, a constant loss misses all of it
+        raise ConfigError(
+            f"PretrainConfig.severity is {config.severity!r}, with which {len(severities)} pairs "
+            f"ask for no margin ({config.margin!r}) of one another, so that nothing is ranked; "
+            "expected a severity that tells pairs apart."
+        )
 
 
 def make_monitor(
@@ -28,9 +58,13 @@ def make_monitor(
     The metrics are those of `rank_metrics` and `gradient_metrics`, over the pairs of all class
     counts together. The network is not calibrated yet, so of `gradient_ratio` only the course over
     the true class's probability means something.
+
+    Raises:
+      ConfigError: as `check_ranks`.
     """
     pairs_of_counts = jax.jit(evolution.sample)(key)
     batch = jax.jit(evolution.observe)(key, pairs_of_counts)
+    check_ranks(config, batch.severities)
     severity, margin = SEVERITIES[config.severity], MARGINS[config.margin]
 
     @jax.jit

@@ -1,13 +1,14 @@
 """The main job in one call: evolve a loss, then train with it and with cross-entropy."""
 
 import dataclasses
+import os
 from collections.abc import Callable
-from pathlib import Path
 
 from edl_jax.errors import ConfigError
 from edl_jax.evolution import PretrainConfig
 from edl_jax.pretraining import PretrainResult, pretrain
 from edl_jax.runs import writing
+from edl_jax.storage import user_path
 from edl_jax.studies.comparison.config import CompareConfig
 from edl_jax.studies.comparison.study import CompareResult, compare
 from edl_jax.studies.figures import save
@@ -15,7 +16,7 @@ from edl_jax.studies.plots import plot_evolution, plot_loss
 from edl_jax.studies.results import check_libraries
 from edl_jax.training import TrainConfig
 from edl_jax.training.datasets import load_dataset
-from edl_jax.validation import check_types, check_whole
+from edl_jax.validation import check_seed_count, check_types
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,7 @@ class DemoConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_whole(self, "num_seeds", 1)
+        check_seed_count(self, "num_seeds", TrainConfig.seed)
         if self.pretrain.network == "pair" and self.pretrain.class_counts != (10,):
             raise ConfigError(
                 f"DemoConfig.pretrain.class_counts is {self.pretrain.class_counts} with network "
@@ -45,7 +46,7 @@ class DemoConfig:
 
 def demo(
     config: DemoConfig,
-    run_dir: Path,
+    run_dir: str | os.PathLike[str],
     *,
     progress: bool = False,
     say: Callable[[str], None] = lambda line: None,
@@ -59,33 +60,36 @@ def demo(
       say: called with a line about each stage as it begins.
 
     Raises:
+      ConfigError: if `run_dir` is no path.
       DataError: if `data_dir` is given and holds no CIFAR-10 that can be read.
       RunFolderError: if something cannot be written.
+      Preempted: on SIGTERM; the same call resumes.
       EDLError: if a library that studies need is not installed.
     """
+    folder = user_path(run_dir)
     # Looked up first: a missing data set should not cost a minute of evolution.
     data = load_dataset("auto", data_dir=config.data_dir, train_examples=1, test_examples=1)
     check_libraries()
     say(f"Data: {data.source}.")
     say(f"Evolving a loss on synthetic pairs for {config.pretrain.generations} generations ...")
-    evolved = pretrain(config.pretrain, run_dir=run_dir / "pretrain", progress=progress)
-    with writing("the loss and its figures", run_dir):
-        evolved.loss.save(run_dir / "evolved.safetensors")
-        save(plot_evolution(evolved.history, evolved.held_out), run_dir / "evolution.png")
-        save(plot_loss({"evolved": evolved.loss}), run_dir / "loss.png")
+    evolved = pretrain(config.pretrain, run_dir=folder / "pretrain", progress=progress)
+    with writing("the loss and its figures", folder):
+        evolved.loss.save(folder / "evolved.safetensors")
+        save(plot_evolution(evolved.history, evolved.held_out), folder / "evolution.png")
+        save(plot_loss({"evolved": evolved.loss}), folder / "loss.png")
     say(f"Training with cross-entropy and with the evolved loss, {config.num_seeds} seeds each ...")
     compared = compare(
         CompareConfig(
-            losses=("cross_entropy", str(run_dir / "evolved.safetensors")),
+            losses=("cross_entropy", str(folder / "evolved.safetensors")),
             num_seeds=config.num_seeds,
             train=_small_training(data.name, config.data_dir),
         ),
-        run_dir=run_dir / "compare",
+        run_dir=folder / "compare",
         progress=progress,
     )
     drawn = {figure.name: figure.drawn for figure in compared.results.figures}
-    with writing("a figure", run_dir):
-        save(drawn["accuracy"], run_dir / "accuracy.png")
+    with writing("a figure", folder):
+        save(drawn["accuracy"], folder / "accuracy.png")
     return evolved, compared
 
 

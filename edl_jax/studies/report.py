@@ -6,6 +6,7 @@ which a browser runs nothing, and no file is read that lies outside of it.
 
 import base64
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from edl_jax.errors import ConfigError, RunFolderError
 from edl_jax.runs import writing
-from edl_jax.storage import write_atomically
+from edl_jax.storage import user_path, write_atomically
 from edl_jax.studies import report_page as page
 from edl_jax.studies.results import STUDY
 
@@ -25,7 +26,7 @@ _EXPECTED = (
 )
 
 
-def write_report(runs: Sequence[Path], out: Path) -> None:
+def write_report(runs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> None:
     """Write one page about run folders, whole or not at all.
 
     Args:
@@ -35,13 +36,14 @@ def write_report(runs: Sequence[Path], out: Path) -> None:
       out: the HTML file.
 
     Raises:
-      ConfigError: if there are no runs.
+      ConfigError: if there are no runs, or one of the paths is none.
       RunFolderError: naming the folder that is missing, unfinished or damaged, and what was
         expected; or if the page cannot be written.
     """
     if not runs:
         raise ConfigError("runs is empty; expected one or more run folders.")
-    folders = [folder for run in runs for folder in _runs_in(Path(run))]
+    out = user_path(out)
+    folders = [folder for run in runs for folder in _runs_in(user_path(run))]
     sections = [_section(folder, f"run-{index}") for index, folder in enumerate(folders, start=1)]
     with writing(out.name, out.parent):
         # Half a surrogate pair, which JSON may hold, has no UTF-8.
@@ -71,11 +73,16 @@ def parse_table(markdown: str) -> tuple[list[bool], list[list[str]]]:
 
 
 def _runs_in(folder: Path) -> list[Path]:
-    if _is_run(folder):
-        return [folder]
-    found = sorted(filter(_is_run, folder.iterdir())) if folder.is_dir() else []
+    try:
+        if _is_run(folder):
+            return [folder]
+        found = sorted(filter(_is_run, folder.iterdir()))
+        why = "holds no finished run"
+    except (FileNotFoundError, NotADirectoryError):
+        found, why = [], "is no folder"
+    except OSError as error:  # not allowed, or a name that is too long
+        found, why = [], f"cannot be read ({error.strerror})"
     if not found:
-        why = "holds no finished run" if folder.is_dir() else "is no folder"
         raise RunFolderError(f"{folder} {why}: {_EXPECTED}.")
     return found
 

@@ -12,7 +12,8 @@ import numpy as np
 import scipy
 
 LEVEL = 0.05  # at which something is said to differ
-FEW_SEEDS = 5  # below, bootstrap intervals are far too narrow
+INTERVALS = "95 % intervals of means: Student's t below 10 values, BCa bootstrap from 10 on"
+_FEW_VALUES = 10  # below, a bootstrap's interval is too short, and depends on the resampling
 _RESAMPLES = 5000
 _RANK_RESAMPLES = 2000
 _FEW_POINTS = 8  # below, all orders are tried: 2 / n! is the least that a p-value can be
@@ -27,7 +28,7 @@ class Sample(NamedTuple):
       mean: their mean.
       deviation: sample standard deviation (n - 1).
       standard_error: of the mean.
-      low: lower end of a 95 % bootstrap interval of the mean (BCa).
+      low: lower end of a 95 % interval of the mean (`describe`).
       high: its upper end.
     """
 
@@ -90,10 +91,14 @@ class Waiting(NamedTuple):
 def describe(values: np.ndarray) -> Sample:
     """Mean, deviation and interval of values `[n]`; all but the mean are NaN below two values.
 
-    The interval of few values is too short, as every bootstrap's is: of 5 normal ones it holds the
-    true mean about 80 times in 100.
+    The order of the values is of no effect. The interval is Student's t below 10 values, and from
+    10 on a bootstrap's (BCa): of 5 normal values a bootstrap's would hold the true mean about 80
+    times in 100.
+
+    References:
+      Efron, "Better bootstrap confidence intervals", JASA 1987.
     """
-    values = np.asarray(values, float)
+    values = np.sort(np.asarray(values, float))
     n = len(values)
     mean = float(values.mean()) if n else math.nan
     if n < 2 or not math.isfinite(mean):
@@ -102,6 +107,9 @@ def describe(values: np.ndarray) -> Sample:
     error = deviation / math.sqrt(n)
     if _is_constant(values):
         return Sample(n, mean, deviation, error, mean, mean)
+    if n < _FEW_VALUES:
+        low, high = scipy.stats.t.interval(1 - LEVEL, n - 1, loc=mean, scale=error)
+        return Sample(n, mean, deviation, error, float(low), float(high))
     ends = scipy.stats.bootstrap(
         (values,), np.mean, n_resamples=_RESAMPLES, method="BCa", rng=np.random.default_rng(0)
     ).confidence_interval
@@ -176,6 +184,8 @@ def rank_correlation(x: np.ndarray, y: np.ndarray, *, method: Callable[..., Any]
     is_defined = not (np.isnan(x).any() or np.isnan(y).any())
     if len(x) < 3 or not is_defined or np.all(x == x[0]) or np.all(y == y[0]):
         return Correlation(*[math.nan] * 4)
+    order = np.lexsort((y, x))  # the interval is of the points, in whatever order they come
+    x, y = x[order], y[order]
     found = method(x, y)
 
     points = np.random.default_rng(0).integers(len(x), size=(_RANK_RESAMPLES, len(x)))

@@ -11,7 +11,7 @@ from edl_jax.evolution import PretrainConfig
 from edl_jax.strategy import MUTATIONS
 from edl_jax.studies.ablation.axes import AXES, Axis, Cell
 from edl_jax.training import TrainConfig
-from edl_jax.validation import MAX_SEED, check_different, check_types, check_whole, check_wholes
+from edl_jax.validation import check_different, check_seed_count, check_types, check_wholes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +85,7 @@ class AblateConfig:
         check_types(self)
         for axis in AXES:
             check_different(self, axis.given)
-        check_whole(self, "num_seeds", 2, MAX_SEED - self.pretrain.seed)
+        check_seed_count(self, "num_seeds", self.pretrain.seed, low=2)
         if not self.thresholds or not all(0 < x < 1 for x in self.thresholds):
             raise ConfigError(
                 f"AblateConfig.thresholds is {self.thresholds!r}; expected values of the objective "
@@ -116,7 +116,7 @@ class AblateConfig:
         return dataclasses.replace(self.pretrain, **cell.compared())
 
     def _check_downstream(self) -> None:
-        check_whole(self, "downstream_losses", 0, MAX_SEED - self.pretrain.seed)
+        check_seed_count(self, "downstream_losses", self.pretrain.seed, low=0)
         check_wholes(self, "downstream_generations", 0)
         if not self.downstream_losses:
             return

@@ -1,7 +1,7 @@
 """How the metrics of pretraining map to accuracy: train with losses from bad to good."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,7 +44,10 @@ def sources(config: AblateConfig) -> list[Source]:
 
 
 def train_downstream(
-    config: AblateConfig, folder: RunFolder | None = None, progress: bool = False
+    config: AblateConfig,
+    folder: RunFolder | None = None,
+    progress: bool = False,
+    check_stop: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
     """Train once with each loss of `sources`.
 
@@ -52,6 +55,7 @@ def train_downstream(
       config: the ablation's configuration.
       folder: where losses and accuracies are kept; a training found there is not run again.
       progress: whether to show progress bars.
+      check_stop: called with each loss evolved, and after each epoch; what it raises ends this.
 
     Returns:
       A row for each loss: `severity`, `seed` and `generation` that it is from; the metrics of
@@ -76,13 +80,16 @@ def train_downstream(
     rows = [row for row in rows if row.get("digest") == dataset.digest]
     found = {Source(*(row[field] for field in Source._fields)): row for row in rows}
     missing = [source for source in sources(config) if source not in found]
-    losses = dict(_losses(config, folder)) if missing else {}
+    losses: dict[Source, EvolvedLoss] = {}
+    for source, loss in _losses(config, folder) if missing else ():
+        losses[source] = loss
+        check_stop()
     for source in tqdm(missing, "trainings", unit="loss", disable=not progress):
         loss = losses[source]
         accuracy, diverged = 1 / num_classes, False
         try:
             (result,) = make_trainer(config.train, loss=loss, dataset=dataset)(
-                [config.train.seed], test=False
+                [config.train.seed], test=False, report=lambda _: check_stop()
             )
             accuracy = result.history[-1]["accuracy"]
         except DivergedError:

@@ -102,7 +102,7 @@ def _finals(cells: Cells) -> Figure:
     return Figure(
         "final",
         "Objective of the winner on held-out pairs that nothing was chosen on: each seed, and the "
-        "mean with its 95 % bootstrap interval (black).",
+        "mean with its 95 % interval (black).",
         _panels(cells, draw),
     )
 

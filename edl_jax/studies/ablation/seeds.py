@@ -16,6 +16,7 @@ from flax import nnx
 
 from edl_jax.evolution import PretrainConfig, make_evolution, run_keys
 from edl_jax.evolution.engine import WATCHED, State
+from edl_jax.evolution.monitor import check_ranks
 from edl_jax.evolution.scoring import Batch
 from edl_jax.pairs import Pairs
 from edl_jax.pretraining import held_out_pairs
@@ -29,6 +30,7 @@ from edl_jax.ranking import (
     rank_metrics,
 )
 from edl_jax.strategy import STRATEGIES
+from edl_jax.validation import check_seed
 
 WATCHED_PAIRS = 1024  # at least so many; the objective of every generation is measured on them
 
@@ -75,8 +77,12 @@ class SeedRuns(NamedTuple):
 
 
 def keys_of(seeds: Sequence[int]) -> jax.Array:
-    """The keys of runs with these seeds, `[num_seeds]`."""
-    return jnp.stack([jax.random.key(seed) for seed in seeds])
+    """The keys of runs with these seeds, `[num_seeds]`.
+
+    Raises:
+      ConfigError: if one is no whole number of 32 bits.
+    """
+    return jnp.stack([jax.random.key(check_seed("seed", seed)) for seed in seeds])
 
 
 def make_seed_runs(config: PretrainConfig, num_seeds: int) -> SeedRuns:
@@ -102,6 +108,7 @@ def make_seed_runs(config: PretrainConfig, num_seeds: int) -> SeedRuns:
         few = dataclasses.replace(config, held_out_pairs=WATCHED_PAIRS)
         watched_keys = [jax.random.fold_in(run_keys(key)[3], WATCHED) for key in keys]
         batches = [observe(key, held_out_pairs(sample, key, few)) for key in watched_keys]
+        check_ranks(config, batches[0].severities)
         watched = jax.tree.map(lambda *arrays: jnp.stack(arrays), *batches)
         curve = jnp.full((config.generations, num_seeds), jnp.nan)
         return Progress(init_states(keys), watched, curve, jnp.full((num_seeds,), jnp.nan))

@@ -4,7 +4,6 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,7 +11,9 @@ import numpy as np
 from tqdm import tqdm
 
 from edl_jax.evolution import PretrainConfig
+from edl_jax.preemption import preemptible
 from edl_jax.runs import RunFolder, as_json
+from edl_jax.storage import user_path
 from edl_jax.studies.ablation.axes import Cell
 from edl_jax.studies.ablation.config import AblateConfig
 from edl_jax.studies.ablation.downstream import train_downstream
@@ -56,34 +57,45 @@ def ablate(
       progress: whether to show progress bars.
 
     Raises:
-      ConfigError, DataError: if a strategy refuses the configuration, or the data cannot be used.
+      ConfigError, DataError: if a strategy refuses the configuration, a severity ranks nothing, or
+        the data cannot be used.
       RunFolderError: if `run_dir` holds another ablation, or cannot be written.
+      Preempted: on SIGTERM, after the chunk of generations or the epoch under way; only with
+        `run_dir`.
       EDLError: if a library that studies need is missing.
     """
     config = config_or_default(config, AblateConfig)
     check_libraries()
-    folder = None if run_dir is None else RunFolder(Path(run_dir), {"ablate": as_json(config)})
+    folder = None if run_dir is None else RunFolder(user_path(run_dir), {"ablate": as_json(config)})
     rows = [] if folder is None else folder.resume_rows(name=CELLS)
     found = {cell_of(row): row for row in rows}
     missing = [cell for cell in config.cells() if cell not in found]
     seeds = range(config.pretrain.seed, config.pretrain.seed + config.num_seeds)
-    with tqdm(
+    bar = tqdm(
         total=len(missing) * config.pretrain.generations,
         desc=f"{len(missing)} cells",
         unit="gen",
         disable=not progress,
-    ) as bar:
-        for cell in missing:
-            bar.set_postfix_str(", ".join(map(str, cell)))
-            measured = run_cell(config.config_of(cell), seeds, config.thresholds, bar.update)
-            found[cell] = {**cell.compared(), **measured}
-            if folder is not None:
-                folder.append_rows([found[cell]], CELLS)
-    cells = [found[cell] for cell in config.cells()]
-    downstream = train_downstream(config, folder, progress) if config.downstream_losses else []
-    results = ablation_results(config, cells, downstream)
-    if folder is not None:
-        results.write(folder)
+    )
+    with preemptible(folder is not None) as check_stop:
+
+        def advanced(generations: int) -> None:
+            check_stop()
+            bar.update(generations)
+
+        with bar:
+            for cell in missing:
+                bar.set_postfix_str(", ".join(map(str, cell)))
+                measured = run_cell(config.config_of(cell), seeds, config.thresholds, advanced)
+                found[cell] = {**cell.compared(), **measured}
+                if folder is not None:
+                    folder.append_rows([found[cell]], CELLS)
+        cells, downstream = [found[cell] for cell in config.cells()], []
+        if config.downstream_losses:
+            downstream = train_downstream(config, folder, progress, check_stop)
+        results = ablation_results(config, cells, downstream)
+        if folder is not None:
+            results.write(folder)
     return AblateResult(cells, downstream, results)
 
 

@@ -8,7 +8,7 @@ from edl_jax.baselines import LOSSES, MARGIN_LOSSES
 from edl_jax.errors import ConfigError
 from edl_jax.training import TrainConfig
 from edl_jax.training.losses import check_loss_name
-from edl_jax.validation import MAX_SEED, check_different, check_types, check_whole
+from edl_jax.validation import check_different, check_seed_count, check_types, check_whole
 
 STATIC = "static"
 SPLITS = {"test": "test", "val": "validation"}  # by what a sentence calls them
@@ -53,7 +53,8 @@ class CompareConfig:
     is none); none: train.noise_rate alone."""
     learning_rates: tuple[float, ...] = ()
     """Every loss takes the best of these learning rates by accuracy on validation images, in each
-    setting anew (needs train.val_examples); none: train.learning_rate for all."""
+    setting anew (needs train.val_examples), or a better one that is found beyond an end of them;
+    none: train.learning_rate for all."""
     tuning_seeds: int = 1
     """Trainings at each of `learning_rates`, with the seeds that follow those of the comparison."""
     split: Literal["test", "val"] = "test"
@@ -70,8 +71,10 @@ class CompareConfig:
             check_different(self, field, field.replace("_", " "))
         for name in self.losses:
             check_loss_name(name, STATIC)
-        check_whole(self, "num_seeds", 1, MAX_SEED - self.train.seed)
-        check_whole(self, "tuning_seeds", 1, MAX_SEED - self.train.seed - self.num_seeds)
+        check_seed_count(self, "num_seeds", self.train.seed)
+        check_whole(self, "tuning_seeds", 1)
+        if self.learning_rates:
+            check_seed_count(self, "tuning_seeds", self.train.seed + self.num_seeds)
         if len(self.learning_rates) == 1:
             raise ConfigError(
                 f"CompareConfig.learning_rates is {self.learning_rates}; expected two or more to "
@@ -87,9 +90,7 @@ class CompareConfig:
                 f"CompareConfig.learning_rates is {self.learning_rates} without validation images "
                 "to choose by; expected train.val_examples of more than 0."
             )
-        rates = self.learning_rates or (self.train.learning_rate,)
-        for setting, loss, rate in itertools.product(self.settings(), self.loss_names(), rates):
-            self.training(setting, loss, rate)
+        self.trainings()  # refuses names and rates that cannot work
 
     def loss_names(self) -> tuple[str, ...]:
         """The losses, each once, with all that `static` stands for."""
@@ -115,6 +116,14 @@ class CompareConfig:
         first = self.train.seed
         middle = first + self.num_seeds
         return range(middle, middle + self.tuning_seeds) if tuning else range(first, middle)
+
+    def trainings(self) -> list[TrainConfig]:
+        """Every way in which is trained, but for the seeds and for rates beyond a grid."""
+        rates = self.learning_rates or (self.train.learning_rate,)
+        return [
+            self.training(*each)
+            for each in itertools.product(self.settings(), self.loss_names(), rates)
+        ]
 
     def training(self, setting: Setting, loss: str, learning_rate: float) -> TrainConfig:
         """How one loss is trained in a setting."""

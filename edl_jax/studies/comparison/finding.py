@@ -5,7 +5,7 @@ from typing import Any
 
 from edl_jax.studies.comparison.rows import by_setting
 from edl_jax.studies.results import compared_p, is_absent
-from edl_jax.studies.statistics import FEW_SEEDS, LEVEL
+from edl_jax.studies.statistics import LEVEL
 
 Row = Mapping[str, Any]
 
@@ -45,8 +45,6 @@ def _of_setting(
     sentences = [
         f"Over {seeds}, {name} reaches a {split} accuracy of {baseline['accuracy_mean']:.2f} %."
     ]
-    if 1 < baseline["n"] < FEW_SEEDS:
-        sentences.append("So few seeds make the bootstrap intervals too narrow: read the tests.")
     tested = [row for row in others if not is_absent(row["p_t_holm"])]
     found = [row for row in tested if row["p_t_holm"] < LEVEL]
     above = sorted((row for row in found if row["difference_mean"] > 0), key=_size)
@@ -104,16 +102,18 @@ def _of_setting(
 def _of_rates(rates: Sequence[Row], labels: Mapping[str, str]) -> list[str]:
     if not rates:
         return []
-    grid = sorted({row["learning_rate"] for row in rates})
-    parts, has_edge = [], False
-    for rate in grid:
-        takers = [labels[x["loss"]] for x in rates if x["chosen"] and x["learning_rate"] == rate]
-        if takers:
-            is_edge = rate in (grid[0], grid[-1])
-            has_edge = has_edge or is_edge
-            edge = " (the grid's edge)" if is_edge else ""
-            parts.append(f"{rate:g}{edge} for {', '.join(takers)}")
+    chosen: dict[tuple[float, bool], list[str]] = {}
+    for row in sorted(rates, key=lambda row: row["learning_rate"]):
+        if row["chosen"]:
+            takers = chosen.setdefault((row["learning_rate"], row["edge"]), [])
+            takers.append(labels[row["loss"]])
+    at_edge = " (the grid's edge)"
+    parts = [
+        f"{rate:g}{at_edge if is_edge else ''} for {', '.join(takers)}"
+        for (rate, is_edge), takers in chosen.items()
+    ]
     sentence = f"Learning rates chosen on validation images: {'; '.join(parts)}."
+    has_edge = any(is_edge for _, is_edge in chosen)
     return [sentence, "Beyond an edge a better rate may lie."] if has_edge else [sentence]
 
 

@@ -11,7 +11,13 @@ from edl_jax.studies.comparison.plots import (
     plot_differences,
     plot_learning_rates,
 )
-from edl_jax.studies.comparison.rows import TESTS, comparison_rows, tuning_rows
+from edl_jax.studies.comparison.rows import (
+    MAX_EXTENSIONS,
+    TESTS,
+    by_setting,
+    comparison_rows,
+    tuning_rows,
+)
 from edl_jax.studies.figures import labels_of
 from edl_jax.studies.results import (
     Column,
@@ -24,6 +30,8 @@ from edl_jax.studies.results import (
     number,
     p_value,
 )
+from edl_jax.studies.settings import told_settings
+from edl_jax.studies.statistics import INTERVALS
 from edl_jax.training.datasets import Dataset
 from edl_jax.training.metrics import NUM_BINS
 
@@ -59,7 +67,7 @@ def comparison_results(
     if len(labels) > 1:
         caption = (
             f"Differences of {split} accuracy to {labels[config.loss_names()[0]]}: a circle for "
-            "each seed, a diamond for their mean, a bar for its 95 % bootstrap interval."
+            "each seed, a diamond for their mean, a bar for its 95 % interval."
         )
         figures.insert(0, Figure("differences", caption, plot_differences(compared, rows, split)))
     if rates:
@@ -82,16 +90,19 @@ def comparison_results(
         "compare",
         title,
         finding(rows, rates, labels, split),
-        protocol(config, data, rows),
+        protocol(config, data, rows, rates),
         tables,
         figures,
     )
 
 
 def protocol(
-    config: CompareConfig, data: Mapping[Setting, Dataset], rows: Sequence[Row]
+    config: CompareConfig,
+    data: Mapping[Setting, Dataset],
+    rows: Sequence[Row],
+    rates: Sequence[Row] = (),
 ) -> list[str]:
-    """Sentences that say how the comparison was done."""
+    """Sentences that say how the comparison was done; rows are of its table and of the tuning's."""
     train, on_val = config.train, config.split == "val"
     sentences = []
     for name, found in {found.name: found for found in data.values()}.items():
@@ -110,11 +121,11 @@ def protocol(
         "Exclusions: none. Every training is in the table, whatever its result; every image of the "
         "parts above is used."
     )
-    rates = ", ".join(f"{100 * rate:g} %" for rate in dict.fromkeys(x.noise_rate for x in data))
+    noise = ", ".join(f"{100 * rate:g} %" for rate in dict.fromkeys(x.noise_rate for x in data))
     if any(setting.noise_rate for setting in data):
         kind = "symmetric" if train.label_noise == "none" else train.label_noise
         sentences.append(
-            f"Label noise of the training images: {rates} of each class"
+            f"Label noise of the training images: {noise} of each class"
             f"{' that is taken for another' if kind == 'asymmetric' else ''}, {kind}, seed "
             f"{train.corruption_seed}; validation and test labels are left as they are."
         )
@@ -130,6 +141,7 @@ def protocol(
         f"{train.warmup_epochs:g} epochs and cosine decay; metrics after the last epoch, never the "
         "best epoch's."
     )
+    sentences.append(told_settings("the trainings", config.trainings()))
     if on_val:
         sentences.append(
             "Losses are compared on the validation images, to choose among them"
@@ -150,6 +162,7 @@ def protocol(
             "which the comparison does not use. No test image was looked at for it. The "
             "comparison trains on the same train part, without the validation images."
         )
+        sentences.append(_of_extensions(config, rates))
     else:
         sentences.append(f"Peak learning rate: {train.learning_rate:g} for all losses.")
     sentences.append(
@@ -160,7 +173,7 @@ def protocol(
     )
     counts = [sum(not is_absent(row[test]) for row in rows) for test in TESTS]
     sentences.append(
-        "Statistics: sample standard deviations; 95 % BCa bootstrap intervals of means; paired t, "
+        f"Statistics: sample standard deviations; {INTERVALS}; paired t, "
         "Wilcoxon signed-rank and Welch tests, two-sided, each corrected by Holm's method for all "
         f"tests of its kind in the study ({', '.join(map(str, counts))}); d is Cohen's d of paired "
         "differences (mean over standard deviation); detectable is the smallest difference that "
@@ -171,6 +184,27 @@ def protocol(
         f"expected calibration error over {NUM_BINS} bins of equal width (Guo et al. 2017)."
     )
     return sentences
+
+
+def _of_extensions(config: CompareConfig, rates: Sequence[Row]) -> str:
+    """Which grids of learning rates were extended, and how."""
+    labels, settings = labels_of(config.loss_names()), by_setting(rates)
+    parts = []
+    for setting, group in settings.items():
+        where = f" ({setting})" if len(settings) > 1 else ""
+        for loss, label in labels.items():
+            beyond = [
+                f"{row['learning_rate']:g}"
+                for row in group
+                if row["loss"] == loss and row["learning_rate"] not in config.learning_rates
+            ]
+            if beyond:
+                parts.append(f"{', '.join(beyond)} for {label}{where}")
+    return (
+        "Where the best rate was at an end of the grid, rates beyond it were tried by the ratio of "
+        f"the last two until the best was inside, {MAX_EXTENSIONS} at most and none above a rate "
+        f"that diverged: {'; '.join(parts) or 'nowhere'}."
+    )
 
 
 def _title(data: Mapping[Setting, Dataset], split: str) -> str:

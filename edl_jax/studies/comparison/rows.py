@@ -11,6 +11,7 @@ from edl_jax.studies.statistics import Paired, Sample, compare_paired, describe,
 
 Row = Mapping[str, Any]
 TESTS = ("p_t", "p_wilcoxon", "p_welch")
+MAX_EXTENSIONS = 4  # rates that a loss may try beyond its grid, in each setting
 
 
 def comparison_rows(cells: Sequence[Row]) -> list[dict[str, Any]]:
@@ -55,33 +56,37 @@ def comparison_rows(cells: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def tuning_rows(cells: Sequence[Row]) -> list[dict[str, Any]]:
-    """A row for each learning rate of each loss in each setting; `chosen` has the best.
+    """A row for each learning rate of each loss in each setting, by size; `chosen` has the best.
 
-    That is the best mean validation accuracy, in percent; of equals, the first. A training that
-    diverged counts with the accuracy of guessing.
+    That is the best mean validation accuracy, in percent; of equals, the one tried first. A
+    training that diverged counts with the accuracy of guessing. `edge` has a rate that no lower,
+    or no higher, one was tried beside.
     """
     rows = []
     for setting, group in by_setting(cells).items():
         for name in dict.fromkeys(cell["loss"] for cell in group):
-            mine = [cell for cell in group if cell["loss"] == name]
-            means = {}
-            for rate in dict.fromkeys(cell["learning_rate"] for cell in mine):
-                at_rate = [cell for cell in mine if cell["learning_rate"] == rate]
-                found = [_val_accuracy(cell) for cell in at_rate]
-                means[rate] = 100 * float(np.mean(found))
-                rows.append(
-                    {
-                        **setting._asdict(),
-                        "loss": name,
-                        "learning_rate": rate,
-                        "n": len(at_rate),
-                        "diverged": sum(bool(cell["diverged"]) for cell in at_rate),
-                        "val_accuracy_mean": means[rate],
-                    }
-                )
+            mine: dict[float, list[Row]] = {}
+            for cell in group:
+                if cell["loss"] == name:
+                    mine.setdefault(cell["learning_rate"], []).append(cell)
+            means = {
+                rate: 100 * float(np.mean([_val_accuracy(cell) for cell in at_rate]))
+                for rate, at_rate in mine.items()
+            }
             best = max(means, key=lambda rate: means[rate])
-            for row in rows[-len(means) :]:
-                row["chosen"] = row["learning_rate"] == best
+            rows += [
+                {
+                    **setting._asdict(),
+                    "loss": name,
+                    "learning_rate": rate,
+                    "n": len(mine[rate]),
+                    "diverged": sum(bool(cell["diverged"]) for cell in mine[rate]),
+                    "val_accuracy_mean": means[rate],
+                    "chosen": rate == best,
+                    "edge": rate in (min(means), max(means)),
+                }
+                for rate in sorted(means)
+            ]
     return rows
 
 
@@ -89,6 +94,25 @@ def best_learning_rates(cells: Sequence[Row], setting: Setting) -> dict[str, flo
     """The learning rate that each loss takes in a setting, from cells of the tuning."""
     rows = by_setting(tuning_rows(cells))[setting]
     return {row["loss"]: row["learning_rate"] for row in rows if row["chosen"]}
+
+
+def next_learning_rates(cells: Sequence[Row], setting: Setting) -> dict[str, float]:
+    """For each loss whose best rate in a setting is at an end of its grid, the one beyond it.
+
+    It is as far beyond as the best one is from its neighbour. Above a rate at which a training
+    diverged none is.
+    """
+    found = {}
+    rows = by_setting(tuning_rows(cells))[setting]
+    for name in dict.fromkeys(row["loss"] for row in rows):
+        mine = [row for row in rows if row["loss"] == name]
+        rates = [row["learning_rate"] for row in mine]
+        best = next(i for i, row in enumerate(mine) if row["chosen"])
+        if best == 0:
+            found[name] = rates[0] * rates[0] / rates[1]
+        elif best == len(rates) - 1 and not mine[best]["diverged"]:
+            found[name] = rates[-1] * rates[-1] / rates[-2]
+    return {name: float(f"{rate:.6g}") for name, rate in found.items()}  # 0.05, not 0.0500...01
 
 
 def by_setting(rows: Sequence[Row]) -> dict[Setting, list[Row]]:

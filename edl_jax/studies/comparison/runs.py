@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from edl_jax.errors import DivergedError, EDLError
+from edl_jax.errors import DivergedError
 from edl_jax.runs import as_finite
 from edl_jax.training import TrainResult
 from edl_jax.training.result import Row
@@ -17,6 +17,10 @@ from edl_jax.training.result import Row
 TUNING, COMPARISON = "tuning", "comparison"
 Cell = dict[str, Any]
 Trainer = Callable[..., list[TrainResult]]  # as `make_trainer` gives
+
+
+class _StoppedError(Exception):
+    """Ends a training because another one failed, or because of a signal."""
 
 
 class Work(NamedTuple):
@@ -66,11 +70,11 @@ def train_all(
         `diverged` (None, or what was said about it), `test_accuracy`, `test_nll`,
         `test_calibration_error` (None if it diverged, in tuning, and without `test`), and `epochs`,
         the rows of its history.
-      advance: called after every epoch of every training.
+      advance: called after every epoch of every training; what it raises ends all of them.
       test: whether the test images are looked at in the comparison.
 
     Raises:
-      EDLError: as a trainer, but not if a training diverges.
+      EDLError: as a trainer, but not if a training diverges; and what `advance` raises.
     """
     works = _in_order(works)
     # A trainer holds compiled programs: it goes with the last of its works.
@@ -79,13 +83,21 @@ def train_all(
     stopping, lock = threading.Event(), threading.Lock()
 
     def report(_: Row) -> None:
-        if stopping.is_set():
-            raise EDLError("the comparison was stopped")
         advance()
+        if stopping.is_set():
+            raise _StoppedError
 
     def run(work: Work) -> None:
+        if stopping.is_set():
+            return
         program = _program(work)
-        found = _train(trainers[program], work, report, test and work.phase == COMPARISON)
+        try:
+            found = _train(trainers[program], work, report, test and work.phase == COMPARISON)
+        except _StoppedError:  # the reason is told where it arose
+            return
+        except BaseException:
+            stopping.set()
+            raise
         with lock:
             keep(found)  # here: what has ended is kept even if another training fails meanwhile
             left[program] -= 1
@@ -98,7 +110,7 @@ def train_all(
             for future in as_completed(futures):
                 future.result()
         except BaseException:
-            # Another training failed, or Ctrl-C: the others end with their epoch.
+            # A training failed, or Ctrl-C: the others end with their epoch.
             stopping.set()
             pool.shutdown(cancel_futures=True)
             raise

@@ -2,16 +2,22 @@
 
 import dataclasses
 import os
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
 
 from edl_jax.errors import ConfigError
+from edl_jax.preemption import preemptible
 from edl_jax.runs import RunFolder, as_json
+from edl_jax.storage import user_path
 from edl_jax.studies.comparison.config import CompareConfig, Setting
 from edl_jax.studies.comparison.results import comparison_results
-from edl_jax.studies.comparison.rows import best_learning_rates
+from edl_jax.studies.comparison.rows import (
+    MAX_EXTENSIONS,
+    best_learning_rates,
+    next_learning_rates,
+)
 from edl_jax.studies.comparison.runs import (
     COMPARISON,
     TUNING,
@@ -67,7 +73,9 @@ def compare(
     With `learning_rates`, every loss is first trained at each of them, in every setting, from
     seeds of their own, and takes the one with the best accuracy on the validation images. No test
     image is looked at for it. The trainings that are compared use the same train part, without the
-    validation images.
+    validation images. Where a loss's best rate is at an end of its grid, rates beyond it are tried
+    one after the other, by the ratio of the last two, until the best is inside: `MAX_EXTENSIONS` at
+    most, and none above a rate at which a training diverged.
 
     Args:
       config: what to compare; the defaults unless given.
@@ -78,9 +86,11 @@ def compare(
     Raises:
       ConfigError, DataError, LossFileError: if a name, the data or a file cannot be used.
       RunFolderError: if `run_dir` holds another comparison, or cannot be written.
+      Preempted: on SIGTERM, as soon as the epochs under way end; only with `run_dir`.
       EDLError: if a library that studies need is missing.
     """
     config = config_or_default(config, CompareConfig)
+    path = None if run_dir is None else user_path(run_dir)
     check_libraries()
     names = config.loss_names()
     asked: dict[Setting, Setting] = {}  # by what the data set calls itself
@@ -98,24 +108,14 @@ def compare(
         losses[key] = {x: resolve_config_loss(training, found) for x, training in trainings.items()}
 
     folder, cells = None, []
-    if run_dir is not None:
+    if path is not None:
         described = {
             name: describe_loss(loss) for name, loss in next(iter(losses.values())).items()
         }
         sets = {found.digest: found.identity for found in data.values()}
         identity = {"compare": as_json(config), "data": [*sets.values()], "losses": described}
-        folder = RunFolder(Path(run_dir), identity)
+        folder = RunFolder(path, identity)
         cells: list[Cell] = folder.resume_rows(name=CELLS)
-    finished = {work_of(cell) for cell in cells}
-
-    tunings = len(config.learning_rates) * config.tuning_seeds
-    planned = len(data) * len(names) * (config.num_seeds + tunings)
-    bar = tqdm(
-        total=(planned - len(finished)) * config.train.epochs,
-        desc=f"{planned - len(finished)} trainings",
-        unit="epoch",
-        disable=not progress,
-    )
 
     def make(work: Work) -> Trainer:
         key = Setting(work.model, work.dataset, work.noise_rate)
@@ -128,35 +128,74 @@ def compare(
         if folder is not None:
             folder.append_rows(cells[-1:], CELLS)
 
+    with preemptible(folder is not None) as check_stop:
+        compared, tuned = _trained(config, list(data), cells, make, keep, check_stop, progress)
+        results = comparison_results(config, data, compared, tuned)
+        if folder is not None:
+            results.write(folder)
+    sources = dict.fromkeys(found.source for found in data.values())
+    return CompareResult(compared + tuned, results, "; ".join(sources))
+
+
+def _trained(
+    config: CompareConfig,
+    settings: Sequence[Setting],
+    cells: Sequence[Cell],
+    make: Callable[[Work], Trainer],
+    keep: Callable[[Cell], None],
+    check_stop: Callable[[], None],
+    progress: bool,
+) -> tuple[list[Cell], list[Cell]]:
+    """The cells of the comparison and those of the tuning; `keep` adds to `cells` what is missing.
+
+    Settings are those of the data sets as these call themselves.
+    """
+    names, finished = config.loss_names(), {work_of(cell) for cell in cells}
+    tunings = len(config.learning_rates) * config.tuning_seeds
+    missing = len(settings) * len(names) * (config.num_seeds + tunings) - len(finished)
+    bar = tqdm(
+        total=missing * config.train.epochs,
+        desc=f"{missing} trainings",
+        unit="epoch",
+        disable=not progress,
+    )
+
+    def advance() -> None:
+        check_stop()
+        bar.update()
+
     def run(works: list[Work]) -> list[Cell]:
-        missing = [work for work in works if work not in finished]
-        train_all(missing, make, keep, bar.update, test=config.split == "test")
+        unfinished = [work for work in works if work not in finished]
+        train_all(unfinished, make, keep, advance, test=config.split == "test")
         kept = {work_of(cell): cell for cell in cells}
         return [kept[work] for work in works]
 
+    def tune(setting: Setting, rates: Mapping[str, Sequence[float]]) -> list[Cell]:
+        return run(
+            [
+                Work(TUNING, name, **setting._asdict(), learning_rate=rate, seed=seed)
+                for name, of_loss in rates.items()
+                for rate in of_loss
+                for seed in config.seeds(tuning=True)
+            ]
+        )
+
     compared, tuned = [], []
     with bar:
-        for key in data:
+        for setting in settings:
             rates = dict.fromkeys(names, config.train.learning_rate)
             if config.learning_rates:
-                tuned += run(
-                    [
-                        Work(TUNING, name, **key._asdict(), learning_rate=rate, seed=seed)
-                        for name in names
-                        for rate in config.learning_rates
-                        for seed in config.seeds(tuning=True)
-                    ]
-                )
-                rates = best_learning_rates(tuned, key)
+                tuned += tune(setting, dict.fromkeys(names, config.learning_rates))
+                for _ in range(MAX_EXTENSIONS):
+                    beyond = next_learning_rates(tuned, setting)
+                    bar.total += len(beyond) * config.tuning_seeds * config.train.epochs
+                    tuned += tune(setting, {name: (rate,) for name, rate in beyond.items()})
+                rates = best_learning_rates(tuned, setting)
             compared += run(
                 [
-                    Work(COMPARISON, name, **key._asdict(), learning_rate=rates[name], seed=seed)
+                    Work(COMPARISON, name, **setting._asdict(), learning_rate=rates[name], seed=s)
                     for name in names
-                    for seed in config.seeds()
+                    for s in config.seeds()
                 ]
             )
-    results = comparison_results(config, data, compared, tuned)
-    if folder is not None:
-        results.write(folder)
-    sources = dict.fromkeys(found.source for found in data.values())
-    return CompareResult(compared + tuned, results, "; ".join(sources))
+    return compared, tuned

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,6 +11,7 @@ import tyro
 from edl_jax.frozen import EvolvedLoss
 from edl_jax.pairs import log_probabilities, sample_pairs
 from edl_jax.runs import RunFolder, as_json
+from edl_jax.storage import user_path
 from edl_jax.studies.figures import check_matplotlib, labels_of
 from edl_jax.studies.inspection import card, loss_shape as shape, plots
 from edl_jax.studies.results import Figure, Row, StudyResults
@@ -59,6 +59,7 @@ def inspect(
       EDLError: if matplotlib is not installed.
     """
     config = config_or_default(config, InspectConfig)
+    path = None if run_dir is None else user_path(run_dir)
     check_matplotlib()
     labels = labels_of([*dict.fromkeys([config.loss, *_REFERENCES])])
     name = labels[config.loss]
@@ -66,9 +67,9 @@ def inspect(
     only = first.architecture.num_classes if isinstance(first, EvolvedLoss) else None
     counts = (only,) if only else CLASS_COUNTS
     folder = None
-    if run_dir is not None:
+    if path is not None:
         identity = {"inspect": as_json(config), "loss": describe_loss(first)}
-        folder = RunFolder(Path(run_dir), identity)
+        folder = RunFolder(path, identity)
 
     paths: list[Row] = []
     curves, shares, maps = {}, {}, {}

@@ -1,5 +1,6 @@
 """Tables, figures and the finding of the transfer study, made from its comparisons."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from edl_jax.studies.results import (
     p_value,
     span,
 )
+from edl_jax.studies.settings import told_settings
 from edl_jax.studies.statistics import LEVEL, holm
 from edl_jax.studies.transferability.distances import BINS, LEAST_PROBABILITY, NEIGHBOURS, SUMMARIES
 from edl_jax.studies.transferability.measures import MIXTURE
@@ -69,7 +71,7 @@ def report_transfer(
         study="transfer",
         title="Do synthetic pairs cover what training visits?",
         finding=describe_transfer(overview, ranking, comparisons),
-        protocol=_protocol(config, source, next(iter(recordings.values()))),
+        protocol=protocol(config, source, next(iter(recordings.values()))),
         tables=_tables(overview, distances, summaries, ranking),
         figures=[
             plot_drift(summaries),
@@ -195,7 +197,8 @@ def _tables(
     ]
 
 
-def _protocol(config: "TransferConfig", source: str, recording: Recording) -> list[str]:
+def protocol(config: "TransferConfig", source: str, recording: Recording) -> list[str]:
+    """How it was done, in sentences: with the data that `source` tells of, and outputs as these."""
     train = config.train
     first = train.seed
     held_out = "validation" if train.val_examples else "test"
@@ -204,6 +207,8 @@ def _protocol(config: "TransferConfig", source: str, recording: Recording) -> li
         f"{train.model}, {train.epochs} epochs, batch {train.batch_size}, learning rate "
         f"{train.learning_rate:g}, seeds {first} to {first + config.num_seeds - 1}; everything but "
         "the loss is the same. No training was left out.",
+        told_settings("the trainings", [dataclasses.replace(train, loss=x) for x in config.losses]),
+        told_settings("the mixture of pairs", [config.mixture]),
         f"Outputs of {len(recording.train_labels)} train images as the loss sees them (augmented, "
         "statistics of the batch, the training's labels) and of "
         f"{len(recording.held_out_labels)} {held_out} images as in an evaluation, the same images "

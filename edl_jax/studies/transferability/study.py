@@ -2,8 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +14,9 @@ from edl_jax.devices import device_mesh
 from edl_jax.errors import ConfigError
 from edl_jax.frozen import EvolvedLoss
 from edl_jax.pairs import Mixture, Pairs
+from edl_jax.preemption import preemptible
 from edl_jax.runs import RunFolder, as_finite, as_json
+from edl_jax.storage import user_path
 from edl_jax.studies.results import StudyResults, check_libraries
 from edl_jax.studies.transferability import distances
 from edl_jax.studies.transferability.measures import (
@@ -45,7 +46,13 @@ from edl_jax.training.losses import (
 from edl_jax.training.programs import make_train
 from edl_jax.training.steps import AXIS
 from edl_jax.training.training import load_config_dataset, resolve_config_loss
-from edl_jax.validation import MAX_SEED, check_types, check_whole, check_wholes, config_or_default
+from edl_jax.validation import (
+    check_seed_count,
+    check_types,
+    check_whole,
+    check_wholes,
+    config_or_default,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +104,7 @@ class TransferConfig:
                 f"TransferConfig.epochs is {self.epochs} with trainings of {self.train.epochs} "
                 "epochs; expected none later than the last."
             )
-        check_whole(self, "num_seeds", 1, MAX_SEED - self.train.seed)
+        check_seed_count(self, "num_seeds", self.train.seed)
         check_whole(self, "num_outputs", 16)
         check_whole(self, "num_synthetic", 16)
         if self.train.augmentation.mixes:
@@ -128,9 +135,10 @@ def transfer(
       ConfigError, DataError, LossFileError: if a name, the data or a file cannot be used.
       InputError: if the evolved loss is for another class count than the data's.
       RunFolderError: if `run_dir` holds another study, is damaged or cannot be written.
+      Preempted: on SIGTERM, after the epoch or comparison under way.
       EDLError: if a training diverges, or a library that studies need is missing.
     """
-    config = config_or_default(config, TransferConfig)
+    config, path = config_or_default(config, TransferConfig), user_path(run_dir)
     check_libraries("sklearn")
     dataset = load_config_dataset(config.train)
     losses = {
@@ -148,15 +156,18 @@ def transfer(
         "losses": described,
         "evolved": describe_loss(evolved),
     }
-    folder = RunFolder(Path(run_dir), identity)
+    folder = RunFolder(path, identity)
 
-    recordings = _record_missing(config, folder, dataset, losses, progress)
-    references, fresh = draw_references(config.num_synthetic, dataset.num_classes, config.mixture)
-    sources = [({"loss": CONTROL, "seed": None, "epoch": None, "part": None}, fresh)]
-    sources += _outputs(config, recordings)
-    comparisons = _compare_missing(folder, sources, references, evolved, progress)
-    results = report_transfer(config, dataset.source, recordings, references, comparisons)
-    results.write(folder)
+    with preemptible(True) as check_stop:
+        recordings = _record_missing(config, folder, dataset, losses, progress, check_stop)
+        references, fresh = draw_references(
+            config.num_synthetic, dataset.num_classes, config.mixture
+        )
+        sources = [({"loss": CONTROL, "seed": None, "epoch": None, "part": None}, fresh)]
+        sources += _outputs(config, recordings)
+        comparisons = _compare_missing(folder, sources, references, evolved, progress, check_stop)
+        results = report_transfer(config, dataset.source, recordings, references, comparisons)
+        results.write(folder)
     return results
 
 
@@ -166,6 +177,7 @@ def _record_missing(
     dataset: Dataset,
     losses: Mapping[str, Loss],
     progress: bool,
+    check_stop: Callable[[], None],
 ) -> dict[tuple[str, int], Recording]:
     """The outputs of every training by loss and seed; what the folder lacks is trained first."""
     recordings, mesh = {}, device_mesh(AXIS)
@@ -173,6 +185,7 @@ def _record_missing(
     with tqdm(total=total, desc="trainings", unit="epoch", disable=not progress) as bar:
 
         def advance(_: dict[str, Any]) -> None:
+            check_stop()
             bar.update()
 
         for index, (name, loss) in enumerate(losses.items()):
@@ -214,6 +227,7 @@ def _compare_missing(
     references: Mapping[str, Pairs],
     evolved: EvolvedLoss,
     progress: bool,
+    check_stop: Callable[[], None],
 ) -> list[Row]:
     """All comparisons: those found in the folder, and the others, which are added to it."""
     rows = folder.resume_rows(name="comparisons.jsonl")
@@ -224,6 +238,7 @@ def _compare_missing(
     for cell, pairs in tqdm(sources, desc="comparisons", disable=not progress):
         if _cell(cell) in finished:
             continue
+        check_stop()
         found = {name: compare_pairs(pairs, other, width) for name, other in references.items()}
         row = {**cell, "references": found, "ranking": as_finite(ranking(pairs))}
         folder.append_rows([row], "comparisons.jsonl")
