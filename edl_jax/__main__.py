@@ -18,9 +18,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         restart_with_huge_pages()
         argv = sys.argv[1:]
     argv = list(argv)
-    from edl_jax.processes import Processes  # loads JAX
+    from edl_jax.joining import Processes  # loads JAX
+    from edl_jax.processes import leave
 
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS
+    )
     parser.add_argument("--processes.auto", dest="auto", action="store_true")
     parser.add_argument("--processes.coordinator", dest="coordinator")
     parser.add_argument(
@@ -29,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--processes.process-id", "--processes.process_id", dest="process_id", type=int
     )
+    parser.add_argument("--processes.timeout", dest="timeout", type=float)
     try:
         processes = Processes(**vars(parser.parse_known_args(argv)[0]))
         if processes.several and argv[:1] not in (["pretrain"], ["train"]):
@@ -36,10 +40,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError(
                 f"edl {command} runs in one process; pretrain and train take several."
             )
-        processes.join()
     except EDLError as error:
         print(f"edl: {error}", file=sys.stderr)
         return 2
+    try:
+        processes.join()
+    except EDLError as error:
+        print(f"edl: {error}", file=sys.stderr)
+        leave(2)
     from edl_jax.cli import main as run
 
     try:
@@ -51,10 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     if status and processes.several:
-        # An ordinary exit would wait for processes that are gone, or wait for this one.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        leave(status)
     return status
 
 
