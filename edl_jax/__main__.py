@@ -21,9 +21,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv = sys.argv[1:]
     argv = list(argv)
     from edl_jax.devices import check_backend
-    from edl_jax.processes import Processes  # loads JAX
+    from edl_jax.joining import Processes  # loads JAX
+    from edl_jax.processes import leave
 
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS
+    )
     parser.add_argument("--processes.auto", dest="auto", action="store_true")
     parser.add_argument("--processes.coordinator", dest="coordinator")
     parser.add_argument(
@@ -32,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--processes.process-id", "--processes.process_id", dest="process_id", type=int
     )
+    parser.add_argument("--processes.timeout", dest="timeout", type=float)
     try:
         processes = Processes(**vars(parser.parse_known_args(argv)[0]))
         if processes.several and argv[:1] not in (["pretrain"], ["train"]):
@@ -39,10 +43,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError(
                 f"edl {command} runs in one process; pretrain and train take several."
             )
+    except EDLError as error:
+        print(f"edl: {error}", file=sys.stderr)
+        return 2
+    try:
         processes.join()
         check_backend()
     except EDLError as error:
         print(f"edl: {error}", file=sys.stderr)
+        if processes.several:
+            leave(2)
         return 2
     if is_command and not processes.several:  # a process that waits for others is blind to signals
         stop_once()
@@ -60,10 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\nedl: stopped.", file=sys.stderr)
         status = exit_status(stop)
     if status and processes.several:
-        # An ordinary exit would wait for processes that are gone, or wait for this one.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        leave(status)
     return status
 
 

@@ -16,10 +16,12 @@ import tyro
 from edl_jax.config_files import load_config
 from edl_jax.errors import EDLError, Preempted, ProcessError, RunFolderError
 from edl_jax.evolution import PretrainConfig
+from edl_jax.exchange import in_any
 from edl_jax.frozen import PRETRAINED, EvolvedLoss
+from edl_jax.joining import Processes
 from edl_jax.preemption import EXIT_PREEMPTED, Terminated, exit_status
 from edl_jax.pretraining import pretrain
-from edl_jax.processes import Processes, from_first, is_first, others_needed
+from edl_jax.processes import is_first
 from edl_jax.runs import default_run_dir, keep_compiled, writing
 from edl_jax.storage import user_path
 from edl_jax.studies import (
@@ -100,8 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             run(arguments.settings, folder, progress)
         if arguments.quiet and run_dir and is_first():
             print(run_dir)
-        with others_needed():
-            from_first(None)  # or those that end long before the first would count as gone
+        in_any(False)  # or those that end long before the first would count as gone
     except EDLError as error:
         is_resumable = isinstance(error, Preempted | ProcessError | RunFolderError)
         where = f" Add --run-dir {run_dir} to the command." if run_dir and is_resumable else ""

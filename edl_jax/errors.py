@@ -30,7 +30,7 @@ class DivergedError(EDLError):
 
 
 class ProcessError(EDLError):
-    """Another process of a run cannot be reached, or is gone."""
+    """Another process of a run cannot be reached, is gone, or was not started alike."""
 
 
 class Preempted(EDLError):

@@ -20,7 +20,7 @@ from edl_jax.evolution.scoring import Batch
 from edl_jax.evolution.sharding import AXIS
 from edl_jax.frozen import EvolvedLoss, Provenance, calibrated
 from edl_jax.pairs import Pairs
-from edl_jax.processes import first_does, is_first
+from edl_jax.processes import agree, first_does, is_first
 from edl_jax.ranking import MARGINS, SEVERITIES, gradient_metrics, logit_gradients, rank_metrics
 from edl_jax.runs import RunFolder, as_json, versions
 from edl_jax.tasks import draw_tasks, task_errors
@@ -61,7 +61,7 @@ def pretrain(
     """Evolve a loss on synthetic pairs and freeze it.
 
     The same key gives the same loss, bit for bit, on the CPU, whatever the number of devices or of
-    processes. Several processes (after `jax.distributed.initialize`) all call this alike.
+    processes. Several processes (see docs/scale.md) all call this alike.
 
     Args:
       config: how to evolve; the defaults unless given.
@@ -79,15 +79,16 @@ def pretrain(
       RunFolderError: if `run_dir` holds a run with another configuration or key, or cannot be
         written.
       Preempted: on SIGTERM, after the chunk of generations under way is saved; only with `run_dir`.
-      ProcessError: if another process of the run is gone.
+      ProcessError: if another process of the run is gone, or was given something else to do.
       InputError: if `key` is no key of `jax.random.key`.
       EDLError: if every network of a generation fails.
     """
     config = config_or_default(config, PretrainConfig)
     key = jax.random.key(config.seed) if key is None else checked_key(key)
     mesh = device_mesh(AXIS, devices)
-    evolution = make_evolution(config, shards=mesh.size)
     identity = {"pretrain": as_json(config), "key": jax.random.key_data(key).tolist()}
+    agree({**identity, "devices": [device.id for device in mesh.devices.flat]})
+    evolution = make_evolution(config, shards=mesh.size)
     folder = first_does(
         lambda: None if run_dir is None else RunFolder(Path(run_dir), identity), share=False
     )

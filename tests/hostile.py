@@ -37,8 +37,8 @@ import edl_jax
 from edl_jax import EDLError, EvolvedLoss, Mixture, cli
 from edl_jax.evolution import SlopeConfig
 from edl_jax.frozen import loss_file
+from edl_jax.joining import Processes
 from edl_jax.network import Architecture
-from edl_jax.processes import Processes
 from edl_jax.runs import RunFolder
 from edl_jax.studies import ablate, compare, inspect, transfer
 from edl_jax.studies.report import write_report

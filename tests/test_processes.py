@@ -1,5 +1,6 @@
 """Several real processes on loopback."""
 
+import json
 import os
 import signal
 import socket
@@ -13,8 +14,7 @@ import numpy as np
 import pytest
 
 from edl_jax import EvolvedLoss
-from edl_jax.errors import ConfigError
-from edl_jax.processes import _SECONDS_TO_PART, Processes, from_first, in_any
+from edl_jax.joining import _SECONDS_TO_PART
 
 ROOT = Path(__file__).parents[1]
 CONFIG = """
@@ -34,7 +34,15 @@ def get_config():
 
 
 def start(
-    tmp_path, run_dir, *, index=0, count=1, port=None, generations=20, per_chunk=10, plotting=0
+    tmp_path,
+    run_dir,
+    *more,
+    index=0,
+    count=1,
+    port=None,
+    generations=20,
+    per_chunk=10,
+    plotting=0,
 ):
     """Start `edl pretrain` as one process of `count`."""
     config = tmp_path / "tiny.py"
@@ -42,7 +50,7 @@ def start(
         CONFIG.format(generations=generations, per_chunk=per_chunk, plotting=plotting)
     )
     command = [sys.executable, "-m", "edl_jax", "pretrain", "--config", str(config), "--quiet"]
-    command += ["--run-dir", str(run_dir)]
+    command += ["--run-dir", str(run_dir), *more]
     if count > 1:
         command += ["--processes.coordinator", f"127.0.0.1:{port}"]
         command += ["--processes.num-processes", str(count), "--processes.process-id", str(index)]
@@ -113,38 +121,76 @@ def test_a_killed_process_ends_the_run_with_an_error_and_a_checkpoint(tmp_path, 
     assert status == 2 or (victim == 0 and status != 0), err
     told = "a process of the run is gone" in err
     assert told or (victim == 0 and "another task died" in err), err
-    # One process alone goes on from the checkpoint.
+    # One process alone resumes from the checkpoint.
     resumed = start(tmp_path, tmp_path / "run0", **settings)
     wait_for_rows(tmp_path / "run0" / "metrics.jsonl", 40, [resumed])
     resumed.kill()
     finish(resumed)
 
 
-def test_alone_a_process_agrees_with_itself():
-    assert from_first({"a": 1}) == {"a": 1}
-    assert in_any(True)
-    assert not in_any(False)
+def test_processes_that_are_told_different_things_end_alike_with_one_line(tmp_path):
+    port = free_port()
+    given = [["--severity", "surprisal"], ["--severity", "brier", "--seed", "1"]]
+    told = [
+        start(tmp_path, tmp_path / f"run{index}", *more, index=index, count=2, port=port)
+        for index, more in enumerate(given)
+    ]
+    for status, _, err in map(finish, told):
+        assert status == 2, err
+        (line,) = err.splitlines()
+        assert line.startswith("edl pretrain: the processes were not started alike: key is")
+        assert "pretrain.severity is 'surprisal' in process 0 and 'brier' in process 1" in line
+    assert not (tmp_path / "run0").exists()
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"coordinator": "host:1"}, "expected all three or none"),
-        (
-            {"auto": True, "coordinator": "h:1", "num_processes": 2, "process_id": 0},
-            "none with auto",
-        ),
-        ({"coordinator": "h:1", "num_processes": 2, "process_id": 2}, "expected 0 to 1"),
-    ],
-)
-def test_processes_that_cannot_meet_are_refused(given, message):
-    with pytest.raises(ConfigError, match=message):
-        Processes(**given)
-
-
-def test_where_no_cluster_is_found_the_command_says_so(tmp_path):
-    command = [sys.executable, "-m", "edl_jax", "pretrain", "--processes.auto"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 2
-    assert "the processes did not meet" in result.stderr
-    assert len(result.stderr.splitlines()) == 1
+def test_two_processes_hear_what_the_first_sends_and_refuse_what_differs():
+    coordinator = f"127.0.0.1:{free_port()}"
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.two_processes", coordinator, str(index)],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in (0, 1)
+    ]
+    found = []
+    for status, out, err in map(finish, both):
+        assert status == 0, err
+        found.append(json.loads(out.rpartition("found:")[2]))
+    alike = {
+        "sums": [4, True],
+        "new_sockets": 0,  # all devices are connected by joining: later on one may be late
+        "elsewhere": False,  # the coordinator listens at its own address only
+        "json": [7, "nan", None, 3000],
+        "arrays": True,
+        "slow": [0, "slow"],
+        "refused": "RunFolderError: no room",
+        "second": "DataError: no file",
+        "alike": None,
+    }
+    apart = {
+        "unshared": [[0, "slow"], None],
+        "odd": ["Odd: strange", "DataError: strange"],
+        "bug": ["itself: a bug", "ProcessError: process 0 failed (TypeError: a bug)."],
+        "all": [0, 1],
+    }
+    refused = {
+        "pretrain": ["generations is 5", "and 7", "severity is 'surprisal'", "and 'brier'"],
+        "key": ["alike: key is [0, 0] in process 0 and [0, 1] in process 1. Start"],
+        "train": ["label_noise is 'none'", "loss is 'edl'", "noise_rate is 0.0", "seed is 0"],
+        "loss": ["alike: loss is"],  # where the data lies may differ
+        "seeds": ["alike: seeds is [0, 1] in process 0 and [0, 2] in process 1. Start"],
+        "many": ["44 more"],
+        "commit": [f"commit is '{'0' * 40}' in process 0 and '{'1' * 40}' in process 1"],
+    }
+    for index, told in enumerate(found):
+        assert {name: told[name] for name in alike} == alike
+        assert {name: told[name] for name in apart} == {name: x[index] for name, x in apart.items()}
+        for name, words in refused.items():
+            assert told[name].startswith("ProcessError: the processes were not started alike")
+            assert all(word in told[name] for word in words), told[name]
+            assert len(told[name]) < 2000

@@ -18,8 +18,9 @@ from edl_jax.devices import on_every_device, to_every_device
 from edl_jax.errors import EDLError, Preempted, RunFolderError
 from edl_jax.evolution.config import PretrainConfig
 from edl_jax.evolution.engine import Evolution, Log, State
+from edl_jax.exchange import in_any, others_needed
 from edl_jax.preemption import sigterm_noticed
-from edl_jax.processes import first_does, from_first, in_any, others_needed
+from edl_jax.processes import first_does
 from edl_jax.runs import RunFolder, as_finite
 from edl_jax.tensorboard import Write, open_events
 
@@ -72,7 +73,7 @@ def evolve(
     key_init, key_generations = keys
     with contextlib.ExitStack() as stack:
         stack.enter_context(others_needed())
-        has_folder = from_first(folder is not None)
+        has_folder = in_any(folder is not None)
         checkpoints = first_does(
             partial(open_checkpoints, folder, config.keep_checkpoints), share=False
         )
@@ -80,8 +81,10 @@ def evolve(
             stack.enter_context(checkpoints)
         terminated = stack.enter_context(sigterm_noticed()) if has_folder else lambda: False
         start = jax.device_get(jax.jit(evolution.init)(key_init))
-        first, run = first_does(partial(_taken_up, start, folder, checkpoints))
-        state, rows, held_out = to_every_device(run.state, mesh), run.rows, run.held_out
+        (first, rows, held_out), state = first_does(
+            partial(_taken_up, start, folder, checkpoints), like=start
+        )
+        state = to_every_device(state, mesh)
         write = first_does(partial(open_events, stack, folder, first), share=False)
         chunk = make_chunk(config.generations_per_chunk, evolution, mesh)
         candidates = jax.jit(evolution.candidates)
@@ -143,10 +146,10 @@ def make_chunk(
 
 def _taken_up(
     start: State, folder: RunFolder | None, checkpoints: Checkpoints | None
-) -> tuple[int, Evolved]:
-    """How many generations a folder has of the run, and what they have come to."""
+) -> tuple[tuple[int, list[Row], list[Row]], State]:
+    """How many generations a folder has of the run, their rows, and what they have come to."""
     if folder is None or checkpoints is None:
-        return 0, Evolved(start, [], [])
+        return (0, [], []), start
     first, state = checkpoints.restore_latest(start)
     # What was logged after the checkpoint is run, and logged, again.
     rows = folder.resume_rows(lambda row: row["generation"] < first)
@@ -156,7 +159,7 @@ def _taken_up(
             f"{folder.path} has a checkpoint of generation {first} but metrics of "
             f"{len(rows)} generations before it; metrics.jsonl is damaged. Remove the run folder."
         )
-    return first, Evolved(state, rows, held_out)
+    return (first, rows, held_out), state
 
 
 def _save(

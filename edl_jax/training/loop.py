@@ -4,7 +4,6 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -13,8 +12,9 @@ from tqdm import tqdm
 from edl_jax.checkpoints import Checkpoints, open_checkpoints
 from edl_jax.devices import to_every_device
 from edl_jax.errors import DivergedError, Preempted, RunFolderError
+from edl_jax.exchange import in_any, others_needed
 from edl_jax.preemption import sigterm_noticed
-from edl_jax.processes import first_does, from_first, in_any, others_needed
+from edl_jax.processes import first_does
 from edl_jax.runs import RunFolder, as_finite
 from edl_jax.tensorboard import Write, open_events
 from edl_jax.training.config import TrainConfig
@@ -23,14 +23,6 @@ from edl_jax.training.result import Row, TrainResult, epoch_rows, train_results
 from edl_jax.training.steps import TrainState
 
 Watch = Callable[[int, TrainState, jax.Array], None]
-
-
-class _Progress(NamedTuple):
-    """What a run folder has of a training."""
-
-    step: int
-    state: TrainState
-    rows: list[Row]
 
 
 def run_training(
@@ -71,7 +63,7 @@ def run_training(
     per_epoch, batch = functions.steps_per_epoch, config.batch_size
     with contextlib.ExitStack() as stack:
         stack.enter_context(others_needed())
-        has_folder = from_first(folder is not None)
+        has_folder = in_any(folder is not None)
         checkpoints = first_does(
             partial(open_checkpoints, folder, config.keep_checkpoints), share=False
         )
@@ -79,7 +71,9 @@ def run_training(
             stack.enter_context(checkpoints)
         terminated = stack.enter_context(sigterm_noticed()) if has_folder else lambda: False
         start = jax.device_get(functions.init(keys_init))
-        done, state, rows = first_does(partial(_taken_up, start, folder, checkpoints, per_epoch))
+        (done, rows), state = first_does(
+            partial(_taken_up, start, folder, checkpoints, per_epoch), like=start
+        )
         state = to_every_device(state, functions.mesh)
         total, saved = config.epochs * per_epoch, done
         first_step = rows[-1]["epoch"] + 1 if rows else 0
@@ -146,9 +140,10 @@ def _taken_up(
     folder: RunFolder | None,
     checkpoints: Checkpoints | None,
     steps_per_epoch: int,
-) -> _Progress:
+) -> tuple[tuple[int, list[Row]], TrainState]:
+    """How many steps a folder has of the training, its rows, and the state after them."""
     if folder is None or checkpoints is None:
-        return _Progress(0, start, [])
+        return (0, []), start
     step, state = checkpoints.restore_latest(start)
     # What was logged after the checkpoint is run, and logged, again.
     epochs = step // steps_per_epoch
@@ -158,7 +153,7 @@ def _taken_up(
             f"{folder.path} has a checkpoint of epoch {epochs} but metrics of only {len(rows)} "
             "epochs; metrics.jsonl is damaged. Remove the run folder."
         )
-    return _Progress(step, state, rows)
+    return (step, rows), state
 
 
 def _save(

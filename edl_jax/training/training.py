@@ -6,10 +6,12 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from jax.sharding import Mesh
+
 from edl_jax.baselines import MARGIN_LOSSES
 from edl_jax.devices import device_mesh
 from edl_jax.errors import ConfigError
-from edl_jax.processes import first_does, is_first
+from edl_jax.processes import agree, all_do, first_does, is_first
 from edl_jax.runs import RunFolder, as_finite, as_json
 from edl_jax.storage import user_path
 from edl_jax.training.config import TrainConfig
@@ -34,8 +36,7 @@ def train(
 ) -> TrainResult:
     """Train a classifier on real images with a loss.
 
-    All devices share every batch. Several processes (after `jax.distributed.initialize`) all call
-    this alike.
+    All devices share every batch. Several processes (see docs/scale.md) all call this alike.
 
     Args:
       config: how to train; the defaults unless given.
@@ -55,16 +56,18 @@ def train(
       ConfigError, DataError, LossFileError: if a name, the data or a file cannot be used.
       RunFolderError: if `run_dir` holds a run with another configuration, or cannot be written.
       Preempted: on SIGTERM, after the chunk of steps under way is saved; only with `run_dir`.
-      ProcessError: if another process of the run is gone.
+      ProcessError: if another process of the run is gone, or was given something else to do.
       DivergedError: if training diverges.
     """
     config = _naming(config_or_default(config, TrainConfig), loss)
     path = None if run_dir is None else user_path(run_dir)
     mesh = device_mesh(AXIS, devices)
+    _agree_on_config(config, mesh)
     dataset = load_config_dataset(config)
     loss = _usable_loss(config, loss, dataset)
-    functions = make_train(config, dataset, loss, mesh)
     identity = {"train": as_json(config), "data": dataset.identity, "loss": describe_loss(loss)}
+    agree({**identity, "train": None})
+    functions = make_train(config, dataset, loss, mesh)
     folder = first_does(lambda: None if path is None else RunFolder(path, identity), share=False)
     (result,) = run_training(
         config,
@@ -116,6 +119,7 @@ def make_trainer(
         raise ConfigError(f"seeds_at_a_time is {seeds_at_a_time}; expected at least 1.")
     config = _naming(config, loss)
     mesh = device_mesh(AXIS, devices)
+    _agree_on_config(config, mesh)
     dataset = dataset or load_config_dataset(config)
     loss = _usable_loss(config, loss, dataset)
 
@@ -131,6 +135,7 @@ def make_trainer(
         test: bool = True,
     ) -> list[TrainResult]:
         seeds = _different_seeds(seeds)
+        agree({"data": dataset.identity, "loss": describe_loss(loss), "seeds": seeds})
         firsts = range(0, len(seeds), seeds_at_a_time)
         groups = [seeds[first : first + seeds_at_a_time] for first in firsts]
         return [
@@ -198,7 +203,14 @@ def load_config_dataset(config: TrainConfig) -> Dataset:
             stream=config.stream,
         )
 
-    return first_does(load, share=False) or load()
+    prepared = first_does(load, share=False)
+    return all_do(lambda: prepared or load())
+
+
+def _agree_on_config(config: TrainConfig, mesh: Mesh) -> None:
+    """Refuse processes with other settings; where the data lies may differ from host to host."""
+    devices = [device.id for device in mesh.devices.flat]
+    agree({"train": as_json(config) | {"data_dir": None}, "devices": devices})
 
 
 def resolve_config_loss(config: TrainConfig, dataset: Dataset) -> Loss:
