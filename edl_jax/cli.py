@@ -14,12 +14,14 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
+from edl_jax.compile_cache import keep_compiled
 from edl_jax.errors import ConfigError, EDLError, Preempted, ProcessError, RunFolderError
 from edl_jax.evolution import PretrainConfig
 from edl_jax.frozen import PRETRAINED, EvolvedLoss
+from edl_jax.locks import locked
 from edl_jax.pretraining import pretrain
 from edl_jax.processes import Processes, from_first, is_first, others_needed
-from edl_jax.runs import default_run_dir, keep_compiled, writing
+from edl_jax.runs import default_run_dir, writing
 from edl_jax.studies import (
     AblateConfig,
     CompareConfig,
@@ -55,8 +57,8 @@ class Arguments(Generic[Config]):
     config: Path | None = None
     """Python file with a `get_config()`; the other arguments override what it gives."""
     run_dir: Path | None = None
-    """Run folder; a run of the same settings found there goes on. runs/COMMAND-DATE-TIME unless
-    given. Compiled programs are kept beside it, in .jax_cache."""
+    """Run folder; a run of the same settings found there resumes. Default:
+    runs/COMMAND-DATE-TIME."""
     quiet: bool = False
     """Print nothing but errors, and the run folder where none was given."""
     processes: Processes = Processes()
@@ -90,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         folder = arguments.run_dir or default_run_dir(name)
         run_dir = None if arguments.run_dir else folder
-        keep_compiled(folder.parent)
+        keep_compiled()
         progress = not arguments.quiet and sys.stderr.isatty()
         unseen = contextlib.redirect_stdout(io.StringIO())
         with unseen if arguments.quiet else contextlib.nullcontext():
@@ -228,7 +230,7 @@ def _show(results: StudyResults, run_dir: Path) -> None:
 
 def _draw(figures: Mapping[str, Any], run_dir: Path) -> None:
     """Write figures by name, for the eye and for TensorBoard."""
-    with writing("a figure", run_dir):
+    with locked(run_dir), writing("a figure", run_dir):
         for name, figure in figures.items():
             save(figure, run_dir / f"{name}.png")
     add_results(run_dir, images={name: run_dir / f"{name}.png" for name in figures})

@@ -5,6 +5,10 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
+# What ends a process, and how a fresh Python takes it. Ctrl-C last: given back last, it finds all
+# others given back when it raises.
+_DEADLY = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+
 
 @contextlib.contextmanager
 def sigterm_noticed() -> Iterator[Callable[[], bool]]:
@@ -27,19 +31,22 @@ def sigterm_noticed() -> Iterator[Callable[[], bool]]:
 
 @contextlib.contextmanager
 def interrupt_deferred() -> Iterator[None]:
-    """Let Ctrl-C wait for the end of the block, which it would leave half done.
+    """Let Ctrl-C and SIGTERM wait for the end of the block, which they would leave half done.
 
-    Only where it is Python's own, in the main thread.
+    Only where they do what Python does by default, in the main thread.
     """
-    is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    noticed = threading.Event()
-    signal.signal(signal.SIGINT, lambda *_: noticed.set())
+    came: list[int] = []
+    deferred = [x for x, handler in _DEADLY.items() if signal.getsignal(x) is handler]
     try:
+        for each in deferred:
+            signal.signal(each, lambda number, _: came.append(number))
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    if noticed.is_set():
-        raise KeyboardInterrupt
+        for each in deferred:
+            signal.signal(each, _DEADLY[each])
+        for each in deferred:
+            if each in came:
+                signal.raise_signal(each)

@@ -163,7 +163,7 @@ def test_whatever_file_of_the_newest_checkpoint_is_damaged_the_result_is_right(
 
 def test_an_old_checkpoint_that_is_damaged_leaves_the_newer_ones_alone(tmp_path):
     saved(tmp_path / "checkpoints")
-    (tmp_path / "checkpoints" / "1" / "metrics" / "metrics").write_text("{")
+    (tmp_path / "checkpoints" / "1" / "record" / "metadata").write_text("{")
     step, found = restored(tmp_path / "checkpoints")
     assert step == 3
     np.testing.assert_array_equal(found["a"], tree(3)["a"])

@@ -1,14 +1,14 @@
 """Train with several losses over the same seeds, and compare them."""
 
+import contextlib
 import dataclasses
 import os
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from edl_jax.errors import ConfigError
-from edl_jax.runs import RunFolder, as_json
+from edl_jax.runs import as_json, open_run
 from edl_jax.studies.comparison.config import CompareConfig, Setting
 from edl_jax.studies.comparison.results import comparison_results
 from edl_jax.studies.comparison.rows import best_learning_rates
@@ -77,10 +77,21 @@ def compare(
 
     Raises:
       ConfigError, DataError, LossFileError: if a name, the data or a file cannot be used.
-      RunFolderError: if `run_dir` holds another comparison, or cannot be written.
+      RunFolderError: if `run_dir` holds another comparison, is in use by another run, is damaged,
+        or cannot be read or written.
       EDLError: if a library that studies need is missing.
     """
-    config = config_or_default(config, CompareConfig)
+    with contextlib.ExitStack() as stack:
+        return _compare(config_or_default(config, CompareConfig), stack, run_dir, progress)
+
+
+def _compare(
+    config: CompareConfig,
+    stack: contextlib.ExitStack,
+    run_dir: str | os.PathLike[str] | None,
+    progress: bool,
+) -> CompareResult:
+    """Compare, with the run folder held in a stack."""
     check_libraries()
     names = config.loss_names()
     asked: dict[Setting, Setting] = {}  # by what the data set calls itself
@@ -104,8 +115,8 @@ def compare(
         }
         sets = dict.fromkeys(found.name for found in data.values())
         identity = {"compare": as_json(config), "data": list(sets), "losses": described}
-        folder = RunFolder(Path(run_dir), identity)
-        cells: list[Cell] = folder.resume_rows(name=CELLS)
+        folder = stack.enter_context(open_run(run_dir, identity))
+        cells: list[Cell] = folder.resume_rows(name=CELLS, check=work_of)
     finished = {work_of(cell) for cell in cells}
 
     tunings = len(config.learning_rates) * config.tuning_seeds

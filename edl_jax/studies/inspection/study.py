@@ -3,7 +3,6 @@
 import dataclasses
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,7 +10,7 @@ import tyro
 
 from edl_jax.frozen import EvolvedLoss
 from edl_jax.pairs import log_probabilities, sample_pairs
-from edl_jax.runs import RunFolder, as_json
+from edl_jax.runs import as_json, open_run
 from edl_jax.studies.figures import check_matplotlib, labels_of
 from edl_jax.studies.inspection import card, loss_shape as shape, plots
 from edl_jax.studies.results import Figure, Row, StudyResults
@@ -65,10 +64,6 @@ def inspect(
     first = _loss(config.loss, CLASS_COUNTS[0])
     only = first.architecture.num_classes if isinstance(first, EvolvedLoss) else None
     counts = (only,) if only else CLASS_COUNTS
-    folder = None
-    if run_dir is not None:
-        identity = {"inspect": as_json(config), "loss": describe_loss(first)}
-        folder = RunFolder(Path(run_dir), identity)
 
     paths: list[Row] = []
     curves, shares, maps = {}, {}, {}
@@ -116,8 +111,10 @@ def inspect(
         tables=tables,
         figures=figures,
     )
-    if folder is not None:
-        results.write(folder)
+    if run_dir is not None:
+        identity = {"inspect": as_json(config), "loss": describe_loss(first)}
+        with open_run(run_dir, identity) as folder:
+            results.write(folder)
     return results
 
 

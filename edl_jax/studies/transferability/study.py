@@ -3,7 +3,6 @@
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,7 +14,7 @@ from edl_jax.devices import device_mesh
 from edl_jax.errors import ConfigError
 from edl_jax.frozen import EvolvedLoss
 from edl_jax.pairs import Mixture, Pairs
-from edl_jax.runs import RunFolder, as_finite, as_json
+from edl_jax.runs import RunFolder, as_finite, as_json, open_run
 from edl_jax.studies.results import StudyResults, check_libraries
 from edl_jax.studies.transferability import distances
 from edl_jax.studies.transferability.measures import (
@@ -127,7 +126,8 @@ def transfer(
     Raises:
       ConfigError, DataError, LossFileError: if a name, the data or a file cannot be used.
       InputError: if the evolved loss is for another class count than the data's.
-      RunFolderError: if `run_dir` holds another study, is damaged or cannot be written.
+      RunFolderError: if `run_dir` holds another study, is in use by another run, is damaged, or
+        cannot be read or written.
       EDLError: if a training diverges, or a library that studies need is missing.
     """
     config = config_or_default(config, TransferConfig)
@@ -148,8 +148,19 @@ def transfer(
         "losses": described,
         "evolved": describe_loss(evolved),
     }
-    folder = RunFolder(Path(run_dir), identity)
+    with open_run(run_dir, identity) as folder:
+        return _transfer(config, folder, dataset, losses, evolved, progress)
 
+
+def _transfer(
+    config: TransferConfig,
+    folder: RunFolder,
+    dataset: Dataset,
+    losses: Mapping[str, Loss],
+    evolved: EvolvedLoss,
+    progress: bool,
+) -> StudyResults:
+    """Record, compare and report what a folder lacks."""
     recordings = _record_missing(config, folder, dataset, losses, progress)
     references, fresh = draw_references(config.num_synthetic, dataset.num_classes, config.mixture)
     sources = [({"loss": CONTROL, "seed": None, "epoch": None, "part": None}, fresh)]
@@ -216,7 +227,7 @@ def _compare_missing(
     progress: bool,
 ) -> list[Row]:
     """All comparisons: those found in the folder, and the others, which are added to it."""
-    rows = folder.resume_rows(name="comparisons.jsonl")
+    rows = folder.resume_rows(name="comparisons.jsonl", check=_cell)
     finished = {_cell(row) for row in rows}
     # One width for all, so that the discrepancies can be compared.
     width = distances.median_distance(distances.coordinates(references[MIXTURE]))
