@@ -29,7 +29,7 @@ RESULTS = ("metrics.jsonl", "held_out.jsonl", "results.json")
 
 
 def start(run_dir: Path, generations: int) -> subprocess.Popen:
-    """Start, or go on with, the run in a folder."""
+    """Start, or resume, the run in a folder."""
     command = [sys.executable, "-c", SCRIPT, str(run_dir), str(generations)]
     return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
@@ -53,7 +53,7 @@ def kill_until_done(run_dir: Path, generations: int, kills: int, chance: random.
     for _ in range(kills):
         process = start(run_dir, generations)
         if chance.random() < 0.8:
-            _wait_for_change(run_dir, process)
+            wait_for_change(run_dir, process)
         time.sleep(chance.expovariate(1 / 0.15))
         if process.poll() is None:
             met += 1
@@ -74,7 +74,9 @@ def differences(one: Path, other: Path) -> list[str]:
     return wrong if same else [*wrong, "loss.safetensors"]
 
 
-def _wait_for_change(run_dir: Path, process: subprocess.Popen) -> None:
+def wait_for_change(run_dir: Path, process: subprocess.Popen) -> None:
+    """Wait until a run writes rows, or ends."""
+
     def stamp() -> float:
         path = run_dir / "metrics.jsonl"
         return path.stat().st_mtime_ns if path.exists() else 0

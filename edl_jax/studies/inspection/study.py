@@ -1,5 +1,6 @@
 """One loss on one page: what it is made of, and what it and its gradient do to a prediction."""
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Mapping
@@ -60,11 +61,25 @@ def inspect(
     config = config_or_default(config, InspectConfig)
     check_matplotlib()
     labels = labels_of([*dict.fromkeys([config.loss, *_REFERENCES])])
-    name = labels[config.loss]
     first = _loss(config.loss, CLASS_COUNTS[0])
     only = first.architecture.num_classes if isinstance(first, EvolvedLoss) else None
     counts = (only,) if only else CLASS_COUNTS
+    with contextlib.ExitStack() as stack:
+        folder = None
+        if run_dir is not None:
+            identity = {"inspect": as_json(config), "loss": describe_loss(first)}
+            folder = stack.enter_context(open_run(run_dir, identity))
+        results = _card(config.loss, labels, first, counts)
+        if folder is not None:
+            results.write(folder)
+    return results
 
+
+def _card(
+    loss: str, labels: Mapping[str, str], first: Loss, counts: tuple[int, ...]
+) -> StudyResults:
+    """Measure and draw a loss, for class counts."""
+    name, only = labels[loss], counts[0] if len(counts) == 1 else None
     paths: list[Row] = []
     curves, shares, maps = {}, {}, {}
     for count in counts if only else sorted({*counts, _MAP_CLASSES, _SIMPLEX_CLASSES}):
@@ -111,10 +126,6 @@ def inspect(
         tables=tables,
         figures=figures,
     )
-    if run_dir is not None:
-        identity = {"inspect": as_json(config), "loss": describe_loss(first)}
-        with open_run(run_dir, identity) as folder:
-            results.write(folder)
     return results
 
 
