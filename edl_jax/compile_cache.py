@@ -82,4 +82,5 @@ def _replace_unreadable(folder: Path) -> None:
             with contextlib.suppress(OSError):
                 entry.unlink()
 
+    warnings.filterwarnings("always", _UNREADABLE.pattern)  # each time, not each text once
     warnings.showwarning = remove_or_show

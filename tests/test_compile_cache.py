@@ -44,6 +44,7 @@ def cache(tmp_path, monkeypatch):
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", None)
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    monkeypatch.setattr(warnings, "filters", warnings.filters[:])
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     yield tmp_path / "caches" / "edl_jax"
     jax.config.update("jax_compilation_cache_dir", before)
