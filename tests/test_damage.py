@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -282,28 +283,40 @@ def test_a_read_that_fails_for_now_moves_and_empties_nothing(run, what, monkeypa
     assert resumed(run) == STEPS
 
 
-def test_an_ordinary_user_without_leave_to_read_loses_nothing(run):
+AS_ANOTHER_USER = """
+import re, sys
+from edl_jax import checkpoints
+from tests.test_damage import *
+from tests.test_resume import files_of
+checkpoints._PASSING = re.compile("as if TensorStore's words were others")
+run = Path(sys.argv[1])
+newest = run / "checkpoints" / "6"
+files, folders = files_of(newest), [x for x in newest.rglob("*") if x.is_dir()]
+for paths in (files, *([x] for x in [*files, *folders, newest])):
+    modes = [x.stat().st_mode for x in paths]
+    for path in paths:
+        path.chmod(0)
+    with pytest.raises(RunFolderError, match="cannot be read .*Permission denied"):
+        resumed(run)
+    for path, mode in zip(paths, modes):
+        path.chmod(mode)
+    assert not [*run.glob("*-checkpoint-*")], paths
+assert resumed(run) == STEPS
+"""
+
+
+def test_an_ordinary_user_without_leave_to_read_loses_nothing(toy):
     """Root may read all, so that the process is another user's."""
-    script = (
-        "import sys; from tests.test_damage import *; from tests.test_resume import files_of\n"
-        "run = Path(sys.argv[1]); files = files_of(run / 'checkpoints')\n"
-        "for file in files: file.chmod(0)\n"
-        "with pytest.raises(RunFolderError, match='cannot be read .*Permission denied'):\n"
-        "    resumed(run)\n"
-        "for file in files: file.chmod(0o600)\n"
-        "assert resumed(run) == STEPS\n"
-    )
-    command = [sys.executable, "-c", script, str(run)]
-    if os.geteuid() == 0:
-        if shutil.which("setpriv") is None:
-            pytest.skip("root may read all, and there is no setpriv to become another user")
-        subprocess.run(["chown", "-R", "65534:65534", str(run)], check=True)
-        for folder in [run, *run.parents]:
-            if folder.stat().st_uid == 0 and not folder.stat().st_mode & 0o001:
-                folder.chmod(folder.stat().st_mode | 0o011)
-        command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *command]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    with tempfile.TemporaryDirectory() as own:  # pytest's folders are closed to others
+        run = shutil.copytree(toy, Path(own) / "run")
+        command = [sys.executable, "-c", AS_ANOTHER_USER, str(run)]
+        if os.geteuid() == 0:
+            if shutil.which("setpriv") is None:
+                pytest.skip("root may read all, and there is no setpriv to become another user")
+            subprocess.run(["chown", "-R", "65534:65534", own], check=True)
+            command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *command]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
 
 
 def test_too_little_memory_is_said_to_be_that(run, monkeypatch):
