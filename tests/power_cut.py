@@ -12,36 +12,27 @@ import fcntl
 import os
 import random
 import shutil
-import signal
 import struct
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
-from tests.kill_and_resume import differences, finish, start, wait_for_change
+from tests.kill_and_resume import (
+    Harm,
+    Outcome,
+    differences,
+    finish,
+    saved,
+    start,
+    survive,
+    wait_for_checkpoint,
+)
 
 _SHUTDOWN = 0x8004587D  # EXT4_IOC_SHUTDOWN
 _NO_LOG_FLUSH = 2
 _MEGABYTES = 256
-
-
-class Outcome(NamedTuple):
-    """What became of cuts.
-
-    Attributes:
-      tries: how many cuts met the run alive.
-      survived: after how many it resumed from the newest checkpoint that was complete before.
-      lost: rows before a checkpoint that was complete before a cut, and that a cut took.
-      wrong: names of result files that differ from an uninterrupted run's.
-    """
-
-    tries: int
-    survived: int
-    lost: int
-    wrong: list[str]
 
 
 def cannot() -> str:
@@ -58,46 +49,32 @@ def cannot() -> str:
             return f"no file system can be mounted from a file here: {error.stderr.strip()}"
 
 
-def cut_until_done(folder: Path, generations: int, cuts: int, seed: int) -> Outcome:
-    """Cut a run's power `cuts` times, then let it finish, and compare with one that was not cut."""
-    chance, image = random.Random(seed), _image(folder)
-    tries = survived = lost = 0
-    for _ in range(cuts):
+def cut_until_done(run_dir: Path, generations: int, cuts: int, chance: random.Random) -> Outcome:
+    """Cut the run's power `cuts` times, let it finish, and put its folder at `run_dir`.
+
+    Each cut comes a random time after the first new checkpoint.
+    """
+    image = _image(run_dir.parent)
+
+    def cut() -> Harm:
         with _mounted(image) as disk:
             process = start(disk / "run", generations)
-            wait_for_change(disk / "run", process)
+            wait_for_checkpoint(disk / "run", process)
             time.sleep(chance.expovariate(1 / 0.5))
-            # As much of it as is complete before the cut, which comes a moment later.
-            had = max(_steps(disk / "run"), default=0)
-            if process.poll() is None:
-                tries += 1
+            alive, rows = process.poll() is None, saved(disk / "run")
             handle = os.open(disk, os.O_RDONLY)
             fcntl.ioctl(handle, _SHUTDOWN, struct.pack("I", _NO_LOG_FLUSH))
             os.close(handle)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGKILL)
-            process.communicate()
+            process.kill()
+            return Harm(alive, process.communicate()[1], rows)
+
+    def end() -> str:
         with _mounted(image) as disk:
-            rows = disk / "run" / "metrics.jsonl"
-            kept = len(rows.read_bytes().splitlines()) if rows.exists() else 0
-            missing = max(had - kept, 0)
-            lost += missing
-            survived += not missing and max(_steps(disk / "run"), default=0) >= had
-    with _mounted(image) as disk:
-        finish(disk / "run", generations)
-        aside = [*(disk / "run").glob("damaged-*")]
-        shutil.copytree(disk / "run", folder / "cut")
-    finish(folder / "whole", generations)
-    print(f"{len(aside)} checkpoints were set aside")
-    return Outcome(tries, survived, lost, differences(folder / "whole", folder / "cut"))
+            said = finish(disk / "run", generations)
+            shutil.copytree(disk / "run", run_dir)
+        return said
 
-
-def _steps(run_dir: Path) -> list[int]:
-    """Steps of checkpoints that count: the next one's rows are written only once they do."""
-    rows = run_dir / "metrics.jsonl"
-    written = len(rows.read_bytes().splitlines()) if rows.exists() else 0
-    names = [x.name for x in (run_dir / "checkpoints").glob("[0-9]*") if x.name.isdecimal()]
-    return [int(x) for x in names if int(x) < written]
+    return survive((cut() for _ in range(cuts)), end)
 
 
 def _image(folder: Path) -> Path:
@@ -124,16 +101,19 @@ def _run(*command: str) -> None:
 
 
 def main(cuts: int, generations: int, seed: int) -> None:
-    """Cut, and say what was lost."""
+    """Compare a run whose power is cut again and again with one whose power is not."""
     if why := cannot():
         raise SystemExit(why)
     with tempfile.TemporaryDirectory() as folder:
-        found = cut_until_done(Path(folder), generations, cuts, seed)
+        whole, cut = Path(folder) / "whole", Path(folder) / "cut"
+        finish(whole, generations)
+        found = cut_until_done(cut, generations, cuts, random.Random(seed))
+        wrong = differences(whole, cut)
     print(
-        f"{cuts} cuts, {found.tries} of them before the run had ended; {found.survived} resumed "
-        f"from the last checkpoint, {found.lost} rows lost; differing files: {found.wrong or 0}"
+        f"{cuts} cuts, {found.tries} of them before the run had ended; {found.lost} bytes lost; "
+        f"differing files: {wrong or 0}"
     )
-    raise SystemExit(bool(found.wrong or found.lost))
+    raise SystemExit(bool(wrong or found.lost))
 
 
 if __name__ == "__main__":

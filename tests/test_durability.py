@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 from pathlib import Path
@@ -167,5 +168,5 @@ def test_every_commit_that_worked_on_a_run_is_kept_and_another_one_is_said(
 def test_a_power_cut_loses_nothing_but_the_work_since_the_last_checkpoint(tmp_path):
     if why := power_cut.cannot():
         pytest.skip(why)
-    found = power_cut.cut_until_done(tmp_path, generations=40, cuts=1, seed=0)
-    assert found.survived == found.tries == 1
+    found = power_cut.cut_until_done(tmp_path / "run", 40, 1, random.Random(0))
+    assert found == (1, 1, 0)

@@ -41,8 +41,9 @@ def whole(tmp_path_factory):
 
 
 def test_ten_kills_at_random_moments_change_nothing(tmp_path, whole):
-    met = kill_until_done(tmp_path / "run", GENERATIONS, 10, random.Random(0))
-    assert met >= 5
+    found = kill_until_done(tmp_path / "run", GENERATIONS, 10, random.Random(0))
+    assert found.survived == found.tries >= 5
+    assert found.lost == 0
     assert differences(whole, tmp_path / "run") == []
 
 
