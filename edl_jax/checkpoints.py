@@ -1,25 +1,44 @@
 """Checkpoints of a run, kept by Orbax: the last few and the best.
 
 A checkpoint holds the arrays of a pytree and their digest. It is written under a temporary name and
-renamed, so a kill or a full disk leaves the earlier ones as they were; and it is compared with its
-digest when read, so a damaged one is never taken for a good one.
+renamed, so a kill or a full disk leaves the earlier ones as they were; these are deleted only once
+all of the new one would outlive the machine; and it is compared with its digest when read, so a
+damaged one is never taken for a good one.
 """
 
-import hashlib
-import json
+import itertools
 import logging
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 
-from edl_jax.errors import RunFolderError
+from edl_jax.checkpoint_parts import by_number, described, digest, digest_of_record, files_of, read
+from edl_jax.errors import RunFolderError, shortened
 from edl_jax.preemption import interrupt_deferred
 from edl_jax.runs import RunFolder
+from edl_jax.storage import make_folder, remove_folder, sync_tree
 
 _LOGGER = logging.getLogger(__name__)
-_MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # of a lost part
+_STEP = re.compile("0|[1-9][0-9]*")
+# How TensorStore begins to tell of what is no damage: of the machine, not of the checkpoint.
+_PASSING = re.compile(
+    "UNKNOWN|ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|PERMISSION_DENIED|RESOURCE_EXHAUSTED"
+    "|UNAUTHENTICATED|UNAVAILABLE"
+)
+
+
+# What damage makes us, Orbax and TensorStore raise.
+_DAMAGE = (
+    *(FileNotFoundError, NotADirectoryError, IsADirectoryError),  # of a lost part
+    *(ValueError, AttributeError, IndexError, KeyError, RecursionError, TypeError),
+)
 
 
 class Checkpoints:
@@ -28,16 +47,16 @@ class Checkpoints:
     def __init__(self, path: Path, *, keep: int):
         """Open the folder, keeping the `keep` newest checkpoints and the one of the best score.
 
-        One whose score cannot be read is reported and set aside: Orbax reads all scores at once.
-
         Raises:
           RunFolderError: if the folder cannot be opened or written.
         """
         self._path, self._keep = path.absolute(), keep
+        self._scores: dict[int, float] = {}
         try:
-            self._path.mkdir(parents=True, exist_ok=True)
-            for step in [int(x.name) for x in self._path.iterdir() if x.name.isdigit()]:
-                self._check_score(step)
+            make_folder(self._path)
+            # Orbax would clean up in the background, and not wait for it to end.
+            for left in self._path.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(left)
             self._manager = self._open()
         except OSError as error:
             raise RunFolderError(f"{self._path} cannot be opened ({error}).") from error
@@ -48,8 +67,12 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         self._manager.close()
 
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints that are there, damaged ones too, in order."""
+        return sorted(int(x.name) for x in self._path.iterdir() if _STEP.fullmatch(x.name))
+
     def save(self, step: int, tree: Any, *, score: float) -> None:
-        """Save the arrays of a pytree after `step` steps.
+        """Save the arrays of a pytree after `step` steps, then delete those not to be kept.
 
         Args:
           step: how many steps are done.
@@ -61,97 +84,128 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
-        arrays = _by_number(tree)
+        arrays = by_number(tree)
+        record = {
+            "arrays": described(arrays),
+            "sha256": digest(step, arrays),
+            "score": float(score) if math.isfinite(score) else None,
+        }
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(arrays),
-            record=ocp.args.JsonSave(
-                {"arrays": _described(arrays), "sha256": _digest(step, arrays)}
-            ),
+            record=ocp.args.JsonSave({**record, "of_record": digest_of_record(record)}),
         )
         try:
             # Orbax gives an interrupted save out as one that failed.
             with interrupt_deferred():
-                self._manager.save(step, args=args, metrics={"score": float(score)}, force=True)
+                self._manager.save(step, args=args, force=True)
+                sync_tree(self._path / str(step))
+                self._delete_surplus()
+        except MemoryError:
+            raise
         except Exception as error:
             raise RunFolderError(
-                f"the checkpoint of step {step} could not be written in {self._path} ({error}). "
-                "Earlier ones are as they were: make room, and give the same command again."
+                f"the checkpoint of step {step} could not be written in {self._path} "
+                f"({shortened(error)}). Earlier ones are as they were: make room, and give the "
+                "same command again."
             ) from error
 
-    def restore_latest(self, like: Any) -> tuple[int, Any]:
+    def restore_latest(
+        self, like: Any, misfit: Callable[[int], str] = lambda step: ""
+    ) -> tuple[int, Any]:
         """The newest whole checkpoint: its step, and the pytree; `(0, like)` where there is none.
 
-        A damaged one is reported, set aside under another name, and the one before it is used.
+        A damaged one is reported, set aside under another name, and the one before it is used; so
+        is one that does not fit.
 
         Args:
           like: a pytree of the shapes and dtypes that were saved.
+          misfit: says why the checkpoint of a step cannot be used; nothing if it can.
 
         Raises:
-          RunFolderError: if a checkpoint holds arrays of other shapes or dtypes than `like`, or
-            the machine cannot read it now.
+          RunFolderError: if there are checkpoints but none can be used, if one holds arrays of
+            other shapes or dtypes than `like`, or if the machine cannot read it now. All are then
+            left as they are.
         """
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        found, aside = None, {}
+        for step in (steps := self.steps()[::-1]):
             try:
-                return step, self._restored(step, like)
+                if found is not None:
+                    self._record(step)
+                elif why := misfit(step):
+                    aside[step] = "unused", why
+                else:
+                    found = step, self._restored(step, like)
             except (ImportError, MemoryError, RunFolderError):
-                raise  # no damage
+                raise
             except Exception as error:
-                if isinstance(error, OSError) and not isinstance(error, _MISSING):
+                if not isinstance(error, _DAMAGE) or _PASSING.match(str(error)):
                     # Too many open files, say, or a disk that is away: it may be sound.
                     raise RunFolderError(
-                        f"the checkpoint of step {step} in {self._path} cannot be read ({error}). "
-                        "It was left as it is: give the same command again when it can."
+                        f"the checkpoint of step {step} in {self._path} cannot be read "
+                        f"({shortened(error)}). It was left as it is: give the same command again "
+                        "when it can."
                     ) from error
-                self._set_aside(step, error)
-                self._manager.reload()
-        return 0, like
+                aside[step] = "damaged", shortened(error) or type(error).__name__
+        if steps and found is None:
+            self._refuse(steps[0], *aside[steps[0]])
+        for step, (what, why) in aside.items():
+            self._set_aside(step, what, why)
+        if aside:
+            self._manager.reload()
+        return found or (0, like)
 
     def _restored(self, step: int, like: Any) -> Any:
         import orbax.checkpoint as ocp
 
-        expected = _by_number(like)
-        args = ocp.args.Composite(record=ocp.args.JsonRestore())
-        record = self._manager.restore(step, args=args)["record"]
-        if record["arrays"] != _described(expected):
+        expected = by_number(like)
+        for file in files_of(self._path / str(step)):
+            read(file)  # what cannot be read now raises an OSError here, not TensorStore's errors
+        record = self._record(step)
+        if record["arrays"] != described(expected):
             raise RunFolderError(
                 f"the checkpoint of step {step} in {self._path} holds other arrays than this "
-                "version of edl_jax keeps: go on with the versions in environment.json, or begin "
+                "version of edl_jax keeps: resume with the versions in environment.json, or begin "
                 "in another folder."
             )
         abstract = {key: jax.ShapeDtypeStruct(x.shape, x.dtype) for key, x in expected.items()}
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         restored = self._manager.restore(step, args=args)["state"]
         arrays = {key: np.asarray(x) for key, x in restored.items()}
-        if record["sha256"] != _digest(step, arrays):
+        if record["sha256"] != digest(step, arrays):
             raise ValueError("its arrays do not have the digest that was written with them")
         return jax.tree.unflatten(jax.tree.structure(like), [arrays[key] for key in expected])
 
-    def _check_score(self, step: int) -> None:
-        try:
-            json.loads((self._path / str(step) / "metrics" / "metrics").read_text())["score"]
-        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
-            self._set_aside(step, error)
+    def _record(self, step: int) -> dict[str, Any]:
+        """What is written beside a checkpoint's arrays; its score is remembered."""
+        import orbax.checkpoint as ocp
+
+        files_of(self._path / str(step))
+        args = ocp.args.Composite(record=ocp.args.JsonRestore())
+        record = dict(self._manager.restore(step, args=args)["record"])
+        of_record = record.pop("of_record", None)  # version 0.1.0 wrote none
+        if of_record not in (None, digest_of_record(record)):
+            raise ValueError("its record does not have the digest that was written with it")
+        score = record.get("score")
+        self._scores[step] = -math.inf if score is None else float(score)
+        return record
+
+    def _delete_surplus(self) -> None:
+        steps = self.steps()
+        for step in steps:
+            if step not in self._scores:
+                self._record(step)
+        best = max(steps, key=lambda step: (self._scores[step], step))
+        for step in steps[: -self._keep]:
+            if step != best:
+                remove_folder(self._path / str(step))
 
     def _open(self) -> Any:
         import orbax.checkpoint as ocp  # slow to import, and only runs with a folder need it
-        from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
         options = ocp.CheckpointManagerOptions(
             # Not in the background: the next steps take over the buffers.
             enable_async_checkpointing=False,
             create=False,  # Orbax creates none for a part of the processes; it is there already
-            cleanup_tmp_directories=True,
-            best_fn=lambda metrics: metrics["score"],  # or Orbax would keep no metrics
-            preservation_policy=policy.AnyPreservationPolicy(
-                [
-                    policy.LatestN(self._keep),
-                    policy.BestN(
-                        get_metric_fn=lambda metrics: metrics["score"],
-                        n=1,
-                        keep_checkpoints_without_metrics=False,
-                    ),
-                ]
-            ),
             # The first process alone writes; the others must not be waited for.
             multiprocessing_options=ocp.options.MultiprocessingOptions(
                 primary_host=0, active_processes={0}
@@ -161,35 +215,30 @@ class Checkpoints:
         )
         return ocp.CheckpointManager(self._path, options=options)
 
-    def _set_aside(self, step: int, error: Exception) -> None:
-        number = sum(1 for _ in self._path.parent.glob(f"damaged-checkpoint-{step}*"))
-        aside = self._path.parent / f"damaged-checkpoint-{step}-{number}"
-        (self._path / str(step)).rename(aside)
+    def _refuse(self, step: int, what: str, why: str) -> NoReturn:
+        raise RunFolderError(
+            f"no checkpoint in {self._path} can be used; that of step {step} is {what} ({why}). "
+            "Everything was left as it is: put back what is missing from a copy, and remove what "
+            f"is there twice; or rename {self._path.parent} and give the same command to begin "
+            "anew."
+        )
+
+    def _set_aside(self, step: int, what: str, why: str) -> None:
+        names = (f"{what}-checkpoint-{step}-{number}" for number in itertools.count())
+        aside = next(x for x in map(self._path.parent.joinpath, names) if not os.path.lexists(x))
+        try:
+            (self._path / str(step)).rename(aside)
+        except OSError as error:
+            raise RunFolderError(
+                f"the checkpoint of step {step} in {self._path} is {what} ({why}) and cannot be "
+                f"renamed ({error}): rename it to resume from the one before it."
+            ) from error
         _LOGGER.warning(
-            "The checkpoint of step %d in %s is damaged (%s). It was moved to %s, and is not used.",
-            step,
-            self._path,
-            str(error).splitlines()[0] if str(error) else type(error).__name__,
-            aside.name,
+            "The checkpoint of step %d in %s is %s (%s). It was moved to %s, and is not used.",
+            *(step, self._path, what, why, aside.name),
         )
 
 
 def open_checkpoints(folder: RunFolder | None, keep: int) -> Checkpoints | None:
     """The checkpoints of a run folder, if there is one."""
     return None if folder is None else Checkpoints(folder.path / "checkpoints", keep=keep)
-
-
-def _by_number(tree: Any) -> dict[str, np.ndarray]:
-    return {f"{index:04}": np.asarray(x) for index, x in enumerate(jax.tree.leaves(tree))}
-
-
-def _described(arrays: dict[str, np.ndarray]) -> dict[str, str]:
-    return {key: f"{x.dtype}{list(x.shape)}" for key, x in arrays.items()}
-
-
-def _digest(step: int, arrays: dict[str, np.ndarray]) -> str:
-    digest = hashlib.sha256(str(step).encode())
-    for key, x in sorted(arrays.items()):
-        digest.update(key.encode())
-        digest.update(np.ascontiguousarray(x).tobytes())
-    return digest.hexdigest()

@@ -13,16 +13,18 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
+from edl_jax.compile_cache import keep_compiled
 from edl_jax.config_files import load_config
 from edl_jax.errors import EDLError, Preempted, ProcessError, RunFolderError
 from edl_jax.evolution import PretrainConfig
 from edl_jax.exchange import in_any
 from edl_jax.frozen import PRETRAINED, EvolvedLoss
 from edl_jax.joining import Processes
+from edl_jax.locks import locked
 from edl_jax.preemption import EXIT_PREEMPTED, Terminated, exit_status
 from edl_jax.pretraining import pretrain
 from edl_jax.processes import is_first
-from edl_jax.runs import default_run_dir, keep_compiled, writing
+from edl_jax.runs import default_run_dir, writing
 from edl_jax.storage import user_path
 from edl_jax.studies import (
     AblateConfig,
@@ -56,8 +58,7 @@ class Arguments(Generic[Config]):
     config: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
     """Python file with a `get_config()`; the other arguments override what it gives."""
     run_dir: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
-    """Run folder, in which a run of the same settings resumes; runs/COMMAND-DATE-TIME by default.
-    Compiled programs are kept beside it, in .jax_cache."""
+    """Run folder, where a run of the same settings resumes; default: runs/COMMAND-DATE-TIME."""
     quiet: bool = False
     """Print nothing but errors, and the run folder where none was given."""
     processes: Processes = Processes()
@@ -95,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             folder = run_dir = default_run_dir(name)
         else:
             folder = user_path(arguments.run_dir)
-        keep_compiled(folder.parent)
+        keep_compiled()
         progress = not arguments.quiet and sys.stderr.isatty()
         unseen = contextlib.redirect_stdout(io.StringIO())
         with unseen if arguments.quiet else contextlib.nullcontext():
@@ -199,7 +200,7 @@ def _show(results: StudyResults, run_dir: Path) -> None:
 
 def _draw(figures: Mapping[str, Any], run_dir: Path) -> None:
     """Write figures by name, for the eye and for TensorBoard."""
-    with writing("a figure", run_dir):
+    with locked(run_dir), writing("a figure", run_dir):
         for name, figure in figures.items():
             save(figure, run_dir / f"{name}.png")
     add_results(run_dir, images={name: run_dir / f"{name}.png" for name in figures})

@@ -35,3 +35,9 @@ class ProcessError(EDLError):
 
 class Preempted(EDLError):
     """The run was told to stop by SIGTERM, and has saved what it needs to go on."""
+
+
+def shortened(text: object, most: int = 600) -> str:
+    """A text on one line, cut to a few lines of a screen."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= most else f"{line[:most]} ..."

@@ -1,19 +1,21 @@
 """Evolve a loss, choose the winner, freeze it: stages 1 to 6 in one call."""
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Collection, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from edl_jax.devices import device_mesh
+from edl_jax.environment import versions
 from edl_jax.evolution import PretrainConfig, make_evolution, run_keys
-from edl_jax.evolution.engine import FINAL_DRAWS, HELD_OUT, TASKS
+from edl_jax.evolution.engine import FINAL_DRAWS, HELD_OUT, TASKS, Evolution
 from edl_jax.evolution.loop import Row, evolve
 from edl_jax.evolution.monitor import make_monitor
 from edl_jax.evolution.scoring import Batch
@@ -22,7 +24,7 @@ from edl_jax.frozen import EvolvedLoss, Provenance, calibrated
 from edl_jax.pairs import Pairs
 from edl_jax.processes import agree, first_does, is_first
 from edl_jax.ranking import MARGINS, SEVERITIES, gradient_metrics, logit_gradients, rank_metrics
-from edl_jax.runs import RunFolder, as_json, versions
+from edl_jax.runs import RunFolder, as_json, open_run, writing
 from edl_jax.tasks import draw_tasks, task_errors
 from edl_jax.validation import checked_key, config_or_default
 
@@ -67,7 +69,7 @@ def pretrain(
       config: how to evolve; the defaults unless given.
       key: a key from `jax.random.key`; from `config.seed` unless given.
       run_dir: where to keep configuration, metrics, checkpoints and the loss; a run that was
-        stopped there goes on from its last checkpoint. Nothing is written unless given. Of several
+        stopped there resumes from its last checkpoint. Nothing is written unless given. Of several
         processes the first alone writes.
       devices: some of `jax.devices()`, among which the population is divided; all, of all
         processes, unless given.
@@ -76,8 +78,8 @@ def pretrain(
     Raises:
       ConfigError: if the strategy refuses the configuration, the devices cannot share the
         population equally, or nothing is ranked, as with a constant severity.
-      RunFolderError: if `run_dir` holds a run with another configuration or key, or cannot be
-        written.
+      RunFolderError: if `run_dir` holds a run with another configuration or key, is in use by
+        another run, is damaged, or cannot be read or written.
       Preempted: on SIGTERM, after the chunk of generations under way is saved; only with `run_dir`.
       ProcessError: if another process of the run is gone, or was given something else to do.
       InputError: if `key` is no key of `jax.random.key`.
@@ -89,9 +91,23 @@ def pretrain(
     identity = {"pretrain": as_json(config), "key": jax.random.key_data(key).tolist()}
     agree({**identity, "devices": [device.id for device in mesh.devices.flat]})
     evolution = make_evolution(config, shards=mesh.size)
-    folder = first_does(
-        lambda: None if run_dir is None else RunFolder(Path(run_dir), identity), share=False
-    )
+    with contextlib.ExitStack() as stack:
+        folder = first_does(
+            lambda: None if run_dir is None else stack.enter_context(open_run(run_dir, identity)),
+            share=False,
+        )
+        return _evolved(config, key, mesh, evolution, folder, progress and is_first())
+
+
+def _evolved(
+    config: PretrainConfig,
+    key: jax.Array,
+    mesh: Mesh,
+    evolution: Evolution,
+    folder: RunFolder | None,
+    progress: bool,
+) -> PretrainResult:
+    """Run all generations, choose the winner and measure it."""
     key_init, key_generations, key_choice, key_measurement = run_keys(key)
     state, rows, held_out = evolve(
         config,
@@ -100,7 +116,7 @@ def pretrain(
         (key_init, key_generations),
         make_monitor(config, evolution, key_measurement),
         folder=folder,
-        progress=progress and is_first(),
+        progress=progress,
     )
 
     # Best-ever fitness is optimistic: it keeps the luckiest draw of pairs. So the winner is the
@@ -123,7 +139,8 @@ def pretrain(
 
     if folder is not None:
         folder.write_json("results.json", metrics)
-        loss.save(folder.path / "loss.safetensors")
+        with writing("loss.safetensors", folder.path):
+            loss.save(folder.path / "loss.safetensors")
     return PretrainResult(loss, _columns(rows, {"generation"}), _columns(held_out), metrics)
 
 

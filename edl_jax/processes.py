@@ -22,6 +22,7 @@ import numpy as np
 
 from edl_jax import errors
 from edl_jax.devices import device_mesh, on_every_device
+from edl_jax.environment import commit, versions
 from edl_jax.errors import EDLError, ProcessError
 from edl_jax.exchange import (
     arrays_from_first,
@@ -32,7 +33,6 @@ from edl_jax.exchange import (
     others_needed,
     rows_of_all,
 )
-from edl_jax.runs import commit, versions
 
 Value = TypeVar("Value")
 

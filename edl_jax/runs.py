@@ -3,48 +3,20 @@
 import contextlib
 import dataclasses
 import datetime
-import hashlib
 import json
 import math
 import os
-import platform
-import subprocess
-import sys
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jax
+from edl_jax import environment
+from edl_jax.errors import EDLError, RunFolderError, shortened
+from edl_jax.locks import locked
+from edl_jax.storage import append, check_regular, sweep, user_path, write_atomically
 
-from edl_jax.errors import RunFolderError
-from edl_jax.storage import write_atomically
-
-NOT_INSTALLED = "not installed"  # in place of a version
-_LIBRARIES = ("edl_jax", "jax", "jaxlib", "flax", "optax", "evosax", "numpy")
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that shape a result."""
-    return {"python": platform.python_version()} | {name: version(name) for name in _LIBRARIES}
-
-
-def version(library: str) -> str:
-    """Version of a library; `NOT_INSTALLED` if it is not there."""
-    try:
-        return metadata.version(library)
-    except metadata.PackageNotFoundError:
-        return NOT_INSTALLED
-
-
-def commit() -> str | None:
-    """The last commit that changed this package, None where it is not in a git checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "log", "-1", "--format=%H", "--", "."]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return found.stdout.strip() or None
+_NO_MEMORY = re.compile("RESOURCE_EXHAUSTED")  # as JAX begins to tell of it
 
 
 def default_run_dir(command: str) -> Path:
@@ -53,25 +25,42 @@ def default_run_dir(command: str) -> Path:
     return Path("runs") / f"{command}-{datetime.datetime.now():%Y%m%d-%H%M%S-%f}"
 
 
-def keep_compiled(parent: Path) -> None:
-    """Keep compiled programs in `.jax_cache` under a folder, unless JAX was told where to.
+@contextlib.contextmanager
+def open_run(run_dir: str | os.PathLike[str], config: Mapping[str, Any]) -> Iterator["RunFolder"]:
+    """Open a run folder, and keep other runs out of it until the block ends.
 
-    In a folder for each kind of processor: XLA's programs for a CPU run on its like only.
+    What killed runs left half-written there is removed.
+
+    Args:
+      run_dir: the folder, as a user gave it; `~` is the home folder.
+      config: all that shapes the run's result, as JSON data.
+
+    Raises:
+      ConfigError: if `run_dir` is no path.
+      RunFolderError: if another run has the folder now, or as `RunFolder` does.
+      EDLError: if memory runs out in the block.
     """
-    if jax.config.jax_compilation_cache_dir is not None:  # pyright: ignore
-        return
-    about = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        flags = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x[:5] == "flags"]
-        about += flags[0] if flags else ""
-    kind = hashlib.sha256(about.encode()).hexdigest()[:8]
-    jax.config.update("jax_compilation_cache_dir", str(parent / ".jax_cache" / kind))
+    path = user_path(run_dir)
+    with locked(path):
+        folder = RunFolder(path, config)
+        with writing("what a killed run left", path):
+            sweep(path)
+        try:
+            yield folder
+        except Exception as error:
+            if not isinstance(error, MemoryError) and not _NO_MEMORY.match(str(error)):
+                raise
+            raise EDLError(
+                f"there is not enough memory ({shortened(error)}). What was saved in {path} is as "
+                "it was: give the same command again with more memory to resume."
+            ) from error
 
 
 class RunFolder:
     """A folder that belongs to one configuration.
 
-    Holds `config.json`, `environment.json`, `metrics.jsonl` and whatever the run adds.
+    Holds `config.json`, `environment.json`, `metrics.jsonl` and whatever the run adds. A run opens
+    it by `open_run`, which keeps other runs out.
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any]):
@@ -90,22 +79,16 @@ class RunFolder:
         if (path / "config.json").exists():
             found = read_json(path / "config.json")
             if found != config:
+                what = shortened(environment.difference(found, config))
                 raise RunFolderError(
-                    f"{path} belongs to a run with another configuration: "
-                    f"{_difference(found, config)}. Choose another folder, or the same settings."
+                    f"{path} belongs to a run with another configuration: {what}. Choose another "
+                    "folder, or the same settings."
                 )
+            path = path / "environment.json"
+            if noted := environment.noted(path, read_bytes(path) if path.exists() else b"{}"):
+                self.write_json(path.name, noted)
         else:
-            device = jax.devices()[0]
-            environment = {
-                "versions": versions(),
-                "commit": commit(),
-                "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-                "backend": device.platform,
-                "device": device.device_kind,
-                "device_count": jax.device_count(),
-                "machine": platform.machine(),
-            }
-            self.write_json("environment.json", environment)
+            self.write_json("environment.json", environment.described())
             self.write_json("config.json", config)  # last: it makes the folder this run's
 
     def write_text(self, name: str, text: str) -> None:
@@ -119,16 +102,23 @@ class RunFolder:
 
     def append_rows(self, rows: Iterable[Mapping[str, Any]], name: str = "metrics.jsonl") -> None:
         """Append one JSON line for each row."""
-        with writing(name, self.path), (self.path / name).open("a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-            file.flush()
-            os.fsync(file.fileno())  # what a checkpoint counts on must outlive the machine
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        with writing(name, self.path):
+            append(self.path / name, lines.encode())  # a checkpoint counts on it
 
-    def read_rows(self, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    def read_rows(
+        self, name: str = "metrics.jsonl", *, check: Callable[[dict[str, Any]], Any] = id
+    ) -> list[dict[str, Any]]:
         """The rows written so far; a last line cut short by a kill is dropped.
 
+        Args:
+          name: the file.
+          check: called with each row; raises `KeyError`, `TypeError` or `ValueError` for one that
+            is damaged.
+
         Raises:
-          RunFolderError: if another line is no JSON object, or the file cannot be read.
+          RunFolderError: if another line is no JSON object, a row fails the check, or the file
+            cannot be read.
         """
         path = self.path / name
         lines = read_bytes(path).splitlines() if path.exists() else []
@@ -138,12 +128,14 @@ class RunFolder:
                 row = json.loads(line)
                 if not isinstance(row, dict):
                     raise ValueError(f"it holds {row!r}")
-            except ValueError as error:
+                check(row)
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 if number == len(lines):
                     break
+                why = f"it has no {error}" if isinstance(error, KeyError) else error
                 raise RunFolderError(
-                    f"line {number} of {len(lines)} of {path} is damaged ({error}). The file was "
-                    "left as it is: remove that line to go on without it."
+                    f"line {number} of {len(lines)} of {path} is damaged ({shortened(why)}). The "
+                    "file was left as it is: remove that line to resume without it."
                 ) from error
             rows.append(row)
         return rows
@@ -152,17 +144,22 @@ class RunFolder:
         self,
         is_kept: Callable[[dict[str, Any]], bool] = lambda row: True,
         name: str = "metrics.jsonl",
+        *,
+        check: Callable[[dict[str, Any]], Any] = id,
     ) -> list[dict[str, Any]]:
-        """The rows to go on from; the others, and a line cut short, are removed from the file."""
-        rows = [row for row in self.read_rows(name) if is_kept(row)]
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        self.write_text(name, lines)
+        """The rows to resume from; the others, and a line cut short, are removed from the file."""
+        rows = [row for row in self.read_rows(name, check=check) if is_kept(row)]
+        self.rewrite_rows(rows, name)
         return rows
+
+    def rewrite_rows(self, rows: Iterable[Mapping[str, Any]], name: str = "metrics.jsonl") -> None:
+        """Write these rows in place of all that are there."""
+        self.write_text(name, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 @contextlib.contextmanager
 def writing(name: str, folder: Path) -> Iterator[None]:
-    """Tell what could not be written where, and how to go on.
+    """Tell what could not be written where, and how to resume.
 
     Raises:
       RunFolderError: instead of an `OSError`.
@@ -172,7 +169,7 @@ def writing(name: str, folder: Path) -> Iterator[None]:
     except OSError as error:
         raise RunFolderError(
             f"{name} could not be written in {folder} ({error}). What was saved before is as it "
-            "was: once there is room and leave to write, give the same command again to go on."
+            "was: once there is room and leave to write, give the same command again to resume."
         ) from error
 
 
@@ -183,6 +180,7 @@ def read_bytes(path: Path) -> bytes:
       RunFolderError: if it cannot be read.
     """
     try:
+        check_regular(path)
         return path.read_bytes()
     except OSError as error:
         raise RunFolderError(f"{path} cannot be read ({error}); it was left as it is.") from error
@@ -196,7 +194,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(read_bytes(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunFolderError(f"{path} is damaged ({error}); remove the run folder.") from error
 
 
@@ -211,12 +209,3 @@ def as_finite(row: Mapping[str, Any]) -> dict[str, Any]:
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in row.items()
     }
-
-
-def _difference(old: Any, new: Any, name: str = "") -> str:
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-        return ", ".join(
-            _difference(old.get(key), new.get(key), f"{name}.{key}".lstrip(".")) for key in keys
-        )
-    return f"{name} is {old!r} there and {new!r} here"

@@ -97,7 +97,7 @@ def _contents(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and ".jax_cache" not in path.parts
+        if path.is_file()
     }
 
 

@@ -4,14 +4,15 @@ Command:  python -m tests.kill_and_resume --kills 100        (about half an hour
 """
 
 import argparse
-import os
 import random
-import signal
+import re
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,46 +22,116 @@ from edl_jax import EvolvedLoss
 ROOT = Path(__file__).parents[1]
 SCRIPT = """
 import dataclasses, sys
-from edl_jax import pretrain
+from edl_jax import EDLError, pretrain
+from edl_jax.evolution import loop
 from tests.test_evolution import TINY
-pretrain(dataclasses.replace(TINY, generations=int(sys.argv[2])), run_dir=sys.argv[1])
+
+def resume(*arguments, original=loop.resume):
+    found = original(*arguments)
+    print("resumed from", found[0], file=sys.stderr, flush=True)
+    return found
+
+loop.resume = resume
+try:
+    pretrain(dataclasses.replace(TINY, generations=int(sys.argv[2])), run_dir=sys.argv[1])
+except EDLError as error:
+    sys.exit(str(error))
 """
 RESULTS = ("metrics.jsonl", "held_out.jsonl", "results.json")
 
 
-def start(run_dir: Path, generations: int) -> subprocess.Popen:
-    """Start, or go on with, the run in a folder."""
+class Outcome(NamedTuple):
+    """What became of harm done to a run.
+
+    Attributes:
+      tries: how often it met the run alive.
+      survived: after how many of them it resumed from its newest complete checkpoint.
+      lost: bytes of rows that it had to run again though a checkpoint had them.
+    """
+
+    tries: int
+    survived: int
+    lost: int
+
+
+class Harm(NamedTuple):
+    """One time that a run was harmed.
+
+    Attributes:
+      alive: whether it met the run alive.
+      said: what the run wrote to its standard error before.
+      rows: those that its newest complete checkpoint had.
+    """
+
+    alive: bool
+    said: str
+    rows: list[bytes]
+
+
+def start(run_dir: Path, generations: int, **options: Any) -> subprocess.Popen:
+    """Start, or resume, the run in a folder; `options` are those of `Popen`."""
     command = [sys.executable, "-c", SCRIPT, str(run_dir), str(generations)]
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, **options)
 
 
-def finish(run_dir: Path, generations: int) -> float:
-    """Run to the end without a kill; returns the seconds it took."""
-    began = time.monotonic()
+def finish(run_dir: Path, generations: int) -> str:
+    """Run to the end without harm; returns what it wrote to its standard error."""
     process = start(run_dir, generations)
-    _, err = process.communicate()
-    assert process.returncode == 0, err
-    return time.monotonic() - began
+    _, said = process.communicate()
+    assert process.returncode == 0, said
+    return said
 
 
-def kill_until_done(run_dir: Path, generations: int, kills: int, chance: random.Random) -> int:
-    """Kill the run `kills` times, then let it finish; returns how many kills met it alive.
+def saved(run_dir: Path) -> list[bytes]:
+    """The rows before the newest checkpoint that surely counts: later rows are there too."""
+    rows = run_dir / "metrics.jsonl"
+    lines = rows.read_bytes().splitlines(keepends=True) if rows.exists() else []
+    steps = (step for step in _steps(run_dir) if step < len(lines))
+    return lines[: max(steps, default=0)]
 
-    Four kills in five come a random time after the run's files first changed, so after the
+
+def survive(harms: Iterable[Harm], end: Callable[[], str]) -> Outcome:
+    """Count what harm did to a run.
+
+    Args:
+      harms: each lets the run resume from what the one before left, and harms it.
+      end: lets the run finish, and returns what it wrote to its standard error.
+    """
+    alive, rows, lost = 0, [], []
+
+    def look(said: str) -> bool:
+        """Whether the run got as far as to resume."""
+        assert "Traceback" not in said, said
+        if (found := re.search("resumed from ([0-9]+)", said)) is None:
+            return False
+        lost.append(sum(map(len, rows[int(found[1]) :])))
+        return True
+
+    for harm in harms:
+        if look(harm.said):
+            rows = harm.rows
+        alive += harm.alive
+    assert look(end())
+    return Outcome(alive, alive - sum(map(bool, lost)), sum(lost))
+
+
+def kill_until_done(run_dir: Path, generations: int, kills: int, chance: random.Random) -> Outcome:
+    """Kill the run `kills` times, then let it finish.
+
+    Four kills in five come a random time after the run's first new checkpoint, so after the
     start-up, which is all alike; the waits are short, so that saving is often under way.
     """
-    met = 0
-    for _ in range(kills):
+
+    def kill() -> Harm:
         process = start(run_dir, generations)
         if chance.random() < 0.8:
-            _wait_for_change(run_dir, process)
+            wait_for_checkpoint(run_dir, process)
         time.sleep(chance.expovariate(1 / 0.15))
-        if process.poll() is None:
-            met += 1
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
-    finish(run_dir, generations)
-    return met
+        alive, rows = process.poll() is None, saved(run_dir)
+        process.kill()
+        return Harm(alive, process.communicate()[1], rows)
+
+    return survive((kill() for _ in range(kills)), lambda: finish(run_dir, generations))
 
 
 def differences(one: Path, other: Path) -> list[str]:
@@ -74,14 +145,15 @@ def differences(one: Path, other: Path) -> list[str]:
     return wrong if same else [*wrong, "loss.safetensors"]
 
 
-def _wait_for_change(run_dir: Path, process: subprocess.Popen) -> None:
-    def stamp() -> float:
-        path = run_dir / "metrics.jsonl"
-        return path.stat().st_mtime_ns if path.exists() else 0
-
-    before = stamp()
-    while process.poll() is None and stamp() == before:
+def wait_for_checkpoint(run_dir: Path, process: subprocess.Popen) -> None:
+    """Wait until a run has a new checkpoint, or ends."""
+    before = max(_steps(run_dir), default=0)
+    while process.poll() is None and max(_steps(run_dir), default=0) == before:
         time.sleep(0.005)
+
+
+def _steps(run_dir: Path) -> list[int]:
+    return [int(x.name) for x in run_dir.glob("checkpoints/*") if x.name.isdecimal()]
 
 
 def main(kills: int, generations: int, seed: int) -> None:
@@ -89,10 +161,13 @@ def main(kills: int, generations: int, seed: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         whole, killed = Path(folder) / "whole", Path(folder) / "killed"
         finish(whole, generations)
-        met = kill_until_done(killed, generations, kills, random.Random(seed))
+        found = kill_until_done(killed, generations, kills, random.Random(seed))
         wrong = differences(whole, killed)
-    print(f"{kills} kills, {met} of them before the run had ended; differing files: {wrong or 0}")
-    sys.exit(bool(wrong))
+    print(
+        f"{kills} kills, {found.tries} of them before the run had ended; {found.lost} bytes lost; "
+        f"differing files: {wrong or 0}"
+    )
+    sys.exit(bool(wrong or found.lost))
 
 
 if __name__ == "__main__":

@@ -97,4 +97,17 @@ def test_run_folder_holds_config_versions_metrics_and_loss(tmp_path):
         pretrain(dataclasses.replace(TINY, generations=9), run_dir=tmp_path)
     with pytest.raises(RunFolderError, match="key is"):
         pretrain(TINY, key=jax.random.key(99), run_dir=tmp_path)
+    # Again: what is damaged is made again.
+    path = tmp_path / "held_out.jsonl"
+    lines = path.read_text()
+    path.write_text(lines[:-9])
+    (tmp_path / "loss.safetensors").unlink()
+    (tmp_path / "loss.safetensors").mkdir()
+    with pytest.raises(RunFolderError, match=r"loss\.safetensors could not be written"):
+        pretrain(TINY, run_dir=tmp_path)
+    (tmp_path / "loss.safetensors").rmdir()
     assert same_params(pretrain(TINY, run_dir=tmp_path).loss, result.loss)
+    assert path.read_text() == lines
+    path.unlink()
+    with pytest.raises(RunFolderError, match="generation 5 but held_out of 0 generations"):
+        pretrain(TINY, run_dir=tmp_path)

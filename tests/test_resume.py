@@ -41,8 +41,9 @@ def whole(tmp_path_factory):
 
 
 def test_ten_kills_at_random_moments_change_nothing(tmp_path, whole):
-    met = kill_until_done(tmp_path / "run", GENERATIONS, 10, random.Random(0))
-    assert met >= 5
+    found = kill_until_done(tmp_path / "run", GENERATIONS, 10, random.Random(0))
+    assert found.survived == found.tries >= 5
+    assert found.lost == 0
     assert differences(whole, tmp_path / "run") == []
 
 
@@ -163,7 +164,7 @@ def test_whatever_file_of_the_newest_checkpoint_is_damaged_the_result_is_right(
 
 def test_an_old_checkpoint_that_is_damaged_leaves_the_newer_ones_alone(tmp_path):
     saved(tmp_path / "checkpoints")
-    (tmp_path / "checkpoints" / "1" / "metrics" / "metrics").write_text("{")
+    (tmp_path / "checkpoints" / "1" / "record" / "metadata").write_text("{")
     step, found = restored(tmp_path / "checkpoints")
     assert step == 3
     np.testing.assert_array_equal(found["a"], tree(3)["a"])

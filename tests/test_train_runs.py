@@ -223,15 +223,3 @@ def test_the_event_file_holds_every_number_of_every_epoch(whole):
             assert found[row["epoch"], name] == pytest.approx(row[name], rel=1e-6)
     assert not any(tag == "evaluated_on" for _, tag in found)
     assert '"epochs": 4' in found[0, "config/text_summary"]
-
-
-def test_compiled_programs_are_kept_beside_the_run_folder(tmp_path):
-    """Shown by what is compiled after a training that was refused, which takes less time."""
-    script = "import sys, jax; from edl_jax.cli import main; main(sys.argv[1:]); jax.jit(abs)(1)"
-    arguments = ["train", "--dataset", "digits", "--train-examples", "9"]
-    arguments += ["--run-dir", str(tmp_path / "runs" / "one")]
-    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
-    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    command = [sys.executable, "-c", script, *arguments]
-    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
-    assert list((tmp_path / "runs" / ".jax_cache").glob("*/*"))

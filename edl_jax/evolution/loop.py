@@ -15,12 +15,13 @@ from tqdm import tqdm
 
 from edl_jax.checkpoints import Checkpoints, open_checkpoints
 from edl_jax.devices import on_every_device, to_every_device
-from edl_jax.errors import EDLError, Preempted, RunFolderError
+from edl_jax.errors import EDLError, Preempted
 from edl_jax.evolution.config import PretrainConfig
 from edl_jax.evolution.engine import Evolution, Log, State
 from edl_jax.exchange import in_any, others_needed
 from edl_jax.preemption import sigterm_noticed
 from edl_jax.processes import first_does
+from edl_jax.resuming import RowLog, resume
 from edl_jax.runs import RunFolder, as_finite
 from edl_jax.tensorboard import Write, open_events
 
@@ -82,7 +83,8 @@ def evolve(
         terminated = stack.enter_context(sigterm_noticed()) if has_folder else lambda: False
         start = jax.device_get(jax.jit(evolution.init)(key_init))
         (first, rows, held_out), state = first_does(
-            partial(_taken_up, start, folder, checkpoints), like=start
+            partial(_taken_up, start, folder, checkpoints, config.generations_per_chunk),
+            like=start,
         )
         state = to_every_device(state, mesh)
         write = first_does(partial(open_events, stack, folder, first), share=False)
@@ -113,7 +115,7 @@ def evolve(
             if has_folder and in_any(terminated()):
                 raise Preempted(
                     f"told to stop by SIGTERM after generation {first} of {config.generations}; "
-                    "everything is saved. Give the same command again to go on."
+                    "everything is saved. Give the same command again to resume."
                 )
     return Evolved(jax.device_get(state), rows, held_out)
 
@@ -145,20 +147,21 @@ def make_chunk(
 
 
 def _taken_up(
-    start: State, folder: RunFolder | None, checkpoints: Checkpoints | None
+    start: State, folder: RunFolder | None, checkpoints: Checkpoints | None, per_chunk: int
 ) -> tuple[tuple[int, list[Row], list[Row]], State]:
     """How many generations a folder has of the run, their rows, and what they have come to."""
     if folder is None or checkpoints is None:
         return (0, [], []), start
-    first, state = checkpoints.restore_latest(start)
-    # What was logged after the checkpoint is run, and logged, again.
-    rows = folder.resume_rows(lambda row: row["generation"] < first)
-    held_out = folder.resume_rows(lambda row: row["generation"] < first, HELD_OUT_FILE)
-    if len(rows) != first:
-        raise RunFolderError(
-            f"{folder.path} has a checkpoint of generation {first} but metrics of "
-            f"{len(rows)} generations before it; metrics.jsonl is damaged. Remove the run folder."
-        )
+
+    def ends(step: int) -> list[int]:
+        """The last generation of each chunk."""
+        return [min(end, step) - 1 for end in range(per_chunk, step + per_chunk, per_chunk)]
+
+    logs = (
+        RowLog("metrics.jsonl", "generation", lambda step: list(range(step))),
+        RowLog(HELD_OUT_FILE, "generation", ends),
+    )
+    first, state, (rows, held_out) = resume(folder, checkpoints, start, logs, per_chunk)
     return (first, rows, held_out), state
 
 

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from edl_jax.errors import ConfigError, InputError, LossFileError
-from edl_jax.frozen.inputs import FLOOR
+from edl_jax.frozen.log_probabilities import FLOOR
 from edl_jax.network import Architecture
 from edl_jax.storage import user_path, write_atomically
 

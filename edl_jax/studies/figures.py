@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edl_jax.errors import EDLError
+from edl_jax.preemption import interrupt_deferred
 from edl_jax.storage import open_atomically
 
 
@@ -87,5 +88,6 @@ def save(figure: Any, path: Path) -> None:
 
     # Without a date, and with names of parts that do not change from one time to the next.
     metadata = {"Date": None} if path.suffix == ".svg" else None
-    with matplotlib.rc_context({"svg.hashsalt": path.stem}), open_atomically(path) as file:
+    salted = matplotlib.rc_context({"svg.hashsalt": path.stem})
+    with interrupt_deferred(), salted, open_atomically(path) as file:
         figure.savefig(file, format=path.suffix[1:], dpi=150, metadata=metadata)

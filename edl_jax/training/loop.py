@@ -11,10 +11,11 @@ from tqdm import tqdm
 
 from edl_jax.checkpoints import Checkpoints, open_checkpoints
 from edl_jax.devices import to_every_device
-from edl_jax.errors import DivergedError, Preempted, RunFolderError
+from edl_jax.errors import DivergedError, Preempted
 from edl_jax.exchange import in_any, others_needed
 from edl_jax.preemption import sigterm_noticed
 from edl_jax.processes import first_does
+from edl_jax.resuming import RowLog, resume
 from edl_jax.runs import RunFolder, as_finite
 from edl_jax.tensorboard import Write, open_events
 from edl_jax.training.config import TrainConfig
@@ -107,7 +108,7 @@ def run_training(
             if stop and done < total:
                 raise Preempted(
                     f"told to stop by SIGTERM after step {done} of {total}; everything is saved. "
-                    "Give the same command again to go on."
+                    "Give the same command again to resume."
                 )
         return train_results(config, functions, state, seeds, rows, source, test)
 
@@ -144,15 +145,8 @@ def _taken_up(
     """How many steps a folder has of the training, its rows, and the state after them."""
     if folder is None or checkpoints is None:
         return (0, []), start
-    step, state = checkpoints.restore_latest(start)
-    # What was logged after the checkpoint is run, and logged, again.
-    epochs = step // steps_per_epoch
-    rows = folder.resume_rows(lambda row: row["epoch"] <= epochs)
-    if len(rows) < epochs:
-        raise RunFolderError(
-            f"{folder.path} has a checkpoint of epoch {epochs} but metrics of only {len(rows)} "
-            "epochs; metrics.jsonl is damaged. Remove the run folder."
-        )
+    log = RowLog("metrics.jsonl", "epoch", lambda x: list(range(1, x // steps_per_epoch + 1)))
+    step, state, (rows,) = resume(folder, checkpoints, start, [log], steps_per_epoch)
     return (step, rows), state
 
 

@@ -1,5 +1,6 @@
 """Train one classifier, or one for each of several seeds."""
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -12,7 +13,7 @@ from edl_jax.baselines import MARGIN_LOSSES
 from edl_jax.devices import device_mesh
 from edl_jax.errors import ConfigError
 from edl_jax.processes import agree, all_do, first_does, is_first
-from edl_jax.runs import RunFolder, as_finite, as_json
+from edl_jax.runs import as_finite, as_json, open_run
 from edl_jax.storage import user_path
 from edl_jax.training.config import TrainConfig
 from edl_jax.training.datasets import Dataset, load_dataset
@@ -46,7 +47,7 @@ def train(
         floating point. The `nnx.Param` of an `nnx.Module` are trained too; other variables that its
         call updates are carried from step to step.
       run_dir: where to keep configuration, metrics, checkpoints and the result; a run that was
-        stopped there goes on from its last checkpoint, and of one that is finished the result is
+        stopped there resumes from its last checkpoint, and of one that is finished the result is
         given again. Nothing is written unless given. Of several processes the first alone writes.
       devices: some of `jax.devices()`, which share every batch; all, of all processes, unless
         given.
@@ -54,7 +55,8 @@ def train(
 
     Raises:
       ConfigError, DataError, LossFileError: if a name, the data or a file cannot be used.
-      RunFolderError: if `run_dir` holds a run with another configuration, or cannot be written.
+      RunFolderError: if `run_dir` holds a run with another configuration, is in use by another
+        run, is damaged, or cannot be read or written.
       Preempted: on SIGTERM, after the chunk of steps under way is saved; only with `run_dir`.
       ProcessError: if another process of the run is gone, or was given something else to do.
       DivergedError: if training diverges.
@@ -68,20 +70,24 @@ def train(
     identity = {"train": as_json(config), "data": dataset.identity, "loss": describe_loss(loss)}
     agree({**identity, "train": None})
     functions = make_train(config, dataset, loss, mesh)
-    folder = first_does(lambda: None if path is None else RunFolder(path, identity), share=False)
-    (result,) = run_training(
-        config,
-        functions,
-        [config.seed],
-        source=dataset.source,
-        folder=folder,
-        progress=progress and is_first(),
-    )
-    if folder is not None:
-        found = {name: getattr(result, f"test_{name}") for name in Metrics._fields}
-        test = as_finite({f"test_{name}": value for name, value in found.items()})
-        folder.write_json("results.json", {**test, "data": result.source})
-    return result
+    with contextlib.ExitStack() as stack:
+        folder = first_does(
+            lambda: None if path is None else stack.enter_context(open_run(path, identity)),
+            share=False,
+        )
+        (result,) = run_training(
+            config,
+            functions,
+            [config.seed],
+            source=dataset.source,
+            folder=folder,
+            progress=progress and is_first(),
+        )
+        if folder is not None:
+            found = {name: getattr(result, f"test_{name}") for name in Metrics._fields}
+            test = as_finite({f"test_{name}": value for name, value in found.items()})
+            folder.write_json("results.json", {**test, "data": result.source})
+        return result
 
 
 def make_trainer(

@@ -1,6 +1,7 @@
 """How the metrics of pretraining map to accuracy: train with losses from bad to good."""
 
 import dataclasses
+import operator
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,10 +12,11 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
+from edl_jax.environment import versions
 from edl_jax.errors import ConfigError, DivergedError
 from edl_jax.evolution import run_keys
 from edl_jax.frozen import EvolvedLoss, Provenance, calibrated
-from edl_jax.runs import RunFolder, as_finite, as_json, versions, writing
+from edl_jax.runs import RunFolder, as_finite, as_json, writing
 from edl_jax.studies.ablation.config import AblateConfig
 from edl_jax.studies.ablation.seeds import keys_of, make_seed_runs
 from edl_jax.training import make_trainer
@@ -75,7 +77,8 @@ def train_downstream(
             f"AblateConfig.pretrain.class_counts is {served} with network 'pair', and "
             f"{dataset.name} has {num_classes} classes; expected ({num_classes},)."
         )
-    rows = [] if folder is None else folder.resume_rows(name=TRAININGS)
+    check = operator.itemgetter(*Source._fields, "data")
+    rows = [] if folder is None else folder.resume_rows(name=TRAININGS, check=check)
     # The data that "auto" finds, or that a name stands for, may be another today.
     rows = [row for row in rows if row.get("digest") == dataset.digest]
     found = {Source(*(row[field] for field in Source._fields)): row for row in rows}

@@ -1,5 +1,6 @@
 """Ablate the evolution: mutations, selections, step sizes and more, over many seeds."""
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -12,8 +13,7 @@ from tqdm import tqdm
 
 from edl_jax.evolution import PretrainConfig
 from edl_jax.preemption import preemptible
-from edl_jax.runs import RunFolder, as_json
-from edl_jax.storage import user_path
+from edl_jax.runs import RunFolder, as_json, open_run
 from edl_jax.studies.ablation.axes import Cell
 from edl_jax.studies.ablation.config import AblateConfig
 from edl_jax.studies.ablation.downstream import train_downstream
@@ -59,15 +59,24 @@ def ablate(
     Raises:
       ConfigError, DataError: if a strategy refuses the configuration, a severity ranks nothing, or
         the data cannot be used.
-      RunFolderError: if `run_dir` holds another ablation, or cannot be written.
+      RunFolderError: if `run_dir` holds another ablation, is in use by another run, is damaged, or
+        cannot be read or written.
       Preempted: on SIGTERM, after the chunk of generations or the epoch under way; only with
         `run_dir`.
       EDLError: if a library that studies need is missing.
     """
     config = config_or_default(config, AblateConfig)
     check_libraries()
-    folder = None if run_dir is None else RunFolder(user_path(run_dir), {"ablate": as_json(config)})
-    rows = [] if folder is None else folder.resume_rows(name=CELLS)
+    with contextlib.ExitStack() as stack:
+        folder = None
+        if run_dir is not None:
+            folder = stack.enter_context(open_run(run_dir, {"ablate": as_json(config)}))
+        return _ablate(config, folder, progress)
+
+
+def _ablate(config: AblateConfig, folder: RunFolder | None, progress: bool) -> AblateResult:
+    """Ablate, and keep what is found in a folder, if there is one."""
+    rows = [] if folder is None else folder.resume_rows(name=CELLS, check=cell_of)
     found = {cell_of(row): row for row in rows}
     missing = [cell for cell in config.cells() if cell not in found]
     seeds = range(config.pretrain.seed, config.pretrain.seed + config.num_seeds)

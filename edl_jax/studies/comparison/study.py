@@ -1,5 +1,6 @@
 """Train with several losses over the same seeds, and compare them."""
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +10,7 @@ from tqdm import tqdm
 
 from edl_jax.errors import ConfigError
 from edl_jax.preemption import preemptible
-from edl_jax.runs import RunFolder, as_json
+from edl_jax.runs import as_json, open_run
 from edl_jax.storage import user_path
 from edl_jax.studies.comparison.config import CompareConfig, Setting
 from edl_jax.studies.comparison.results import comparison_results
@@ -85,11 +86,22 @@ def compare(
 
     Raises:
       ConfigError, DataError, LossFileError: if a name, the data or a file cannot be used.
-      RunFolderError: if `run_dir` holds another comparison, or cannot be written.
+      RunFolderError: if `run_dir` holds another comparison, is in use by another run, is damaged,
+        or cannot be read or written.
       Preempted: on SIGTERM, as soon as the epochs under way end; only with `run_dir`.
       EDLError: if a library that studies need is missing.
     """
-    config = config_or_default(config, CompareConfig)
+    with contextlib.ExitStack() as stack:
+        return _compare(config_or_default(config, CompareConfig), stack, run_dir, progress)
+
+
+def _compare(
+    config: CompareConfig,
+    stack: contextlib.ExitStack,
+    run_dir: str | os.PathLike[str] | None,
+    progress: bool,
+) -> CompareResult:
+    """Compare, with the run folder held in a stack."""
     path = None if run_dir is None else user_path(run_dir)
     check_libraries()
     names = config.loss_names()
@@ -114,8 +126,8 @@ def compare(
         }
         sets = {found.digest: found.identity for found in data.values()}
         identity = {"compare": as_json(config), "data": [*sets.values()], "losses": described}
-        folder = RunFolder(path, identity)
-        cells: list[Cell] = folder.resume_rows(name=CELLS)
+        folder = stack.enter_context(open_run(path, identity))
+        cells: list[Cell] = folder.resume_rows(name=CELLS, check=work_of)
 
     def make(work: Work) -> Trainer:
         key = Setting(work.model, work.dataset, work.noise_rate)

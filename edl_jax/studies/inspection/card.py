@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edl_jax.environment import NOT_INSTALLED
 from edl_jax.frozen import EvolvedLoss
 from edl_jax.pairs import REGIMES
-from edl_jax.runs import NOT_INSTALLED
 from edl_jax.studies.inspection import loss_shape as shape
 from edl_jax.studies.results import ABSENT, Column, Row, Table, number, span
 from edl_jax.training.losses import Loss, describe_loss

@@ -1,5 +1,6 @@
 """One loss on one page: what it is made of, and what it and its gradient do to a prediction."""
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Mapping
@@ -10,8 +11,7 @@ import tyro
 
 from edl_jax.frozen import EvolvedLoss
 from edl_jax.pairs import log_probabilities, sample_pairs
-from edl_jax.runs import RunFolder, as_json
-from edl_jax.storage import user_path
+from edl_jax.runs import as_json, open_run
 from edl_jax.studies.figures import check_matplotlib, labels_of
 from edl_jax.studies.inspection import card, loss_shape as shape, plots
 from edl_jax.studies.results import Figure, Row, StudyResults
@@ -59,18 +59,27 @@ def inspect(
       EDLError: if matplotlib is not installed.
     """
     config = config_or_default(config, InspectConfig)
-    path = None if run_dir is None else user_path(run_dir)
     check_matplotlib()
     labels = labels_of([*dict.fromkeys([config.loss, *_REFERENCES])])
-    name = labels[config.loss]
     first = _loss(config.loss, CLASS_COUNTS[0])
     only = first.architecture.num_classes if isinstance(first, EvolvedLoss) else None
     counts = (only,) if only else CLASS_COUNTS
-    folder = None
-    if path is not None:
-        identity = {"inspect": as_json(config), "loss": describe_loss(first)}
-        folder = RunFolder(path, identity)
+    with contextlib.ExitStack() as stack:
+        folder = None
+        if run_dir is not None:
+            identity = {"inspect": as_json(config), "loss": describe_loss(first)}
+            folder = stack.enter_context(open_run(run_dir, identity))
+        results = _card(config.loss, labels, first, counts)
+        if folder is not None:
+            results.write(folder)
+    return results
 
+
+def _card(
+    loss: str, labels: Mapping[str, str], first: Loss, counts: tuple[int, ...]
+) -> StudyResults:
+    """Measure and draw a loss, for class counts."""
+    name, only = labels[loss], counts[0] if len(counts) == 1 else None
     paths: list[Row] = []
     curves, shares, maps = {}, {}, {}
     for count in counts if only else sorted({*counts, _MAP_CLASSES, _SIMPLEX_CLASSES}):
@@ -117,8 +126,6 @@ def inspect(
         tables=tables,
         figures=figures,
     )
-    if folder is not None:
-        results.write(folder)
     return results
 
 

@@ -15,7 +15,7 @@ from edl_jax.errors import ConfigError
 from edl_jax.frozen import EvolvedLoss
 from edl_jax.pairs import Mixture, Pairs
 from edl_jax.preemption import preemptible
-from edl_jax.runs import RunFolder, as_finite, as_json
+from edl_jax.runs import RunFolder, as_finite, as_json, open_run
 from edl_jax.storage import user_path
 from edl_jax.studies.results import StudyResults, check_libraries
 from edl_jax.studies.transferability import distances
@@ -134,7 +134,8 @@ def transfer(
     Raises:
       ConfigError, DataError, LossFileError: if a name, the data or a file cannot be used.
       InputError: if the evolved loss is for another class count than the data's.
-      RunFolderError: if `run_dir` holds another study, is damaged or cannot be written.
+      RunFolderError: if `run_dir` holds another study, is in use by another run, is damaged, or
+        cannot be read or written.
       Preempted: on SIGTERM, after the epoch or comparison under way.
       EDLError: if a training diverges, or a library that studies need is missing.
     """
@@ -156,18 +157,27 @@ def transfer(
         "losses": described,
         "evolved": describe_loss(evolved),
     }
-    folder = RunFolder(path, identity)
+    with open_run(path, identity) as folder, preemptible(True) as check_stop:
+        return _transfer(config, folder, dataset, losses, evolved, progress, check_stop)
 
-    with preemptible(True) as check_stop:
-        recordings = _record_missing(config, folder, dataset, losses, progress, check_stop)
-        references, fresh = draw_references(
-            config.num_synthetic, dataset.num_classes, config.mixture
-        )
-        sources = [({"loss": CONTROL, "seed": None, "epoch": None, "part": None}, fresh)]
-        sources += _outputs(config, recordings)
-        comparisons = _compare_missing(folder, sources, references, evolved, progress, check_stop)
-        results = report_transfer(config, dataset.source, recordings, references, comparisons)
-        results.write(folder)
+
+def _transfer(
+    config: TransferConfig,
+    folder: RunFolder,
+    dataset: Dataset,
+    losses: Mapping[str, Loss],
+    evolved: EvolvedLoss,
+    progress: bool,
+    check_stop: Callable[[], None],
+) -> StudyResults:
+    """Record, compare and report what a folder lacks."""
+    recordings = _record_missing(config, folder, dataset, losses, progress, check_stop)
+    references, fresh = draw_references(config.num_synthetic, dataset.num_classes, config.mixture)
+    sources = [({"loss": CONTROL, "seed": None, "epoch": None, "part": None}, fresh)]
+    sources += _outputs(config, recordings)
+    comparisons = _compare_missing(folder, sources, references, evolved, progress, check_stop)
+    results = report_transfer(config, dataset.source, recordings, references, comparisons)
+    results.write(folder)
     return results
 
 
@@ -230,7 +240,7 @@ def _compare_missing(
     check_stop: Callable[[], None],
 ) -> list[Row]:
     """All comparisons: those found in the folder, and the others, which are added to it."""
-    rows = folder.resume_rows(name="comparisons.jsonl")
+    rows = folder.resume_rows(name="comparisons.jsonl", check=_cell)
     finished = {_cell(row) for row in rows}
     # One width for all, so that the discrepancies can be compared.
     width = distances.median_distance(distances.coordinates(references[MIXTURE]))

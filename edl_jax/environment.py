@@ -1,0 +1,99 @@
+"""What a run runs with: versions, commit and machine, kept beside its results."""
+
+import json
+import logging
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from edl_jax.errors import RunFolderError, shortened
+
+NOT_INSTALLED = "not installed"  # in place of a version
+_LIBRARIES = ("edl_jax", "jax", "jaxlib", "flax", "optax", "evosax", "numpy")
+_LOGGER = logging.getLogger(__name__)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that shape a result."""
+    return {"python": platform.python_version()} | {name: version(name) for name in _LIBRARIES}
+
+
+def version(library: str) -> str:
+    """Version of a library; `NOT_INSTALLED` if it is not there."""
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return NOT_INSTALLED
+
+
+def commit() -> str | None:
+    """The last commit that changed this package, None where it is not in a git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "log", "-1", "--format=%H", "--", "."]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip() or None
+
+
+def described() -> dict[str, Any]:
+    """What a new run runs with, as JSON data."""
+    device = jax.devices()[0]
+    return {
+        "versions": versions(),
+        "commit": commit(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "backend": device.platform,
+        "device": device.device_kind,
+        "device_count": jax.device_count(),
+        "machine": platform.machine(),
+    }
+
+
+def noted(path: Path, content: bytes) -> dict[str, Any] | None:
+    """A run's environment with what it resumes with added; a line says so.
+
+    Args:
+      path: of `environment.json`.
+      content: what it holds.
+
+    Returns:
+      What it is to hold now, where each commit and its versions that worked on the run are in
+      `resumed_with`; None where nothing is new.
+
+    Raises:
+      RunFolderError: if it is damaged.
+    """
+    now = {"commit": commit(), "versions": versions()}
+    try:
+        environment = json.loads(content)
+        resumed = environment.setdefault("resumed_with", [])
+        before = resumed[-1] if resumed else {name: environment.get(name) for name in now}
+        if before == now:
+            return None
+        resumed.append(now)
+    except (ValueError, RecursionError, AttributeError, TypeError, KeyError) as error:
+        raise RunFolderError(
+            f"{path} is damaged ({shortened(error)}); remove that file to resume without it."
+        ) from error
+    _LOGGER.warning(
+        "%s resumes with other code than worked on it before (%s): its result may be neither's.",
+        path.parent,
+        shortened(difference(before, now)),
+    )
+    return environment
+
+
+def difference(old: Any, new: Any, name: str = "") -> str:
+    """Where two JSON values differ: `a.b is 1 there and 2 here`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+        return ", ".join(
+            difference(old.get(key), new.get(key), f"{name}.{key}".lstrip(".")) for key in keys
+        )
+    return f"{name} is {shortened(repr(old), 200)} there and {shortened(repr(new), 200)} here"
