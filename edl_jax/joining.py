@@ -81,18 +81,16 @@ class Processes:
         with contextlib.suppress(AttributeError):
             jax.config.update("jax_enable_preemption_service", False)
         bind = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", self.coordinator)
-        found = (self.coordinator, self.num_processes, self.process_id, None)
+        address, count, index = self.coordinator, self.num_processes, self.process_id
         try:
             if self.auto:
-                found = _detected(self.timeout)
-            address, count, index, device_ids = found
+                address, count, index = _detected(self.timeout)
             if address is not None and count is not None and index is not None:
                 meet(address, count, index, seconds=self.timeout, bind=bind)
             jax.distributed.initialize(
                 address,
                 count,
                 index,
-                device_ids,
                 coordinator_bind_address=bind,
                 shutdown_timeout_seconds=_SECONDS_TO_PART,
             )
@@ -105,16 +103,16 @@ class Processes:
         connect_devices()
 
 
-def _detected(timeout: float) -> tuple[Any, Any, Any, Any]:
-    """What JAX finds of the others: address, number, own index, own device ids; None if nothing."""
+def _detected(timeout: float) -> tuple[Any, Any, Any]:
+    """What JAX finds of the others: address, number and this one's index; None if nothing."""
     try:
         from jax._src.clusters import ClusterEnv  # it has no public name
 
         address = os.environ.get("JAX_COORDINATOR_ADDRESS")
         detect = ClusterEnv.auto_detect_unset_distributed_params
-        return detect(address, None, None, None, None, math.ceil(timeout))
+        return detect(address, None, None, None, None, math.ceil(timeout))[:3]
     except (ImportError, AttributeError, TypeError):  # in another version of JAX: it looks itself
-        return None, None, None, None
+        return None, None, None
 
 
 def host_and_port(address: str) -> tuple[str, int]:
