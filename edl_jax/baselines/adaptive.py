@@ -46,7 +46,7 @@ def barron(
       scale: residual at which the loss stops being quadratic, more than 0; a number, or a traced
         scalar. 1 is where the authors' code begins to learn it.
       axis: axis of the classes.
-      where: mask of the classes.
+      where: mask of the examples, `[...]`, or of the classes, of the logits' rank.
 
     Returns:
       Losses of at least 0, `[...]`, in the logits' dtype.
@@ -127,7 +127,7 @@ class AdaptiveBarron(nnx.Module):
           logits: `[..., num_classes]`.
           labels: classes `[...]`, or soft labels `[..., num_classes]`.
           axis: axis of the classes.
-          where: mask of the classes.
+          where: mask of the examples, `[...]`, or of the classes, of the logits' rank.
 
         Returns:
           Losses, `[...]`, in the logits' dtype.

@@ -71,7 +71,7 @@ def per_example(
       logits: as in `check_inputs`, like the other arguments.
       labels: integer or soft.
       axis: axis of the classes.
-      where: mask of the classes.
+      where: mask of the examples, `[...]`, or of the classes, of the logits' rank.
 
     Returns:
       Losses `[...]` in the logits' dtype.

@@ -30,7 +30,7 @@ def cross_entropy(
       logits: `[..., num_classes]`.
       labels: classes `[...]`, or soft labels `[..., num_classes]`.
       axis: axis of the classes.
-      where: mask of the classes.
+      where: mask of the examples, `[...]`, or of the classes, of the logits' rank.
 
     Returns:
       Losses of at least 0, `[...]`, in the logits' dtype.
@@ -65,7 +65,7 @@ def label_smoothing(
       labels: classes `[...]`, or soft labels `[..., num_classes]`.
       alpha: share of the label spread over all classes, in [0, 1]; the paper's 0.1.
       axis: axis of the classes.
-      where: mask of the classes.
+      where: mask of the examples, `[...]`, or of the classes, of the logits' rank.
 
     Returns:
       Losses of at least 0, `[...]`, in the logits' dtype.
@@ -106,7 +106,7 @@ def focal(
       labels: classes `[...]`, or soft labels `[..., num_classes]`.
       gamma: how much confident examples count less, at least 0; the paper's 2.
       axis: axis of the classes.
-      where: mask of the classes.
+      where: mask of the examples, `[...]`, or of the classes, of the logits' rank.
 
     Returns:
       Losses of at least 0, `[...]`, in the logits' dtype.
@@ -146,7 +146,7 @@ def poly(
       epsilon: what is added to the polynomial's first coefficient, at least -1; the paper's 2 for
         image classification.
       axis: axis of the classes.
-      where: mask of the classes.
+      where: mask of the examples, `[...]`, or of the classes, of the logits' rank.
 
     Returns:
       Losses of at least 0, `[...]`, in the logits' dtype.
@@ -187,7 +187,7 @@ def taylor_ce(
       order: number of terms, from 1 to 1000; of the few that the paper tries, the smallest between
         its two limits.
       axis: axis of the classes.
-      where: mask of the classes.
+      where: mask of the examples, `[...]`, or of the classes, of the logits' rank.
 
     Returns:
       Losses of at least 0, `[...]`, in the logits' dtype.

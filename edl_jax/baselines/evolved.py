@@ -42,7 +42,7 @@ def baikal(
       labels: classes `[...]`, or soft labels `[..., num_classes]`.
       epsilon: least `p_y` in the fraction, in [1e-30, 1], ours: without it the fraction overflows.
       axis: axis of the classes.
-      where: mask of the classes.
+      where: mask of the examples, `[...]`, or of the classes, of the logits' rank.
 
     Returns:
       Losses of more than 0, `[...]`, in the logits' dtype.
@@ -88,7 +88,7 @@ def taylor_glo(
         `-w log p` around w = p = 1/2, as the authors' code does to compare with, but for terms
         without `p`. It falls as `p_y` grows, with cross-entropy's slope near 1/2.
       axis: axis of the classes.
-      where: mask of the classes.
+      where: mask of the examples, `[...]`, or of the classes, of the logits' rank.
 
     Returns:
       Losses of any sign, `[...]`, in the logits' dtype.

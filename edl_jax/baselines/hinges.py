@@ -21,7 +21,7 @@ def multiclass_hinge(
       logits: `[..., num_classes]`.
       labels: classes `[...]`, or soft labels `[..., num_classes]`.
       axis: axis of the classes.
-      where: mask of the classes.
+      where: mask of the examples, `[...]`, or of the classes, of the logits' rank.
 
     Returns:
       Losses of at least 0, `[...]`, in the logits' dtype.
@@ -62,7 +62,7 @@ def smoothed_zero_one(
       sharpness: the paper's K, more than 0. The paper raises it while it optimises; a constant 1
         is ours.
       axis: axis of the classes.
-      where: mask of the classes.
+      where: mask of the examples, `[...]`, or of the classes, of the logits' rank.
 
     Returns:
       Losses from 0 to 1, `[...]`, in the logits' dtype.

@@ -56,7 +56,7 @@ def ldam(
       max_margin: margin of the rarest class that takes part, at least 0; the authors' code's 0.5.
       scale: scale of the logits, more than 0; the authors' code's 30.
       axis: axis of the classes.
-      where: mask of the classes.
+      where: mask of the examples, `[...]`, or of the classes, of the logits' rank.
 
     Returns:
       Losses of at least 0, `[...]`, in the logits' dtype.
@@ -118,7 +118,7 @@ def large_margin_softmax(
         broadcasts to the logits, through which gradients flow. The paper does not fix it; 30 is
         that of `additive_margin_softmax`.
       axis: axis of the classes.
-      where: mask of the classes.
+      where: mask of the examples, `[...]`, or of the classes, of the logits' rank.
 
     Returns:
       Losses of at least 0, `[...]`, in the logits' dtype.
@@ -164,7 +164,7 @@ def additive_margin_softmax(
       margin: what is taken from the label's cosine, at least 0; the paper's 0.35.
       scale: scale of the logits, more than 0; the paper's 30.
       axis: axis of the classes.
-      where: mask of the classes.
+      where: mask of the examples, `[...]`, or of the classes, of the logits' rank.
 
     Returns:
       Losses of at least 0, `[...]`, in the logits' dtype.

@@ -31,7 +31,7 @@ def nce_mae(
       alpha: weight of the active loss, at least 0; the paper's 1 for CIFAR-10.
       beta: weight of the passive loss, at least 0; the paper's 1 for CIFAR-10.
       axis: axis of the classes.
-      where: mask of the classes.
+      where: mask of the examples, `[...]`, or of the classes, of the logits' rank.
 
     Returns:
       Losses from 0 to `alpha + beta`, `[...]`, in the logits' dtype.
@@ -74,7 +74,7 @@ def nce_rce(
       beta: weight of the passive loss, at least 0; the paper's 1 for CIFAR-10.
       log_zero: the paper's A, between -1000 and 0; its -4.
       axis: axis of the classes.
-      where: mask of the classes.
+      where: mask of the examples, `[...]`, or of the classes, of the logits' rank.
 
     Returns:
       Losses of at least 0, `[...]`, in the logits' dtype.
@@ -119,7 +119,7 @@ def nfl_rce(
       gamma: the focal loss's, at least 0; the paper's 0.5.
       log_zero: the paper's A, between -1000 and 0; its -4.
       axis: axis of the classes.
-      where: mask of the classes.
+      where: mask of the examples, `[...]`, or of the classes, of the logits' rank.
 
     Returns:
       Losses of at least 0, `[...]`, in the logits' dtype.

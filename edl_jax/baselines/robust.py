@@ -18,7 +18,7 @@ def mae(
       logits: `[..., num_classes]`.
       labels: classes `[...]`, or soft labels `[..., num_classes]`.
       axis: axis of the classes.
-      where: mask of the classes.
+      where: mask of the examples, `[...]`, or of the classes, of the logits' rank.
 
     Returns:
       Losses from 0 to 2, `[...]`, in the logits' dtype.
@@ -55,7 +55,7 @@ def gce(
       labels: classes `[...]`, or soft labels `[..., num_classes]`.
       q: in (0, 1]; the paper's 0.7.
       axis: axis of the classes.
-      where: mask of the classes.
+      where: mask of the examples, `[...]`, or of the classes, of the logits' rank.
 
     Returns:
       Losses from 0 to `1 / q`, `[...]`, in the logits' dtype.
@@ -99,7 +99,7 @@ def sce(
       beta: weight of reverse cross-entropy, at least 0; the paper's 1.
       log_zero: the paper's A, between -1000 and 0; its -4.
       axis: axis of the classes.
-      where: mask of the classes.
+      where: mask of the examples, `[...]`, or of the classes, of the logits' rank.
 
     Returns:
       Losses of at least 0, `[...]`, in the logits' dtype.

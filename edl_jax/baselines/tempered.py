@@ -45,7 +45,7 @@ def bi_tempered(
       t2: temperature of the softmax, from 1 to 10; above 1 it has a heavy tail. The paper's 1.2
         for CIFAR-100.
       axis: axis of the classes.
-      where: mask of the classes.
+      where: mask of the examples, `[...]`, or of the classes, of the logits' rank.
 
     Returns:
       Losses of at least 0 but for rounding, `[...]`, in the logits' dtype.

@@ -36,16 +36,17 @@ def check_label_values(
       InputError: naming what was found, and where.
     """
     values = _known(labels)
-    mask = np.True_ if where is None else _known(where)
+    mask = np.ones((1,) * len(shape), bool) if where is None else _known(where)
     if values is None or mask is None or not values.size:
         return
-    if 0 < mask.ndim < len(shape):
+    if mask.ndim < len(shape):
         mask = np.expand_dims(mask, axis)
-    mask = np.moveaxis(np.broadcast_to(mask.astype(bool), shape), axis, -1)
+    mask = np.moveaxis(mask.astype(bool), axis, -1)
     if is_soft:
         _check_soft(np.moveaxis(values, axis, -1), mask, shape, axis)
     else:
-        _check_classes(values[mask.any(axis=-1)], shape[axis])
+        kept = np.broadcast_to(mask.any(axis=-1), values.shape)
+        _check_classes(values[kept], shape[axis])
 
 
 def _check_classes(classes: np.ndarray, num_classes: int) -> None:

@@ -38,7 +38,7 @@ class ClassAgnosticNetwork(LossNetwork):
         labels = labels[..., None]
         own = jnp.take_along_axis(log_probabilities, labels, axis=-1)
         shape = log_probabilities.shape
-        is_label = labels == jax.lax.broadcasted_iota(labels.dtype, shape, len(shape) - 1)
+        is_label = labels == jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
         others = jnp.where(is_label, -jnp.inf, log_probabilities)
         rival = jnp.max(others, axis=-1, keepdims=True)
         parts = _of_label(own, rival), _of_prediction(log_probabilities)
