@@ -10,6 +10,8 @@ from flax import nnx
 from edl_jax.errors import ConfigError, EDLError
 from edl_jax.training.losses import Loss
 
+_FEW = 300  # letters of what may be long
+
 
 class PureLoss(NamedTuple):
     """A loss whose parameters and state are handed in and out.
@@ -65,21 +67,22 @@ def check_loss(loss: Any, num_classes: int, *, soft: bool) -> None:
     except EDLError:
         raise
     except Exception as error:  # the loss is the user's own code
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0][:500]
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0][:_FEW]
         raise ConfigError(f"the loss {name} cannot be called with {given} ({reason}).") from error
     is_array = isinstance(losses, jax.ShapeDtypeStruct) and losses.shape == (batch,)
     if not (is_array and jnp.issubdtype(losses.dtype, jnp.floating)):
-        found = jax.tree.map(_told, losses)
+        found = str(jax.tree.map(_told, losses))[:_FEW]
         raise ConfigError(
             f"the loss {name} gives {found} for {given}; expected float32[{batch}], one value for "
             "each example."
         )
     before = jax.eval_shape(lambda: pure.state)
-    if jax.tree.map(_told, after) != jax.tree.map(_told, before):
+    shapes = [jax.tree.map(_told, x) for x in (after, before)]
+    if shapes[0] != shapes[1]:
+        found, expected = (str(jax.tree.leaves(x))[:_FEW] for x in shapes)
         raise ConfigError(
-            f"the loss {name} leaves variables of other shapes or dtypes than it had: "
-            f"{jax.tree.leaves(jax.tree.map(_told, after))} instead of "
-            f"{jax.tree.leaves(jax.tree.map(_told, before))}; expected the same."
+            f"the loss {name} leaves variables of other shapes or dtypes than it had: {found} "
+            f"instead of {expected}; expected the same."
         )
 
 
@@ -91,7 +94,8 @@ def check_callable(loss: Any) -> None:
     """
     if not callable(loss):
         raise ConfigError(
-            f"loss is {loss!r}; expected a name, such as 'edl', or a function of logits and labels."
+            f"loss is {repr(loss)[:_FEW]}; expected a name, such as 'edl', or a function of logits "
+            "and labels."
         )
 
 
