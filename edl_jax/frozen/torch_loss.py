@@ -73,9 +73,9 @@ class EvolvedLoss(nn.Module):
                 "less, or its losses overflow."
             )
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any) -> "EvolvedLoss":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "EvolvedLoss":
         return super()._apply(
-            lambda x: y if (y := fn(x)).dtype == x.dtype else x.to(y.device), *args
+            lambda x: y if (y := fn(x)).dtype == x.dtype else x.to(y.device), recurse
         )
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:

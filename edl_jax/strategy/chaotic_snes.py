@@ -8,6 +8,7 @@ the mean, which is a chaotic orbit (Xiang and Pei, 2026) or one of its controls.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -96,5 +97,5 @@ class ChaoticSNES(SNES):
         params: Params,
     ) -> State:
         with jax.numpy_rank_promotion("allow"):  # which evosax counts on
-            after = super()._tell(key, population, fitness, state, params)
+            after: Any = super()._tell(key, population, fitness, state, params)
         return after.replace(std=after.std.astype(state.std.dtype))
