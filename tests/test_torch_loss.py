@@ -116,6 +116,8 @@ def test_pytorch_module_refuses_logits_that_do_not_fit(twin, logits):
 
 def test_pytorch_module_gives_nan_where_it_cannot_look_at_labels(twin):
     compiled = torch.compile(twin, fullgraph=True, backend="eager")
+    exported = torch.export.export(twin, (X, Y)).module()
+    assert exported(X, torch.where(Y == 2, -100, Y)).isnan().tolist() == (Y == 2).tolist()
     for loss in (compiled, torch.func.vmap(twin)):
         torch.testing.assert_close(loss(X, Y), twin(X, Y))
         torch.testing.assert_close(loss(X, SOFT), twin(X, SOFT))

@@ -1,0 +1,55 @@
+"""The same work under every switch of JAX that users turn on: it works, and gives the same."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.switches import WORKLOADS
+
+ROOT = Path(__file__).parents[1]
+SWITCHES = {
+    "x64": {"JAX_ENABLE_X64": "1"},
+    "rank promotion": {"JAX_NUMPY_RANK_PROMOTION": "raise"},
+    "NaN": {"JAX_DEBUG_NANS": "1"},
+    "two devices": {"JAX_NUM_CPU_DEVICES": "2"},
+}
+# evosax's own, whose features for a transformer mix float32 and float64.
+NOT_OURS = {("x64", "the strategy EvoTF_ES")}
+EXACT = ("pairs", "the mutation", "the strategy")  # draws, whatever is switched on
+
+
+@functools.cache
+def results(switch):
+    """What every workload gave in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "results.json"
+        subprocess.run(
+            [sys.executable, "-m", "tests.switches", str(path)],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **SWITCHES.get(switch, {})},
+            check=True,
+        )
+        return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("work", WORKLOADS)
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_works_and_gives_the_same_under_every_switch(switch, work):
+    if (switch, work) in NOT_OURS:
+        pytest.skip("evosax fails")
+    expected, found = results(None)[work], results(switch)[work]
+    assert "error" not in expected, expected["error"]
+    assert "error" not in found, found["error"]
+    for (dtype, value), (reference_dtype, reference) in zip(
+        found["arrays"], expected["arrays"], strict=True
+    ):
+        assert dtype == reference_dtype
+        tolerance = 0 if work.startswith(EXACT) else 1e-4
+        np.testing.assert_allclose(value, reference, rtol=tolerance, atol=tolerance / 100)
