@@ -21,6 +21,7 @@ import numpy as np
 
 from edl_jax.checkpoint_parts import by_number, described, digest, digest_of_record, files_of, read
 from edl_jax.errors import RunFolderError, shortened
+from edl_jax.orbax_noise import orbax_silent
 from edl_jax.preemption import interrupt_deferred
 from edl_jax.runs import RunFolder
 from edl_jax.storage import make_folder, remove_folder, sync_tree
@@ -96,7 +97,7 @@ class Checkpoints:
         )
         try:
             # Orbax gives an interrupted save out as one that failed.
-            with interrupt_deferred():
+            with interrupt_deferred(), orbax_silent():
                 self._manager.save(step, args=args, force=True)
                 sync_tree(self._path / str(step))
                 self._delete_surplus()
@@ -126,6 +127,10 @@ class Checkpoints:
             other shapes or dtypes than `like`, or if the machine cannot read it now. All are then
             left as they are.
         """
+        with orbax_silent():
+            return self._restore_latest(like, misfit)
+
+    def _restore_latest(self, like: Any, misfit: Callable[[int], str]) -> tuple[int, Any]:
         found, aside = None, {}
         for step in (steps := self.steps()[::-1]):
             try:

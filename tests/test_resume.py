@@ -246,7 +246,7 @@ def test_ctrl_c_waits_for_the_checkpoint_that_is_being_written(tmp_path, monkeyp
     assert restored(tmp_path)[0] == 4
 
 
-def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path):
+def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path, caplog):
     """A limit on the size of files makes writes fail as a full disk does."""
     saved(tmp_path)
     big = {"a": np.random.default_rng(0).normal(size=200_000)}
@@ -258,6 +258,7 @@ def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path):
                 checkpoints.save(4, big, score=0.0)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not [x for x in caplog.records if x.exc_info]  # Orbax's tracebacks
     step, found = restored(tmp_path)
     assert step == 3
     np.testing.assert_array_equal(found["a"], tree(3)["a"])
