@@ -38,12 +38,14 @@ OPTIMIZED = {
     "test_pairs",
     "test_pretraining",
     "test_ranking",
+    "test_torch_loss",
     "test_training_metrics",
 }
 
 # The files that take longest, longest first: a worker that took one of them last would keep the
 # others waiting.
 _LONGEST = [
+    "test_switches",
     "test_mutations",
     "test_pretraining",
     "test_processes",

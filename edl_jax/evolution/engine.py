@@ -195,7 +195,7 @@ def make_evolution(config: PretrainConfig, *, shards: int = 1) -> Evolution:
             "best_fitness": best,
             "mean_fitness": jnp.mean(raw, where=finite),
             "step_size": search.step_size(told),
-            "failed": jnp.sum(~finite),
+            "failed": jnp.sum(~finite, dtype=jnp.int32),
             "restarts": jnp.zeros((), jnp.int32) if restarts is None else restarts.count,
         }
         log |= {name: value[jnp.argmin(fitness)] for name, value in values.items()}
