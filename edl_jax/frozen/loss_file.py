@@ -80,11 +80,12 @@ def checked_tensors(architecture: Architecture, arrays: dict[str, Any]) -> dict[
       InputError: if they do not fit the architecture, or losses would not be finite.
     """
     try:
-        tensors = {
-            name: np.asarray(value, _dtype_of(value), order="C")
-            for name, value in _flat(arrays).items()
-        }
-    except (TypeError, ValueError) as error:
+        with np.errstate(over="ignore"):  # to infinity, which is refused below
+            tensors = {
+                name: np.asarray(value, _dtype_of(value), order="C")
+                for name, value in _flat(arrays).items()
+            }
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"the loss cannot be saved: it is not all arrays ({error}).") from error
     found = {
         name: (x.shape, "F32" if x.dtype == np.float32 else x.dtype.name)
