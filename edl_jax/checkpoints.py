@@ -58,7 +58,8 @@ class Checkpoints:
             # Orbax would clean up in the background, and not wait for it to end.
             for left in self._path.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(left)
-            self._manager = self._open()
+            with orbax_silent():
+                self._manager = self._open()
         except OSError as error:
             raise RunFolderError(f"{self._path} cannot be opened ({error}).") from error
 

@@ -74,7 +74,8 @@ def noted(path: Path, content: bytes) -> dict[str, Any] | None:
         environment = json.loads(content)
         resumed = environment.setdefault("resumed_with", [])
         before = resumed[-1] if resumed else {name: environment.get(name) for name in now}
-        if before == now:
+        # None: git cannot be asked, perhaps for now.
+        if before == now or (now["commit"] is None and before["versions"] == now["versions"]):
             return None
         resumed.append(now)
     except (ValueError, RecursionError, AttributeError, TypeError, KeyError) as error:

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -21,7 +21,7 @@ from edl_jax import EvolvedLoss
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = """
-import dataclasses, sys
+import dataclasses, resource, sys
 from edl_jax import EDLError, pretrain
 from edl_jax.evolution import loop
 from tests.test_evolution import TINY
@@ -32,6 +32,8 @@ def resume(*arguments, original=loop.resume):
     return found
 
 loop.resume = resume
+if len(sys.argv) > 3:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[3]),) * 2)
 try:
     pretrain(dataclasses.replace(TINY, generations=int(sys.argv[2])), run_dir=sys.argv[1])
 except EDLError as error:
@@ -68,10 +70,10 @@ class Harm(NamedTuple):
     rows: list[bytes]
 
 
-def start(run_dir: Path, generations: int, **options: Any) -> subprocess.Popen:
-    """Start, or resume, the run in a folder; `options` are those of `Popen`."""
-    command = [sys.executable, "-c", SCRIPT, str(run_dir), str(generations)]
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, **options)
+def start(run_dir: Path, generations: int, *limit: int) -> subprocess.Popen:
+    """Start, or resume, the run in a folder; with a limit, it can open no more files than that."""
+    command = [sys.executable, "-c", SCRIPT, str(run_dir), *map(str, (generations, *limit))]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
 
 def finish(run_dir: Path, generations: int) -> str:

@@ -160,6 +160,9 @@ def test_every_commit_that_worked_on_a_run_is_kept_and_another_one_is_said(
         said = f"commit is {'first' if name == 'second' else 'second'!r} there and {name!r} here"
         assert (said in caplog.text) == (name == "third") or name == "second"
     environment = json.loads((tmp_path / "environment.json").read_text())
+    now[0] = None  # git cannot be asked
+    RunFolder(tmp_path, {})
+    assert json.loads((tmp_path / "environment.json").read_text()) == environment
     assert environment["commit"] == "first"
     assert [x["commit"] for x in environment["resumed_with"]] == ["second", "third"]
     assert all(x["versions"] == environment["versions"] for x in environment["resumed_with"])
