@@ -345,9 +345,9 @@ def test_too_little_memory_is_said_to_be_that(run, monkeypatch):
 def train_rows(path, step):
     """As a training of four steps an epoch takes it up."""
     with Checkpoints(path / "checkpoints", keep=3) as checkpoints:
-        found = training_loop._taken_up(tree(0), RunFolder(path, {}), checkpoints, 4)
-    assert found.step == step
-    return [row["epoch"] for row in found.rows]
+        (found, rows), _ = training_loop._taken_up(tree(0), RunFolder(path, {}), checkpoints, 4)
+    assert found == step
+    return [row["epoch"] for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -402,7 +402,7 @@ def test_a_pretraining_notices_missing_and_surplus_held_out_rows(tmp_path, chunk
             with pytest.raises(RunFolderError, match=r"but held_out of \d gen|no checkpoint"):
                 evolution_loop._taken_up(tree(0), folder, checkpoints, 5)
             return
-        first, found = evolution_loop._taken_up(tree(0), folder, checkpoints, 5)
+        (first, rows, held_out), _ = evolution_loop._taken_up(tree(0), folder, checkpoints, 5)
     assert first == step
-    assert [row["generation"] for row in found.rows] == list(range(step))
-    assert [row["generation"] for row in found.held_out] == [n for n in chunks if n < step]
+    assert [row["generation"] for row in rows] == list(range(step))
+    assert [row["generation"] for row in held_out] == [n for n in chunks if n < step]
