@@ -36,7 +36,7 @@ def too_few_files(run_dir: Path, generations: int, tries: int, chance: random.Ra
     before = saved(run_dir)
 
     def starve() -> Harm:
-        process = start(run_dir, generations, chance.randint(8, 20))
+        process = start(run_dir, generations, chance.randint(8, 13))
         said = process.communicate()[1]
         # What fails in Python or JAX itself does so in their words.
         return Harm(process.returncode != 0, "" if "Traceback" in said else said, before)
