@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from edl_jax.training.array_cache import user_cache
+from edl_jax.storage import user_cache
 
 _LOGGER = logging.getLogger(__name__)
 _UNREADABLE = re.compile("Error reading persistent compilation cache entry for '(.*?)'")

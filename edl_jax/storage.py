@@ -36,6 +36,17 @@ def user_path(path: str | os.PathLike[str]) -> Path:
         raise ConfigError(f"the path is {path!r}, whose home folder is not known.") from error
 
 
+def user_cache() -> Path | None:
+    """The user's cache folder of this package: `$XDG_CACHE_HOME` or `~/.cache`, `/edl_jax`.
+
+    None for a user without a home.
+    """
+    try:
+        return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "edl_jax"
+    except ConfigError:
+        return None
+
+
 @contextlib.contextmanager
 def open_atomically(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path` for writing; rename it at the end: never half a file.

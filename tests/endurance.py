@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests import power_cut
+from tests import mismatched_processes, power_cut
 from tests.kill_and_resume import (
     Harm,
     Outcome,
@@ -36,7 +36,7 @@ def too_few_files(run_dir: Path, generations: int, tries: int, chance: random.Ra
     before = saved(run_dir)
 
     def starve() -> Harm:
-        process = start(run_dir, generations, chance.randint(8, 20))
+        process = start(run_dir, generations, chance.randint(8, 13))
         said = process.communicate()[1]
         # What fails in Python or JAX itself does so in their words.
         return Harm(process.returncode != 0, "" if "Traceback" in said else said, before)
@@ -70,7 +70,16 @@ SCENARIOS: dict[str, Scenario] = {
 }
 
 
-def main(tries: dict[str, int], generations: int, seed: int) -> None:
+def mismatched(tries: int) -> Outcome:
+    """Start processes that do not fit together: each must say why it ends, and write nothing."""
+    faults = []
+    for case in mismatched_processes.CASES[:tries]:
+        with tempfile.TemporaryDirectory() as folder:
+            faults.append(mismatched_processes.fault(case, Path(folder)))
+    return Outcome(len(faults), faults.count(None), 0)
+
+
+def main(tries: dict[str, int], mismatches: int, generations: int, seed: int) -> None:
     """Do harm, and print what became of it."""
     failed = False
     print("| harm | tries | survived | bytes lost |\n| --- | ---: | ---: | ---: |", flush=True)
@@ -87,6 +96,10 @@ def main(tries: dict[str, int], generations: int, seed: int) -> None:
                 print(f"| {name} | {found.tries} | {found.survived} | {found.lost} |", flush=True)
                 wrong = differences(whole, run_dir)
                 failed |= bool(wrong) or found.survived < found.tries
+    if mismatches:
+        found = mismatched(mismatches)
+        print(f"| mismatched processes | {found.tries} | {found.survived} | {found.lost} |")
+        failed |= found.survived < found.tries
     sys.exit(failed)
 
 
@@ -94,8 +107,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     for name, count in (("kills", 1000), ("cuts", 100), ("read errors", 100), ("two writers", 100)):
         parser.add_argument(f"--{name.replace(' ', '-')}", type=int, default=count)
+    most = len(mismatched_processes.CASES)
+    parser.add_argument("--mismatched-processes", type=int, default=most)
     parser.add_argument("--generations", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     counts = {name: getattr(arguments, name.replace(" ", "_")) for name in SCENARIOS}
-    main(counts, arguments.generations, arguments.seed)
+    main(counts, arguments.mismatched_processes, arguments.generations, arguments.seed)

@@ -1,5 +1,6 @@
 import base64
 import json
+import os
 import re
 from html.parser import HTMLParser
 
@@ -139,6 +140,11 @@ def test_tables_read_back_as_they_were_written(rows):
     assert lines == [["a|b", "n"], *([" ".join(cell.split()) for cell in row] for row in rows)]
 
 
+def replace_by_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -148,6 +154,7 @@ def test_tables_read_back_as_they_were_written(rows):
         (lambda run: (run / "config.json").write_text("[]"), "config.json holds a list; expected"),
         (lambda run: (run / "environment.json").unlink(), "environment.json cannot be read"),
         (lambda run: (run / "lines.svg").unlink(), "lines.svg cannot be read"),
+        (lambda run: replace_by_pipe(run / "losses.md"), "losses.md cannot be read"),
         (lambda run: (run / "losses.md").write_bytes(b"\xff"), "losses.md is no table"),
         (lambda run: (run / "losses.md").write_text("| a |\n| b | c |"), "losses.md is no table"),
         (lambda run: change(run, title=3), "title in study.json is 3; expected text"),

@@ -14,7 +14,7 @@ from typing import Any
 
 from edl_jax.errors import ConfigError, RunFolderError
 from edl_jax.runs import writing
-from edl_jax.storage import user_path, write_atomically
+from edl_jax.storage import check_regular, user_path, write_atomically
 from edl_jax.studies import report_page as page
 from edl_jax.studies.results import STUDY
 
@@ -162,6 +162,7 @@ def _bytes(folder: Path, name: str) -> bytes:
     if Path(name).name != name or path.resolve().parent != folder.resolve():
         raise _damaged(folder, f"it names {name!r}; expected a file in the folder")
     try:
+        check_regular(path)
         return path.read_bytes()
     except OSError as error:
         raise _damaged(folder, f"{name} cannot be read ({error})") from error

@@ -4,7 +4,6 @@ import contextlib
 import json
 import logging
 import math
-import os
 import time
 import zlib
 from collections.abc import Callable, Iterable
@@ -13,22 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from edl_jax.errors import ConfigError
-from edl_jax.storage import open_atomically, user_path, write_atomically
+from edl_jax.storage import open_atomically, write_atomically
 
 _logger = logging.getLogger(__name__)
 _ABANDONED_SECONDS = 3600
-
-
-def user_cache() -> Path | None:
-    """The user's cache folder of this package: `$XDG_CACHE_HOME` or `~/.cache`, `/edl_jax`.
-
-    None for a user without a home.
-    """
-    try:
-        return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "edl_jax"
-    except ConfigError:
-        return None
 
 
 def cached_array(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from edl_jax.errors import ConfigError, DataError, EDLError
-from edl_jax.training.array_cache import user_cache
+from edl_jax.storage import user_cache
 from edl_jax.training.download import prepare
 from edl_jax.training.optional import UnavailableError, require
 from edl_jax.training.sources import DATASETS

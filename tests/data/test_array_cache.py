@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from edl_jax.errors import DataError
+from edl_jax.storage import user_cache
 from edl_jax.training import array_cache, datasets
 from edl_jax.training.array_cache import cached_array
 from edl_jax.training.datasets import load_dataset
@@ -317,11 +318,11 @@ def test_nothing_writable_does_without_a_cache(copy_of, caches, tmp_path, monkey
 
 
 def test_the_users_folder_follows_the_environment(monkeypatch, tmp_path):
-    assert array_cache.user_cache() == tmp_path / "home cache" / "edl_jax"
+    assert user_cache() == tmp_path / "home cache" / "edl_jax"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert array_cache.user_cache() == tmp_path / ".cache" / "edl_jax"
+    assert user_cache() == tmp_path / ".cache" / "edl_jax"
     monkeypatch.setenv("XDG_CACHE_HOME", "~/kept")
-    assert array_cache.user_cache() == tmp_path / "kept" / "edl_jax"
+    assert user_cache() == tmp_path / "kept" / "edl_jax"
     monkeypatch.setenv("XDG_CACHE_HOME", "~nobody-at-all/kept")
-    assert array_cache.user_cache() is None
+    assert user_cache() is None
