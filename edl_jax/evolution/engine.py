@@ -223,16 +223,7 @@ def make_evolution(config: PretrainConfig, *, shards: int = 1) -> Evolution:
         return jax.tree.map(lambda *parts: jnp.concatenate(parts), *found)
 
     return Evolution(
-        strategy,
-        graphdef,
-        sample,
-        observe,
-        score,
-        terms,
-        final_score,
-        init,
-        generation,
-        candidates,
+        strategy, graphdef, sample, observe, score, terms, final_score, init, generation, candidates
     )
 
 
