@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from edl_jax.describing import describe
 from edl_jax.devices import device_mesh
 from edl_jax.environment import versions
 from edl_jax.evolution import PretrainConfig, make_evolution, run_keys
@@ -24,9 +25,18 @@ from edl_jax.frozen import EvolvedLoss, Provenance, calibrated
 from edl_jax.pairs import Pairs
 from edl_jax.processes import agree, first_does, is_first
 from edl_jax.ranking import MARGINS, SEVERITIES, gradient_metrics, logit_gradients, rank_metrics
+from edl_jax.registry import Registry
 from edl_jax.runs import RunFolder, as_json, open_run, writing
+from edl_jax.strategy import MUTATIONS, STRATEGIES
 from edl_jax.tasks import draw_tasks, task_errors
 from edl_jax.validation import checked_key, config_or_default
+
+_PARTS: dict[str, Registry[Any]] = {
+    "severity": SEVERITIES,
+    "margin": MARGINS,
+    "mutation": MUTATIONS,
+    "strategy": STRATEGIES,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +99,8 @@ def pretrain(
     key = jax.random.key(config.seed) if key is None else checked_key(key)
     mesh = device_mesh(AXIS, devices)
     identity = {"pretrain": as_json(config), "key": jax.random.key_data(key).tolist()}
+    if parts := own_parts(config):
+        identity["parts"] = parts
     agree({**identity, "devices": [device.id for device in mesh.devices.flat]})
     evolution = make_evolution(config, shards=mesh.size)
     with contextlib.ExitStack() as stack:
@@ -97,6 +109,16 @@ def pretrain(
             share=False,
         )
         return _evolved(config, key, mesh, evolution, folder, progress and is_first())
+
+
+def own_parts(*configs: PretrainConfig) -> dict[str, str]:
+    """What tells the users' own parts that configurations name from others of the same names."""
+    return {
+        f"{kind} {name}": describe(registry[name])
+        for config in configs
+        for kind, registry in _PARTS.items()
+        if not registry.is_protected(name := getattr(config, kind))
+    }
 
 
 def _evolved(

@@ -57,6 +57,10 @@ class Registry(Mapping[str, Part], Generic[Part]):
         """Make the parts there are the package's own: they cannot be replaced."""
         self._protected = frozenset(self._parts)
 
+    def is_protected(self, name: str) -> bool:
+        """Whether the part of that name is one of the package's own."""
+        return name in self._protected
+
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:
         """Forget at the end of a `with` block what was registered in it."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edl_jax.errors import InputError
-from tests.baseline_losses import EVERY, compiled, logits_of, loss_of
+from tests.baseline_losses import EVERY, compiled, logits_of, loss_of, random_loss
 
 LABELS = np.asarray([0, 1, 2, 3, 1, 0])
 ONE_HOT = np.eye(5)[LABELS]
@@ -99,6 +99,14 @@ def test_a_soft_label_that_is_not_finite_gives_nan_unless_masked(name):
     kept, masked = (results[name][0] for results in unknown())
     np.testing.assert_array_equal(np.isnan(kept), np.arange(6) < 3)
     assert np.isfinite(masked).all()
+
+
+def test_a_stack_of_losses_is_refused_unless_it_is_mapped():
+    stack = jax.tree.map(lambda *x: jnp.stack(x), random_loss(0), random_loss(1))
+    labels = np.zeros(6, int)
+    with pytest.raises(InputError, match=r"a stack of losses, \(2,\); .* jax.vmap"):
+        stack(logits_of(), labels)
+    assert jax.vmap(lambda loss: loss(logits_of(), labels))(stack).shape == (2, 6)
 
 
 @pytest.mark.parametrize("labels", [np.full(6, 5), 2 * ONE_HOT])

@@ -14,10 +14,11 @@ from flax import nnx
 
 from edl_jax import LOSSES, cli
 from edl_jax.baselines.adaptive import AdaptiveBarron
+from edl_jax.describing import describe
 from edl_jax.errors import ConfigError
 from edl_jax.frozen import PRETRAINED, EvolvedLoss, load_pretrained
 from edl_jax.training.loss_list import list_losses
-from edl_jax.training.losses import check_loss_name, describe_loss, resolve_loss
+from edl_jax.training.losses import check_loss_name, resolve_loss
 from tests.baseline_losses import quick_jit
 
 LOGITS, LABELS = jnp.asarray([[1.0, 2.0, 0.5]]), jnp.asarray([0])
@@ -83,7 +84,7 @@ def test_descriptions_tell_losses_apart(tmp_path):
     path = tmp_path / "mine.safetensors"
     load_pretrained().save(path)
     described = [
-        describe_loss(resolve_loss(name, options, class_counts=counts))
+        describe(resolve_loss(name, options, class_counts=counts))
         for name, options, counts in [
             ("cross_entropy", {}, None),
             ("gce", {}, None),
@@ -98,10 +99,10 @@ def test_descriptions_tell_losses_apart(tmp_path):
     assert len(set(described)) == len(described)
     assert described[0] == "cross_entropy"
     assert described[2] == "gce(q=0.5)"
-    assert describe_loss(resolve_loss("gce", {"q": 0.7})) == described[1] == "gce(q=0.7)"
-    assert describe_loss(resolve_loss("adaptive_barron")) == described[5]
-    assert describe_loss(resolve_loss(str(path))) == described[7]
-    assert describe_loss(LOSSES["gce"]) == "gce(q=0.7)"
+    assert describe(resolve_loss("gce", {"q": 0.7})) == described[1] == "gce(q=0.7)"
+    assert describe(resolve_loss("adaptive_barron")) == described[5]
+    assert describe(resolve_loss(str(path))) == described[7]
+    assert describe(LOSSES["gce"]) == "gce(q=0.7)"
 
 
 def loss_times(factor):
@@ -156,7 +157,7 @@ def test_functions_are_told_apart_by_their_code_and_by_what_they_were_made_with(
     place = "test_functions_are_told_apart_by_their_code_and_by_what_they_were_made_with.<locals>"
     name = re.escape(f"{place}.made.<locals>.loss")
     expected = rf"{name} [0-9a-f]{{16}}\(inner=gce\(q=0\.7\), weight=2\.0\)\(scale=1\.0\)"
-    assert re.fullmatch(expected, describe_loss(made(2.0)))
+    assert re.fullmatch(expected, describe(made(2.0)))
     described = [
         made(1.0),
         made(9.0),
@@ -188,12 +189,12 @@ def test_functions_are_told_apart_by_their_code_and_by_what_they_were_made_with(
         jax.jit(loss_times(2.0)),
         jax.jit(loss_times(3.0)),
     ]
-    assert len({describe_loss(loss) for loss in described}) == len(described)
+    assert len({describe(loss) for loss in described}) == len(described)
 
 
 def test_descriptions_are_the_same_in_another_process():
     def told(loss):
-        return describe_loss(loss)
+        return describe(loss)
 
     made = (
         loss_times(2.0),
@@ -205,7 +206,7 @@ def test_descriptions_are_the_same_in_another_process():
     assert not any(" at 0x" in told(loss) for loss in made)
     code = (
         "from tests.test_losses_by_name import *\n"
-        "print(describe_loss(loss_among('a')), describe_loss(jax.jit(loss_times(2.0))))"
+        "print(describe(loss_among('a')), describe(jax.jit(loss_times(2.0))))"
     )
     found = subprocess.run(
         [sys.executable, "-c", code],
@@ -215,7 +216,7 @@ def test_descriptions_are_the_same_in_another_process():
         text=True,
         check=True,
     )
-    here = f"{describe_loss(loss_among('a'))} {describe_loss(jax.jit(loss_times(2.0)))}"
+    here = f"{describe(loss_among('a'))} {describe(jax.jit(loss_times(2.0)))}"
     assert found.stdout.strip() == here
 
 

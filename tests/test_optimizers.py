@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from edl_jax.baselines.adaptive import AdaptiveBarron
+from edl_jax.errors import ConfigError
 from edl_jax.training import Augmentation, models
 from edl_jax.training.optimizers import make_optimizer, make_schedule
 from edl_jax.training.training import load_config_dataset
@@ -55,6 +56,11 @@ def test_decay_is_the_optimisers_own_where_it_has_one_and_spares_the_loss(name):
     if name == "adamw":
         expected = without["model"]["w"] - 0.5 * 0.1 * TREE["model"]["w"]
         np.testing.assert_allclose(with_decay["model"]["w"], expected, rtol=1e-6)
+
+
+def test_an_optimiser_that_keeps_a_random_key_is_refused():
+    with pytest.raises(ConfigError, match="'noisy_sgd' keeps a random key"):
+        make_optimizer("noisy_sgd", {"key": jax.random.key(0)}, 0.1)
 
 
 def test_the_gradient_is_clipped_before_anything_else():

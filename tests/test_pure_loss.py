@@ -13,10 +13,10 @@ from edl_jax import train
 from edl_jax.baselines import LOSSES
 from edl_jax.baselines.adaptive import AdaptiveBarron
 from edl_jax.checkpoints import Checkpoints
+from edl_jax.describing import describe
 from edl_jax.errors import ConfigError, InputError
 from edl_jax.frozen import load_pretrained
 from edl_jax.training import Augmentation, make_trainer, training
-from edl_jax.training.losses import describe_loss
 from edl_jax.training.pure_loss import check_loss
 from tests.test_training import DIGITS, PLAIN, assert_close
 
@@ -90,7 +90,7 @@ def test_a_training_that_was_stopped_resumes_with_the_state_of_its_loss(tmp_path
 def test_random_streams_tell_losses_apart():
     other = Watched()
     other.rngs = nnx.Rngs(noise=8)
-    assert describe_loss(Watched()) == describe_loss(Watched()) != describe_loss(other)
+    assert describe(Watched()) == describe(Watched()) != describe(other)
 
 
 HARD, SOFT = False, True
@@ -163,7 +163,7 @@ def test_a_loss_may_be_given_by_name(monkeypatch):
     monkeypatch.setattr(training, "run_training", lambda *_, **__: [None])
     train(SMALL, loss="gce(q=0.5)")
     train(dataclasses.replace(SMALL, loss="gce(q=0.5)"))
-    named = [(name, describe_loss(loss)) for name, loss in made]
+    named = [(name, describe(loss)) for name, loss in made]
     assert named == [("gce(q=0.5)", "gce(q=0.5)")] * 2
     with pytest.raises(ConfigError, match="expected a head_scale"):
         train(SMALL, loss="large_margin_softmax")

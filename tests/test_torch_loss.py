@@ -108,6 +108,11 @@ def test_pytorch_module_refuses_labels_that_do_not_fit(twin, labels):
         twin(X, value)
 
 
+def test_pytorch_module_refuses_a_soft_label_of_a_single_example(twin):
+    with pytest.raises(ValueError, match=r"soft labels .* sum to 0\.5;"):
+        twin(X[0], SOFT[0] / 2)
+
+
 @pytest.mark.parametrize("logits", [Y[:, None].expand(6, 5), X[:, :1], X[0, 0], X + 0j])
 def test_pytorch_module_refuses_logits_that_do_not_fit(twin, logits):
     with pytest.raises(ValueError, match=r"logits have shape .* expected"):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
+from edl_jax.errors import InputError
 from edl_jax.frozen.inputs import check_inputs
 from edl_jax.frozen.log_probabilities import log_softmax
 from edl_jax.frozen.loss_file import Contents, read_loss_file, write_loss_file
@@ -94,8 +95,13 @@ class EvolvedLoss(struct.PyTreeNode, eq=False):
           and a soft label that is not finite give NaN.
 
         Raises:
-          InputError: if shapes, dtypes or labels do not fit.
+          InputError: if shapes, dtypes or labels do not fit, or the loss is a stack of several.
         """
+        if jnp.ndim(self.scale):
+            raise InputError(
+                f"the loss is a stack of losses, {jnp.shape(self.scale)}; expected a single one. "
+                "Call a stack by jax.vmap: jax.vmap(lambda loss: loss(logits, labels))(stack)."
+            )
         inputs = check_inputs(logits, labels, axis=axis, where=where)
         log_p = log_softmax(inputs.logits, inputs.where)
         network = self.network()

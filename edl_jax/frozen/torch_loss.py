@@ -138,7 +138,7 @@ class EvolvedLoss(nn.Module):
         is_finite = labels.isfinite().all(-1)
         fits = is_finite & (labels >= 0).all(-1) & ((labels.sum(-1) - 1).abs() <= _TOLERANCE)
         if _is_surely_false(fits.all()):
-            odd = labels.detach().flatten(0, -2)[~fits.flatten()][0]
+            odd = labels.detach()[~fits][0]
             raise ValueError(
                 f"soft labels of an example range from {odd.min():g} to {odd.max():g} and sum to "
                 f"{odd.sum():g}; expected finite numbers of at least 0 that sum to 1."

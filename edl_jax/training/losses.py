@@ -2,7 +2,6 @@
 
 import ast
 import functools
-import hashlib
 import inspect
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from edl_jax.baselines import LOSSES
 from edl_jax.errors import ConfigError, EDLError
@@ -20,7 +18,6 @@ from edl_jax.frozen import PRETRAINED, EvolvedLoss, load_pretrained
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
-_FEW = 100  # numbers that are told one by one
 _NOT_OPTIONS = {"axis", "where", "class_counts"}
 
 
@@ -127,94 +124,6 @@ def resolve_loss(
     return loss
 
 
-def describe_loss(loss: Callable[..., Any]) -> str:
-    """What tells a loss from another.
-
-    A digest of an evolved loss's or a module's arrays and structure; of a function its name and all
-    its options, the defaults included, and the values that it took from where it was made; of any
-    other object its class and attributes; and of what is not of this package a digest of the code.
-    Global variables and other functions that the code refers to are not looked at.
-    """
-    if isinstance(loss, functools.partial):
-        return _named(loss.func) + _listed({**dict(enumerate(loss.args)), **_defaults(loss)})
-    if isinstance(loss, types.FunctionType):
-        return _named(loss) + _listed(_defaults(loss))
-    return _named(loss)
-
-
-def _defaults(loss: Callable[..., Any]) -> dict[str, Any]:
-    """The options of a function or a partial, with their values."""
-    return {
-        key: parameter.default
-        for key, parameter in inspect.signature(loss).parameters.items()
-        if parameter.default is not parameter.empty and key not in ("axis", "where")
-    }
-
-
-def _named(loss: Callable[..., Any]) -> str:
-    """What a loss is but for its options: arrays; name, code and closure; object; attributes."""
-    if isinstance(loss, EvolvedLoss):
-        return f"EvolvedLoss {_digest(repr(loss.architecture), loss)}"
-    if isinstance(loss, nnx.Module):
-        graphdef, state = nnx.split(loss)
-        return f"{_class_of(loss)} {_digest(repr(graphdef), state)}"
-    if isinstance(loss, types.FunctionType):
-        values = (cell.cell_contents for cell in loss.__closure__ or ())
-        taken = dict(zip(loss.__code__.co_freevars, values, strict=True))
-        return loss.__qualname__ + _code_of(loss) + _listed(taken)
-    if isinstance(loss, types.MethodType):
-        return describe_loss(loss.__func__) + _listed({"self": loss.__self__})
-    wrapped = getattr(loss, "__wrapped__", None)
-    if wrapped is not None:  # such as of what jax.jit gives
-        return describe_loss(wrapped)
-    if hasattr(loss, "__qualname__"):  # a class, or a function written in C
-        return loss.__qualname__
-    return _class_of(loss) + _listed(getattr(loss, "__dict__", {}))
-
-
-def _class_of(loss: Callable[..., Any]) -> str:
-    call = getattr(type(loss), "__call__", None)  # noqa: B004, as its code is wanted
-    return type(loss).__qualname__ + _code_of(call)
-
-
-def _code_of(function: Any) -> str:
-    """A digest of a function's code, after a space; nothing of one that is of this package."""
-    ours = __name__.partition(".")[0]
-    if not isinstance(function, types.FunctionType) or function.__module__.startswith(f"{ours}."):
-        return ""
-    digest = hashlib.sha256()
-
-    def add(code: types.CodeType) -> None:
-        digest.update(code.co_code + repr(code.co_names).encode())
-        for value in code.co_consts:
-            if isinstance(value, types.CodeType):
-                add(value)
-            else:  # a set's order differs from process to process
-                told = sorted(map(repr, value)) if isinstance(value, frozenset) else value
-                digest.update(repr(told).encode())
-
-    add(function.__code__)
-    return f" {digest.hexdigest()[:16]}"
-
-
-def _listed(values: Mapping[Any, Any]) -> str:
-    def told(value: Any) -> str:
-        if callable(value):
-            return describe_loss(value)
-        if isinstance(value, Mapping):
-            return f"{{{', '.join(f'{key!r}: {told(x)}' for key, x in value.items())}}}"
-        if isinstance(value, list | tuple):
-            return f"({', '.join(map(told, value))})"
-        if type(value).__repr__ is object.__repr__:  # which tells where it lies in memory
-            return type(value).__qualname__ + _listed(getattr(value, "__dict__", {}))
-        if np.size(value) > _FEW and isinstance(value, jax.Array | np.ndarray):
-            return f"array {_digest(f'{value.shape} {value.dtype}', value)}"
-        return repr(_plain(value))
-
-    listed = ", ".join(f"{key}={told(value)}" for key, value in values.items())
-    return f"({listed})" if listed else ""
-
-
 def _check_values(name: str, loss: Loss, num_classes: int) -> None:
     """Trace the loss once, so that it refuses what it cannot work with before data is loaded."""
     logits = jax.ShapeDtypeStruct((1, num_classes), jnp.float32)
@@ -225,15 +134,3 @@ def _check_values(name: str, loss: Loss, num_classes: int) -> None:
     except (TypeError, ValueError) as error:
         options = loss.keywords if isinstance(loss, functools.partial) else {}
         raise ConfigError(f"the loss {name!r} cannot work with {options}: {error}") from error
-
-
-def _digest(structure: str, arrays: Any) -> str:
-    digest = hashlib.sha256(structure.encode())
-    for array in jax.tree.leaves(arrays):
-        is_key = jnp.issubdtype(jnp.result_type(array), jax.dtypes.prng_key)
-        digest.update(np.asarray(jax.random.key_data(array) if is_key else array).tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _plain(value: Any) -> Any:
-    return np.asarray(value).tolist() if isinstance(value, jax.Array | np.ndarray) else value

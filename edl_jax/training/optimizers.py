@@ -75,12 +75,17 @@ def make_optimizer(
     try:
         optimizer = optax.chain(*parts, make(learning_rate, **options, **decay))
         toy = {MODEL: jnp.ones(2), LOSS: jnp.ones(2)}
-        jax.eval_shape(lambda x: optimizer.update(x, optimizer.init(x), x), toy)
+        _, state = jax.eval_shape(lambda x: optimizer.update(x, optimizer.init(x), x), toy)
     except (TypeError, ValueError, NotImplementedError) as error:
         raise ConfigError(
             f"optimizer {name!r} with optimizer_options {dict(options)} cannot be used ({error}); "
             "expected one that needs gradients and parameters alone, and options of the right kind."
         ) from error
+    if any(jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in jax.tree.leaves(state)):
+        raise ConfigError(
+            f"optimizer {name!r} keeps a random key, which checkpoints cannot hold; expected one "
+            "without randomness of its own, such as sgd."
+        )
     return optimizer
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from edl_jax.baselines import MARGIN_LOSSES
+from edl_jax.describing import describe
 from edl_jax.devices import device_mesh
 from edl_jax.errors import ConfigError
 from edl_jax.processes import agree, all_do, first_does, is_first
@@ -18,7 +19,7 @@ from edl_jax.storage import user_path
 from edl_jax.training.config import TrainConfig
 from edl_jax.training.datasets import Dataset, load_dataset
 from edl_jax.training.loop import run_training
-from edl_jax.training.losses import Loss, describe_loss, resolve_loss, split_loss_name
+from edl_jax.training.losses import Loss, resolve_loss, split_loss_name
 from edl_jax.training.metrics import Metrics
 from edl_jax.training.programs import TrainFunctions, make_train
 from edl_jax.training.pure_loss import check_callable, check_loss
@@ -67,7 +68,7 @@ def train(
     _agree_on_config(config, mesh)
     dataset = load_config_dataset(config)
     loss = _usable_loss(config, loss, dataset)
-    identity = {"train": as_json(config), "data": dataset.identity, "loss": describe_loss(loss)}
+    identity = {"train": as_json(config), "data": dataset.identity, "loss": describe(loss)}
     agree({**identity, "train": None})
     functions = make_train(config, dataset, loss, mesh)
     with contextlib.ExitStack() as stack:
@@ -141,7 +142,7 @@ def make_trainer(
         test: bool = True,
     ) -> list[TrainResult]:
         seeds = _different_seeds(seeds)
-        agree({"data": dataset.identity, "loss": describe_loss(loss), "seeds": seeds})
+        agree({"data": dataset.identity, "loss": describe(loss), "seeds": seeds})
         firsts = range(0, len(seeds), seeds_at_a_time)
         groups = [seeds[first : first + seeds_at_a_time] for first in firsts]
         return [

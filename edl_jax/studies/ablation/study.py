@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from edl_jax.evolution import PretrainConfig
 from edl_jax.preemption import preemptible
+from edl_jax.pretraining import own_parts
 from edl_jax.runs import RunFolder, as_json, open_run
 from edl_jax.studies.ablation.axes import Cell
 from edl_jax.studies.ablation.config import AblateConfig
@@ -70,7 +71,10 @@ def ablate(
     with contextlib.ExitStack() as stack:
         folder = None
         if run_dir is not None:
-            folder = stack.enter_context(open_run(run_dir, {"ablate": as_json(config)}))
+            identity: dict[str, Any] = {"ablate": as_json(config)}
+            if parts := own_parts(*map(config.config_of, config.cells())):
+                identity["parts"] = parts
+            folder = stack.enter_context(open_run(run_dir, identity))
         return _ablate(config, folder, progress)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from edl_jax.describing import describe
 from edl_jax.errors import ConfigError
 from edl_jax.preemption import preemptible
 from edl_jax.runs import as_json, open_run
@@ -30,7 +31,6 @@ from edl_jax.studies.comparison.runs import (
 )
 from edl_jax.studies.results import StudyResults, check_libraries
 from edl_jax.training import make_trainer
-from edl_jax.training.losses import describe_loss
 from edl_jax.training.training import load_config_dataset, resolve_config_loss
 from edl_jax.validation import config_or_default
 
@@ -121,9 +121,7 @@ def _compare(
 
     folder, cells = None, []
     if path is not None:
-        described = {
-            name: describe_loss(loss) for name, loss in next(iter(losses.values())).items()
-        }
+        described = {name: describe(loss) for name, loss in next(iter(losses.values())).items()}
         sets = {found.digest: found.identity for found in data.values()}
         identity = {"compare": as_json(config), "data": [*sets.values()], "losses": described}
         folder = stack.enter_context(open_run(path, identity))

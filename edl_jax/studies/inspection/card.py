@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edl_jax.describing import describe
 from edl_jax.environment import NOT_INSTALLED
 from edl_jax.frozen import EvolvedLoss
 from edl_jax.pairs import REGIMES
 from edl_jax.studies.inspection import loss_shape as shape
 from edl_jax.studies.results import ABSENT, Column, Row, Table, number, span
-from edl_jax.training.losses import Loss, describe_loss
+from edl_jax.training.losses import Loss
 
 PAIRS = 1000 * len(REGIMES)
 POINTS = (0.01, 0.1, 0.5, 0.9, 0.99)  # of the true class's probability, where gradients are listed
@@ -110,7 +111,7 @@ def finding(
 ) -> str:
     """A paragraph that says what the figures show."""
     size = sum(part.parameters for part in parts)
-    made = f"a formula without parameters, {describe_loss(loss)}"
+    made = f"a formula without parameters, {describe(loss)}"
     if isinstance(loss, EvolvedLoss):
         built = loss.architecture
         widths = ", ".join(map(str, built.hidden))
@@ -119,7 +120,7 @@ def finding(
             f"({built.activation}) and {size:,} parameters"
         )
     elif parts:
-        made = f"a formula with {size} learned parameters, {describe_loss(loss)}"
+        made = f"a formula with {size} learned parameters, {describe(loss)}"
     sentences = [f"{name} is {made}."]
 
     rising = [row for row in paths if not row["falls"]]

@@ -9,13 +9,14 @@ import jax
 import numpy as np
 import tyro
 
+from edl_jax.describing import describe
 from edl_jax.frozen import EvolvedLoss
 from edl_jax.pairs import log_probabilities, sample_pairs
 from edl_jax.runs import as_json, open_run
 from edl_jax.studies.figures import check_matplotlib, labels_of
 from edl_jax.studies.inspection import card, loss_shape as shape, plots
 from edl_jax.studies.results import Figure, Row, StudyResults
-from edl_jax.training.losses import Loss, check_loss_name, describe_loss, resolve_loss
+from edl_jax.training.losses import Loss, check_loss_name, resolve_loss
 from edl_jax.validation import check_types, config_or_default
 
 CLASS_COUNTS = (2, 10, 100)
@@ -67,7 +68,7 @@ def inspect(
     with contextlib.ExitStack() as stack:
         folder = None
         if run_dir is not None:
-            identity = {"inspect": as_json(config), "loss": describe_loss(first)}
+            identity = {"inspect": as_json(config), "loss": describe(first)}
             folder = stack.enter_context(open_run(run_dir, identity))
         results = _card(config.loss, labels, first, counts)
         if folder is not None:

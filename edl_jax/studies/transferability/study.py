@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 from edl_jax.baselines import LOSSES
+from edl_jax.describing import describe
 from edl_jax.devices import device_mesh
 from edl_jax.errors import ConfigError
 from edl_jax.frozen import EvolvedLoss
@@ -39,7 +40,6 @@ from edl_jax.training.datasets import Dataset
 from edl_jax.training.losses import (
     Loss,
     check_loss_name,
-    describe_loss,
     resolve_loss,
     split_loss_name,
 )
@@ -150,12 +150,12 @@ def transfer(
     assert isinstance(evolved, EvolvedLoss)
     one = jax.ShapeDtypeStruct((1, dataset.num_classes), jnp.float32)
     jax.eval_shape(evolved, one, jax.ShapeDtypeStruct((1,), jnp.int32))  # refuses a class count
-    described = {name: describe_loss(loss) for name, loss in losses.items()}
+    described = {name: describe(loss) for name, loss in losses.items()}
     identity = {
         "transfer": as_json(config),
         "data": dataset.identity,
         "losses": described,
-        "evolved": describe_loss(evolved),
+        "evolved": describe(evolved),
     }
     with open_run(path, identity) as folder, preemptible(True) as check_stop:
         return _transfer(config, folder, dataset, losses, evolved, progress, check_stop)
