@@ -154,8 +154,8 @@ class VisionTransformer(nnx.Module):
         if images.shape[1:3] != (self.image_size, self.image_size):
             raise InputError(
                 f"images are {images.shape[1]}x{images.shape[2]} pixels; this transformer was made "
-                f"for {self.image_size}x{self.image_size}. Make it with their image_size, or resize them "
-                "to a square by TrainConfig.image_size."
+                f"for {self.image_size}x{self.image_size}. Make it with their image_size, or "
+                "resize them to a square by TrainConfig.image_size."
             )
         patches = self.embed(images).reshape(len(images), -1, self.embed.out_features)
         class_token = self.class_token[...].astype(self.dtype)
