@@ -31,7 +31,7 @@ def cached_array(
 
     `ITEM.npy` is the array, and `ITEM.json` its checksum and origin. Each is written beside
     its place and renamed, the description last, so that a reader who comes between the two finds
-    that they do not fit and builds the array himself. Processes that build at the same time
+    that they do not fit and builds the array itself. Processes that build at the same time
     write the same bytes.
 
     Args:
