@@ -96,7 +96,10 @@ def agree(identity: Mapping[str, Any]) -> None:
     if jax.process_count() == 1:
         return
     connect_devices()
-    text = json.dumps({**identity, "versions": versions(), "commit": commit()}, sort_keys=True)
+    code = commit()
+    if in_any(code is None):  # git cannot be asked there, which does not make the code another
+        code = None
+    text = json.dumps({**identity, "versions": versions(), "commit": code}, sort_keys=True)
     digests = rows_of_all(as_row(hashlib.sha256(text.encode()).digest()))
     others = np.flatnonzero((digests != digests[0]).any(axis=1))
     if not others.size:
