@@ -17,7 +17,7 @@ from benchmarks.flops import product_flops, training_flops
 from edl_jax import TrainConfig
 from edl_jax.devices import device_mesh
 from edl_jax.training.augmentation import Augmentation
-from edl_jax.training.datasets import Dataset
+from edl_jax.training.dataset import Dataset
 from edl_jax.training.losses import resolve_loss
 from edl_jax.training.models import create_model
 from edl_jax.training.programs import TrainFunctions, make_train

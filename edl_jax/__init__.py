@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from edl_jax.strategy import MUTATIONS, STRATEGIES, ChaoticES, ChaoticSNES
     from edl_jax.training import DATASETS, ArraySource, TrainConfig, TrainResult, train
 
-# Loaded when first asked for: importing evosax starts JAX's backend, and a program of several
-# processes must call `jax.distributed.initialize` before that.
+# Loaded when first asked for: importing evosax starts JAX's backend, and several processes must
+# have joined (`edl_jax.joining`) before that.
 _HOMES = {
     "ArraySource": "training",
     "ChaoticES": "strategy",

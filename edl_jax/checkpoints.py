@@ -28,7 +28,7 @@ from edl_jax.storage import make_folder, remove_folder, sync_tree
 
 _LOGGER = logging.getLogger(__name__)
 _STEP = re.compile("0|[1-9][0-9]*")
-# How TensorStore begins to tell of what is no damage: of the machine, not of the checkpoint.
+# How TensorStore's messages begin where the machine is at fault, and not the checkpoint.
 _PASSING = re.compile(
     "UNKNOWN|ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|PERMISSION_DENIED|RESOURCE_EXHAUSTED"
     "|UNAUTHENTICATED|UNAVAILABLE"

@@ -5,6 +5,7 @@ import logging
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -90,11 +91,18 @@ def noted(path: Path, content: bytes) -> dict[str, Any] | None:
     return environment
 
 
-def difference(old: Any, new: Any, name: str = "") -> str:
+def difference(old: Any, new: Any) -> str:
     """Where two JSON values differ: `a.b is 1 there and 2 here`."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-        return ", ".join(
-            difference(old.get(key), new.get(key), f"{name}.{key}".lstrip(".")) for key in keys
-        )
-    return f"{name} is {shortened(repr(old), 200)} there and {shortened(repr(new), 200)} here"
+    return ", ".join(
+        f"{name} is {shortened(repr(there), 200)} there and {shortened(repr(here), 200)} here"
+        for name, there, here in differences(old, new)
+    )
+
+
+def differences(one: Any, other: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The places where two JSON values differ, such as `a.b`, with what each has there."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in {**one, **other}:
+            yield from differences(one.get(key), other.get(key), f"{name}.{key}".lstrip("."))
+    elif one != other:
+        yield name, one, other

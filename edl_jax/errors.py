@@ -34,7 +34,7 @@ class ProcessError(EDLError):
 
 
 class Preempted(EDLError):
-    """The run was told to stop by SIGTERM, and has saved what it needs to go on."""
+    """The run was told to stop by SIGTERM, and has saved what it needs to resume."""
 
 
 def shortened(text: object, most: int = 600) -> str:

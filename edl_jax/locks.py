@@ -20,7 +20,7 @@ _NAME = ".lock"
 def locked(folder: Path) -> Iterator[None]:
     """Keep every other run out of a folder, which is made if it is not there.
 
-    The system gives the lock back when the process ends, however it ends. It holds between hosts
+    The system releases the lock when the process ends, however it ends. It holds between hosts
     where the file system's `flock` does, as NFS's does.
 
     Raises:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def orbax_silent() -> Iterator[None]:
-    """Keep Orbax's threads from printing tracebacks: what they raise is told by who calls it."""
+    """Keep Orbax's threads from printing tracebacks: the caller reports what they raise."""
     loggers, hook = [logging.getLogger(name) for name in ("absl", "asyncio")], sys.unraisablehook
     for logger in loggers:
         logger.addFilter(_nothing)

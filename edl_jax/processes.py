@@ -13,7 +13,7 @@ import reprlib
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, TypeVar
 
 import jax
@@ -22,7 +22,7 @@ import numpy as np
 
 from edl_jax import errors
 from edl_jax.devices import device_mesh, on_every_device
-from edl_jax.environment import commit, versions
+from edl_jax.environment import commit, differences, versions
 from edl_jax.errors import EDLError, ProcessError
 from edl_jax.exchange import (
     arrays_from_first,
@@ -96,13 +96,16 @@ def agree(identity: Mapping[str, Any]) -> None:
     if jax.process_count() == 1:
         return
     connect_devices()
-    text = json.dumps({**identity, "versions": versions(), "commit": commit()}, sort_keys=True)
+    code = commit()
+    if in_any(code is None):  # git cannot be asked there, which does not make the code another
+        code = None
+    text = json.dumps({**identity, "versions": versions(), "commit": code}, sort_keys=True)
     digests = rows_of_all(as_row(hashlib.sha256(text.encode()).digest()))
     others = np.flatnonzero((digests != digests[0]).any(axis=1))
     if not others.size:
         return
     first, other = (json_from(int(index), json.loads(text)) for index in (0, others[0]))
-    found = list(_differences(first, other))
+    found = list(differences(first, other))
     told = [
         f"{name} is {_SHORT.repr(mine)} in process 0 and {_SHORT.repr(its)} in process {others[0]}"
         for name, mine, its in found[:_MOST_DIFFERENCES]
@@ -215,11 +218,3 @@ def _checked(told: Any) -> list[str]:
         case [str(kind), str(text)] if kind in _ERRORS:
             return [kind, text]
     raise not_as_sent("an error of no known kind")
-
-
-def _differences(first: Any, other: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(first, dict) and isinstance(other, dict):
-        for key in {**first, **other}:
-            yield from _differences(first.get(key), other.get(key), f"{name}.{key}".lstrip("."))
-    elif first != other:
-        yield name, first, other

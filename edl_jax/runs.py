@@ -16,7 +16,7 @@ from edl_jax.errors import EDLError, RunFolderError, shortened
 from edl_jax.locks import locked
 from edl_jax.storage import append, check_regular, sweep, user_path, write_atomically
 
-_NO_MEMORY = re.compile("RESOURCE_EXHAUSTED")  # as JAX begins to tell of it
+_NO_MEMORY = re.compile("RESOURCE_EXHAUSTED")  # how JAX's message begins
 
 
 def default_run_dir(command: str) -> Path:

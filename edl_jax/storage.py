@@ -117,14 +117,18 @@ def check_regular(path: Path) -> None:
         raise OSError(f"{path} is a pipe, socket or device; expected a file")
 
 
-def make_folder(path: Path) -> None:
+def make_folder(path: Path, mode: int = 0o777) -> None:
     """Make a folder and its parents where they are missing, so that they outlive the machine.
+
+    Args:
+      path: the folder.
+      mode: what it is made with, less the umask; its parents get the usual one.
 
     Raises:
       OSError: if one cannot be made.
     """
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    path.mkdir(parents=True, exist_ok=True)
+    path.mkdir(mode, parents=True, exist_ok=True)
     for folder in missing:
         sync(folder.parent)
 

@@ -1,5 +1,6 @@
 """`compare` with trainings that are made up: what it runs, what it says about them."""
 
+import contextlib
 import dataclasses
 import gc
 import itertools
@@ -194,8 +195,21 @@ def test_a_grid_is_extended_until_the_best_rate_is_inside(
     assert ("grid's edge" in result.results.finding) == edge
     table = result.results.tables[1]
     assert [row["learning_rate"] for row in table.rows] == sorted([0.1, 0.2, 0.4, *tried])
+    bars = []
+    monkeypatch.setattr(
+        comparison, "tqdm", lambda **options: bars.append(Bar(**options)) or bars[0]
+    )
     assert compare(config, run_dir=tmp_path).cells == result.cells
     assert len(trainings.ran) == len(result.cells)  # nothing was tried twice
+    assert (bars[0].said, bars[0].total) == ("0 trainings", 0)
+
+
+class Bar(contextlib.nullcontext):
+    """Stands for a progress bar."""
+
+    def __init__(self, *, total, desc, **_):
+        super().__init__()
+        self.total, self.said = total, desc
 
 
 @pytest.mark.parametrize(("diverged", "beyond"), [(None, {"edl": 0.8}), ("it did", {})])

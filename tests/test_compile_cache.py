@@ -8,10 +8,12 @@ import warnings
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from edl_jax import compile_cache
 from edl_jax.compile_cache import keep_compiled
+from edl_jax.training.array_cache import cached_array
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = """
@@ -127,3 +129,15 @@ def test_other_warnings_are_shown(cache, monkeypatch):
     compile_cache._replace_unreadable(cache)
     warnings.showwarning(UserWarning("other"), UserWarning, "file", 1)
     assert len(shown) == 1
+
+
+def test_a_folder_that_the_cache_of_images_made_is_private_enough(cache):
+    before = os.umask(0o002)
+    try:
+        cached_array(
+            cache / "digits", "images", {}, dtype=bool, shape=(1,), chunks=lambda: [np.ones(1)]
+        )
+    finally:
+        os.umask(before)
+    keep_compiled()
+    assert Path(kept()).parent == cache / "compiled"

@@ -171,6 +171,7 @@ def test_two_processes_hear_what_the_first_sends_and_refuse_what_differs():
         "refused": "RunFolderError: no room",
         "second": "DataError: no file",
         "alike": None,
+        "no_git": None,
     }
     apart = {
         "unshared": [[0, "slow"], None],

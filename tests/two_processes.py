@@ -122,6 +122,8 @@ def refused(index):
         "seeds": told(make_trainer(small), [0, 1 + index]),
         "many": told(agree, {str(x): "v" * 500 + str(index) for x in range(50)}),
     }
+    processes.commit = lambda: "ab" * 20 if index else None
+    found["no_git"] = told(agree, {})
     processes.commit = lambda: f"{index}" * 40
     return {**found, "commit": told(agree, {})}
 

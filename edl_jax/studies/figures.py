@@ -39,7 +39,7 @@ def labels_of(losses: Sequence[str]) -> dict[str, str]:
 
 
 def check_matplotlib() -> None:
-    """Refuse to go on where no plot can be drawn.
+    """Refuse to begin where no plot can be drawn.
 
     Raises:
       EDLError: if matplotlib is not installed.

@@ -1,6 +1,6 @@
 """Statistics of studies: plain functions of arrays, computed by scipy and statsmodels.
 
-Whatever is not defined for the numbers at hand, such as a deviation of one value, is NaN.
+Whatever is not defined for the numbers given, such as a deviation of one value, is NaN.
 """
 
 import math
@@ -91,7 +91,7 @@ class Waiting(NamedTuple):
 def describe(values: np.ndarray) -> Sample:
     """Mean, deviation and interval of values `[n]`; all but the mean are NaN below two values.
 
-    The order of the values is of no effect. The interval is Student's t below 10 values, and from
+    The order of the values has no effect. The interval is Student's t below 10 values, and from
     10 on a bootstrap's (BCa): of 5 normal values a bootstrap's would hold the true mean about 80
     times in 100.
 

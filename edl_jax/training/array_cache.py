@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from edl_jax.storage import open_atomically, write_atomically
+from edl_jax.storage import make_folder, open_atomically, write_atomically
 
 _logger = logging.getLogger(__name__)
 _ABANDONED_SECONDS = 3600
@@ -31,12 +31,12 @@ def cached_array(
 
     `ITEM.npy` is the array, and `ITEM.json` its checksum and origin. Each is written beside
     its place and renamed, the description last, so that a reader who comes between the two finds
-    that they do not fit and builds the array himself. Processes that build at the same time
+    that they do not fit and builds the array itself. Processes that build at the same time
     write the same bytes.
 
     Args:
-      folder: where to look and then to write; None, or what cannot be written (with a line in the
-        log), does without.
+      folder: where to look and then to write, in the user's cache folder, which is made private;
+        None, or what cannot be written (with a line in the log), does without.
       item: name of the two files.
       origin: all that determines the content, as JSON has it (lists, no tuples); an array of
         another origin is stale and is replaced.
@@ -96,6 +96,7 @@ def _write(
     shape: tuple[int, ...],
     chunks: Iterable[np.ndarray],
 ) -> None:
+    make_folder(folder.parent, 0o700)  # or `keep_compiled` would not trust it, under some umasks
     for left in folder.glob(f".{item}.npy.*"):
         # Of a process that was killed: one that lives writes every few seconds.
         with contextlib.suppress(FileNotFoundError):

@@ -85,7 +85,7 @@ class Dataset:
 def channel_statistics(images: Images) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each channel, exact up to the rounding to float32.
 
-    The deviation of a channel that is the same everywhere is told as 1, so that one can divide.
+    The deviation of a channel that is the same everywhere is given as 1, so that one can divide.
     """
     count = min(len(images), _STATISTICS_IMAGES)
     channels = images.shape[-1]

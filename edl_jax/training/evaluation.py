@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from edl_jax.devices import on_every_device, rows_divided
-from edl_jax.training.datasets import Dataset
+from edl_jax.training.dataset import Dataset
 from edl_jax.training.metrics import Metrics, Sums, metrics_of
 from edl_jax.training.steps import AXIS, Batch, TrainState
 from edl_jax.training.streaming import prefetch_to_device, stream_batches

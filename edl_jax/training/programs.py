@@ -13,7 +13,7 @@ from jax.sharding import Mesh, PartitionSpec
 from edl_jax.devices import on_every_device, rows_divided, to_every_device
 from edl_jax.errors import ConfigError
 from edl_jax.training.config import TrainConfig
-from edl_jax.training.datasets import Dataset
+from edl_jax.training.dataset import Dataset
 from edl_jax.training.evaluation import make_evaluate
 from edl_jax.training.losses import Loss
 from edl_jax.training.metrics import Metrics

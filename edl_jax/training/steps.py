@@ -10,7 +10,7 @@ from flax import nnx
 
 from edl_jax.training.augmentation import normalize
 from edl_jax.training.config import TrainConfig
-from edl_jax.training.datasets import Dataset
+from edl_jax.training.dataset import Dataset
 from edl_jax.training.losses import Loss
 from edl_jax.training.metrics import Sums, sums_of
 from edl_jax.training.mixing import prepare

@@ -65,7 +65,7 @@ class SeedRuns(NamedTuple):
       held_out: `(key) -> (Pairs, ...)`, `held_out_pairs` pairs.
       measure: `(keys, networks) -> metrics`, a dictionary for each seed: `objective`, and those of
         `rank_metrics` and `gradient_metrics`, on held-out pairs on which nothing was chosen. The
-        `gradient_ratio/...` are over the overall one, so that a loss's scale is of no effect.
+        `gradient_ratio/...` are over the overall one, so that a loss's scale has no effect.
     """
 
     init: Callable[[jax.Array], Progress]

@@ -32,7 +32,7 @@ from edl_jax.studies.results import (
 )
 from edl_jax.studies.settings import told_settings
 from edl_jax.studies.statistics import INTERVALS
-from edl_jax.training.datasets import Dataset
+from edl_jax.training.dataset import Dataset
 from edl_jax.training.metrics import NUM_BINS
 
 Row = Mapping[str, Any]

@@ -162,7 +162,10 @@ def _trained(
     """
     names, finished = config.loss_names(), {work_of(cell) for cell in cells}
     tunings = len(config.learning_rates) * config.tuning_seeds
-    missing = len(settings) * len(names) * (config.num_seeds + tunings) - len(finished)
+    is_planned = [
+        x.phase == COMPARISON or x.learning_rate in config.learning_rates for x in finished
+    ]
+    missing = len(settings) * len(names) * (config.num_seeds + tunings) - sum(is_planned)
     bar = tqdm(
         total=missing * config.train.epochs,
         desc=f"{missing} trainings",
@@ -180,26 +183,25 @@ def _trained(
         kept = {work_of(cell): cell for cell in cells}
         return [kept[work] for work in works]
 
-    def tune(setting: Setting, rates: Mapping[str, Sequence[float]]) -> list[Cell]:
-        return run(
-            [
-                Work(TUNING, name, **setting._asdict(), learning_rate=rate, seed=seed)
-                for name, of_loss in rates.items()
-                for rate in of_loss
-                for seed in config.seeds(tuning=True)
-            ]
-        )
+    def tuning(setting: Setting, rates: Mapping[str, Sequence[float]]) -> list[Work]:
+        return [
+            Work(TUNING, name, **setting._asdict(), learning_rate=rate, seed=seed)
+            for name, of_loss in rates.items()
+            for rate in of_loss
+            for seed in config.seeds(tuning=True)
+        ]
 
     compared, tuned = [], []
     with bar:
         for setting in settings:
             rates = dict.fromkeys(names, config.train.learning_rate)
             if config.learning_rates:
-                tuned += tune(setting, dict.fromkeys(names, config.learning_rates))
+                tuned += run(tuning(setting, dict.fromkeys(names, config.learning_rates)))
                 for _ in range(MAX_EXTENSIONS):
                     beyond = next_learning_rates(tuned, setting)
-                    bar.total += len(beyond) * config.tuning_seeds * config.train.epochs
-                    tuned += tune(setting, {name: (rate,) for name, rate in beyond.items()})
+                    works = tuning(setting, {name: (rate,) for name, rate in beyond.items()})
+                    bar.total += sum(x not in finished for x in works) * config.train.epochs
+                    tuned += run(works)
                 rates = best_learning_rates(tuned, setting)
             compared += run(
                 [

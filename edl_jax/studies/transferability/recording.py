@@ -14,7 +14,7 @@ from edl_jax.pairs import Pairs
 from edl_jax.runs import RunFolder, read_bytes, writing
 from edl_jax.storage import open_atomically
 from edl_jax.training import TrainConfig
-from edl_jax.training.datasets import Dataset
+from edl_jax.training.dataset import Dataset
 from edl_jax.training.loop import run_training
 from edl_jax.training.programs import TrainFunctions
 from edl_jax.training.result import Row

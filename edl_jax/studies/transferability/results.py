@@ -198,7 +198,7 @@ def _tables(
 
 
 def protocol(config: "TransferConfig", source: str, recording: Recording) -> list[str]:
-    """How it was done, in sentences: with the data that `source` tells of, and outputs as these."""
+    """How it was done, in sentences; `source` describes the data, `recording` is any of them."""
     train = config.train
     first = train.seed
     held_out = "validation" if train.val_examples else "test"

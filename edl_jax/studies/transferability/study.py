@@ -36,7 +36,7 @@ from edl_jax.studies.transferability.recording import (
 from edl_jax.studies.transferability.results import report_transfer
 from edl_jax.studies.transferability.rows import CONTROL, Row
 from edl_jax.training import TrainConfig
-from edl_jax.training.datasets import Dataset
+from edl_jax.training.dataset import Dataset
 from edl_jax.training.losses import (
     Loss,
     check_loss_name,
