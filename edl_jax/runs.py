@@ -43,8 +43,13 @@ def open_run(run_dir: str | os.PathLike[str], config: Mapping[str, Any]) -> Iter
     path = user_path(run_dir)
     with locked(path):
         folder = RunFolder(path, config)
-        with writing("what a killed run left", path):
+        try:
             sweep(path)
+        except OSError as error:
+            raise RunFolderError(
+                f"what a killed run left in {path} cannot be removed ({error}): remove the files "
+                "and folders .*.edl-tmp there, or choose another folder."
+            ) from error
         try:
             yield folder
         except Exception as error:

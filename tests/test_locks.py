@@ -107,3 +107,15 @@ def test_a_path_is_taken_as_users_give_it(tmp_path, monkeypatch):
         with pytest.raises(error, match=match):
             pretrain(TINY, run_dir=path)
     assert [x.name for x in tmp_path.iterdir()] == ["run"]
+
+
+def test_what_a_killed_run_left_and_cannot_be_removed_is_named(tmp_path, monkeypatch):
+    (tmp_path / ".metrics.jsonl.x.edl-tmp").touch()
+
+    def refuse(path):
+        raise PermissionError(f"not allowed: {path.name}")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    said = r"left in .* cannot be removed \(not allowed: \.metrics\.jsonl\.x\.edl-tmp\): remove"
+    with pytest.raises(RunFolderError, match=said), open_run(tmp_path, {}):
+        pass
