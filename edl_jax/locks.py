@@ -13,7 +13,7 @@ from typing import IO
 from edl_jax.errors import RunFolderError
 from edl_jax.storage import check_regular, make_folder
 
-_NAME = ".lock"
+LOCK = ".lock"  # the name of the file that is locked
 
 
 @contextlib.contextmanager
@@ -29,7 +29,7 @@ def locked(folder: Path) -> Iterator[None]:
     """
     try:
         make_folder(folder)
-        file = _open(folder / _NAME)
+        file = _open(folder / LOCK)
     except OSError as error:
         raise RunFolderError(
             f"{folder} cannot be written ({error}); choose another folder, or give the same "

@@ -13,7 +13,7 @@ from typing import Any
 
 from edl_jax import environment
 from edl_jax.errors import EDLError, RunFolderError, shortened
-from edl_jax.locks import locked
+from edl_jax.locks import LOCK, locked
 from edl_jax.storage import append, check_regular, sweep, user_path, write_atomically
 
 _NO_MEMORY = re.compile("RESOURCE_EXHAUSTED")  # how JAX's message begins
@@ -43,8 +43,16 @@ def open_run(run_dir: str | os.PathLike[str], config: Mapping[str, Any]) -> Iter
     path = user_path(run_dir)
     with locked(path):
         folder = RunFolder(path, config)
-        with writing("what a killed run left", path):
-            sweep(path)
+        try:
+            # But in no run folder within, which another run may have now.
+            within = [x for x in path.iterdir() if x.is_dir() and not (x / LOCK).exists()]
+            for each in (path, *within):
+                sweep(each)
+        except OSError as error:
+            raise RunFolderError(
+                f"what a killed run left in {path} cannot be removed ({error}): remove the files "
+                "and folders .*.edl-tmp there, or choose another folder."
+            ) from error
         try:
             yield folder
         except Exception as error:

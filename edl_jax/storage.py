@@ -169,14 +169,13 @@ def remove_folder(path: Path) -> None:
 
 
 def sweep(path: Path) -> None:
-    """Remove what killed processes were writing or removing in a folder, and in those in it.
+    """Remove what killed processes were writing or removing in a folder, not in those in it.
 
     Raises:
       OSError: if something cannot be removed.
     """
-    for pattern in (f".*{_TEMPORARY}", f"*/.*{_TEMPORARY}"):
-        for left in path.glob(pattern):
-            if left.is_dir():
-                shutil.rmtree(left)
-            else:
-                left.unlink()
+    for left in path.glob(f".*{_TEMPORARY}"):
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink()

@@ -107,3 +107,27 @@ def test_a_path_is_taken_as_users_give_it(tmp_path, monkeypatch):
         with pytest.raises(error, match=match):
             pretrain(TINY, run_dir=path)
     assert [x.name for x in tmp_path.iterdir()] == ["run"]
+
+
+def test_what_a_killed_run_left_and_cannot_be_removed_is_named(tmp_path, monkeypatch):
+    (tmp_path / ".metrics.jsonl.x.edl-tmp").touch()
+
+    def refuse(path):
+        raise PermissionError(f"not allowed: {path.name}")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    said = r"left in .* cannot be removed \(not allowed: \.metrics\.jsonl\.x\.edl-tmp\): remove"
+    with pytest.raises(RunFolderError, match=said), open_run(tmp_path, {}):
+        pass
+
+
+def test_a_run_folder_within_another_is_left_to_its_own_run(tmp_path):
+    with open_run(tmp_path / "inner", {}):
+        (tmp_path / "checkpoints").mkdir()
+        lefts = [tmp_path / name / ".x.edl-tmp" for name in ("inner", "checkpoints", ".")]
+        for left in lefts:
+            left.touch()
+        with open_run(tmp_path, {}):
+            assert [left.exists() for left in lefts] == [True, False, False]
+    with open_run(tmp_path / "inner", {}):
+        assert not lefts[0].exists()

@@ -1,6 +1,7 @@
 """Data sets by name: found in a TFDS directory, or prepared there, and their features read."""
 
 import difflib
+import os
 import zlib
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,8 @@ def open_tfds(name: str, data_dir: str | None, image_size: int | None) -> TfdsSo
 
 def prepared_files(name: str, data_dir: str | None) -> tuple[tuple[str, int], ...]:
     """Path and time of the file that TFDS writes last, of each version that is prepared."""
-    root = Path(data_dir or "~/tensorflow_datasets").expanduser() / name.split("/")[0].split(":")[0]
+    root = Path(os.path.expanduser(data_dir or "~/tensorflow_datasets"))
+    root /= name.split("/")[0].split(":")[0]
     found = [*root.glob("*/dataset_info.json"), *root.glob("*/*/dataset_info.json")]
     return tuple((str(path), path.stat().st_mtime_ns) for path in sorted(found))
 

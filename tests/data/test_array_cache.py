@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import pwd
 import shutil
 import threading
 import time
@@ -14,6 +15,7 @@ from edl_jax.storage import user_cache
 from edl_jax.training import array_cache, datasets
 from edl_jax.training.array_cache import cached_array
 from edl_jax.training.datasets import load_dataset
+from edl_jax.training.tfds_catalog import prepared_files
 
 ORIGIN = {"set": "some", "files": [["a", 1, 2]]}
 ARRAY = np.arange(24, dtype=np.int32).reshape(6, 4)
@@ -326,3 +328,13 @@ def test_the_users_folder_follows_the_environment(monkeypatch, tmp_path):
     assert user_cache() == tmp_path / "kept" / "edl_jax"
     monkeypatch.setenv("XDG_CACHE_HOME", "~nobody-at-all/kept")
     assert user_cache() is None
+
+
+def test_a_user_without_a_home_has_nothing_prepared(monkeypatch):
+    def unknown(user):
+        raise KeyError(user)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    assert user_cache() == Path(os.environ["XDG_CACHE_HOME"]) / "edl_jax"
+    assert prepared_files("mnist", None) == ()
