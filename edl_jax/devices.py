@@ -33,12 +33,14 @@ def device_mesh(axis: str, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of one axis over the devices: all of all processes unless given.
 
     Raises:
-      ConfigError: if they are no list of devices, or a process has none of them.
+      ConfigError: if they are no list of different devices, or a process has none of them.
     """
     devices = jax.devices() if devices is None else devices
     is_list = isinstance(devices, Sequence)
     if not is_list or not all(isinstance(device, jax.Device) for device in devices):
         raise ConfigError(f"devices is {devices!r}; expected a list of some of jax.devices().")
+    if len({*devices}) != len(devices):
+        raise ConfigError(f"devices is {devices!r}; expected each of them once.")
     missing = set(range(jax.process_count())) - {device.process_index for device in devices}
     if missing or not devices:
         raise ConfigError(

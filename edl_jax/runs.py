@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edl_jax import environment
-from edl_jax.errors import EDLError, RunFolderError, shortened
+from edl_jax.errors import ConfigError, EDLError, RunFolderError, shortened
 from edl_jax.locks import LOCK, locked
 from edl_jax.storage import append, check_regular, sweep, user_path, write_atomically
 
@@ -36,11 +36,15 @@ def open_run(run_dir: str | os.PathLike[str], config: Mapping[str, Any]) -> Iter
       config: all that shapes the run's result, as JSON data.
 
     Raises:
-      ConfigError: if `run_dir` is no path.
+      ConfigError: if `run_dir` is no path, or not in UTF-8.
       RunFolderError: if another run has the folder now, or as `RunFolder` does.
       EDLError: if memory runs out in the block.
     """
     path = user_path(run_dir)
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError as error:  # Orbax would fail after the first generations or epoch
+        raise ConfigError(f"the path is {path.absolute()!r}; expected one in UTF-8.") from error
     with locked(path):
         folder = RunFolder(path, config)
         try:

@@ -23,15 +23,20 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     """A path as a user gave it, with `~` expanded to the home folder.
 
     Raises:
-      ConfigError: if it is no path, is empty, or its home folder is not known.
+      ConfigError: if it is no path, is empty, cannot be encoded, or its home folder is not known.
     """
     try:
         given = os.fspath(path)
-        if not isinstance(given, str) or not given or "\0" in given:
+        if not isinstance(given, str):
+            raise TypeError
+        if not given or "\0" in given:
             raise ConfigError(f"the path is {path!r}; expected a path of at least one character.")
+        os.fsencode(given)
         return Path(given).expanduser()
     except TypeError as error:
         raise ConfigError(f"the path is {path!r}; expected a string or a pathlib.Path.") from error
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"the path is {path!r}, which no file system can hold.") from error
     except RuntimeError as error:
         raise ConfigError(f"the path is {path!r}, whose home folder is not known.") from error
 

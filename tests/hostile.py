@@ -268,6 +268,9 @@ def functions(draw: st.DrawFn) -> Attempt:
         "pretrain with a bad key": lambda f: edl_jax.pretrain(key=thing, run_dir=f / "run"),
         "pretrain on no devices": lambda f: edl_jax.pretrain(devices=[], run_dir=f / "run"),
         "pretrain on bad devices": lambda f: edl_jax.pretrain(devices=[thing], run_dir=f / "run"),
+        "pretrain on a device twice": lambda f: edl_jax.pretrain(
+            devices=[*jax.devices(), *jax.devices()], run_dir=f / "run"
+        ),
         "train with another thing": lambda f: edl_jax.train(anything, run_dir=f / "run"),
         "train on bad devices": lambda f: edl_jax.train(devices=[thing], run_dir=f / "run"),
         "compare with another thing": lambda f: compare(anything, run_dir=f / "run"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from edl_jax.studies.comparison.runs import check_cell
 from tests.test_resume import flip, truncate
 from tests.toy_runs import STEPS, assert_refused, resumed, run, toy
 
@@ -179,3 +180,27 @@ def test_a_checkpoint_whose_record_is_damaged_is_not_taken_for_another_versions(
         damage(record)
     assert resumed(run) == 4
     assert (run / "damaged-checkpoint-6-0").is_dir()
+
+
+CELL = {
+    **{"phase": "comparison", "loss": "edl", "model": "resnet8", "dataset": "digits"},
+    **{"noise_rate": 0.0, "learning_rate": 0.1, "seed": 0, "chance": 0.1, "diverged": None},
+    **{"test_accuracy": 0.5, "test_nll": None, "test_calibration_error": 0.1},
+    "epochs": [{"accuracy": 0.5, "evaluated_on": "test"}],
+}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *({name: value} for name in ("seed", "chance") for value in (None, "0", True)),
+        *({"test_nll": value} for value in ("x", [1], True)),
+        *({"epochs": value} for value in (None, "x", [], [1], [{"accuracy": 0.5}])),
+        {"epochs": [{"accuracy": 0.5, "evaluated_on": "x"}]},
+        {"loss": ["edl"]},
+    ],
+)
+def test_a_damaged_cell_of_a_comparison_is_refused(damage):
+    check_cell(CELL)
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        check_cell(CELL | damage)

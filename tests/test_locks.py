@@ -101,6 +101,7 @@ def test_a_path_is_taken_as_users_give_it(tmp_path, monkeypatch):
     for path, error, match in [
         ("", ConfigError, "the path is ''"),
         (b"run", ConfigError, "the path is b'run'"),
+        (tmp_path / "\udcff", ConfigError, "expected one in UTF-8"),
         (tmp_path / ("x" * 300), RunFolderError, "cannot be written .*too long"),
         (tmp_path / "run" / "config.json", RunFolderError, "cannot be written"),
     ]:

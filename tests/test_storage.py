@@ -14,7 +14,9 @@ def test_user_path_expands_the_home_folder(monkeypatch, tmp_path):
     assert user_path(pathlib.Path("runs")) == pathlib.Path("runs")
 
 
-@pytest.mark.parametrize("path", ["", 3, None, b"runs", "~nobody-of-that-name/x", "a\0b"])
+@pytest.mark.parametrize(
+    "path", ["", 3, None, b"runs", "~nobody-of-that-name/x", "a\0b", "a\ud800"]
+)
 def test_what_is_no_path_is_refused(path):
     with pytest.raises(ConfigError, match="the path is"):
         user_path(path)

@@ -11,10 +11,12 @@ import jax
 
 from edl_jax.errors import DivergedError
 from edl_jax.runs import as_finite
+from edl_jax.studies.comparison.config import SPLITS
 from edl_jax.training import TrainResult
 from edl_jax.training.result import Row
 
 TUNING, COMPARISON = "tuning", "comparison"
+_MEASURED = ("test_accuracy", "test_nll", "test_calibration_error")
 Cell = dict[str, Any]
 Trainer = Callable[..., list[TrainResult]]  # as `make_trainer` gives
 
@@ -48,6 +50,21 @@ class Work(NamedTuple):
 def work_of(cell: Cell) -> Work:
     """The training that a cell is of."""
     return Work(*(cell[name] for name in Work._fields))
+
+
+def check_cell(cell: Cell) -> None:
+    """Refuse, by a `KeyError`, `TypeError` or `ValueError`, a cell that cannot be compared."""
+    hash(work_of(cell))
+    numbers = [cell["seed"], cell["learning_rate"], cell["chance"]]
+    numbers += [x for x in map(cell.__getitem__, _MEASURED) if x is not None]
+    numbers += [row["accuracy"] for row in cell["epochs"]]
+    for number in numbers:
+        if type(number) not in (int, float):
+            raise ValueError(f"{number!r} is no number")
+    if not {row["evaluated_on"] for row in cell["epochs"]} <= {*SPLITS}:
+        raise ValueError("its epochs were evaluated on neither test nor val")
+    if not cell["diverged"] and not cell["epochs"]:
+        raise ValueError("its epochs are missing")
 
 
 def train_all(
@@ -137,8 +154,7 @@ def _cell(
     *,
     diverged: str | None = None,
 ) -> Cell:
-    measured = ("test_accuracy", "test_nll", "test_calibration_error")
-    found = {name: getattr(result, name) if result else None for name in measured}
+    found = {name: getattr(result, name) if result else None for name in _MEASURED}
     rows = [as_finite(row) for row in epochs]
     return {**work._asdict(), "diverged": diverged, **as_finite(found), "epochs": rows}
 

@@ -26,6 +26,7 @@ from edl_jax.studies.comparison.runs import (
     Cell,
     Trainer,
     Work,
+    check_cell,
     train_all,
     work_of,
 )
@@ -125,7 +126,7 @@ def _compare(
         sets = {found.digest: found.identity for found in data.values()}
         identity = {"compare": as_json(config), "data": [*sets.values()], "losses": described}
         folder = stack.enter_context(open_run(path, identity))
-        cells: list[Cell] = folder.resume_rows(name=CELLS, check=work_of)
+        cells: list[Cell] = folder.resume_rows(name=CELLS, check=check_cell)
 
     def make(work: Work) -> Trainer:
         key = Setting(work.model, work.dataset, work.noise_rate)
