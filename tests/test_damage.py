@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from edl_jax.studies.ablation.study import check_row
 from edl_jax.studies.comparison.runs import check_cell
 from tests.test_resume import flip, truncate
 from tests.toy_runs import STEPS, assert_refused, resumed, run, toy
@@ -204,3 +205,28 @@ def test_a_damaged_cell_of_a_comparison_is_refused(damage):
     check_cell(CELL)
     with pytest.raises((KeyError, TypeError, ValueError)):
         check_cell(CELL | damage)
+
+
+ROW = {
+    **{"mutation": "gaussian", "severity": "surprisal", "selection": "plus", "strategy": "es"},
+    **{"population_size": 8, "seeds": [0, 1], "generations": [1], "curves": [[0.5], [None]]},
+    **{"reached": {"0.7": [1, None]}, "area": [0.5, None], "step_sizes": [0.1, 0.1]},
+    **{"final": [{"objective": 0.5}, {}], "evaluations": 8, "run_seconds": 0.1},
+}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *({name: None} for name in ROW if name in ("seeds", "curves", "reached", "final")),
+        *({name: ["x", 1]} for name in ("curves", "area", "step_sizes", "final")),
+        {"mutation": {}},
+        {"final": [{}]},
+        {"reached": {"0.7": [1]}},
+        {"run_seconds": 0},
+    ],
+)
+def test_a_damaged_row_of_an_ablation_is_refused(damage):
+    check_row(ROW)
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        check_row(ROW | damage)

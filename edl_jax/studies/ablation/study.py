@@ -80,7 +80,7 @@ def ablate(
 
 def _ablate(config: AblateConfig, folder: RunFolder | None, progress: bool) -> AblateResult:
     """Ablate, and keep what is found in a folder, if there is one."""
-    rows = [] if folder is None else folder.resume_rows(name=CELLS, check=cell_of)
+    rows = [] if folder is None else folder.resume_rows(name=CELLS, check=check_row)
     found = {cell_of(row): row for row in rows}
     missing = [cell for cell in config.cells() if cell not in found]
     seeds = range(config.pretrain.seed, config.pretrain.seed + config.num_seeds)
@@ -179,6 +179,20 @@ def cell_of(row: dict[str, Any]) -> Cell:
     values = {field: row[field] for field in Cell._fields if field in row}
     values |= {field: tuple(value) for field, value in values.items() if isinstance(value, list)}
     return Cell(**values)
+
+
+def check_row(row: dict[str, Any]) -> None:
+    """Refuse, by a `KeyError`, `TypeError` or `ValueError`, a row that cannot be compared."""
+    hash(cell_of(row))
+    n = len(row["seeds"])
+    shapes = {"curves": (n, len(row["generations"])), "area": (n,), "step_sizes": (n,)}
+    found = {name: np.asarray(row[name], float).shape for name in shapes}
+    reached = np.asarray([*dict(row["reached"]).values()], float).shape[1:]
+    if found != shapes or reached != (n,) or len(row["final"]) != n:
+        raise ValueError(f"it is not of {n} seeds")
+    np.asarray([x for metrics in row["final"] for x in dict(metrics).values()], float)
+    if not row["evaluations"] > 0 < row["run_seconds"]:
+        raise ValueError("it has no speed")
 
 
 def _finite(value: float) -> float | None:
