@@ -9,6 +9,7 @@ import pytest
 
 from edl_jax.studies.ablation.study import check_row
 from edl_jax.studies.comparison.runs import check_cell
+from edl_jax.studies.transferability import rows
 from tests.test_resume import flip, truncate
 from tests.toy_runs import STEPS, assert_refused, resumed, run, toy
 
@@ -230,3 +231,18 @@ def test_a_damaged_row_of_an_ablation_is_refused(damage):
     check_row(ROW)
     with pytest.raises((KeyError, TypeError, ValueError)):
         check_row(ROW | damage)
+
+
+COMPARED = {
+    **{"loss": "edl", "seed": 0, "epoch": 1, "part": "test"},
+    **{"references": {"mixture": {"distance": 0.5}}, "ranking": {"pairwise_accuracy": 0.5}},
+}
+
+
+@pytest.mark.parametrize(
+    "damage", [{"loss": {}}, *({x: y} for x in ("references", "ranking") for y in (None, {}, "x"))]
+)
+def test_a_damaged_comparison_of_outputs_is_refused(damage):
+    rows.check_row(COMPARED)
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        rows.check_row(COMPARED | damage)

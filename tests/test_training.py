@@ -234,6 +234,9 @@ def test_streamed_images_are_for_one_seed_at_a_time():
     assert results[0].history != results[1].history
     with pytest.raises(ConfigError, match=r"several seeds in one program \(2\) with streamed"):
         make_trainer(config, seeds_at_a_time=2)([0, 1])
+    for count in (0, True, 1.5, "2", None):
+        with pytest.raises(ConfigError, match=r"seeds_at_a_time is .*expected a whole number"):
+            make_trainer(config, seeds_at_a_time=count)
 
 
 def test_run_folder_and_a_loss_given_as_an_object(tmp_path):

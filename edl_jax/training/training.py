@@ -122,8 +122,10 @@ def make_trainer(
         function, and a `ConfigError` for a seed that is given twice, or is not a whole number of at
         least 0 and below 2^32.
     """
-    if seeds_at_a_time < 1:
-        raise ConfigError(f"seeds_at_a_time is {seeds_at_a_time}; expected at least 1.")
+    if type(seeds_at_a_time) is not int or seeds_at_a_time < 1:
+        raise ConfigError(
+            f"seeds_at_a_time is {seeds_at_a_time!r}; expected a whole number of at least 1."
+        )
     config = _naming(config, loss)
     mesh = device_mesh(AXIS, devices)
     _agree_on_config(config, mesh)

@@ -129,3 +129,15 @@ def _over_seeds(cells: Sequence[Mapping[str, Any]], names: Iterable[str]) -> Row
         found[name] = float(np.mean(values)) if values else None
         found[f"{name}_deviation"] = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
     return found
+
+
+def cell_of(row: Row) -> tuple[Any, ...]:
+    """What a comparison is of, by which it is found."""
+    return row["loss"], row["seed"], row["epoch"], row["part"]
+
+
+def check_row(row: Row) -> None:
+    """Refuse, by a `KeyError`, `TypeError` or `ValueError`, one that cannot be reported."""
+    hash(cell_of(row))
+    if not dict(row["references"]) or not dict(row["ranking"]):
+        raise ValueError("it holds no comparison")

@@ -34,7 +34,7 @@ from edl_jax.studies.transferability.recording import (
     save_recording,
 )
 from edl_jax.studies.transferability.results import report_transfer
-from edl_jax.studies.transferability.rows import CONTROL, Row
+from edl_jax.studies.transferability.rows import CONTROL, Row, cell_of, check_row
 from edl_jax.training import TrainConfig
 from edl_jax.training.dataset import Dataset
 from edl_jax.training.losses import (
@@ -240,13 +240,13 @@ def _compare_missing(
     check_stop: Callable[[], None],
 ) -> list[Row]:
     """All comparisons: those found in the folder, and the others, which are added to it."""
-    rows = folder.resume_rows(name="comparisons.jsonl", check=_cell)
-    finished = {_cell(row) for row in rows}
+    rows = folder.resume_rows(name="comparisons.jsonl", check=check_row)
+    finished = {cell_of(row) for row in rows}
     # One width for all, so that the discrepancies can be compared.
     width = distances.median_distance(distances.coordinates(references[MIXTURE]))
     ranking = make_ranking(evolved)
     for cell, pairs in tqdm(sources, desc="comparisons", disable=not progress):
-        if _cell(cell) in finished:
+        if cell_of(cell) in finished:
             continue
         check_stop()
         found = {name: compare_pairs(pairs, other, width) for name, other in references.items()}
@@ -254,7 +254,3 @@ def _compare_missing(
         folder.append_rows([row], "comparisons.jsonl")
         rows.append(row)
     return rows
-
-
-def _cell(row: Row) -> tuple[Any, ...]:
-    return row["loss"], row["seed"], row["epoch"], row["part"]
