@@ -101,7 +101,7 @@ def pretrain(
     identity = {"pretrain": as_json(config), "key": jax.random.key_data(key).tolist()}
     if parts := own_parts(config):
         identity["parts"] = parts
-    agree({**identity, "devices": [device.id for device in mesh.devices.flat]})
+    agree(lambda: {**identity, "devices": [device.id for device in mesh.devices.flat]})
     evolution = make_evolution(config, shards=mesh.size)
     with contextlib.ExitStack() as stack:
         folder = first_does(

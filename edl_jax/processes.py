@@ -81,13 +81,13 @@ def connect_devices() -> None:
         on_every_device(lambda: jax.lax.psum(jnp.ones(()), "all"), mesh)().block_until_ready()
 
 
-def agree(identity: Mapping[str, Any]) -> None:
+def agree(identity: Callable[[], Mapping[str, Any]]) -> None:
     """Refuse to work with processes that were given something else to do, or run other code.
 
     Call it before anything is done; alone, it does nothing.
 
     Args:
-      identity: all that must be equal in every process, as JSON data.
+      identity: gives all that must be equal in every process, as JSON data; not called alone.
 
     Raises:
       ProcessError: in every process, naming what differs; if one cannot be reached; or if they
@@ -99,7 +99,7 @@ def agree(identity: Mapping[str, Any]) -> None:
     code = commit()
     if in_any(code is None):  # git cannot be asked there, which does not make the code another
         code = None
-    text = json.dumps({**identity, "versions": versions(), "commit": code}, sort_keys=True)
+    text = json.dumps({**identity(), "versions": versions(), "commit": code}, sort_keys=True)
     digests = rows_of_all(as_row(hashlib.sha256(text.encode()).digest()))
     others = np.flatnonzero((digests != digests[0]).any(axis=1))
     if not others.size:

@@ -114,18 +114,18 @@ def refused(index):
     noise = {"loss": "poly", "label_noise": "symmetric", "noise_rate": 0.2, "seed": 1}
     processes.commit = lambda: "ab" * 20
     found = {
-        "alike": told(agree, {"x": 1}),
+        "alike": told(agree, lambda: {"x": 1}),
         "pretrain": told(pretrain, differing(TINY, severity="brier", generations=7)),
         "key": told(pretrain, TINY, key=jax.random.key(index)),
         "train": told(train, differing(small, **noise)),
         "loss": told(train, differing(small, data_dir="/elsewhere"), loss=losses[index]),
         "seeds": told(make_trainer(small), [0, 1 + index]),
-        "many": told(agree, {str(x): "v" * 500 + str(index) for x in range(50)}),
+        "many": told(agree, lambda: {str(x): "v" * 500 + str(index) for x in range(50)}),
     }
     processes.commit = lambda: "ab" * 20 if index else None
-    found["no_git"] = told(agree, {})
+    found["no_git"] = told(agree, dict)
     processes.commit = lambda: f"{index}" * 40
-    return {**found, "commit": told(agree, {})}
+    return {**found, "commit": told(agree, dict)}
 
 
 def main(coordinator, index):

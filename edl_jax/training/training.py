@@ -68,12 +68,19 @@ def train(
     _agree_on_config(config, mesh)
     dataset = load_config_dataset(config)
     loss = _usable_loss(config, loss, dataset)
-    identity = {"train": as_json(config), "data": dataset.identity, "loss": describe(loss)}
-    agree({**identity, "train": None})
+
+    def known_by() -> dict[str, Any]:  # hashes the images
+        return {"data": dataset.identity, "loss": describe(loss)}
+
+    agree(known_by)
     functions = make_train(config, dataset, loss, mesh)
     with contextlib.ExitStack() as stack:
         folder = first_does(
-            lambda: None if path is None else stack.enter_context(open_run(path, identity)),
+            lambda: (
+                None
+                if path is None
+                else stack.enter_context(open_run(path, {"train": as_json(config), **known_by()}))
+            ),
             share=False,
         )
         (result,) = run_training(
@@ -144,7 +151,7 @@ def make_trainer(
         test: bool = True,
     ) -> list[TrainResult]:
         seeds = _different_seeds(seeds)
-        agree({"data": dataset.identity, "loss": describe(loss), "seeds": seeds})
+        agree(lambda: {"data": dataset.identity, "loss": describe(loss), "seeds": seeds})
         firsts = range(0, len(seeds), seeds_at_a_time)
         groups = [seeds[first : first + seeds_at_a_time] for first in firsts]
         return [
@@ -219,7 +226,7 @@ def load_config_dataset(config: TrainConfig) -> Dataset:
 def _agree_on_config(config: TrainConfig, mesh: Mesh) -> None:
     """Refuse processes with other settings; where the data lies may differ from host to host."""
     devices = [device.id for device in mesh.devices.flat]
-    agree({"train": as_json(config) | {"data_dir": None}, "devices": devices})
+    agree(lambda: {"train": as_json(config) | {"data_dir": None}, "devices": devices})
 
 
 def resolve_config_loss(config: TrainConfig, dataset: Dataset) -> Loss:
