@@ -149,8 +149,10 @@ def _class_of(part: Callable[..., Any]) -> str:
 
 def _code_of(function: Any) -> str:
     """A digest of a function's code, after a space; nothing of one that is of this package."""
-    ours = __name__.partition(".")[0]
-    if not isinstance(function, types.FunctionType) or function.__module__.startswith(f"{ours}."):
+    if not isinstance(function, types.FunctionType):
+        return ""
+    module = function.__module__ or ""  # None of what `exec` made under a namespace without name
+    if module.partition(".")[0] == __name__.partition(".")[0]:
         return ""
     digest = hashlib.sha256()
 
