@@ -221,9 +221,7 @@ def tasks() -> Any:
 @workload("shapes of a generation with every term")
 def every_term() -> Any:
     slope = SlopeConfig(descent=1.0, norm=1.0, convexity=1.0, pairs=16)
-    run = make_run(
-        dataclasses.replace(EVOLUTION, slope=slope, task_weight=1.0, tasks=TASKS, restart_after=1)
-    )
+    run = make_run(dataclasses.replace(EVOLUTION, slope=slope, task_weight=1.0, tasks=TASKS))
     return zeros_like(jax.eval_shape(run, jax.random.key(0)))
 
 

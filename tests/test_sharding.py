@@ -24,7 +24,7 @@ from tests.test_evolution import TINY
 
 assert jax.device_count() == 8
 config = dataclasses.replace(
-    TINY, class_counts=(3, 5), population_size=32, restart_after=2, strategy={strategy!r}
+    TINY, class_counts=(3, 5), population_size=32, strategy={strategy!r}
 )
 one, eight = pretrain(config, devices=jax.devices()[:1]), pretrain(config)
 for a, b in zip(jax.tree.leaves(one.loss), jax.tree.leaves(eight.loss), strict=True):

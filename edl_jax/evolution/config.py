@@ -3,11 +3,8 @@
 import dataclasses
 from typing import Literal
 
-import jax
-
 from edl_jax.errors import ConfigError
 from edl_jax.networks import Architecture
-from edl_jax.networks.fused import check_widths
 from edl_jax.objective import MARGINS, SEVERITIES, TaskConfig
 from edl_jax.pairs import Mixture
 from edl_jax.strategies import MUTATIONS, STRATEGIES
@@ -116,9 +113,6 @@ class PretrainConfig:
     std_final: float = 0.001
     """Mutation step size of the last generation, for the cosine and exponential schedules; of all,
     where there are too few generations for two step sizes."""
-    restart_after: int = 0
-    """Generations without an improvement of the best fitness by 1 % after which evolution begins
-    anew, keeping the leader for the final choice; 0 for never."""
     pairs_per_generation: int = 4096
     """Fresh synthetic pairs on which a generation is scored."""
     generations: int = 200
@@ -132,10 +126,6 @@ class PretrainConfig:
     population_size / devices each device evaluates some in vain."""
     pairs_at_a_time: int = 4096
     """Pairs evaluated together: bounds memory."""
-    kernel: Literal["xla", "pallas"] = "xla"
-    """How accelerators evaluate the networks: "xla" layer by layer, "pallas" by one fused kernel on
-    all pairs at once, whose layers have at most 128 inputs; give networks_at_a_time too, no more
-    than population_size / devices. CPUs always use XLA."""
     keep_checkpoints: int = 2
     """Checkpoints kept of the last chunks, beside that of the best leader on held-out pairs."""
     seed: int = 0
@@ -159,10 +149,7 @@ class PretrainConfig:
                 f"PretrainConfig.class_counts is {self.class_counts}; a pair network serves "
                 "exactly one class count: give one, or use network='class_agnostic'."
             )
-        architecture = self.architecture()  # checks the fields that describe the network
-        if self.kernel == "pallas":
-            arrays = jax.tree.leaves(architecture.abstract()[1])
-            check_widths([x.shape[0] for x in arrays if x.ndim == 2])  # kernels: inputs come first
+        self.architecture()  # checks the fields that describe the network
         check_whole(self, "population_size", 2)
         check_range(self, "elite_ratio", 0, 1, open_low=True)
         if not 1 <= int(self.elite_ratio * self.population_size) < self.population_size:
@@ -173,7 +160,6 @@ class PretrainConfig:
         self._check_tasks()
         check_range(self, "std_init", 0, open_low=True)
         check_range(self, "std_final", 0, open_low=True)
-        check_whole(self, "restart_after", 0)
         check_whole(self, "pairs_per_generation", 2 * len(self.class_counts))
         if any(self.slope.weights()) and self.slope.pairs > self.pairs_per_generation:
             raise ConfigError(

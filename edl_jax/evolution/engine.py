@@ -15,9 +15,7 @@ from evosax.algorithms.base import EvolutionaryAlgorithm
 from flax import nnx, struct
 
 from edl_jax.errors import ConfigError
-from edl_jax.evolution import restarts as restarting
 from edl_jax.evolution.config import PretrainConfig
-from edl_jax.evolution.restarts import Restarts
 from edl_jax.evolution.scoring import Batch, make_score, without_failures
 from edl_jax.evolution.search import make_search
 from edl_jax.evolution.sharding import my_share, of_all
@@ -42,15 +40,13 @@ class State:
       strategy: the state of the strategy.
       population: the networks scored last, `[population_size, ...]`.
       fitness: their fitness, `[population_size]` float32, lower is better.
-      begin: whether the next generation is the first of an attempt, a bool scalar.
-      restarts: None where the run never restarts.
+      begin: whether the next generation is the first, a bool scalar.
     """
 
     strategy: Any
     population: nnx.State
     fitness: jax.Array
     begin: jax.Array
-    restarts: Restarts | None
 
 
 class Evolution(NamedTuple):
@@ -69,8 +65,7 @@ class Evolution(NamedTuple):
       init: `(key) -> state`; its networks are not scored yet.
       generation: `(key, state) -> (state, log)`; `log` holds scalars.
       candidates: `(state) -> population`: the best of the last generation, or of what the strategy
-        has kept of all, best first; and then the strategy's means and the leaders of earlier
-        attempts, where there are any.
+        has kept of all, best first; and then the strategy's means, where it has any.
     """
 
     strategy: EvolutionaryAlgorithm
@@ -118,7 +113,6 @@ def make_evolution(config: PretrainConfig, *, shards: int = 1) -> Evolution:
         num_opponents=config.num_opponents,
         networks_at_a_time=config.networks_at_a_time,
         pairs_at_a_time=config.pairs_at_a_time,
-        fused=config.kernel == "pallas",
     )
 
     def sample(key: jax.Array) -> tuple[Pairs, ...]:
@@ -157,23 +151,20 @@ def make_evolution(config: PretrainConfig, *, shards: int = 1) -> Evolution:
 
     def init(key: jax.Array) -> State:
         strategy_state, population = search.begin(key)
-        leader = jax.tree.map(lambda x: x[0], population)
         return State(
             strategy=strategy_state,
             population=population,
             fitness=jnp.full((config.population_size,), jnp.inf, jnp.float32),
             begin=jnp.asarray(True),
-            restarts=restarting.no_restarts(leader) if config.restart_after else None,
         )
 
     def generation(key: jax.Array, state: State) -> tuple[State, Log]:
-        key_begin, key_sample, key_observe, key_ask, key_tell = jax.random.split(key, 5)
-        known = (state.strategy, state.population)
-        if config.restart_after:
-            known = jax.lax.cond(state.begin, lambda: search.begin(key_begin), lambda: known)
+        _, key_sample, key_observe, key_ask, key_tell = jax.random.split(key, 5)
         # Barriers keep XLA from compiling the strategy differently for another number of shards.
         barrier = jax.lax.optimization_barrier
-        population, asked = barrier(search.ask(key_ask, *known, state.begin))
+        population, asked = barrier(
+            search.ask(key_ask, state.strategy, state.population, state.begin)
+        )
         # All networks, elites and children, meet the same pairs (common random numbers).
         batch = observe(key_observe, sample(key_sample))
         raw = barrier(of_all(score(my_share(population, shards), batch), shards))
@@ -185,21 +176,14 @@ def make_evolution(config: PretrainConfig, *, shards: int = 1) -> Evolution:
         finite = jnp.isfinite(raw)
         population, fitness = without_failures(population, raw)
         told = search.tell(key_tell, population, fitness, asked, state.begin)
-        best, begin, restarts = jnp.min(fitness), jnp.asarray(False), state.restarts
-        if restarts is not None:
-            leader = jax.tree.map(lambda x: x[jnp.argmin(fitness)], population)
-            restarts, begin = restarting.update(
-                restarts, best, leader, state.begin, config.restart_after
-            )
         log = {
-            "best_fitness": best,
+            "best_fitness": jnp.min(fitness),
             "mean_fitness": jnp.mean(raw, where=finite),
             "step_size": search.step_size(told),
             "failed": jnp.sum(~finite, dtype=jnp.int32),
-            "restarts": jnp.zeros((), jnp.int32) if restarts is None else restarts.count,
         }
         log |= {name: value[jnp.argmin(fitness)] for name, value in values.items()}
-        return State(told, population, fitness, begin, restarts), log
+        return State(told, population, fitness, jnp.asarray(False)), log
 
     def final_score(candidates: nnx.State, batch: Batch, key: jax.Array) -> jax.Array:
         fitness, key = score(candidates, batch), jax.random.fold_in(key, TERMS)
@@ -218,8 +202,6 @@ def make_evolution(config: PretrainConfig, *, shards: int = 1) -> Evolution:
         found = [jax.tree.map(lambda x: x[best], population)]
         if search.means is not None:
             found.append(search.means(state.strategy))
-        if state.restarts is not None:
-            found.append(state.restarts.champions)
         return jax.tree.map(lambda *parts: jnp.concatenate(parts), *found)
 
     return Evolution(

@@ -53,9 +53,9 @@ class PretrainResult:
     Attributes:
       loss: the winner, calibrated and frozen.
       history: by name, one value for each generation, `[generations]` float64: `best_fitness`,
-        `mean_fitness`, `step_size` (NaN where the strategy has none), `failed` (networks whose
-        fitness was not finite) and `restarts` so far; and the best network's `task_error` and
-        `slope_violation`, where these have a weight.
+        `mean_fitness`, `step_size` (NaN where the strategy has none) and `failed` (networks whose
+        fitness was not finite); and the best network's `task_error` and `slope_violation`, where
+        these have a weight.
       held_out: by name, one value for each chunk of generations, `[chunks]` float64: `generation`,
         its last, and the metrics of the leader on held-out pairs (NaN where undefined).
       metrics: of the winner on held-out pairs that nothing was chosen on, by name: those of

@@ -9,14 +9,13 @@ or so: 8 MiB with the default configuration, whatever the population.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from edl_jax.networks import LossNetwork, fused_from_features
+from edl_jax.networks import LossNetwork
 from edl_jax.objective import margin_violation
 from edl_jax.objective.severity import Margin
 
@@ -44,22 +43,8 @@ def make_score(
     num_opponents: int,
     networks_at_a_time: int,
     pairs_at_a_time: int,
-    fused: bool = False,
 ) -> Callable[[nnx.State, Batch], jax.Array]:
-    """`(population, batch) -> fitness`, `[population_size]`, lower is better.
-
-    `fused` evaluates the networks by `fused_from_features` where there is an accelerator.
-    """
-
-    def losses_of(solution: nnx.State, features: jax.Array) -> jax.Array:
-        network = nnx.merge(graphdef, solution)
-        if not fused:
-            return by_pairs(network, features)
-        return jax.lax.platform_dependent(
-            features,
-            cpu=partial(by_pairs, network),
-            default=partial(fused_from_features, network),
-        )
+    """`(population, batch) -> fitness`, `[population_size]`, lower is better."""
 
     def by_pairs(network: LossNetwork, features: jax.Array) -> jax.Array:
         num_features, num_pairs = features.shape
@@ -73,7 +58,7 @@ def make_score(
     def score(population: nnx.State, batch: Batch) -> jax.Array:
         def violation(solution: nnx.State) -> jax.Array:
             return margin_violation(
-                losses_of(solution, batch.features),
+                by_pairs(nnx.merge(graphdef, solution), batch.features),
                 batch.severities,
                 margin=margin,
                 num_opponents=num_opponents,
