@@ -19,8 +19,8 @@ from flax import nnx
 
 from benchmarks.common import caption, open_folder, parser, stop
 from benchmarks.report import table, write_report
-from edl_jax.evolution import PretrainConfig, make_evolution
-from edl_jax.objective import MARGINS, margin_violation
+from edl_jax.evolution import PretrainConfig
+from edl_jax.evolution.problems import RankingProblem
 from edl_jax.runs.folder import as_json, read_json
 from edl_jax.studies import AblateConfig
 from edl_jax.studies.ablation.seeds import SeedRuns, keys_of, make_seed_runs
@@ -50,14 +50,12 @@ def evolve(config: PretrainConfig, runs: SeedRuns, keys: jax.Array) -> nnx.State
 
 def fit(config: PretrainConfig, runs: SeedRuns, keys: jax.Array, steps: int) -> nnx.State:
     """Networks from the same kind of fresh ones, fitted by Adam."""
-    evolution, margin = make_evolution(config), MARGINS[config.margin]
+    problem = RankingProblem(config)
     optimizer = optax.adam(optax.schedules.cosine_decay_schedule(_LEARNING_RATE, steps))
 
     def objective(solution: nnx.State, key: jax.Array) -> jax.Array:
-        batch = evolution.observe(key, evolution.sample(key))
-        losses = nnx.merge(evolution.graphdef, solution).from_features(batch.features)
-        opponents = config.num_opponents
-        return margin_violation(losses, batch.severities, margin=margin, num_opponents=opponents)
+        batch = problem.batch(key, problem.pairs(key))
+        return problem.violations(jax.tree.map(lambda x: x[None], solution), batch)[0]
 
     def fitted(key: jax.Array, solution: nnx.State) -> nnx.State:
         def step(carry: Any, index: jax.Array) -> tuple[Any, None]:

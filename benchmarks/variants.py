@@ -28,7 +28,7 @@ from benchmarks.common import Run, Work, caption, open_folder, parser, random_la
 from benchmarks.grid import CEILINGS, batch_of
 from benchmarks.report import number, table, write_report
 from benchmarks.timing import Limits, Row, Subject, measure
-from edl_jax.evolution.sharding import AXIS
+from edl_jax.evolution.run import AXIS
 from edl_jax.networks import ACTIVATIONS, LossNetwork
 from edl_jax.runs.devices import device_mesh
 from edl_jax.runs.folder import read_json

@@ -7,7 +7,9 @@ if TYPE_CHECKING:
     from edl_jax.data import DATASETS, ArraySource
     from edl_jax.errors import EDLError
     from edl_jax.evolution import PretrainConfig
+    from edl_jax.evolution.evolve import evolve
     from edl_jax.evolution.pretraining import PretrainResult, pretrain
+    from edl_jax.evolution.problems import RankingProblem, TaskProblem
     from edl_jax.losses import LOSSES, EvolvedLoss, load_pretrained
     from edl_jax.networks import ClassAgnosticNetwork, PairNetwork
     from edl_jax.objective import MARGINS, SEVERITIES
@@ -33,10 +35,13 @@ _HOMES = {
     "Pairs": "pairs",
     "PretrainConfig": "evolution",
     "PretrainResult": "evolution.pretraining",
+    "RankingProblem": "evolution.problems",
     "SEVERITIES": "objective",
     "STRATEGIES": "strategies",
+    "TaskProblem": "evolution.problems",
     "TrainConfig": "training",
     "TrainResult": "training",
+    "evolve": "evolution.evolve",
     "load_pretrained": "losses",
     "pretrain": "evolution.pretraining",
     "sample_pairs": "pairs",
@@ -61,8 +66,11 @@ __all__ = [
     "Pairs",
     "PretrainConfig",
     "PretrainResult",
+    "RankingProblem",
+    "TaskProblem",
     "TrainConfig",
     "TrainResult",
+    "evolve",
     "load_pretrained",
     "pretrain",
     "sample_pairs",

@@ -12,7 +12,7 @@ from benchmarks.common import Work, parser, random_layers
 from benchmarks.grid import arguments_of, batch_of, run_grid
 from benchmarks.peers import PEERS, evosax_loop, numpy_loop, torch_loops
 from benchmarks.timing import Limits, Subject, measure
-from edl_jax.evolution.engine import make_evolution
+from edl_jax.evolution.problems import Batch, RankingProblem
 from edl_jax.networks import ACTIVATIONS
 from edl_jax.objective import SEVERITIES
 from edl_jax.pairs import log_probabilities
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def pairs():
-    (found,) = make_evolution(WORK.config()).sample(jax.random.key(0))
+    (found,) = RankingProblem(WORK.config()).pairs(jax.random.key(0))
     return found
 
 
@@ -44,10 +44,9 @@ def skip_if_missing(peer):
 
 
 def fitness_of_ours(work, layers, features, severities):
-    made = make_evolution(work.config())
-    batch = made.observe(jax.random.key(1), made.sample(jax.random.key(0)))
-    batch = batch._replace(features=jnp.asarray(features), severities=jnp.asarray(severities))
-    return np.asarray(made.score(ours.population_of(work, layers), batch))
+    batch = Batch(jnp.asarray(features), jnp.asarray(severities))
+    problem = RankingProblem(work.config())
+    return np.asarray(problem.violations(ours.population_of(work, layers), batch))
 
 
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
@@ -115,7 +114,7 @@ def sampled_by(name, num_pairs):
 def test_peers_draw_from_our_distribution(name):
     num_pairs = 20_000
     config = Work(4, num_pairs).config()
-    (found,) = make_evolution(config).sample(jax.random.key(0))
+    (found,) = RankingProblem(config).pairs(jax.random.key(0))
     theirs = [np.asarray(x) for x in sampled_by(name, num_pairs)]
 
     def moments(probabilities, labels):

@@ -1,23 +1,16 @@
 """The host's side of a run: chunks of generations, and a report between two of them."""
 
 import contextlib
-import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from flax import nnx
-from jax.sharding import Mesh
 from tqdm import tqdm
 
-from edl_jax.errors import EDLError, Preempted
+from edl_jax.errors import Preempted
 from edl_jax.evolution.config import PretrainConfig
-from edl_jax.evolution.engine import Evolution, Log, State
+from edl_jax.evolution.run import Evolution, State
 from edl_jax.runs.checkpoints import Checkpoints, open_checkpoints
-from edl_jax.runs.devices import on_every_device, to_every_device
 from edl_jax.runs.exchange import in_any, others_needed
 from edl_jax.runs.folder import RunFolder, as_finite
 from edl_jax.runs.preemption import sigterm_noticed
@@ -35,7 +28,7 @@ class Evolved(NamedTuple):
     Attributes:
       state: the last state, on the host.
       rows: metrics of each generation.
-      held_out: metrics of the leader on held-out pairs after each chunk of generations.
+      held_out: metrics of the best on held-out pairs after each chunk of generations.
     """
 
     state: State
@@ -43,12 +36,10 @@ class Evolved(NamedTuple):
     held_out: list[Row]
 
 
-def evolve(
+def run_all(
     config: PretrainConfig,
     evolution: Evolution,
-    mesh: Mesh,
-    keys: tuple[jax.Array, jax.Array],
-    monitor: Callable[[nnx.State], dict[str, float]],
+    key: jax.Array,
     *,
     folder: RunFolder | None = None,
     progress: bool = False,
@@ -57,10 +48,8 @@ def evolve(
 
     Args:
       config: the run's configuration.
-      evolution: its functions, made for as many shards as the mesh has devices.
-      mesh: the devices, of this process or of several.
-      keys: keys of the initial state and of the generations.
-      monitor: gives metrics of a network on held-out pairs.
+      evolution: what to run.
+      key: key of the run.
       folder: where metrics and checkpoints go; what is found there is taken up. Of several
         processes, the first alone has one.
       progress: whether to show a progress bar.
@@ -71,7 +60,6 @@ def evolve(
       ProcessError: if another process is gone.
       RunFolderError: if the folder is damaged, or cannot be written.
     """
-    key_init, key_generations = keys
     with contextlib.ExitStack() as stack:
         stack.enter_context(others_needed())
         has_folder = in_any(folder is not None)
@@ -81,15 +69,12 @@ def evolve(
         if checkpoints is not None:
             stack.enter_context(checkpoints)
         terminated = stack.enter_context(sigterm_noticed()) if has_folder else lambda: False
-        start = jax.device_get(jax.jit(evolution.init)(key_init))
+        start = evolution.init(key)
         (first, rows, held_out), state = first_does(
             partial(_taken_up, start, folder, checkpoints, config.generations_per_chunk),
             like=start,
         )
-        state = to_every_device(state, mesh)
         write = first_does(partial(open_events, stack, folder, first), share=False)
-        chunk = make_chunk(config.generations_per_chunk, evolution, mesh)
-        candidates = jax.jit(evolution.candidates)
         bar = stack.enter_context(
             tqdm(
                 total=config.generations,
@@ -101,12 +86,8 @@ def evolve(
         )
         while first < config.generations:
             done = min(first + config.generations_per_chunk, config.generations)
-            state, log = chunk(key_generations, state, jnp.int32(first), jnp.int32(done))
-            log, host = jax.device_get((log, state))
-            new = _rows(log, first, done)
-            _check_alive(new, config)
-            leader = jax.tree.map(lambda x: x[0], candidates(host))
-            watched = {"generation": done - 1, **monitor(leader)}
+            state, new = evolution.advance(state, done - first)
+            watched, host = evolution.measure(state), jax.device_get(state)
             rows, held_out = rows + new, [*held_out, watched]
             first_does(partial(_save, folder, checkpoints, write, done, host, new, watched))
             bar.update(done - first)
@@ -118,32 +99,6 @@ def evolve(
                     "everything is saved. Give the same command again to resume."
                 )
     return Evolved(jax.device_get(state), rows, held_out)
-
-
-def make_chunk(
-    length: int, evolution: Evolution, mesh: Mesh
-) -> Callable[[jax.Array, State, jax.Array, jax.Array], tuple[State, Log]]:
-    """`(key, state, first, end) -> (state, log)`: generations `first` to `end - 1`, compiled.
-
-    The state's buffers are donated. A chunk has `length` generations; those from `end` on are
-    skipped, so that one program serves every chunk, and runs of any number of generations but where
-    a schedule of the step size depends on it. Each entry of the log is `[length]`.
-    """
-
-    def chunk(key: jax.Array, state: State, first: jax.Array, end: jax.Array) -> tuple[State, Log]:
-        def step(state: State, index: jax.Array) -> tuple[State, Log]:
-            return evolution.generation(jax.random.fold_in(key, index), state)
-
-        def skip(state: State, index: jax.Array) -> tuple[State, Log]:
-            shapes = jax.eval_shape(step, state, index)[1]
-            return state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-        def body(state: State, index: jax.Array) -> tuple[State, Log]:
-            return jax.lax.cond(index < end, step, skip, state, index)
-
-        return jax.lax.scan(body, state, first + jnp.arange(length))
-
-    return on_every_device(chunk, mesh, donate_argnums=(1,))
 
 
 def _taken_up(
@@ -183,23 +138,3 @@ def _save(
     measured = {f"held_out/{x}": value for x, value in watched.items() if x != "generation"}
     write(watched["generation"], measured)
     checkpoints.save(done, state, score=watched.get("pairwise_accuracy", 0.0))
-
-
-def _rows(log: dict[str, np.ndarray], first: int, done: int) -> list[Row]:
-    return [
-        {
-            "generation": index,
-            **{name: float(values[index - first]) for name, values in log.items()},
-        }
-        for index in range(first, done)
-    ]
-
-
-def _check_alive(rows: list[Row], config: PretrainConfig) -> None:
-    for row in rows:
-        if row["failed"] >= config.population_size or not math.isfinite(row["best_fitness"]):
-            raise EDLError(
-                f"all {config.population_size} networks of generation {row['generation']} failed "
-                f"(fitness not finite; step size {row['step_size']:.3g}). Lower std_init, or use "
-                "another severity or margin."
-            )

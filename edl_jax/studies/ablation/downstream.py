@@ -13,7 +13,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from edl_jax.errors import ConfigError, DivergedError
-from edl_jax.evolution import run_keys
+from edl_jax.evolution.evolve import run_keys
 from edl_jax.losses import EvolvedLoss, Provenance, calibrated
 from edl_jax.runs.environment import versions
 from edl_jax.runs.folder import RunFolder, as_finite, as_json, writing

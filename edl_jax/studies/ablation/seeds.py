@@ -11,27 +11,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
-from edl_jax.evolution import PretrainConfig, make_evolution, run_keys
-from edl_jax.evolution.engine import WATCHED, State
-from edl_jax.evolution.monitor import check_ranks
-from edl_jax.evolution.pretraining import held_out_pairs
-from edl_jax.evolution.scoring import Batch
-from edl_jax.objective import (
-    MARGINS,
-    SEVERITIES,
-    GradientSample,
-    gradient_metrics,
-    logit_gradients,
-    margin_violation,
-    rank_metrics,
-)
+from edl_jax.evolution import PretrainConfig
+from edl_jax.evolution.evolve import run_keys
+from edl_jax.evolution.problems import Batch, RankingProblem, problem_of
+from edl_jax.evolution.run import AXIS, Evolution, State
+from edl_jax.objective import measure as measure_loss
 from edl_jax.pairs import Pairs
-from edl_jax.strategies import STRATEGIES
+from edl_jax.runs.devices import device_mesh
+from edl_jax.strategies import build_strategy
 from edl_jax.validation import check_seed
 
+WATCHED = 2**31 + 4  # folded into a key, of which others draw too
 WATCHED_PAIRS = 1024  # at least so many; the objective of every generation is measured on them
 
 
@@ -92,41 +84,34 @@ def make_seed_runs(config: PretrainConfig, num_seeds: int) -> SeedRuns:
     at least one of each seed.
     """
     at_a_time = max(1, config.networks_at_a_time // num_seeds)
-    evolution = make_evolution(dataclasses.replace(config, networks_at_a_time=at_a_time))
-    defaults = {name: getattr(PretrainConfig, name) for name in ("mutation", "selection")}
-    # What the names stand for: they may be registered anew.
-    parts = SEVERITIES[config.severity], MARGINS[config.margin], STRATEGIES[config.strategy]
-    programs = _programs(dataclasses.replace(config, **defaults), parts)
-    observe, sample = programs.observe, programs.sample
-    init_states = jax.jit(jax.vmap(lambda key: evolution.init(run_keys(key)[0])))
-
-    def held_out(key: jax.Array) -> tuple[Pairs, ...]:
-        return held_out_pairs(sample, key, config)
+    ranking = RankingProblem(dataclasses.replace(config, networks_at_a_time=at_a_time))
+    strategy, params = build_strategy(config, ranking.sample)
+    mesh = device_mesh(AXIS, jax.local_devices()[:1])
+    evolution = Evolution(problem_of(ranking.config), strategy, params, mesh=mesh)
+    # As many pairs in every cell, however many the networks are selected on.
+    few = RankingProblem(dataclasses.replace(config, held_out_pairs=WATCHED_PAIRS))
 
     def init(keys: jax.Array) -> Progress:
-        # As many pairs in every cell, however many the networks are selected on.
-        few = dataclasses.replace(config, held_out_pairs=WATCHED_PAIRS)
         watched_keys = [jax.random.fold_in(run_keys(key)[3], WATCHED) for key in keys]
-        batches = [observe(key, held_out_pairs(sample, key, few)) for key in watched_keys]
-        check_ranks(config, batches[0].severities)
+        batches = [ranking.batch(key, few.held_out_pairs(key)) for key in watched_keys]
+        if evolution.problem == ranking:
+            ranking.check(watched_keys[0])
         watched = jax.tree.map(lambda *arrays: jnp.stack(arrays), *batches)
         curve = jnp.full((config.generations, num_seeds), jnp.nan)
-        return Progress(init_states(keys), watched, curve, jnp.full((num_seeds,), jnp.nan))
+        states = jax.jit(jax.vmap(evolution.begin))(keys)
+        return Progress(states, watched, curve, jnp.full((num_seeds,), jnp.nan))
 
-    def generation(
-        key: jax.Array, batch: Batch, state: State, index: jax.Array
-    ) -> tuple[State, jax.Array, jax.Array]:
-        state, log = evolution.generation(jax.random.fold_in(run_keys(key)[1], index), state)
-        leader = nnx.merge(evolution.graphdef, _first(evolution.candidates(state)))
-        value = _objective(config, leader.from_features(batch.features), batch)
-        return state, value, log["step_size"]
+    def generation(batch: Batch, state: State) -> tuple[State, jax.Array, jax.Array]:
+        state, log = evolution.generation(state)
+        leader = jax.tree.map(lambda x: x[:1], evolution.candidates(state))
+        return state, ranking.violations(leader, batch)[0], log["step_size"]
 
     @functools.partial(jax.jit, donate_argnums=(1,))
     def advance(keys: jax.Array, progress: Progress, first: jax.Array, last: jax.Array) -> Progress:
+        del keys  # the states have them
+
         def body(index: jax.Array, now: Progress) -> Progress:
-            states, objectives, steps = jax.vmap(generation, (0, 0, 0, None))(
-                keys, now.watched, now.state, index
-            )
+            states, objectives, steps = jax.vmap(generation)(now.watched, now.state)
             return Progress(states, now.watched, now.curve.at[index].set(objectives), steps)
 
         return jax.lax.fori_loop(first, last, body, progress)
@@ -135,85 +120,30 @@ def make_seed_runs(config: PretrainConfig, num_seeds: int) -> SeedRuns:
     def leaders(progress: Progress) -> nnx.State:
         return jax.vmap(lambda state: _first(evolution.candidates(state)))(progress.state)
 
-    # Winners are chosen and measured seed by seed: all held-out pairs at once take much memory.
     def winners(keys: jax.Array, progress: Progress) -> nnx.State:
         found = []
         for index, key in enumerate(keys):
-            key = run_keys(key)[2]
-            batch = observe(key, held_out(key))
             state = jax.tree.map(lambda x, i=index: x[i], progress.state)
-            found.append(programs.winner(state, batch, key))
+            draws = -(-config.held_out_pairs // config.pairs_per_generation)
+            found.append(evolution.best(state, run_keys(key)[2], draws)[0])
         return jax.tree.map(lambda *arrays: jnp.stack(arrays), *found)
 
     def measure(keys: jax.Array, networks: nnx.State) -> list[dict[str, float]]:
         metrics = []
         for index, key in enumerate(keys):
-            pairs = held_out(run_keys(key)[3])
-            batch = observe(jax.random.key(0), pairs)
-            network = jax.tree.map(lambda x, i=index: x[i], networks)
-            value, losses, gradients = jax.device_get(programs.measured(network, pairs, batch))
-            row = {"objective": float(value)}
-            if np.isfinite(losses).all():
-                margin = MARGINS[config.margin]
-                row |= rank_metrics(losses, batch.severities, batch.regimes, margin=margin)
-                row |= _without_scale(gradient_metrics(gradients))
-            metrics.append(row)
+            pairs = ranking.held_out_pairs(run_keys(key)[3])
+            network = jax.tree.map(lambda x, i=index: x[i : i + 1], networks)
+            value = ranking.violations(network, ranking.batch(jax.random.key(0), pairs))[0]
+            found = measure_loss(
+                ranking.loss(_first(network)),
+                pairs,
+                severity=ranking.severity,
+                margin=ranking.margin,
+            )
+            metrics.append({"objective": float(value), **_without_scale(found)})
         return metrics
 
-    return SeedRuns(init, advance, leaders, winners, held_out, measure)
-
-
-class _Programs(NamedTuple):
-    """What is compiled once for all mutations and selections.
-
-    Attributes:
-      sample: of `Evolution`.
-      observe: of `Evolution`.
-      winner: `(state, batch, key) -> network`, the candidate that is best on the pairs, and on
-        what the key draws for other terms of the fitness.
-      measured: `(network, pairs, batch)` to its objective, losses and logit gradients.
-    """
-
-    sample: Callable[[jax.Array], tuple[Pairs, ...]]
-    observe: Callable[[jax.Array, tuple[Pairs, ...]], Batch]
-    winner: Callable[[State, Batch, jax.Array], nnx.State]
-    measured: Callable[..., tuple[jax.Array, jax.Array, GradientSample]]
-
-
-@functools.lru_cache(maxsize=4)
-def _programs(config: PretrainConfig, parts: tuple[Any, ...]) -> _Programs:
-    del parts
-    evolution, severity = make_evolution(config), SEVERITIES[config.severity]
-
-    @jax.jit
-    def winner(state: State, batch: Batch, key: jax.Array) -> nnx.State:
-        candidates = evolution.candidates(state)
-        best = jnp.argmin(evolution.final_score(candidates, batch, key))
-        return jax.tree.map(lambda x: x[best], candidates)
-
-    @jax.jit
-    def measured(
-        solution: nnx.State, pairs_of_counts: tuple[Pairs, ...], batch: Batch
-    ) -> tuple[jax.Array, jax.Array, GradientSample]:
-        network = nnx.merge(evolution.graphdef, solution)
-        losses = network.from_features(batch.features)
-        samples = [
-            logit_gradients(lambda x, y: network(jax.nn.log_softmax(x), y), pairs, severity)
-            for pairs in pairs_of_counts
-        ]
-        together = GradientSample(*(jnp.concatenate(x) for x in zip(*samples, strict=True)))
-        return _objective(config, losses, batch), losses, together
-
-    return _Programs(jax.jit(evolution.sample), jax.jit(evolution.observe), winner, measured)
-
-
-def _objective(config: PretrainConfig, losses: jax.Array, batch: Batch) -> jax.Array:
-    return margin_violation(
-        losses,
-        batch.severities,
-        margin=MARGINS[config.margin],
-        num_opponents=config.num_opponents,
-    )
+    return SeedRuns(init, advance, leaders, winners, ranking.held_out_pairs, measure)
 
 
 def _first(candidates: nnx.State) -> nnx.State:

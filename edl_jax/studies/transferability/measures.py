@@ -9,17 +9,8 @@ import numpy as np
 import scipy
 
 from edl_jax.losses import EvolvedLoss
-from edl_jax.objective import (
-    MARGINS,
-    SEVERITIES,
-    GradientSample,
-    apply_severity,
-    gradient_metrics,
-    logit_gradients,
-    rank_metrics,
-)
-from edl_jax.objective.severity import Severity
-from edl_jax.pairs import REGIMES, Mixture, Pairs, log_probabilities, sample_pairs
+from edl_jax.objective import MARGINS, SEVERITIES, measure
+from edl_jax.pairs import REGIMES, Mixture, Pairs, sample_pairs
 from edl_jax.studies.transferability import distances
 
 MIXTURE = "mixture"
@@ -92,19 +83,7 @@ def make_ranking(loss: EvolvedLoss) -> Callable[[Pairs], dict[str, float]]:
     margin = MARGINS[loss.provenance.config.get("margin", "proportional")]
 
     def ranking(pairs: Pairs) -> dict[str, float]:
-        losses, severities, sample = jax.device_get(_measure(loss, pairs, severity))
-        ranks = rank_metrics(losses, severities, np.asarray(pairs.regimes), margin=margin)
-        return {**ranks, **gradient_metrics(sample)}
+        network = loss.replace(scale=np.float32(1))
+        return measure(network, pairs, severity=severity, margin=margin, scale=loss.scale)
 
     return ranking
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _measure(
-    loss: EvolvedLoss, pairs: Pairs, severity: Severity
-) -> tuple[jax.Array, jax.Array, GradientSample]:
-    """Losses by the network, severities, and gradients of the loss."""
-    log_p = log_probabilities(pairs.probabilities)
-    severities = apply_severity(severity, log_p, pairs.labels)
-    losses = loss.network()(log_p, pairs.labels)
-    return losses, severities, logit_gradients(loss, pairs, severity)
