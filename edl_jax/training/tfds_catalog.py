@@ -67,6 +67,10 @@ def prepared_files(name: str, data_dir: str | None) -> tuple[tuple[str, int], ..
 
 def _prepared_builder(tfds: Any, name: str, data_dir: str | None) -> Any:
     """A builder of the files in `data_dir`, or None if they are not all there."""
+    if "=" in name:  # an argument for the code that makes the data set, which TFDS would pass on
+        raise ConfigError(
+            f"data set {name!r} has an option; expected NAME, NAME/CONFIG or NAME/CONFIG:VERSION"
+        )
     try:
         require("tensorflow_datasets.core.naming").parse_builder_name_kwargs(name)
     except ValueError as error:

@@ -198,6 +198,8 @@ def test_sets_without_a_test_split_are_refused(prepared):
         ("", "is no name"),
         ("imagenette/999px", "configurations are .*320px"),
         ("mnist:9.9.9", "no such configuration or version"),
+        ("cifar10/data=1", "has an option; expected NAME, NAME/CONFIG or"),
+        ("tiny_cells/version=1", "has an option; expected NAME"),
     ],
 )
 def test_wrong_names_are_refused_with_close_ones(prepared, name, advice):
