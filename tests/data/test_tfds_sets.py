@@ -191,6 +191,7 @@ def test_sets_without_a_test_split_are_refused(prepared):
     [
         ("cifra10", "did you mean cifar10"),
         ("digit", "did you mean digits"),
+        ("CIFAR10", "did you mean cifar10"),
         ("minst", "did you mean mnist"),
         ("tiny_cell", "did you mean tiny_cells"),
         ("qqqqqqqq", "expected a name that TFDS has"),
@@ -208,8 +209,8 @@ def test_wrong_names_are_refused_with_close_ones(prepared, name, advice):
 
 
 def test_a_set_that_only_its_folder_knows_is_suggested(tmp_path):
-    (tmp_path / "herbarium_sheets").mkdir()
-    with pytest.raises(ConfigError, match=r"'herbarium_sheet'.*did you mean herbarium_sheets"):
+    (tmp_path / "Herbarium_sheets").mkdir()
+    with pytest.raises(ConfigError, match=r"'herbarium_sheet'.*did you mean Herbarium_sheets"):
         load_dataset("herbarium_sheet", data_dir=tmp_path)
 
 
