@@ -107,8 +107,9 @@ def test_the_directory_may_be_given_by_the_home_folder(copy_of, monkeypatch, tmp
     monkeypatch.setenv("TFDS_DATA_DIR", "~/copy")
     assert load_dataset("tiny_cells") is first
     assert first.source == f"tiny_cells prepared in {tmp_path / 'copy'}"
-    with pytest.raises(ConfigError, match="the path is ''"):
-        load_dataset("tiny_cells", data_dir="")
+    for path in ("", "gs://bucket"):
+        with pytest.raises(ConfigError, match=f"the path is '{path}'"):
+            load_dataset("tiny_cells", data_dir=path)
 
 
 # Sizes
