@@ -141,6 +141,11 @@ def make_folder(path: Path, mode: int = 0o777) -> None:
       OSError: if one cannot be made.
     """
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    for folder in missing:
+        if folder.is_symlink():  # of which the system says only that it exists
+            raise FileNotFoundError(
+                f"{folder} is a symbolic link to {os.readlink(folder)}, which is not there"
+            )
     path.mkdir(mode, parents=True, exist_ok=True)
     for folder in missing:
         sync(folder.parent)
