@@ -189,7 +189,13 @@ def _usable_loss(config: TrainConfig, loss: Any, dataset: Dataset) -> Loss:
 
 
 def _different_seeds(seeds: Sequence[int]) -> list[int]:
-    found = [check_seed("seed", seed) for seed in seeds]
+    try:
+        given = list(seeds)
+    except TypeError as error:
+        raise ConfigError(
+            f"seeds is {seeds!r}; expected a list of seeds, such as [0, 1, 2]."
+        ) from error
+    found = [check_seed("seed", seed) for seed in given]
     if len(set(found)) < len(found):
         twice = sorted({seed for seed in found if found.count(seed) > 1})
         raise ConfigError(
