@@ -108,6 +108,12 @@ def test_pytorch_module_refuses_labels_that_do_not_fit(twin, labels):
         twin(X, value)
 
 
+@pytest.mark.parametrize("given", [(X, Y.numpy()), (X, Y.tolist()), (X.numpy(), Y)])
+def test_pytorch_module_refuses_what_is_no_tensor(twin, given):
+    with pytest.raises(TypeError, match=r"logits are <class .*; expected tensors\."):
+        twin(*given)
+
+
 def test_pytorch_module_refuses_a_soft_label_of_a_single_example(twin):
     with pytest.raises(ValueError, match=r"soft labels .* sum to 0\.5;"):
         twin(X[0], SOFT[0] / 2)
