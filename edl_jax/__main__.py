@@ -25,7 +25,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from edl_jax.processes import leave
 
     parser = argparse.ArgumentParser(
-        add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS
+        "edl",
+        "edl COMMAND [ARGUMENTS]; edl COMMAND --help explains each argument",
+        add_help=False,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("--processes.auto", dest="auto", action="store_true")
     parser.add_argument("--processes.coordinator", dest="coordinator")

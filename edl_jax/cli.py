@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _configured(argv: Sequence[str], config_type: type[Config]) -> Config:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config")
+    parser.add_argument("--config", nargs="?")  # tyro refuses it without a value
     path = parser.parse_known_args(argv)[0].config
     return config_type() if path is None else load_config(path, config_type)
 

@@ -312,6 +312,23 @@ def test_help_explains_every_field(command, kinds, capsys):
 
 
 @pytest.mark.parametrize(
+    ("argument", "usage"),
+    [
+        ("--config", "run edl train --help"),
+        ("--epochs", "run edl train --help"),
+        ("--processes.coordinator", "usage: edl COMMAND [ARGUMENTS]; edl COMMAND --help explains"),
+    ],
+)
+def test_an_argument_without_its_value_says_how_the_command_is_used(argument, usage, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", argument])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert argument in error
+    assert usage in error
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["pretrain", "--mutation", "no_such"], "mutation is 'no_such'; expected one of"),
