@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from edl_jax.errors import ConfigError, EDLError
 from edl_jax.huge_pages import restart_with_huge_pages
-from edl_jax.preemption import exit_status, stop_once
+from edl_jax.preemption import EXIT_REFUSED, exit_status, stop_once
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,15 +49,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
     except EDLError as error:
         print(f"edl: {error}", file=sys.stderr)
-        return 2
+        return EXIT_REFUSED
     try:
         processes.join()
         check_backend()
     except EDLError as error:
         print(f"edl: {error}", file=sys.stderr)
         if processes.several:
-            leave(2)
-        return 2
+            leave(EXIT_REFUSED)
+        return EXIT_REFUSED
     if is_command and not processes.several:  # a process that waits for others is blind to signals
         stop_once()
     try:

@@ -21,7 +21,7 @@ from edl_jax.exchange import in_any
 from edl_jax.frozen import PRETRAINED, EvolvedLoss
 from edl_jax.joining import Processes
 from edl_jax.locks import locked
-from edl_jax.preemption import EXIT_PREEMPTED, Terminated, exit_status
+from edl_jax.preemption import EXIT_PREEMPTED, EXIT_REFUSED, Terminated, exit_status
 from edl_jax.pretraining import pretrain
 from edl_jax.processes import is_first
 from edl_jax.runs import default_run_dir, writing
@@ -43,7 +43,7 @@ from edl_jax.studies.plots import plot_evolution, plot_loss, plot_surface, plot_
 from edl_jax.studies.results import StudyResults
 from edl_jax.studies.screen import on_screen
 from edl_jax.tensorboard import add_results
-from edl_jax.tools import EXIT_REFUSED, TOOLS, run_tool
+from edl_jax.tools import TOOLS, run_tool
 from edl_jax.training import TrainConfig, train
 from edl_jax.training.losses import resolve_loss
 
