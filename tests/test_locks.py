@@ -105,7 +105,7 @@ def test_a_path_is_taken_as_users_give_it(tmp_path, monkeypatch):
         (tmp_path / "\udcff", ConfigError, "expected one in UTF-8"),
         (tmp_path / ("x" * 300), RunFolderError, "cannot be written .*too long"),
         (tmp_path / "run" / "config.json", RunFolderError, "cannot be written"),
-        (tmp_path / "run" / "link", RunFolderError, r"link is a symbolic link to \S*gone, which is"),
+        (tmp_path / "run" / "link", RunFolderError, r"a symbolic link to \S*gone, which is"),
         (tmp_path / "run" / "link" / "x", RunFolderError, "link is a symbolic link to"),
     ]:
         with pytest.raises(error, match=match):
