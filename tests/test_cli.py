@@ -414,6 +414,7 @@ def test_a_config_of_the_wrong_kind_is_refused(tmp_path):
         cli.load_config(path, PretrainConfig)
 
 
+@pytest.mark.slow
 def test_import_is_light():
     """What makes an import slow, or must never be imported, is not there after it."""
     script = (

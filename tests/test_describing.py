@@ -131,6 +131,7 @@ def test_parts_are_told_apart_by_what_they_hold_and_by_nothing_else(kind):
     assert " at 0x" not in describe(make(one))
 
 
+@pytest.mark.slow
 def test_descriptions_do_not_differ_from_process_to_process():
     def told():
         made = [make(one) for make, one, _ in DIFFERENT.values()]

@@ -65,6 +65,7 @@ def test_a_second_run_in_another_thread_is_refused(tmp_path):
     assert told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_the_lock_of_a_dead_process_is_taken_over(tmp_path, number):
     command = [sys.executable, "-c", HOLD, str(tmp_path)]

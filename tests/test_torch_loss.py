@@ -13,6 +13,7 @@ from tests.test_evolved_loss import LABELS, LOSSES, logits_of, random_loss
 from tests.test_export import value_and_gradient
 
 torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module", params=LOSSES)

@@ -62,6 +62,7 @@ def test_a_builder_that_needs_tensorflow_is_said_to(tmp_path, monkeypatch):
     assert not [*tmp_path.rglob("dataset_info.json")]
 
 
+@pytest.mark.slow
 def test_prepared_sets_need_neither_their_builder_nor_tensorflow(prepared, tmp_path):
     """With a tensorflow that could be imported, so that the test means something."""
     (tmp_path / "tensorflow.py").write_text("")
