@@ -45,9 +45,9 @@ def train(
       loss: in place of the one that `config.loss` names, another name, the path of a loss file,
         or the loss itself, such as `pretrain(...).loss`; takes logits `[batch, num_classes]`
         float32 and labels, `[batch]` int32 or, with mixup or cutmix, `[batch, num_classes]`
-        float32, and gives losses `[batch]`, floating point. The `nnx.Param` of an `nnx.Module` are trained too; other variables that its
-        call updates are carried from step to step, and updated once a step. A `LossMethod` says
-        itself what it keeps.
+        float32, and gives losses `[batch]`, floating point. The `nnx.Param` of an `nnx.Module` are
+        trained too; other variables that its call updates are carried from step to step, and
+        updated once a step. A `LossMethod` says itself what it keeps.
       run_dir: where to keep configuration, metrics, checkpoints and the result; a run that was
         stopped there resumes from its last checkpoint, and of one that is finished the result is
         given again. Nothing is written unless given. Of several processes the first alone writes.
