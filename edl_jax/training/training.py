@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,7 +21,7 @@ from edl_jax.runs.storage import user_path
 from edl_jax.training.config import TrainConfig
 from edl_jax.training.loop import run_training
 from edl_jax.training.metrics import Metrics
-from edl_jax.training.programs import TrainFunctions, make_train
+from edl_jax.training.programs import make_train
 from edl_jax.training.result import Row, TrainResult
 from edl_jax.training.steps import AXIS
 from edl_jax.validation import check_seed, config_or_default
@@ -53,7 +52,7 @@ def train(
         given again. Nothing is written unless given. Of several processes the first alone writes.
       devices: some of `jax.devices()`, which share every batch; all, of all processes, unless
         given.
-      progress: whether to show a progress bar.
+      progress: whether to tell how far it is: by a bar on a terminal, by lines elsewhere.
 
     Raises:
       ConfigError, DataError, LossFileError: if a name, the data or a file cannot be used.
@@ -84,10 +83,10 @@ def train(
             ),
             share=False,
         )
-        (result,) = run_training(
+        result = run_training(
             config,
             functions,
-            [config.seed],
+            config.seed,
             source=dataset.source,
             folder=folder,
             progress=progress and is_first(),
@@ -105,7 +104,6 @@ def make_trainer(
     loss: Loss | LossMethod | str | os.PathLike[str] | None = None,
     dataset: Dataset | None = None,
     devices: Sequence[Any] | None = None,
-    seeds_at_a_time: int = 1,
 ) -> Callable[..., list[TrainResult]]:
     """Build a function that trains from any seeds, compiled on first use.
 
@@ -117,8 +115,6 @@ def make_trainer(
       dataset: what `config` names, where it is loaded already: several trainers of one data set
         then hold one copy of it. Loaded unless given.
       devices: as of `train`.
-      seeds_at_a_time: seeds in one program, for images in memory. More than one pays only where a
-        step is too small to keep the device busy: see docs/speed.md.
 
     Returns:
       `(seeds, *, report, progress, test) -> results`, in the order of the seeds; `report` is called
@@ -130,19 +126,13 @@ def make_trainer(
         function, and a `ConfigError` for a seed that is given twice, or is not a whole number of at
         least 0 and below 2^32.
     """
-    if type(seeds_at_a_time) is not int or seeds_at_a_time < 1:
-        raise ConfigError(
-            f"seeds_at_a_time is {seeds_at_a_time!r}; expected a whole number of at least 1."
-        )
     config = _naming(config, loss)
     mesh = device_mesh(AXIS, devices)
     _agree_on_config(config, mesh)
     dataset = dataset or load_config_dataset(config)
     loss = _usable_loss(config, loss, dataset)
 
-    @functools.cache
-    def made(count: int) -> TrainFunctions:
-        return make_train(config, dataset, loss, mesh, num_seeds=None if count == 1 else count)
+    functions = make_train(config, dataset, loss, mesh)
 
     def run(
         seeds: Sequence[int],
@@ -153,20 +143,17 @@ def make_trainer(
     ) -> list[TrainResult]:
         seeds = _different_seeds(seeds)
         agree(lambda: {"data": dataset.identity, "loss": describe(loss), "seeds": seeds})
-        firsts = range(0, len(seeds), seeds_at_a_time)
-        groups = [seeds[first : first + seeds_at_a_time] for first in firsts]
         return [
-            result
-            for group in groups
-            for result in run_training(
+            run_training(
                 config,
-                made(len(group)),
-                group,
+                functions,
+                seed,
                 source=dataset.source,
                 progress=progress and is_first(),
                 report=report,
                 test=test,
             )
+            for seed in seeds
         ]
 
     return run
