@@ -20,12 +20,11 @@ from edl_jax.evolution.pretraining import pretrain
 from edl_jax.losses import PRETRAINED, EvolvedLoss
 from edl_jax.losses.by_name import resolve_loss
 from edl_jax.runs.compile_cache import keep_compiled
-from edl_jax.runs.exchange import in_any
 from edl_jax.runs.folder import default_run_dir
 from edl_jax.runs.joining import Processes
 from edl_jax.runs.locks import locked
-from edl_jax.runs.preemption import EXIT_PREEMPTED, Terminated, exit_status
-from edl_jax.runs.processes import is_first
+from edl_jax.runs.preemption import EXIT_PREEMPTED, EXIT_REFUSED, Terminated, exit_status
+from edl_jax.runs.processes import in_any, is_first
 from edl_jax.runs.storage import user_path
 from edl_jax.runs.tensorboard import add_results
 from edl_jax.studies import (
@@ -50,7 +49,7 @@ from edl_jax.studies.figures import (
 )
 from edl_jax.studies.shape import plot_loss, plot_surface
 from edl_jax.studies.tables import readable
-from edl_jax.tools import EXIT_REFUSED, TOOLS, run_tool
+from edl_jax.tools import TOOLS, run_tool
 from edl_jax.training import TrainConfig, train
 
 Config = TypeVar("Config")
@@ -113,7 +112,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             folder = user_path(arguments.run_dir)
         keep_compiled()
-        progress = not arguments.quiet and sys.stderr.isatty()
+        # A run tells its progress in plain lines where there is no terminal.
+        is_told = name in ("pretrain", "train") or sys.stderr.isatty()
+        progress = not arguments.quiet and is_told
         unseen = contextlib.redirect_stdout(io.StringIO())
         where = (arguments.executor,) if isinstance(arguments, SweepArguments) else ()
         with unseen if arguments.quiet else contextlib.nullcontext():
@@ -140,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _configured(argv: Sequence[str], config_type: type[Config]) -> Config:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config")
+    parser.add_argument("--config", nargs="?")  # tyro refuses it without a value
     path = parser.parse_known_args(argv)[0].config
     return config_type() if path is None else load_config(path, config_type)
 
