@@ -22,10 +22,13 @@ def main(population: int, pairs: int, generations: int) -> float:
     """
     config = PretrainConfig(population_size=population, pairs_per_generation=pairs)
     problem = RankingProblem(config)
-    evolution = Evolution(problem, *build_strategy(config, problem.sample), chunk=1)
+    evolution = Evolution(
+        problem, *build_strategy(config, problem.sample), generations=1 + generations, chunk=1
+    )
     state, _ = evolution.advance(evolution.init(jax.random.key(0)), 1)
     before, start = _peak(), time.perf_counter()
-    state, rows = evolution.advance(state, generations)
+    for _ in range(generations):
+        state, rows = evolution.advance(state, 1)
     seconds = (time.perf_counter() - start) / generations
     peak = _peak()
     print(

@@ -55,7 +55,7 @@ def evolution_of(work: Work, num_devices: int = 1) -> Evolution:
     problem = RankingProblem(work.config())
     strategy, params = build_strategy(problem.config, problem.sample)
     mesh = device_mesh(AXIS, jax.devices()[:num_devices])
-    return Evolution(problem, strategy, params, chunk=unit(work), mesh=mesh)
+    return Evolution(problem, strategy, params, generations=0, chunk=unit(work), mesh=mesh)
 
 
 def generations(work: Work, seed: int = 0) -> Run:
@@ -69,7 +69,9 @@ def runs_of(evolution: Evolution, seed: int = 0) -> Run:
 
     def run(count: int) -> list[dict[str, float]]:
         nonlocal state
-        state, rows = evolution.advance(state, count * evolution.chunk)
+        rows = []
+        for _ in range(count):
+            state, rows = evolution.advance(state, evolution.chunk)
         return rows
 
     return run

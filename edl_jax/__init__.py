@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from edl_jax.evolution.evolve import evolve
     from edl_jax.evolution.pretraining import PretrainResult, pretrain
     from edl_jax.evolution.problems import RankingProblem, TaskProblem
-    from edl_jax.losses import LOSSES, EvolvedLoss, load_pretrained
+    from edl_jax.losses import LOSSES, EvolvedLoss, LossMethod, Student, load_pretrained
     from edl_jax.networks import ClassAgnosticNetwork, PairNetwork
     from edl_jax.objective import MARGINS, SEVERITIES
     from edl_jax.pairs import Mixture, Pairs, sample_pairs
@@ -28,6 +28,7 @@ _HOMES = {
     "EDLError": "errors",
     "EvolvedLoss": "losses",
     "LOSSES": "losses",
+    "LossMethod": "losses",
     "MARGINS": "objective",
     "MUTATIONS": "strategies",
     "Mixture": "pairs",
@@ -38,6 +39,7 @@ _HOMES = {
     "RankingProblem": "evolution.problems",
     "SEVERITIES": "objective",
     "STRATEGIES": "strategies",
+    "Student": "losses",
     "TaskProblem": "evolution.problems",
     "TrainConfig": "training",
     "TrainResult": "training",
@@ -61,12 +63,14 @@ __all__ = [
     "ClassAgnosticNetwork",
     "EDLError",
     "EvolvedLoss",
+    "LossMethod",
     "Mixture",
     "PairNetwork",
     "Pairs",
     "PretrainConfig",
     "PretrainResult",
     "RankingProblem",
+    "Student",
     "TaskProblem",
     "TrainConfig",
     "TrainResult",

@@ -14,7 +14,7 @@ SCRIPT = """
 import dataclasses
 import jax, numpy as np
 from edl_jax import pretrain
-from edl_jax.runs.devices import device_mesh, to_every_device
+from edl_jax.runs.devices import device_mesh
 from edl_jax.evolution.run import AXIS
 from tests.test_evolution import TINY, evolution_of
 
@@ -32,7 +32,7 @@ for name in one.history:
 
 mesh = device_mesh(AXIS)
 evolution = evolution_of(config, mesh=mesh)
-arguments = to_every_device(evolution.init(jax.random.key(0)), mesh), np.int32(2)
+arguments = evolution.init(jax.random.key(0)), np.int32(2)
 # Fitness is all that crosses between devices: 32 float32.
 lowered = evolution._advance.lower(*arguments).as_text()
 crossing = [x for x in lowered.splitlines() if "stablehlo.all_" in x]
@@ -44,6 +44,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "platforms"), [("ChaoticES", ("cuda", "tpu")), ("ChaoticSNES", ())]
 )

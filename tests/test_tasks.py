@@ -139,6 +139,7 @@ def test_a_task_is_what_plain_optax_makes_of_it(tasks, errors):
     assert abs(float(wrong.mean()) - errors[1, 1]) <= 0.015
 
 
+@pytest.mark.slow
 def test_fitness_is_the_error_at_the_best_learning_rate():
     problem, key = TaskProblem(TASKED), jax.random.key(1)
     population = jax.vmap(problem.sample)(jax.random.split(key, 6))
@@ -150,6 +151,7 @@ def test_fitness_is_the_error_at_the_best_learning_rate():
     np.testing.assert_allclose(alone.mean(axis=1).min(), fitness[3], atol=0.01)
 
 
+@pytest.mark.slow
 def test_the_winner_is_chosen_and_measured_on_tasks_of_their_own():
     result = pretrain(TASKED)
     assert result.history["task_error"].shape == (2,)

@@ -10,8 +10,10 @@ from evosax.problems import Problem
 from evosax.types import Solution
 
 from edl_jax.evolution.config import PretrainConfig
-from edl_jax.evolution.run import AXIS, Evolution, Row
+from edl_jax.evolution.run import AXIS, Evolution
 from edl_jax.runs.devices import device_mesh
+from edl_jax.runs.fit import fit
+from edl_jax.runs.folder import Row
 from edl_jax.strategies import build_strategy
 from edl_jax.validation import checked_key
 
@@ -73,11 +75,12 @@ def evolve(
         )
         strategy, own = build_strategy(config, problem.sample)
         params = own if params is None else params
-    evolution = Evolution(problem, strategy, params, mesh=device_mesh(AXIS, devices))
+    mesh = device_mesh(AXIS, devices)
+    evolution = Evolution(problem, strategy, params, generations=generations, mesh=mesh)
     _, _, key_choice, _ = run_keys(checked_key(key))
-    state, rows = evolution.advance(evolution.init(key), generations)
-    solution, fitness = evolution.best(state, key_choice, draws)
-    history = columns(rows)
+    found = fit(evolution, key)
+    solution, fitness = evolution.best(found.state, key_choice, draws)
+    history = columns(found.rows[0])
     del history["generation"]
     return Evolved(solution, fitness, history)
 

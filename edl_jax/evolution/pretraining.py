@@ -14,7 +14,6 @@ from evosax.types import Solution
 
 from edl_jax.evolution.config import PretrainConfig
 from edl_jax.evolution.evolve import columns, run_keys
-from edl_jax.evolution.loop import run_all
 from edl_jax.evolution.problems import TASKS, RankingProblem, problem_of
 from edl_jax.evolution.run import AXIS, Evolution
 from edl_jax.losses import EvolvedLoss, Provenance
@@ -24,6 +23,7 @@ from edl_jax.registry import Registry
 from edl_jax.runs.describing import describe
 from edl_jax.runs.devices import device_mesh
 from edl_jax.runs.environment import versions
+from edl_jax.runs.fit import fit
 from edl_jax.runs.folder import as_json, open_run, writing
 from edl_jax.runs.processes import agree, first_does, is_first
 from edl_jax.strategies import MUTATIONS, STRATEGIES, build_strategy
@@ -90,7 +90,7 @@ def pretrain(
         processes the first alone writes.
       devices: some of `jax.devices()`, among which the population is divided; all, of all
         processes, unless given.
-      progress: whether to show a progress bar.
+      progress: whether to tell how far it is: by a bar on a terminal, by lines elsewhere.
 
     Raises:
       ConfigError: if the strategy refuses the configuration, the devices cannot share the
@@ -123,6 +123,7 @@ def pretrain(
         problem,
         strategy,
         params,
+        generations=config.generations,
         chunk=config.generations_per_chunk,
         mesh=mesh,
         watch=lambda solution: _measured(ranking.loss(solution), watched, config),
@@ -132,12 +133,17 @@ def pretrain(
             lambda: None if run_dir is None else stack.enter_context(open_run(run_dir, identity)),
             share=False,
         )
-        state, rows, held_out = run_all(
-            config, evolution, key, folder=folder, progress=progress and is_first()
+        found = fit(
+            evolution,
+            key,
+            folder=folder,
+            keep=config.keep_checkpoints,
+            progress=progress and is_first(),
         )
+        rows, held_out = found.rows
         # As many fresh pairs as the winner is measured on.
         draws = -(-config.held_out_pairs // config.pairs_per_generation)
-        winner, _ = evolution.best(state, key_choice, draws)
+        winner, _ = evolution.best(found.state, key_choice, draws)
         loss, metrics = _frozen(ranking, winner, key_choice, key_measurement)
         if folder is not None:
             folder.write_json("results.json", metrics)

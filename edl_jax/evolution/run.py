@@ -21,9 +21,10 @@ from jax.sharding import Mesh
 from edl_jax.errors import ConfigError, EDLError
 from edl_jax.evolution.search import Search, without_failures
 from edl_jax.runs.devices import device_mesh, on_every_device, to_every_device
+from edl_jax.runs.folder import METRICS, Row, RowLog
 
 AXIS = "pop"
-Row = dict[str, float]
+HELD_OUT_FILE = "held_out.jsonl"
 
 
 @struct.dataclass
@@ -51,12 +52,13 @@ class State:
 
 
 class Evolution:
-    """An evolution, which `fit` can drive.
+    """An evolution, which `fit` drives; see `edl_jax.runs.fit.Run`.
 
     Args:
       problem: any evosax problem.
       strategy: any evosax algorithm, for solutions like the problem's.
       params: its parameters; its own defaults unless given.
+      generations: how many to evolve.
       chunk: most generations that stay on the devices between two reports to the host.
       mesh: the devices among which the population is divided, along the axis "pop"; all by default.
       watch: `(solution) -> metrics`, by which `measure` measures the best of a generation.
@@ -65,15 +67,18 @@ class Evolution:
       ConfigError: if the devices cannot share the population equally.
     """
 
+    name, unit = "evolve", "generation"
+
     def __init__(
         self,
         problem: Problem,
         strategy: EvolutionaryAlgorithm,
         params: Any = None,
         *,
+        generations: int,
         chunk: int = 25,
         mesh: Mesh | None = None,
-        watch: Callable[[Solution], Row] = lambda solution: {},
+        watch: Callable[[Solution], Row] | None = None,
     ):
         params = strategy.default_params if params is None else params
         self.problem = problem
@@ -81,8 +86,16 @@ class Evolution:
         self.population_size = self.search.population_size
         self.mesh = device_mesh(AXIS) if mesh is None else mesh
         check_share(self.population_size, self.mesh.size)
-        self.chunk = chunk
-        self.watch = watch
+        self.total, self.watch = generations, watch
+        self.period = self.chunk = chunk
+        self.logs: tuple[RowLog, ...] = (
+            RowLog(METRICS, "generation", lambda step: list(range(step))),
+            RowLog(
+                HELD_OUT_FILE,
+                "generation",
+                lambda step: [min(end, step) - 1 for end in range(chunk, step + chunk, chunk)],
+            ),
+        )
         self._advance = on_every_device(self._generations, self.mesh, donate_argnums=(0,))
 
     def begin(self, key: jax.Array) -> State:
@@ -142,11 +155,11 @@ class Evolution:
         return after, log
 
     def init(self, key: jax.Array) -> State:
-        """The state before the first generation, on the host."""
-        return jax.device_get(jax.jit(self.begin)(key))
+        """The state before the first generation, whole on every device."""
+        return to_every_device(jax.device_get(jax.jit(self.begin)(key)), self.mesh)
 
-    def advance(self, state: State, number: int) -> tuple[State, list[Row]]:
-        """So many generations more, in chunks on the devices. Donates the state.
+    def advance(self, state: State, n: int) -> tuple[State, list[Row]]:
+        """`n` generations more, at most a chunk, on the devices. Donates the state.
 
         Returns:
           The state after them, and for each its index `generation`, `best_fitness`, `mean_fitness`,
@@ -156,28 +169,34 @@ class Evolution:
         Raises:
           EDLError: if every solution of a generation fails.
         """
-        if any(isinstance(x, np.ndarray | np.generic) for x in jax.tree.leaves(state)):
-            state = to_every_device(state, self.mesh)
-        rows = []
-        for first in range(0, number, self.chunk):
-            count = min(self.chunk, number - first)
-            state, log = self._advance(state, np.int32(count))
-            log, done = jax.device_get((log, state.generation))
-            rows += [
-                {
-                    "generation": int(done) - count + index,
-                    **{name: float(values[index]) for name, values in log.items()},
-                }
-                for index in range(count)
-            ]
-            for row in rows[-count:]:
-                self._check_alive(row)
+        state, log = self._advance(state, np.int32(n))
+        log, done = jax.device_get((log, state.generation))
+        rows = [
+            {
+                "generation": int(done) - n + index,
+                **{name: float(values[index]) for name, values in log.items()},
+            }
+            for index in range(n)
+        ]
+        for row in rows:
+            self._check_alive(row)
         return state, rows
 
     def measure(self, state: State) -> Row:
         """What `watch` says of the best of the last generation."""
-        best = jax.tree.map(lambda x: x[0], self.candidates(jax.device_get(state)))
-        return {"generation": int(state.generation) - 1, **self.watch(best)}
+        row = {"generation": int(state.generation) - 1}
+        if self.watch is None:
+            return row
+        candidates = jax.jit(self.candidates)(jax.device_get(state))
+        return row | self.watch(jax.tree.map(lambda x: x[0], candidates))
+
+    def score(self, row: Row) -> float:
+        """The best of losses ranks best."""
+        return row.get("pairwise_accuracy", 0.0)
+
+    def summary(self, row: Row) -> str:
+        """The best fitness."""
+        return f"best fitness {row['best_fitness']:.3g}"
 
     def candidates(self, state: State) -> Population:
         """The best quarter of the last generation, best first, and what the strategy keeps."""
