@@ -1,6 +1,7 @@
 """What a study's protocol says of the configurations it ran, made from their fields."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,11 @@ def told_settings(what: str, configs: Sequence[Any]) -> str:
     return f"Settings of {what} that are not the defaults: {', '.join(shared)}."
 
 
+def placeless(source: str) -> str:
+    """What a data set says of itself, with DIR for the folders of this machine."""
+    return re.sub(r"(?<!\S)/[^\s,;:)]*", "DIR", source)
+
+
 def _changed(config: Any, default: Any) -> dict[str, Any]:
     """Values that are not the default's by field; of a dataclass within, by `outer.inner`."""
     found = {}
@@ -32,6 +38,6 @@ def _changed(config: Any, default: Any) -> dict[str, Any]:
         if dataclasses.is_dataclass(value):
             inner = _changed(value, usual)
             found |= {f"{field.name}.{name}": entry for name, entry in inner.items()}
-        elif value != usual:
+        elif value != usual and field.name != "data_dir":  # a place of this machine alone
             found[field.name] = value
     return found

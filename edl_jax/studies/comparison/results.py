@@ -30,7 +30,7 @@ from edl_jax.studies.results import (
     number,
     p_value,
 )
-from edl_jax.studies.settings import told_settings
+from edl_jax.studies.settings import placeless, told_settings
 from edl_jax.studies.statistics import INTERVALS
 from edl_jax.training.dataset import Dataset
 from edl_jax.training.metrics import NUM_BINS
@@ -113,10 +113,9 @@ def protocol(
             else "{:,} training, {:,} validation and {:,} test images"
         )
         parts = form.format(*sizes)
-        chosen = f", validation drawn from the train split with seed {train.split_seed}"
-        sentences.append(
-            f"Data: {found.source} ({name}); {parts}{chosen if train.val_examples else ''}."
-        )
+        if train.val_examples:
+            parts += f", validation drawn from the train split with seed {train.split_seed}"
+        sentences.append(f"Data: {placeless(found.source)} ({name}); {parts}.")
     sentences.append(
         "Exclusions: none. Every training is in the table, whatever its result; every image of the "
         "parts above is used."

@@ -15,7 +15,7 @@ from edl_jax.studies.results import (
     p_value,
     span,
 )
-from edl_jax.studies.settings import told_settings
+from edl_jax.studies.settings import placeless, told_settings
 from edl_jax.studies.statistics import LEVEL, holm
 from edl_jax.studies.transferability.distances import BINS, LEAST_PROBABILITY, NEIGHBOURS, SUMMARIES
 from edl_jax.studies.transferability.measures import MIXTURE
@@ -203,7 +203,7 @@ def protocol(config: "TransferConfig", source: str, recording: Recording) -> lis
     first = train.seed
     held_out = "validation" if train.val_examples else "test"
     return [
-        f"{source}",
+        placeless(source),
         f"{train.model}, {train.epochs} epochs, batch {train.batch_size}, learning rate "
         f"{train.learning_rate:g}, seeds {first} to {first + config.num_seeds - 1}; everything but "
         "the loss is the same. No training was left out.",
