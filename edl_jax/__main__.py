@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from edl_jax.errors import ConfigError, EDLError
-from edl_jax.huge_pages import restart_with_huge_pages
-from edl_jax.preemption import EXIT_REFUSED, exit_status, stop_once
+from edl_jax.runs.huge_pages import restart_with_huge_pages
+from edl_jax.runs.preemption import EXIT_REFUSED, exit_status, stop_once
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,8 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             argv = sys.argv[1:]
         argv = list(argv)
         options = _of_processes(argv)
-        from edl_jax.devices import check_backend
-        from edl_jax.joining import Processes  # loads JAX
+        from edl_jax.runs.devices import check_backend
+        from edl_jax.runs.joining import Processes  # loads JAX
 
         processes = Processes(**options)
         if processes.several and argv[:1] not in (["pretrain"], ["train"]):
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\nedl: stopped.", file=sys.stderr)
         status = exit_status(stop)
     if status and several:
-        from edl_jax.processes import leave
+        from edl_jax.runs.processes import leave
 
         leave(status)
     return status

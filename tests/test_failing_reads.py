@@ -11,9 +11,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from edl_jax.checkpoints import Checkpoints
 from edl_jax.errors import EDLError
-from edl_jax.runs import open_run
+from edl_jax.runs.checkpoints import Checkpoints
+from edl_jax.runs.folder import open_run
 from tests.test_resume import ROOT
 from tests.toy_runs import STEPS, assert_refused, contents, resumed, run, toy
 
@@ -52,7 +52,7 @@ def test_a_read_that_fails_for_now_moves_and_empties_nothing(run, what, monkeypa
 
 AS_ANOTHER_USER = """
 import re, sys
-from edl_jax import checkpoints
+from edl_jax.runs import checkpoints
 from pathlib import Path
 import pytest
 from edl_jax.errors import RunFolderError
