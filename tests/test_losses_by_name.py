@@ -10,9 +10,8 @@ import pytest
 from edl_jax import LOSSES, cli
 from edl_jax.errors import ConfigError
 from edl_jax.losses import PRETRAINED, EvolvedLoss, load_pretrained
-from edl_jax.losses.by_name import check_loss_name, resolve_loss
+from edl_jax.losses.by_name import check_loss_name, list_losses, resolve_loss
 from edl_jax.losses.formulas.robust_barron import AdaptiveBarron
-from edl_jax.losses.listing import list_losses
 from edl_jax.runs.describing import describe
 from tests.baseline_losses import quick_jit
 
