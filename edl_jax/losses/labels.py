@@ -76,8 +76,9 @@ def _check_soft(labels: np.ndarray, mask: np.ndarray, shape: tuple[int, ...], ax
 
 def _known(value: jax.typing.ArrayLike) -> np.ndarray | None:
     """The values of an argument, or None if this process does not know them all."""
-    is_elsewhere = isinstance(value, jax.Array) and not value.is_fully_addressable
-    if isinstance(value, Tracer) or is_elsewhere:
+    if isinstance(value, Tracer):
+        return None
+    if isinstance(value, jax.Array) and not value.is_fully_addressable:
         return None
     try:  # by NumPy, so that a constant is known inside a trace too
         return np.asarray(value)
