@@ -5,11 +5,11 @@ import pytest
 
 import edl_jax
 from edl_jax import registry
-from edl_jax.losses import evolved_loss
+from edl_jax.losses import evolved_loss, formula
 from edl_jax.pairs import sampler
 
 
-@pytest.mark.parametrize("module", [sampler, evolved_loss, registry])
+@pytest.mark.parametrize("module", [sampler, evolved_loss, registry, formula])
 def test_docstring_examples(module):
     names = {name: getattr(edl_jax, name) for name in edl_jax.__all__}
     names |= {**vars(module), "jnp": jnp}
