@@ -15,7 +15,7 @@ import numpy as np
 
 from edl_jax.errors import ConfigError, EDLError
 from edl_jax.losses.evolved_loss import EvolvedLoss
-from edl_jax.losses.formula import LOSSES
+from edl_jax.losses.lift import LOSSES
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 

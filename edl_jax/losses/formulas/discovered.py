@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from edl_jax.errors import ConfigError
-from edl_jax.losses.formula import Candidates, check_number, formula, formula_of_weights
+from edl_jax.losses.lift import Candidates, check_number, formula, formula_of_weights
 from edl_jax.losses.log_probabilities import log_softmax
 
 # Cross-entropy's derivatives at w = p = 1/2, in the order of the parameters of `taylor_glo`.

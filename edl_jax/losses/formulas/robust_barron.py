@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from edl_jax.errors import ConfigError
-from edl_jax.losses.formula import LOSSES, Candidates, check_number, formula, per_example
+from edl_jax.losses.lift import LOSSES, Candidates, check_number, formula, per_example
 
 ArrayLike = jax.typing.ArrayLike
 
