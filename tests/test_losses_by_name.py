@@ -1,4 +1,5 @@
 import inspect
+import pickle
 import subprocess
 import sys
 
@@ -97,6 +98,13 @@ def test_descriptions_tell_losses_apart(tmp_path):
     assert describe(resolve_loss("adaptive_barron")) == described[5]
     assert describe(resolve_loss(str(path))) == described[7]
     assert describe(LOSSES["gce"]) == "gce(q=0.7)"
+
+
+def test_a_loss_shows_its_options_and_can_be_sent_to_another_process():
+    for name, options in {"mae": [], "gce": ["q"], "bi_tempered": ["t1", "t2"]}.items():
+        names = ["logits", "labels", *options, "axis", "where"]
+        assert [*inspect.signature(LOSSES[name]).parameters] == names
+        assert pickle.loads(pickle.dumps(LOSSES[name])) is LOSSES[name]
 
 
 def test_every_loss_is_documented():

@@ -1,4 +1,4 @@
-"""Classification losses: formulas of a logit and a label, and evolved losses, frozen."""
+"""Classification losses: formulas of a logit and a label, evolved losses, and your own."""
 
 from edl_jax.losses import formulas as formulas
 from edl_jax.losses.by_name import PRETRAINED, load_pretrained

@@ -1,4 +1,4 @@
-"""The frozen loss (docs/method.md, section 6)."""
+"""The evolved loss (docs/method.md, section 6)."""
 
 import dataclasses
 import os
@@ -40,7 +40,7 @@ class Provenance:
 
 
 class EvolvedLoss(struct.PyTreeNode, eq=False):
-    """A frozen evolved loss: a drop-in for a classification loss of `optax.losses`.
+    """An evolved loss: a drop-in for a classification loss of `optax.losses`.
 
     A pytree whose leaves are the network's parameters and the scale, so `jit`, `grad`, `vmap` and
     `scan` work on it and through it.
