@@ -10,10 +10,9 @@ from edl_jax.errors import ConfigError, EDLError
 from edl_jax.losses import PRETRAINED, EvolvedLoss
 from edl_jax.losses.by_name import list_losses, resolve_loss
 from edl_jax.losses.export import export_loss
+from edl_jax.runs.preemption import EXIT_REFUSED
 from edl_jax.runs.storage import user_path
 from edl_jax.studies.report import write_report
-
-EXIT_REFUSED = 2
 
 
 def run_tool(name: str, argv: Sequence[str]) -> int:

@@ -6,10 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-
 from edl_jax.studies.ablation.study import check_row
 from edl_jax.studies.comparison.runs import check_cell
 from edl_jax.studies.transferability import rows
+
 from tests.test_resume import flip, truncate
 from tests.toy_runs import STEPS, assert_refused, resumed, run, toy
 
@@ -50,7 +50,8 @@ LEADS_ON = {
     "a row is lost": (edit("metrics.jsonl", lost(3)), 2),
     "the last row is lost": (edit("metrics.jsonl", lost(5)), 4),
     "the last row is cut": (edit("metrics.jsonl", cut), 4),
-    "the last row is empty": (edit("metrics.jsonl", lambda x: [*x[:-1], "{}\n"]), 4),
+    "the last row is no JSON": (edit("metrics.jsonl", lambda x: [*x[:-1], "{\n"]), 4),
+    "the last row is cut and JSON": (edit("metrics.jsonl", lambda x: [*x[:-1], "{}"]), 4),
     "a row is doubled": (edit("metrics.jsonl", doubled(4)), 4),
     "rows are swapped": (edit("metrics.jsonl", lambda x: [*x[:4], x[5], x[4]]), 4),
     "a save's row is lost": (edit("saves.jsonl", lost(2)), 4),
@@ -61,7 +62,7 @@ LEADS_ON = {
     "a strange file": (lambda path: (path / "checkpoints" / "06").write_text("x"), 6),
     "a taken name": (
         lambda path: (
-            flip(path / "checkpoints/6/record/metadata"),
+            flip(path / "checkpoints/6/metrics/metrics"),
             (path / "damaged-checkpoint-6-0").write_text("mine"),
         ),
         4,
@@ -74,7 +75,7 @@ LEADS_ON = {
         4,
     ),
     "deep JSON": (
-        lambda path: (path / "checkpoints/6/record/metadata").write_text("[" * 99_999),
+        lambda path: (path / "checkpoints/6/metrics/metrics").write_text("[" * 99_999),
         4,
     ),
     "a pipe": (
@@ -105,6 +106,14 @@ DEAD_ENDS = {
     "an empty row": (
         edit("metrics.jsonl", lambda x: [*x[:3], "{}\n", *x[4:]]),
         r"line 4 of 6 of .* is damaged \(it has no 'n'\).*remove that line to resume",
+    ),
+    "the last row is empty": (
+        edit("metrics.jsonl", lambda x: [*x[:-1], "{}\n"]),
+        r"line 6 of 6 of .* is damaged \(it has no 'n'\)",
+    ),
+    "the last row of saves is no row": (
+        edit("saves.jsonl", lambda x: [*x[:-1], "[5]\n"]),
+        r"line 3 of 3 of .* is damaged \(it holds \[5\]\)",
     ),
     "a row without a number": (
         edit("metrics.jsonl", lambda x: [*x[:3], '{"n": "3"}\n', *x[4:]]),
@@ -147,7 +156,7 @@ DEAD_ENDS = {
         "is a pipe, socket or device",
     ),
     "every checkpoint is damaged": (
-        lambda path: [truncate(x) for x in path.glob("checkpoints/*/record/metadata")],
+        lambda path: [truncate(x) for x in path.glob("checkpoints/*/metrics/metrics")],
         r"no checkpoint in .* can be used; that of step 6 is damaged.*left as it is.*rename",
     ),
     "no checkpoints": (
@@ -175,9 +184,9 @@ def test_following_the_advice_to_remove_a_line_leads_on(run):
 
 @pytest.mark.parametrize("damage", [truncate, flip, Path.unlink], ids=lambda f: f.__name__)
 def test_a_checkpoint_whose_record_is_damaged_is_not_taken_for_another_versions(run, damage):
-    record = run / "checkpoints" / "6" / "record" / "metadata"
+    record = run / "checkpoints" / "6" / "metrics" / "metrics"
     if damage is flip:  # a bit that leaves it JSON
-        record.write_text(record.read_text().replace("float32[1000]", "float32[1001]"))
+        record.write_text(record.read_text().replace('"sha256": "', '"sha256": "0'))
     else:
         damage(record)
     assert resumed(run) == 4

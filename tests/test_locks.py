@@ -15,7 +15,16 @@ from edl_jax import cli, pretrain, train
 from edl_jax.errors import ConfigError, RunFolderError
 from edl_jax.runs.folder import RunFolder, open_run
 from edl_jax.runs.locks import locked
-from edl_jax.studies import InspectConfig, TransferConfig, ablate, compare, inspect, transfer
+from edl_jax.studies import (
+    DemoConfig,
+    InspectConfig,
+    TransferConfig,
+    ablate,
+    compare,
+    demo,
+    inspect,
+    transfer,
+)
 from tests.test_ablation import SMALL
 from tests.test_comparison import PLAIN
 from tests.test_evolution import TINY
@@ -38,6 +47,7 @@ RUNS = {
     "ablate": lambda path: ablate(SMALL, run_dir=path),
     "transfer": lambda path: transfer(TransferConfig(train=CONFIG_OF_TRANSFER), run_dir=path),
     "inspect": lambda path: inspect(InspectConfig("cross_entropy"), run_dir=path),
+    "demo": lambda path: demo(DemoConfig(), path),
     "figures": lambda path: cli._draw({}, path),
 }
 CONFIG_OF_TRANSFER = dataclasses.replace(CONFIG, epochs=6, augmentation=type(CONFIG.augmentation)())
@@ -65,6 +75,7 @@ def test_a_second_run_in_another_thread_is_refused(tmp_path):
     assert told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_the_lock_of_a_dead_process_is_taken_over(tmp_path, number):
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
@@ -98,12 +109,15 @@ def test_a_path_is_taken_as_users_give_it(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     with open_run("~/run", {}) as folder:
         assert folder.path == tmp_path / "run"
+    (tmp_path / "run" / "link").symlink_to(tmp_path / "gone")
     for path, error, match in [
         ("", ConfigError, "the path is ''"),
         (b"run", ConfigError, "the path is b'run'"),
         (tmp_path / "\udcff", ConfigError, "expected one in UTF-8"),
         (tmp_path / ("x" * 300), RunFolderError, "cannot be written .*too long"),
         (tmp_path / "run" / "config.json", RunFolderError, "cannot be written"),
+        (tmp_path / "run" / "link", RunFolderError, r"a symbolic link to \S*gone, which is"),
+        (tmp_path / "run" / "link" / "x", RunFolderError, "link is a symbolic link to"),
     ]:
         with pytest.raises(error, match=match):
             pretrain(TINY, run_dir=path)

@@ -59,7 +59,7 @@ class Watched(nnx.Module):
 def test_a_loss_keeps_its_state_from_step_to_step():
     loss = Counter()
     config = dataclasses.replace(SMALL, accumulate=2)
-    results = make_trainer(config, loss=loss, seeds_at_a_time=2)([0, 5])
+    results = make_trainer(config, loss=loss)([0, 5])
     for result in results:
         # Steps 0 and 1 in the first epoch, 2 and 3 in the second, each of two parts.
         assert [row["train_loss"] for row in result.history] == [0.5, 2.5]
@@ -259,13 +259,17 @@ def test_a_loss_of_whole_labels_is_refused_where_labels_are_mixed():
         train(dataclasses.replace(SMALL, augmentation=Augmentation(mixup=1.0)), loss=Watched())
 
 
-def test_a_loss_may_be_given_by_name(monkeypatch):
+def test_a_loss_may_be_given_by_name_or_path(monkeypatch, tmp_path):
     made = []
     monkeypatch.setattr(training, "make_train", lambda *args: made.append((args[0].loss, args[2])))
-    monkeypatch.setattr(training, "run_training", lambda *_, **__: [None])
+    monkeypatch.setattr(training, "run_training", lambda *_, **__: None)
     train(SMALL, loss="gce(q=0.5)")
     train(dataclasses.replace(SMALL, loss="gce(q=0.5)"))
     named = [(name, describe(loss)) for name, loss in made]
     assert named == [("gce(q=0.5)", "gce(q=0.5)")] * 2
+    path = tmp_path / "mine.safetensors"
+    load_pretrained().save(path)
+    train(SMALL, loss=path)
+    assert (made[2][0], describe(made[2][1])) == (str(path), describe(load_pretrained()))
     with pytest.raises(ConfigError, match="expected a head_scale"):
         train(SMALL, loss="large_margin_softmax")

@@ -6,6 +6,11 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from edl_jax.studies.ablation.protocol import protocol as ablation_protocol
+from edl_jax.studies.ablation.seeds import keys_of
+from edl_jax.studies.comparison import study as comparison
+from edl_jax.studies.comparison.results import protocol as comparison_protocol
+from edl_jax.studies.transferability.results import protocol as transfer_protocol
 
 from edl_jax import SEVERITIES, Mixture, PretrainConfig, TrainConfig, load_pretrained, pretrain
 from edl_jax.data import download
@@ -23,11 +28,6 @@ from edl_jax.studies import (
     inspect,
     transfer,
 )
-from edl_jax.studies.ablation.protocol import protocol as ablation_protocol
-from edl_jax.studies.ablation.seeds import keys_of
-from edl_jax.studies.comparison import study as comparison
-from edl_jax.studies.comparison.results import protocol as comparison_protocol
-from edl_jax.studies.transferability.results import protocol as transfer_protocol
 from edl_jax.training import Augmentation
 from tests.test_evolution import TINY
 from tests.test_training import DIGITS
@@ -36,6 +36,7 @@ pair = functools.partial(PretrainConfig, network="pair", class_counts=(10,))
 SMALL = CompareConfig(num_seeds=2, train=dataclasses.replace(DIGITS, epochs=2, train_examples=512))
 
 
+@pytest.mark.slow
 def test_compare_keeps_finished_cells_and_runs_only_the_missing(tmp_path, monkeypatch):
     whole = compare(SMALL, run_dir=tmp_path / "whole")
     assert [(c["loss"], c["seed"]) for c in whole.cells] == [
@@ -78,6 +79,7 @@ def test_compare_refuses_a_folder_of_another_comparison(tmp_path):
         compare(config, run_dir=tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_demo_runs_end_to_end(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nothing"))
     monkeypatch.setitem(download.CIFAR_URLS, "cifar10", "http://127.0.0.1:9/none")
@@ -156,7 +158,6 @@ def test_an_evolution_of_many_seeds_refuses_one_that_wraps():
 CHANGED = {
     "loss": {"loss": "gce"},
     "dataset": {"dataset": "digits"},
-    "data_dir": {"data_dir": "elsewhere"},
     "train_examples": {"train_examples": 777},
     "val_examples": {"val_examples": 777},
     "test_examples": {"test_examples": 777},
@@ -190,7 +191,9 @@ CHANGED = {
 }
 
 
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(TrainConfig)])
+@pytest.mark.parametrize(
+    "field", [x.name for x in dataclasses.fields(TrainConfig) if x.name != "data_dir"]
+)
 def test_every_protocol_names_a_setting_of_training_that_is_no_default(field, monkeypatch):
     train = TrainConfig(**CHANGED[field])
     told = [f"{name}={value!r}" for name, value in CHANGED[field].items()]
@@ -214,8 +217,30 @@ def test_every_protocol_names_a_setting_of_training_that_is_no_default(field, mo
         (named,) = [x for x in sentences if x.startswith("Settings of the trainings that are not")]
         for each in told:
             assert each in named, study
-    (plain,) = [x for x in comparison_protocol(CompareConfig(), {}, []) if "ettings of the" in x]
+    placed = CompareConfig(train=TrainConfig(data_dir="/home/me"))
+    (plain,) = [x for x in comparison_protocol(placed, {}, []) if "ettings of the" in x]
     assert plain == "All settings of the trainings that are not compared are the defaults."
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("CIFAR-10 prepared in /home/me/data", "CIFAR-10 prepared in DIR"),
+        (
+            "digits (CIFAR-10 is not prepared in /d: no)",
+            "digits (CIFAR-10 is not prepared in DIR: no)",
+        ),
+        ("mine, from https://host/x and/or paper", "mine, from https://host/x and/or paper"),
+    ],
+)
+def test_a_page_names_no_folder_of_this_machine(source, told):
+    part = np.zeros(5, int)
+    data = SimpleNamespace(name="n", source=source, train_labels=part, val_labels=part)
+    data.test_labels = part
+    config, recording = CompareConfig(), SimpleNamespace(train_labels=part, held_out_labels=part)
+    (first, *_) = comparison_protocol(config, dict.fromkeys(config.settings(), data), [])
+    assert first.startswith(f"Data: {told} (n)")
+    assert transfer_protocol(TransferConfig(), source, recording)[0] == told
 
 
 CELL = {"final": []}

@@ -16,8 +16,8 @@ def describe(part: Any) -> str:
     """A loss or another part as text: `name(option=value, ...)`, and a digest of its arrays.
 
     Options are the defaults and the given arguments of a function, the fields of a dataclass or
-    named tuple, the attributes of another object. Code is not looked at, nor what a function took
-    from where it was made: give another formula another name.
+    named tuple, the attributes of another object, and what a function took from where it was made,
+    if that is not a function. Code is not looked at: give another formula another name.
     """
     arrays = hashlib.sha256()
     start = arrays.digest()
@@ -53,8 +53,12 @@ def _named(part: Any) -> tuple[str, dict[Any, Any]]:
         return name, {**options, **dict(enumerate(part.args)), **part.keywords}
     if hasattr(part, "__qualname__"):
         parameters = () if isinstance(part, type) else inspect.signature(part).parameters.values()
-        defaults = {x.name: x.default for x in parameters if x.default is not x.empty}
-        return part.__qualname__, {k: v for k, v in defaults.items() if k not in ("axis", "where")}
+        options = {x.name: x.default for x in parameters if x.default is not x.empty}
+        options = {k: v for k, v in options.items() if k not in ("axis", "where")}
+        if closure := getattr(part, "__closure__", None):  # but not functions, nor so itself
+            taken = zip(part.__code__.co_freevars, (x.cell_contents for x in closure), strict=True)
+            options |= {key: value for key, value in taken if not callable(value)}
+        return part.__qualname__, options
     if dataclasses.is_dataclass(part):
         options = {x.name: getattr(part, x.name) for x in dataclasses.fields(part) if x.repr}
     else:

@@ -7,16 +7,43 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from edl_jax.errors import ConfigError, EDLError, RunFolderError, shortened
 from edl_jax.runs import environment
 from edl_jax.runs.locks import LOCK, locked
 from edl_jax.runs.storage import append, check_regular, sweep, user_path, write_atomically
 
+METRICS = "metrics.jsonl"
+Row = dict[str, Any]
+_PLACE = "data_dir"  # a setting that says where something lies, not what it is
 _NO_MEMORY = re.compile("RESOURCE_EXHAUSTED")  # how JAX's message begins
+
+
+class RowLog(NamedTuple):
+    """A file of rows that checkpoints count on.
+
+    Attributes:
+      name: the file.
+      unit: what its rows are numbered by, such as `epoch`.
+      due: from the step of a checkpoint, the numbers of the rows before it, in order.
+    """
+
+    name: str
+    unit: str
+    due: Callable[[int], list[int]]
+
+    def check(self, row: Row) -> None:
+        """Refuse, by a `KeyError` or `ValueError`, a row without a number."""
+        if type(row[self.unit]) is not int:
+            raise ValueError(f"its {self.unit} is {row[self.unit]!r}")
+
+    def before(self, step: int, rows: Sequence[Row]) -> list[Row]:
+        """The rows that belong before a checkpoint, missing and doubled ones as they are."""
+        last = max(self.due(step), default=-1)
+        return [row for row in rows if row[self.unit] <= last]
 
 
 def default_run_dir(command: str) -> Path:
@@ -87,14 +114,15 @@ class RunFolder:
             written. All that write to it raise this too.
         """
         self.path = path
-        config = json.loads(json.dumps(config))  # as it reads back: tuples become lists
+        # As it reads back (tuples become lists), and without the place of the data, which is known
+        # by its digest and may be moved.
+        config = json.loads(json.dumps(config), object_hook=_placeless)
         if (path / "config.json").exists():
             found = read_json(path / "config.json")
-            if found != config:
-                what = shortened(environment.difference(found, config))
+            if what := environment.difference(found, config, but=_PLACE):
                 raise RunFolderError(
-                    f"{path} belongs to a run with another configuration: {what}. Choose another "
-                    "folder, or the same settings."
+                    f"{path} belongs to a run with another configuration: {shortened(what)}. "
+                    "Choose another folder, or the same settings."
                 )
             path = path / "environment.json"
             if noted := environment.noted(path, read_bytes(path) if path.exists() else b"{}"):
@@ -112,16 +140,22 @@ class RunFolder:
         """Write `value` to the file `name`, whole or not at all."""
         self.write_text(name, json.dumps(value, indent=2) + "\n")
 
-    def append_rows(self, rows: Iterable[Mapping[str, Any]], name: str = "metrics.jsonl") -> None:
+    def append_rows(self, rows: Iterable[Mapping[str, Any]], name: str = METRICS) -> None:
         """Append one JSON line for each row."""
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         with writing(name, self.path):
             append(self.path / name, lines.encode())  # a checkpoint counts on it
 
+    def write(self, log: RowLog, rows: Sequence[Row]) -> None:
+        """Append rows of metrics; makes the folder a `MetricWriter`."""
+        self.append_rows(map(as_finite, rows), log.name)
+
     def read_rows(
-        self, name: str = "metrics.jsonl", *, check: Callable[[dict[str, Any]], Any] = id
+        self, name: str = METRICS, *, check: Callable[[dict[str, Any]], Any] = id
     ) -> list[dict[str, Any]]:
         """The rows written so far; a last line cut short by a kill is dropped.
+
+        Cut short is a last line that is no JSON, or has no line break and fails the check.
 
         Args:
           name: the file.
@@ -129,20 +163,22 @@ class RunFolder:
             is damaged.
 
         Raises:
-          RunFolderError: if another line is no JSON object, a row fails the check, or the file
+          RunFolderError: if another line is no JSON, is no object or fails the check, or the file
             cannot be read.
         """
         path = self.path / name
-        lines = read_bytes(path).splitlines() if path.exists() else []
+        lines = read_bytes(path).splitlines(keepends=True) if path.exists() else []
         rows = []
         for number, line in enumerate(lines, start=1):
+            may_be_cut = number == len(lines)
             try:
                 row = json.loads(line)
+                may_be_cut &= not line.endswith(b"\n")
                 if not isinstance(row, dict):
                     raise ValueError(f"it holds {row!r}")
                 check(row)
             except (ValueError, KeyError, TypeError, RecursionError) as error:
-                if number == len(lines):
+                if may_be_cut:
                     break
                 why = f"it has no {error}" if isinstance(error, KeyError) else error
                 raise RunFolderError(
@@ -155,7 +191,7 @@ class RunFolder:
     def resume_rows(
         self,
         is_kept: Callable[[dict[str, Any]], bool] = lambda row: True,
-        name: str = "metrics.jsonl",
+        name: str = METRICS,
         *,
         check: Callable[[dict[str, Any]], Any] = id,
     ) -> list[dict[str, Any]]:
@@ -164,7 +200,7 @@ class RunFolder:
         self.rewrite_rows(rows, name)
         return rows
 
-    def rewrite_rows(self, rows: Iterable[Mapping[str, Any]], name: str = "metrics.jsonl") -> None:
+    def rewrite_rows(self, rows: Iterable[Mapping[str, Any]], name: str = METRICS) -> None:
         """Write these rows in place of all that are there."""
         self.write_text(name, "".join(json.dumps(row) + "\n" for row in rows))
 
@@ -208,6 +244,10 @@ def read_json(path: Path) -> Any:
         return json.loads(read_bytes(path))
     except (ValueError, RecursionError) as error:
         raise RunFolderError(f"{path} is damaged ({error}); remove the run folder.") from error
+
+
+def _placeless(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name != _PLACE}
 
 
 def as_json(config: Any) -> dict[str, Any]:
