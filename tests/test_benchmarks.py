@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from edl_jax.studies.ablation.seeds import keys_of, make_seed_runs
 
 from benchmarks import generations, gradient_fit, ours, population_throughput, scaling, variants
 from benchmarks.common import Work, parser, random_layers
@@ -17,7 +18,6 @@ from edl_jax.networks import ACTIVATIONS
 from edl_jax.objective import SEVERITIES
 from edl_jax.pairs import log_probabilities
 from edl_jax.runs.folder import RunFolder
-from edl_jax.studies.ablation.seeds import keys_of, make_seed_runs
 
 WORK = Work(population_size=32, num_pairs=64)
 BY_NAME = {peer.name: peer for peer in PEERS}

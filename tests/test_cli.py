@@ -17,6 +17,7 @@ from types import SimpleNamespace
 
 import jax
 import pytest
+from edl_jax.studies.results import Column, StudyResults, Table
 
 from edl_jax import Mixture, PretrainConfig, TrainConfig, cli, tools
 from edl_jax.__main__ import main
@@ -29,7 +30,6 @@ from edl_jax.studies import (
     InspectConfig,
     TransferConfig,
 )
-from edl_jax.studies.results import Column, StudyResults, Table
 from tests.event_files import shown
 from tests.test_training import DIGITS
 

@@ -6,10 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-
 from edl_jax.studies.ablation.study import check_row
 from edl_jax.studies.comparison.runs import check_cell
 from edl_jax.studies.transferability import rows
+
 from tests.test_resume import flip, truncate
 from tests.toy_runs import STEPS, assert_refused, resumed, run, toy
 

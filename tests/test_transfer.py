@@ -11,6 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from edl_jax.studies.results import StudyResults
+from edl_jax.studies.transferability import recording
+from edl_jax.studies.transferability.measures import compare_pairs, draw_references, make_ranking
+from edl_jax.studies.transferability.recording import load_recording, record
 
 from edl_jax import Pairs, load_pretrained
 from edl_jax.errors import ConfigError, EDLError, Preempted, RunFolderError
@@ -18,10 +22,6 @@ from edl_jax.objective import MARGINS, SEVERITIES, rank_metrics
 from edl_jax.pairs import REGIMES, Mixture
 from edl_jax.pairs.sampler import log_probabilities
 from edl_jax.studies import TransferConfig, transfer
-from edl_jax.studies.results import StudyResults
-from edl_jax.studies.transferability import recording
-from edl_jax.studies.transferability.measures import compare_pairs, draw_references, make_ranking
-from edl_jax.studies.transferability.recording import load_recording, record
 from edl_jax.training import Augmentation
 from tests.test_training import CROSS_ENTROPY, DIGITS, functions_of, load_config_dataset, order_of
 
