@@ -29,7 +29,7 @@ from edl_jax.training import Augmentation
 from edl_jax.training.programs import make_train
 from edl_jax.training.steps import AXIS
 from edl_jax.training.training import load_config_dataset
-from tests.test_pure_loss import Watched
+from tests.test_loss_method import Watched
 from tests.test_training import DIGITS
 
 class Loss(Watched):  # whose state is to come out equal too
@@ -58,7 +58,7 @@ def assert_close(found, expected):
         np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)
 
 one, eight = trained(1), trained(8)
-assert int(eight[0].loss_state["calls"][...]) == 6 and float(eight[0].loss_state["mean"][...]) > 0
+assert int(eight[0].loss_state["calls"][...]) == 3 and float(eight[0].loss_state["mean"][...]) > 0
 assert_close(eight, one)
 streamed = trained(8, stream=True)
 for a, b in zip(jax.tree.leaves(streamed[:2]), jax.tree.leaves(eight[:2]), strict=True):
@@ -71,6 +71,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 def test_eight_devices_train_as_one_does_with_synchronised_statistics(monkeypatch):
     """To rounding: sums over the batch are taken in another order. Streamed images, to the bit."""
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")

@@ -92,7 +92,8 @@ def load_dataset(
         8x8) or your own; or "auto", CIFAR-10 where it is prepared or can be downloaded, and digits
         where it is not. The test split is TFDS's "test", or "validation" where there is none with
         labels.
-      data_dir: TFDS directory, the one that contains `cifar10/`; `~` is the home folder. Default:
+      data_dir: TFDS directory, the one that contains `cifar10/`, on this machine's file systems
+        (no address such as `gs://...`); `~` is the home folder. Default:
         the environment's `TFDS_DATA_DIR`, or else TFDS's own. With "auto", naming a directory rules
         digits out.
       train_examples: the first so many that validation leaves of the (shuffled) train split; None

@@ -13,7 +13,6 @@ from jax.sharding import Mesh, PartitionSpec
 from edl_jax.data.dataset import Dataset
 from edl_jax.data.streaming import prefetch_to_device, stream_batches
 from edl_jax.errors import ConfigError
-from edl_jax.losses.by_name import Loss
 from edl_jax.runs.devices import on_every_device, rows_divided, to_every_device
 from edl_jax.training.config import TrainConfig
 from edl_jax.training.evaluation import make_evaluate
@@ -54,7 +53,7 @@ class TrainFunctions(NamedTuple):
     outputs: Outputs
 
 
-def make_train(config: TrainConfig, dataset: Dataset, loss: Loss, mesh: Mesh) -> TrainFunctions:
+def make_train(config: TrainConfig, dataset: Dataset, loss: Any, mesh: Mesh) -> TrainFunctions:
     """Build the functions of a training.
 
     Data that is in memory lives on every device as uint8; streamed data is read ahead of the
@@ -65,7 +64,7 @@ def make_train(config: TrainConfig, dataset: Dataset, loss: Loss, mesh: Mesh) ->
     Args:
       config: how to train.
       dataset: the images.
-      loss: the loss.
+      loss: a `LossMethod`, or what `as_method` takes.
       mesh: the devices that share each batch; its axis is "data".
 
     Raises:
@@ -134,33 +133,31 @@ def _in_memory(
     """`advance` of images that are all on every device."""
 
     def one(
-        state: TrainState, keys: Keys, order: jax.Array, images: jax.Array, labels: jax.Array
+        state: TrainState, keys: Keys, order: jax.Array, train: Batch, held: tuple[jax.Array, ...]
     ) -> TrainState:
+        images, labels = train
         first = (state.step % steps_per_epoch) * places.size
         mine = jnp.asarray(places)[jax.lax.axis_index(AXIS)]
         rows = jax.lax.dynamic_slice_in_dim(order, first, places.size)[mine]
-        return steps.step(state, keys[1], images[rows], labels[rows], mine)
+        return steps.step(state, keys[1], images[rows], labels[rows], mine, *held)
 
-    def several(
-        state: TrainState, keys: Keys, count: jax.Array, images: jax.Array, labels: jax.Array
-    ) -> TrainState:
+    def several(state: TrainState, keys: Keys, count: jax.Array, *data: Any) -> TrainState:
         order = order_of(state, keys[0])
-        return jax.lax.fori_loop(
-            0, count, lambda _, state: one(state, keys, order, images, labels), state
-        )
+        return jax.lax.fori_loop(0, count, lambda _, state: one(state, keys, order, *data), state)
 
     compiled_order = on_every_device(order_of, mesh)
     compiled_one = on_every_device(one, mesh, donate_argnums=(0,))
     compiled_several = on_every_device(several, mesh, donate_argnums=(0,))
 
     def advance(state: TrainState, key: jax.Array, count: int) -> TrainState:
-        images, labels = _train_data(dataset, mesh)
+        train = _on_devices(dataset, "train", mesh)
+        held = _on_devices(dataset, "val", mesh) if steps.validates else ()
         both = _split(key)
         if not on_cpu(mesh):
-            return compiled_several(state, both, jnp.int32(count), images, labels)
+            return compiled_several(state, both, jnp.int32(count), train, held)
         order = compiled_order(state, both[0])
         for _ in range(count):
-            state = compiled_one(state, both, order, images, labels)
+            state = compiled_one(state, both, order, train, held)
         return state
 
     return advance
@@ -211,6 +208,7 @@ def on_cpu(mesh: Mesh) -> bool:
     return mesh.devices.flat[0].platform == "cpu"
 
 
-@functools.lru_cache(maxsize=1)  # several losses, one copy of the images
-def _train_data(dataset: Dataset, mesh: Mesh) -> Batch:
-    return to_every_device((dataset.train_images, dataset.train_labels), mesh)
+@functools.lru_cache(maxsize=2)  # several losses, one copy of the images
+def _on_devices(dataset: Dataset, split: str, mesh: Mesh) -> Batch:
+    images, labels = getattr(dataset, f"{split}_images"), getattr(dataset, f"{split}_labels")
+    return to_every_device((images, labels), mesh)

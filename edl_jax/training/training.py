@@ -12,7 +12,7 @@ from edl_jax.data.datasets import Dataset, load_dataset
 from edl_jax.errors import ConfigError
 from edl_jax.losses import MARGIN_LOSSES
 from edl_jax.losses.by_name import Loss, resolve_loss, split_loss_name
-from edl_jax.losses.method import check_callable, check_loss
+from edl_jax.losses.method import LossMethod, as_method, check_loss
 from edl_jax.runs.describing import describe
 from edl_jax.runs.devices import device_mesh
 from edl_jax.runs.folder import as_finite, as_json, open_run
@@ -30,7 +30,7 @@ from edl_jax.validation import check_seed, config_or_default
 def train(
     config: TrainConfig | None = None,
     *,
-    loss: Loss | str | None = None,
+    loss: Loss | LossMethod | str | os.PathLike[str] | None = None,
     run_dir: str | os.PathLike[str] | None = None,
     devices: Sequence[Any] | None = None,
     progress: bool = False,
@@ -41,11 +41,12 @@ def train(
 
     Args:
       config: how to train; the defaults unless given.
-      loss: in place of the one that `config.loss` names, another name or the loss itself, such as
-        `pretrain(...).loss`; takes logits `[batch, num_classes]` float32 and labels, `[batch]`
-        int32 or, with mixup or cutmix, `[batch, num_classes]` float32, and gives losses `[batch]`,
-        floating point. The `nnx.Param` of an `nnx.Module` are trained too; other variables that its
-        call updates are carried from step to step.
+      loss: in place of the one that `config.loss` names, another name, the path of a loss file,
+        or the loss itself, such as `pretrain(...).loss`; takes logits `[batch, num_classes]`
+        float32 and labels, `[batch]` int32 or, with mixup or cutmix, `[batch, num_classes]`
+        float32, and gives losses `[batch]`, floating point. The `nnx.Param` of an `nnx.Module` are
+        trained too; other variables that its call updates are carried from step to step, and
+        updated once a step. A `LossMethod` says itself what it keeps.
       run_dir: where to keep configuration, metrics, checkpoints and the result; a run that was
         stopped there resumes from its last checkpoint, and of one that is finished the result is
         given again. Nothing is written unless given. Of several processes the first alone writes.
@@ -100,7 +101,7 @@ def train(
 def make_trainer(
     config: TrainConfig,
     *,
-    loss: Loss | str | None = None,
+    loss: Loss | LossMethod | str | os.PathLike[str] | None = None,
     dataset: Dataset | None = None,
     devices: Sequence[Any] | None = None,
 ) -> Callable[..., list[TrainResult]]:
@@ -159,24 +160,37 @@ def make_trainer(
 
 
 def _naming(config: TrainConfig, loss: Any) -> TrainConfig:
-    """The configuration with the loss that is given by name, if one is."""
-    if isinstance(loss, str):
+    """The configuration with the loss that is given by name or path, if one is."""
+    if isinstance(loss, str | os.PathLike):
         return dataclasses.replace(config, loss=loss)
     if loss is not None:
-        check_callable(loss)
+        as_method(loss)  # refuses what is none before data is loaded
     return config
 
 
-def _usable_loss(config: TrainConfig, loss: Any, dataset: Dataset) -> Loss:
+def _usable_loss(config: TrainConfig, loss: Any, dataset: Dataset) -> Loss | LossMethod:
     """The loss that is given, or the one that `config` names, checked."""
-    if loss is None or isinstance(loss, str):
+    if loss is None or isinstance(loss, str | os.PathLike):
         loss = resolve_config_loss(config, dataset)
-    check_loss(loss, dataset.num_classes, soft=config.augmentation.mixes)
+    validates = check_loss(loss, dataset.num_classes, soft=config.augmentation.mixes)
+    if validates and (dataset.streamed or not config.val_examples):
+        raise ConfigError(
+            f"the loss {type(loss).__qualname__} looks at validation images; TrainConfig has "
+            f"val_examples {config.val_examples} and images are "
+            f"{'streamed' if dataset.streamed else 'in memory'}; expected val_examples of at least "
+            "1, and images in memory (stream False)."
+        )
     return loss
 
 
 def _different_seeds(seeds: Sequence[int]) -> list[int]:
-    found = [check_seed("seed", seed) for seed in seeds]
+    try:
+        given = list(seeds)
+    except TypeError as error:
+        raise ConfigError(
+            f"seeds is {seeds!r}; expected a list of seeds, such as [0, 1, 2]."
+        ) from error
+    found = [check_seed("seed", seed) for seed in given]
     if len(set(found)) < len(found):
         twice = sorted({seed for seed in found if found.count(seed) > 1})
         raise ConfigError(
