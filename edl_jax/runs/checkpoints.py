@@ -48,7 +48,7 @@ class Checkpoints:
     """The checkpoints in one folder. Use as a context manager."""
 
     def __init__(self, path: Path, *, keep: int):
-        """Open the folder, keeping the `keep` newest checkpoints and the one of the best score.
+        """Open the folder, to keep the `keep` newest checkpoints and the one of the best score.
 
         Raises:
           RunFolderError: if the folder cannot be opened or written.
@@ -56,7 +56,6 @@ class Checkpoints:
         self._path, self._keep = path.absolute(), keep
         try:
             make_folder(self._path)
-            # Orbax would clean up in the background, and not wait for it to end.
             for left in self._path.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(left)
         except OSError as error:
@@ -114,11 +113,7 @@ class Checkpoints:
         """The newest whole checkpoint: its step, and the pytree; `(0, like)` where there is none.
 
         A damaged one is reported, set aside under another name, and the one before it is used; so
-        is one that does not fit. To be called before anything is saved.
-
-        Args:
-          like: a pytree of the shapes and dtypes that were saved.
-          misfit: says why the checkpoint of a step cannot be used; nothing if it can.
+        is one of which `misfit` says why it cannot be. To be called before anything is saved.
 
         Raises:
           RunFolderError: if there are checkpoints but none can be used, if one holds arrays of

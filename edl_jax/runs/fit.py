@@ -16,7 +16,7 @@ from edl_jax.runs.folder import Row, RowLog, RunFolder
 from edl_jax.runs.preemption import sigterm_noticed
 from edl_jax.runs.processes import arrays_from_first, first_does, in_any, others_needed
 from edl_jax.runs.progress import telling
-from edl_jax.runs.tensorboard import TensorBoard
+from edl_jax.runs.tensorboard import TensorBoard, config_text
 
 State = TypeVar("State")
 
@@ -43,7 +43,7 @@ class Run(Protocol[State]):
     mesh: Mesh
 
     def init(self, key: jax.Array) -> State:
-        """The state before the first unit, a pytree of arrays, whole on every device."""
+        """The state before the first unit, a pytree of arrays; it is put whole on every device."""
         ...
 
     def advance(self, state: State, n: int) -> tuple[State, list[Row]]:
@@ -115,11 +115,11 @@ def fit(
         stack.enter_context(others_needed())
         has_folder = in_any(folder is not None)
         terminated = stack.enter_context(sigterm_noticed()) if has_folder else lambda: False
-        state, done, rows = run.init(key), 0, [[] for _ in run.logs]
-        keeper = _Keeper(run, jax.device_get(state))
+        keeper = _Keeper(run, jax.device_get(run.init(key)))
+        done, rows = 0, [[] for _ in run.logs]
         if has_folder:
             done, rows = first_does(partial(keeper.resume, stack, folder, keep))
-            state = to_every_device(arrays_from_first(keeper.state), run.mesh)
+        state: Any = to_every_device(arrays_from_first(keeper.state), run.mesh)
         saved = done
         how_far = {"first": done, "total": run.total, "progress": progress}
         tell = stack.enter_context(telling(run.name, run.unit, **how_far))
@@ -169,8 +169,10 @@ class _Keeper:
         found = resume(folder, self._checkpoints, self.state, logs, self._run.period)
         done, self.state, rows = found
         first_step = max(logs[0].due(done), default=-1) + 1
-        events = stack.enter_context(TensorBoard(folder.path, first_step=first_step))
-        self._writers = [folder, events]
+        board = stack.enter_context(TensorBoard(folder.path, first_step=first_step))
+        if first_step == 0:
+            board.show(texts={"config": config_text(folder.path)})
+        self._writers = [folder, board]
         return done, rows
 
     def save(self, done: int, state: Any, new: Sequence[Row], row: Row | None) -> None:

@@ -53,9 +53,7 @@ def default_run_dir(command: str) -> Path:
 
 @contextlib.contextmanager
 def open_run(run_dir: str | os.PathLike[str], config: Mapping[str, Any]) -> Iterator["RunFolder"]:
-    """Open a run folder, and keep other runs out of it until the block ends.
-
-    What killed runs left half-written there is removed.
+    """Open a run folder, sweep it, and keep other runs out of it until the block ends.
 
     Args:
       run_dir: the folder, as a user gave it; `~` is the home folder.
@@ -74,7 +72,7 @@ def open_run(run_dir: str | os.PathLike[str], config: Mapping[str, Any]) -> Iter
     with locked(path):
         folder = RunFolder(path, config)
         try:
-            # But in no run folder within, which another run may have now.
+            # What killed runs left; but in no run folder within, which another run may have now.
             within = [x for x in path.iterdir() if x.is_dir() and not (x / LOCK).exists()]
             for each in (path, *within):
                 sweep(each)
@@ -98,19 +96,15 @@ class RunFolder:
     """A folder that belongs to one configuration.
 
     Holds `config.json`, `environment.json`, `metrics.jsonl` and whatever the run adds. A run opens
-    it by `open_run`, which keeps other runs out.
+    it by `open_run`, which keeps other runs out. What cannot be read or written is a
+    `RunFolderError`.
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any]):
         """Create the folder, or take up the one that is there.
 
-        Args:
-          path: the folder.
-          config: all that shapes the run's result, as JSON data.
-
         Raises:
-          RunFolderError: if the folder belongs to another configuration, is damaged, or cannot be
-            written. All that write to it raise this too.
+          RunFolderError: if it belongs to another configuration, or is damaged.
         """
         self.path = path
         config = json.loads(json.dumps(config))  # as it reads back: tuples become lists
@@ -161,8 +155,7 @@ class RunFolder:
             is damaged.
 
         Raises:
-          RunFolderError: if another line is no JSON, is no object or fails the check, or the file
-            cannot be read.
+          RunFolderError: if another line is no JSON, is no object or fails the check.
         """
         path = self.path / name
         lines = read_bytes(path).splitlines(keepends=True) if path.exists() else []
@@ -205,11 +198,7 @@ class RunFolder:
 
 @contextlib.contextmanager
 def writing(name: str, folder: Path) -> Iterator[None]:
-    """Tell what could not be written where, and how to resume.
-
-    Raises:
-      RunFolderError: instead of an `OSError`.
-    """
+    """Raise a `RunFolderError` that says how to resume in place of an `OSError`."""
     try:
         yield
     except OSError as error:
@@ -220,11 +209,7 @@ def writing(name: str, folder: Path) -> Iterator[None]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """What a file of a run folder holds.
-
-    Raises:
-      RunFolderError: if it cannot be read.
-    """
+    """What a file of a run folder holds; a `RunFolderError` if it cannot be read."""
     try:
         check_regular(path)
         return path.read_bytes()
@@ -233,11 +218,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in a file of a run folder.
-
-    Raises:
-      RunFolderError: if the file cannot be read, or is no JSON.
-    """
+    """The JSON value in a file of a run folder; a `RunFolderError` if it is none."""
     try:
         return json.loads(read_bytes(path))
     except (ValueError, RecursionError) as error:
