@@ -7,9 +7,9 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from edl_jax.errors import ConfigError, EDLError, RunFolderError, shortened
 from edl_jax.runs import environment
@@ -19,30 +19,6 @@ from edl_jax.runs.storage import append, check_regular, sweep, user_path, write_
 METRICS = "metrics.jsonl"
 Row = dict[str, Any]
 _NO_MEMORY = re.compile("RESOURCE_EXHAUSTED")  # how JAX's message begins
-
-
-class RowLog(NamedTuple):
-    """A file of rows that checkpoints count on.
-
-    Attributes:
-      name: the file.
-      unit: what its rows are numbered by, such as `epoch`.
-      due: from the step of a checkpoint, the numbers of the rows before it, in order.
-    """
-
-    name: str
-    unit: str
-    due: Callable[[int], list[int]]
-
-    def check(self, row: Row) -> None:
-        """Refuse, by a `KeyError` or `ValueError`, a row without a number."""
-        if type(row[self.unit]) is not int:
-            raise ValueError(f"its {self.unit} is {row[self.unit]!r}")
-
-    def before(self, step: int, rows: Sequence[Row]) -> list[Row]:
-        """The rows that belong before a checkpoint, missing and doubled ones as they are."""
-        last = max(self.due(step), default=-1)
-        return [row for row in rows if row[self.unit] <= last]
 
 
 def default_run_dir(command: str) -> Path:
@@ -137,10 +113,6 @@ class RunFolder:
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         with writing(name, self.path):
             append(self.path / name, lines.encode())  # a checkpoint counts on it
-
-    def write(self, log: RowLog, rows: Sequence[Row]) -> None:
-        """Append rows of metrics; makes the folder a `MetricWriter`."""
-        self.append_rows(map(as_finite, rows), log.name)
 
     def read_rows(
         self, name: str = METRICS, *, check: Callable[[dict[str, Any]], Any] = id

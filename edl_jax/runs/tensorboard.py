@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from edl_jax.runs.folder import METRICS, Row, RowLog, read_json, writing
+from edl_jax.runs.folder import METRICS, Row, read_json, writing
 
 FOLDER = "tensorboard"
 _NONE: Mapping[str, Any] = MappingProxyType({})
@@ -53,16 +53,17 @@ class TensorBoard:
         with contextlib.suppress(OSError):
             self._writer.close()
 
-    def write(self, log: RowLog, rows: Sequence[Row]) -> None:
-        """Show the numbers of rows, whole and at once."""
-        group = "" if log.name == METRICS else f"{Path(log.name).stem}/"
+    def write(self, name: str, rows: Sequence[Row]) -> None:
+        """Show the numbers of rows, whole and at once; the first in a row is its step."""
+        group = "" if name == METRICS else f"{Path(name).stem}/"
         for row in rows:
+            (_, step), *items = row.items()
             numbers = [
-                self._summaries.Summary.Value(tag=f"{group}{name}", simple_value=value)
-                for name, value in row.items()
-                if isinstance(value, int | float) and name != log.unit
+                self._summaries.Summary.Value(tag=f"{group}{key}", simple_value=value)
+                for key, value in items
+                if isinstance(value, int | float)
             ]
-            self._show(numbers, row[log.unit])
+            self._show(numbers, step)
 
     def show(self, *, texts: Mapping[str, str] = _NONE, images: Mapping[str, Path] = _NONE) -> None:
         """Show texts, as Markdown, and PNG files by name."""
