@@ -116,9 +116,7 @@ class RunFolder:
         with writing(name, self.path):
             append(self.path / name, lines.encode())  # a checkpoint counts on it
 
-    def read_rows(
-        self, name: str = METRICS, *, check: Callable[[dict[str, Any]], Any] = id
-    ) -> list[dict[str, Any]]:
+    def read_rows(self, name: str = METRICS, *, check: Callable[[Row], Any] = id) -> list[Row]:
         """The rows written so far; a last line cut short by a kill is dropped.
 
         Cut short is a last line that is no JSON, or has no line break and fails the check.
@@ -155,19 +153,15 @@ class RunFolder:
 
     def resume_rows(
         self,
-        is_kept: Callable[[dict[str, Any]], bool] = lambda row: True,
+        is_kept: Callable[[Row], bool] = lambda row: True,
         name: str = METRICS,
         *,
-        check: Callable[[dict[str, Any]], Any] = id,
-    ) -> list[dict[str, Any]]:
+        check: Callable[[Row], Any] = id,
+    ) -> list[Row]:
         """The rows to resume from; the others, and a line cut short, are removed from the file."""
         rows = [row for row in self.read_rows(name, check=check) if is_kept(row)]
-        self.rewrite_rows(rows, name)
-        return rows
-
-    def rewrite_rows(self, rows: Iterable[Mapping[str, Any]], name: str = METRICS) -> None:
-        """Write these rows in place of all that are there."""
         self.write_text(name, "".join(json.dumps(row) + "\n" for row in rows))
+        return rows
 
 
 @contextlib.contextmanager
