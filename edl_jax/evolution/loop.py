@@ -15,7 +15,7 @@ from edl_jax.evolution.config import PretrainConfig
 from edl_jax.evolution.engine import Evolution, Log, State
 from edl_jax.runs.devices import on_every_device, to_every_device
 from edl_jax.runs.fit import fit
-from edl_jax.runs.folder import METRICS, Row, RowLog, RunFolder
+from edl_jax.runs.folder import METRICS, Row, RunFolder
 
 HELD_OUT_FILE = "held_out.jsonl"
 
@@ -49,7 +49,7 @@ class Generations(NamedTuple):
 class EvolutionRun:
     """A run of generations; see `edl_jax.runs.fit.Run`."""
 
-    name, unit = "evolve", "generation"
+    name, unit, files = "evolve", "generation", (METRICS, HELD_OUT_FILE)
 
     def __init__(
         self,
@@ -61,17 +61,9 @@ class EvolutionRun:
     ):
         """Prepare a run; `key` is that of the generations."""
         self.total, self.mesh = config.generations, mesh
-        self.period = self.chunk = chunk = config.generations_per_chunk
-        self.logs: tuple[RowLog, ...] = (
-            RowLog(METRICS, "generation", lambda step: list(range(step))),
-            RowLog(
-                HELD_OUT_FILE,
-                "generation",
-                lambda step: [min(end, step) - 1 for end in range(chunk, step + chunk, chunk)],
-            ),
-        )
+        self.period = self.chunk = config.generations_per_chunk
         self._config, self._evolution, self._key, self._monitor = config, evolution, key, monitor
-        self._advance = make_chunk(chunk, evolution, mesh)
+        self._advance = make_chunk(self.chunk, evolution, mesh)
         self._candidates = jax.jit(evolution.candidates)
 
     def init(self, key: jax.Array) -> Generations:
