@@ -19,11 +19,11 @@ from flax import nnx
 
 from benchmarks.common import caption, open_folder, parser, stop
 from benchmarks.report import table, write_report
-from edl_jax.evolution import PretrainConfig, make_evolution
-from edl_jax.objective import MARGINS, margin_violation
+from edl_jax.evolution import PretrainConfig, make_evolution, run_keys
+from edl_jax.evolution.pretraining import held_out_pairs, pretrain
+from edl_jax.objective import MARGINS, margin_violation, rank_metrics
 from edl_jax.runs.folder import as_json, read_json
 from edl_jax.studies import AblateConfig
-from edl_jax.studies.ablation.seeds import SeedRuns, keys_of, make_seed_runs
 
 NAME = "gradient_fit"
 BASE = AblateConfig().pretrain
@@ -42,16 +42,23 @@ METRICS = ("objective", "pairwise_accuracy")
 _LEARNING_RATE, _STEPS = 3e-3, 3000
 
 
-def evolve(config: PretrainConfig, runs: SeedRuns, keys: jax.Array) -> nnx.State:
-    """Evolved networks, one for each key."""
-    last = np.int32(config.generations)
-    return runs.winners(keys, runs.advance(keys, runs.init(keys), np.int32(0), last))
+def evolve(config: PretrainConfig) -> Any:
+    """An evolved network."""
+    return pretrain(config).loss.network()
 
 
-def fit(config: PretrainConfig, runs: SeedRuns, keys: jax.Array, steps: int) -> nnx.State:
-    """Networks from the same kind of fresh ones, fitted by Adam."""
+def fresh(config: PretrainConfig) -> nnx.State:
+    """The first network of the same evolution's first generation."""
+    evolution, key = make_evolution(config), jax.random.key(config.seed)
+    candidates = evolution.candidates(jax.jit(evolution.init)(run_keys(key)[0]))
+    return jax.tree.map(lambda x: x[0], candidates)
+
+
+def fit(config: PretrainConfig, steps: int) -> Any:
+    """The network fitted by Adam from a fresh one."""
     evolution, margin = make_evolution(config), MARGINS[config.margin]
     optimizer = optax.adam(optax.schedules.cosine_decay_schedule(_LEARNING_RATE, steps))
+    key = jax.random.key(config.seed)
 
     def objective(solution: nnx.State, key: jax.Array) -> jax.Array:
         batch = evolution.observe(key, evolution.sample(key))
@@ -59,7 +66,8 @@ def fit(config: PretrainConfig, runs: SeedRuns, keys: jax.Array, steps: int) -> 
         opponents = config.num_opponents
         return margin_violation(losses, batch.severities, margin=margin, num_opponents=opponents)
 
-    def fitted(key: jax.Array, solution: nnx.State) -> nnx.State:
+    @jax.jit
+    def fitted(solution: nnx.State) -> nnx.State:
         def step(carry: Any, index: jax.Array) -> tuple[Any, None]:
             solution, state = carry
             gradient = jax.grad(objective)(solution, jax.random.fold_in(key, index))
@@ -71,7 +79,21 @@ def fit(config: PretrainConfig, runs: SeedRuns, keys: jax.Array, steps: int) -> 
         )
         return solution
 
-    return jax.jit(jax.vmap(fitted))(keys, runs.leaders(runs.init(keys)))
+    return nnx.merge(evolution.graphdef, fitted(fresh(config)))
+
+
+def measure(config: PretrainConfig, network: Any) -> dict[str, float]:
+    """The objective and pairwise accuracy on held-out pairs that nothing was chosen on."""
+    evolution, margin = make_evolution(config), MARGINS[config.margin]
+    key = run_keys(jax.random.key(config.seed))[3]
+    pairs = held_out_pairs(jax.jit(evolution.sample), key, config)
+    batch = jax.jit(evolution.observe)(key, pairs)
+    losses = network.from_features(batch.features)
+    objective = margin_violation(
+        losses, batch.severities, margin=margin, num_opponents=config.num_opponents
+    )
+    ranks = rank_metrics(losses, batch.severities, batch.regimes, margin=margin)
+    return {"objective": float(objective), "pairwise_accuracy": ranks["pairwise_accuracy"]}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -89,11 +111,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = folder.resume_rows()
     for change in changes[len(rows) :]:
         config = dataclasses.replace(base, **change)
-        runs, keys = make_seed_runs(config, len(seeds)), keys_of(seeds)
-        networks = evolve(config, runs, keys), fit(config, runs, keys, steps)
         row: dict[str, Any] = {"setting": _named(change)}
-        for way, found in zip(WAYS, networks, strict=True):
-            measured = runs.measure(keys, found)
+        for way in WAYS:
+            measured = []
+            for seed in seeds:
+                own = dataclasses.replace(config, seed=seed)
+                network = evolve(own) if way == "evolution" else fit(own, steps)
+                measured.append(measure(own, network))
             row[way] = {name: [metrics[name] for metrics in measured] for name in METRICS}
         folder.append_rows([row])
         rows.append(row)

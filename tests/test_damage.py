@@ -7,9 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from edl_jax.studies.ablation.study import check_row
-from edl_jax.studies.comparison.runs import check_cell
-from edl_jax.studies.transferability import rows
 from tests.test_resume import flip, truncate
 from tests.toy_runs import STEPS, assert_refused, resumed, run, toy
 
@@ -191,67 +188,3 @@ def test_a_checkpoint_whose_record_is_damaged_is_not_taken_for_another_versions(
         damage(record)
     assert resumed(run) == 4
     assert (run / "damaged-checkpoint-6-0").is_dir()
-
-
-CELL = {
-    **{"phase": "comparison", "loss": "edl", "model": "resnet8", "dataset": "digits"},
-    **{"noise_rate": 0.0, "learning_rate": 0.1, "seed": 0, "chance": 0.1, "diverged": None},
-    **{"test_accuracy": 0.5, "test_nll": None, "test_calibration_error": 0.1},
-    "epochs": [{"accuracy": 0.5, "evaluated_on": "test"}],
-}
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        *({name: value} for name in ("seed", "chance") for value in (None, "0", True)),
-        *({"test_nll": value} for value in ("x", [1], True)),
-        *({"epochs": value} for value in (None, "x", [], [1], [{"accuracy": 0.5}])),
-        {"epochs": [{"accuracy": 0.5, "evaluated_on": "x"}]},
-        {"loss": ["edl"]},
-    ],
-)
-def test_a_damaged_cell_of_a_comparison_is_refused(damage):
-    check_cell(CELL)
-    with pytest.raises((KeyError, TypeError, ValueError)):
-        check_cell(CELL | damage)
-
-
-ROW = {
-    **{"mutation": "gaussian", "severity": "surprisal", "selection": "plus", "strategy": "es"},
-    **{"population_size": 8, "seeds": [0, 1], "generations": [1], "curves": [[0.5], [None]]},
-    **{"reached": {"0.7": [1, None]}, "area": [0.5, None], "step_sizes": [0.1, 0.1]},
-    **{"final": [{"objective": 0.5}, {}], "evaluations": 8, "run_seconds": 0.1},
-}
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        *({name: None} for name in ROW if name in ("seeds", "curves", "reached", "final")),
-        *({name: ["x", 1]} for name in ("curves", "area", "step_sizes", "final")),
-        {"mutation": {}},
-        {"final": [{}]},
-        {"reached": {"0.7": [1]}},
-        {"run_seconds": 0},
-    ],
-)
-def test_a_damaged_row_of_an_ablation_is_refused(damage):
-    check_row(ROW)
-    with pytest.raises((KeyError, TypeError, ValueError)):
-        check_row(ROW | damage)
-
-
-COMPARED = {
-    **{"loss": "edl", "seed": 0, "epoch": 1, "part": "test"},
-    **{"references": {"mixture": {"distance": 0.5}}, "ranking": {"pairwise_accuracy": 0.5}},
-}
-
-
-@pytest.mark.parametrize(
-    "damage", [{"loss": {}}, *({x: y} for x in ("references", "ranking") for y in (None, {}, "x"))]
-)
-def test_a_damaged_comparison_of_outputs_is_refused(damage):
-    rows.check_row(COMPARED)
-    with pytest.raises((KeyError, TypeError, ValueError)):
-        rows.check_row(COMPARED | damage)
