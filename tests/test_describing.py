@@ -29,6 +29,9 @@ from edl_jax.errors import RunFolderError
 from edl_jax.evolution.pretraining import own_parts
 from edl_jax.losses import Provenance
 from edl_jax.runs.describing import describe
+from edl_jax.studies import Study, ablate
+from edl_jax.studies.ablate import Cell
+from tests.test_ablate import SMALL
 from tests.test_evolution import TINY
 
 MANY = np.zeros(2000)  # so many that NumPy's repr leaves some out
@@ -173,18 +176,27 @@ PARTS = {
 @pytest.mark.parametrize("kind", PARTS)
 def test_a_run_folder_knows_the_parts_that_a_user_has_registered(kind, tmp_path):
     registry, make = PARTS[kind]
+    monkeypatch.setattr(Cell, "run", lambda _: {"violated_margins": 0.5, "area": 0.5})
+    monkeypatch.setitem(ablate.__globals__, "_study", lambda *_: Study("", [], {}, {}))
+    monkeypatch.setattr(Study, "written", lambda *_: None)
     with registry.restored():
         registry.register("mine")(make(1.0))
         config = dataclasses.replace(TINY, **{kind: "mine"})
+        small = dataclasses.replace(
+            SMALL, grid={}, pretrain=dataclasses.replace(SMALL.pretrain, **{kind: "mine"})
+        )
         before = own_parts(config)
         assert list(before) == [f"{kind} mine"]
         if kind == "severity":  # which alone is evolved with here
-            first = pretrain(config, run_dir=tmp_path).metrics
-            assert pretrain(config, run_dir=tmp_path).metrics == first
+            first = pretrain(config, run_dir=tmp_path / "pretrain").metrics
+            assert pretrain(config, run_dir=tmp_path / "pretrain").metrics == first
+        ablate(small, run_dir=tmp_path / "ablate", executor="1")
         registry.register("mine")(make(1.0))
-        assert own_parts(config) == before
+        ablate(small, run_dir=tmp_path / "ablate", executor="1")
         registry.register("mine")(make(2.0))
         assert own_parts(config) != before
+        with pytest.raises(RunFolderError, match=f"parts.{kind} mine is"):
+            ablate(small, run_dir=tmp_path / "ablate", executor="1")
         if kind == "severity":
             with pytest.raises(RunFolderError, match=f"parts.{kind} mine is"):
                 pretrain(config, run_dir=tmp_path)
