@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import logging
+import os
 import random
 import resource
 import shutil
@@ -57,11 +58,12 @@ def test_sigterm_saves_and_exits_with_a_status_of_its_own(tmp_path, whole):
     )
     command = [sys.executable, "-m", "edl_jax", "pretrain", "--config", str(config)]
     command += ["--run-dir", str(tmp_path / "run"), "--quiet"]
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(jax.device_count())}  # as in `whole`
     statuses = []
     while not (tmp_path / "run" / "loss.safetensors").exists():
         assert len(statuses) < 5
         pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-        process = subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)
         metrics = tmp_path / "run" / "metrics.jsonl"
         before = metrics.stat().st_mtime_ns if metrics.exists() else 0
         while len(statuses) < 2 and process.poll() is None:
