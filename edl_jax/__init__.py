@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from edl_jax.errors import EDLError
     from edl_jax.evolution import PretrainConfig
     from edl_jax.evolution.pretraining import PretrainResult, pretrain
-    from edl_jax.losses import LOSSES, EvolvedLoss, load_pretrained
+    from edl_jax.losses import LOSSES, EvolvedLoss, LossMethod, Student, load_pretrained
     from edl_jax.networks import ClassAgnosticNetwork, PairNetwork
     from edl_jax.objective import MARGINS, SEVERITIES
     from edl_jax.pairs import Mixture, Pairs, sample_pairs
@@ -26,6 +26,7 @@ _HOMES = {
     "EDLError": "errors",
     "EvolvedLoss": "losses",
     "LOSSES": "losses",
+    "LossMethod": "losses",
     "MARGINS": "objective",
     "MUTATIONS": "strategies",
     "Mixture": "pairs",
@@ -35,6 +36,7 @@ _HOMES = {
     "PretrainResult": "evolution.pretraining",
     "SEVERITIES": "objective",
     "STRATEGIES": "strategies",
+    "Student": "losses",
     "TrainConfig": "training",
     "TrainResult": "training",
     "load_pretrained": "losses",
@@ -56,11 +58,13 @@ __all__ = [
     "ClassAgnosticNetwork",
     "EDLError",
     "EvolvedLoss",
+    "LossMethod",
     "Mixture",
     "PairNetwork",
     "Pairs",
     "PretrainConfig",
     "PretrainResult",
+    "Student",
     "TrainConfig",
     "TrainResult",
     "load_pretrained",

@@ -20,12 +20,11 @@ from edl_jax.evolution.pretraining import pretrain
 from edl_jax.losses import PRETRAINED, EvolvedLoss
 from edl_jax.losses.by_name import resolve_loss
 from edl_jax.runs.compile_cache import keep_compiled
-from edl_jax.runs.exchange import in_any
 from edl_jax.runs.folder import default_run_dir, writing
 from edl_jax.runs.joining import Processes
 from edl_jax.runs.locks import locked
 from edl_jax.runs.preemption import EXIT_PREEMPTED, EXIT_REFUSED, Terminated, exit_status
-from edl_jax.runs.processes import is_first
+from edl_jax.runs.processes import in_any, is_first
 from edl_jax.runs.storage import user_path
 from edl_jax.runs.tensorboard import add_results
 from edl_jax.studies import (
@@ -97,7 +96,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             folder = user_path(arguments.run_dir)
         keep_compiled()
-        progress = not arguments.quiet and sys.stderr.isatty()
+        # A run tells its progress in plain lines where there is no terminal.
+        is_told = name in ("pretrain", "train") or sys.stderr.isatty()
+        progress = not arguments.quiet and is_told
         unseen = contextlib.redirect_stdout(io.StringIO())
         with unseen if arguments.quiet else contextlib.nullcontext():
             run(arguments.settings, folder, progress)

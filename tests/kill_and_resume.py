@@ -24,15 +24,15 @@ ROOT = Path(__file__).parents[1]
 SCRIPT = """
 import dataclasses, resource, sys
 from edl_jax import EDLError, pretrain
-from edl_jax.evolution import loop
+from edl_jax.runs import fit
 from tests.test_evolution import TINY
 
-def resume(*arguments, original=loop.resume):
+def resume(*arguments, original=fit.resume):
     found = original(*arguments)
     print("resumed from", found[0], file=sys.stderr, flush=True)
     return found
 
-loop.resume = resume
+fit.resume = resume
 if len(sys.argv) > 3:
     resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[3]),) * 2)
 try:

@@ -62,7 +62,7 @@ LEADS_ON = {
     "a strange file": (lambda path: (path / "checkpoints" / "06").write_text("x"), 6),
     "a taken name": (
         lambda path: (
-            flip(path / "checkpoints/6/record/metadata"),
+            flip(path / "checkpoints/6/metrics/metrics"),
             (path / "damaged-checkpoint-6-0").write_text("mine"),
         ),
         4,
@@ -75,7 +75,7 @@ LEADS_ON = {
         4,
     ),
     "deep JSON": (
-        lambda path: (path / "checkpoints/6/record/metadata").write_text("[" * 99_999),
+        lambda path: (path / "checkpoints/6/metrics/metrics").write_text("[" * 99_999),
         4,
     ),
     "a pipe": (
@@ -156,7 +156,7 @@ DEAD_ENDS = {
         "is a pipe, socket or device",
     ),
     "every checkpoint is damaged": (
-        lambda path: [truncate(x) for x in path.glob("checkpoints/*/record/metadata")],
+        lambda path: [truncate(x) for x in path.glob("checkpoints/*/metrics/metrics")],
         r"no checkpoint in .* can be used; that of step 6 is damaged.*left as it is.*rename",
     ),
     "no checkpoints": (
@@ -184,9 +184,9 @@ def test_following_the_advice_to_remove_a_line_leads_on(run):
 
 @pytest.mark.parametrize("damage", [truncate, flip, Path.unlink], ids=lambda f: f.__name__)
 def test_a_checkpoint_whose_record_is_damaged_is_not_taken_for_another_versions(run, damage):
-    record = run / "checkpoints" / "6" / "record" / "metadata"
+    record = run / "checkpoints" / "6" / "metrics" / "metrics"
     if damage is flip:  # a bit that leaves it JSON
-        record.write_text(record.read_text().replace("float32[1000]", "float32[1001]"))
+        record.write_text(record.read_text().replace('"sha256": "', '"sha256": "0'))
     else:
         damage(record)
     assert resumed(run) == 4

@@ -8,8 +8,8 @@ from flax import nnx
 
 from edl_jax import EvolvedLoss, cli, load_pretrained
 from edl_jax.errors import ConfigError, LossFileError
-from edl_jax.losses.adaptive import AdaptiveBarron
-from edl_jax.losses.cross_entropies import cross_entropy
+from edl_jax.losses.formulas.cross_entropies import cross_entropy
+from edl_jax.losses.formulas.robust_barron import AdaptiveBarron
 from edl_jax.networks import Architecture
 from edl_jax.pairs import Pairs
 from edl_jax.studies.inspection import loss_shape as shape, study as inspection

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import orbax.checkpoint
 import pytest
 
 from edl_jax import pretrain
@@ -120,7 +121,7 @@ def test_the_last_and_the_best_are_kept(tmp_path):
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         for step, score in enumerate([0.1, 0.9, 0.3, 0.2, 0.5, 0.4], start=1):
             checkpoints.save(step, tree(step), score=score)
-    with Checkpoints(tmp_path, keep=2) as checkpoints:  # also by a run that goes on
+    with Checkpoints(tmp_path, keep=2) as checkpoints:  # also by a run that resumes
         checkpoints.save(7, tree(7), score=0.0)
     assert sorted(int(x.name) for x in tmp_path.iterdir()) == [2, 6, 7]
 
@@ -168,7 +169,7 @@ def test_whatever_file_of_the_newest_checkpoint_is_damaged_the_result_is_right(
 
 def test_an_old_checkpoint_that_is_damaged_leaves_the_newer_ones_alone(tmp_path):
     saved(tmp_path / "checkpoints")
-    (tmp_path / "checkpoints" / "1" / "record" / "metadata").write_text("{")
+    (tmp_path / "checkpoints" / "1" / "metrics" / "metrics").write_text("{")
     step, found = restored(tmp_path / "checkpoints")
     assert step == 3
     np.testing.assert_array_equal(found["a"], tree(3)["a"])
@@ -185,7 +186,7 @@ def test_a_checkpoint_that_cannot_be_read_now_is_not_called_damaged(tmp_path, nu
         Checkpoints(tmp_path / "checkpoints", keep=3) as checkpoints,
         monkeypatch.context() as patch,
     ):
-        patch.setattr(checkpoints._manager, "restore", refuse)
+        patch.setattr(orbax.checkpoint.Checkpointer, "restore", refuse)
         with pytest.raises(
             RunFolderError, match=r"step 3 .* cannot be read .*not now.*left as it is"
         ):
@@ -204,7 +205,7 @@ def test_a_checkpoint_of_another_version_is_refused_and_not_called_damaged(tmp_p
     assert restored(tmp_path / "checkpoints")[0] == 3
 
 
-def test_a_run_goes_on_from_before_a_damaged_checkpoint_to_the_same_result(tmp_path, whole):
+def test_a_run_resumes_from_before_a_damaged_checkpoint_to_the_same_result(tmp_path, whole):
     shutil.copytree(whole, tmp_path / "run")
     newest = tmp_path / "run" / "checkpoints" / str(GENERATIONS)
     truncate(max(files_of(newest), key=lambda x: x.stat().st_size))
@@ -272,7 +273,7 @@ def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path, caplog):
 
 
 @pytest.mark.filterwarnings("ignore:Error writing persistent compilation cache:UserWarning")
-def test_a_run_on_a_full_disk_ends_with_an_error_and_goes_on_when_there_is_room(tmp_path, whole):
+def test_a_run_on_a_full_disk_ends_with_an_error_and_resumes_when_there_is_room(tmp_path, whole):
     """Some way into the run no file may grow any more: what comes first fails."""
     config = dataclasses.replace(TINY, generations=GENERATIONS)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

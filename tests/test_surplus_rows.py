@@ -1,20 +1,31 @@
 """Rows that are missing, or there twice, are noticed by training and pretraining alike."""
 
+from types import SimpleNamespace
+
 import pytest
 
+from edl_jax import PretrainConfig, TrainConfig
 from edl_jax.errors import RunFolderError
-from edl_jax.evolution import loop as evolution_loop
-from edl_jax.evolution.loop import HELD_OUT_FILE
+from edl_jax.evolution.loop import HELD_OUT_FILE, EvolutionRun
 from edl_jax.runs.checkpoints import Checkpoints
+from edl_jax.runs.devices import device_mesh
+from edl_jax.runs.fit import resume
 from edl_jax.runs.folder import RunFolder
-from edl_jax.training import loop as training_loop
+from edl_jax.training.loop import TrainingRun
 from tests.toy_runs import tree
+
+TRAINING = TrainingRun(TrainConfig(epochs=3), SimpleNamespace(steps_per_epoch=4, mesh=None), seed=0)
+
+
+def taken_up(run, path):
+    with Checkpoints(path / "checkpoints", keep=3) as checkpoints:
+        step, _, rows = resume(RunFolder(path, {}), checkpoints, tree(0), run.logs, run.period)
+    return step, *rows
 
 
 def train_rows(path, step):
     """As a training of four steps an epoch takes it up."""
-    with Checkpoints(path / "checkpoints", keep=3) as checkpoints:
-        (found, rows), _ = training_loop._taken_up(tree(0), RunFolder(path, {}), checkpoints, 4)
+    found, rows = taken_up(TRAINING, path)
     assert found == step
     return [row["epoch"] for row in rows]
 
@@ -61,17 +72,20 @@ def test_a_training_notices_missing_and_surplus_rows(tmp_path, epochs, saved, st
     ids=str,
 )
 def test_a_pretraining_notices_missing_and_surplus_held_out_rows(tmp_path, chunks, saved, step):
+    config = PretrainConfig(generations=13, generations_per_chunk=5)
+    evolution = SimpleNamespace(candidates=lambda state: state)
+    run = EvolutionRun(config, evolution, device_mesh("pop"), None, None)
     folder = RunFolder(tmp_path, {})
     folder.append_rows({"generation": n} for n in range(max([*saved, 5])))
     folder.append_rows(({"generation": n} for n in chunks), HELD_OUT_FILE)
     with Checkpoints(tmp_path / "checkpoints", keep=3) as checkpoints:
         for each in saved:
             checkpoints.save(each, tree(each), score=0.0)
-        if step is None:
-            with pytest.raises(RunFolderError, match=r"but held_out of \d gen|no checkpoint"):
-                evolution_loop._taken_up(tree(0), folder, checkpoints, 5)
-            return
-        (first, rows, held_out), _ = evolution_loop._taken_up(tree(0), folder, checkpoints, 5)
+    if step is None:
+        with pytest.raises(RunFolderError, match=r"but held_out of \d gen|no checkpoint"):
+            taken_up(run, tmp_path)
+        return
+    first, rows, held_out = taken_up(run, tmp_path)
     assert first == step
     assert [row["generation"] for row in rows] == list(range(step))
     assert [row["generation"] for row in held_out] == [n for n in chunks if n < step]

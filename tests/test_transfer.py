@@ -183,9 +183,9 @@ def test_nothing_finished_is_run_again(run, monkeypatch):
     ran = []
     original = recording.run_training
 
-    def run_training(config, functions, seeds, **options):
-        ran.extend(seeds)
-        return original(config, functions, seeds, **options)
+    def run_training(config, functions, seed, **options):
+        ran.append(seed)
+        return original(config, functions, seed, **options)
 
     monkeypatch.setattr(recording, "run_training", run_training)
     whole = (folder / "comparisons.jsonl").read_text()

@@ -3,15 +3,46 @@
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from edl_jax.errors import RunFolderError
 from edl_jax.runs.checkpoints import Checkpoints
-from edl_jax.runs.folder import RunFolder, open_run
-from edl_jax.runs.resuming import RowLog, resume
+from edl_jax.runs.devices import device_mesh, to_every_device
+from edl_jax.runs.fit import resume
+from edl_jax.runs.folder import RowLog, RunFolder, open_run
 
 STEPS = 6
+
+
+class ToyRun:
+    """What `fit` drives: it adds one in each step, and is measured after every second."""
+
+    name, unit, total, period, chunk = "toy", "step", STEPS, 2, 1
+
+    def __init__(self):
+        self.logs, self.mesh = LOGS, device_mesh("all", jax.devices()[:1])
+
+    def init(self, key):
+        return to_every_device({"n": np.int32(0)}, self.mesh)
+
+    def advance(self, state, n):
+        first = int(state["n"])
+        return to_every_device({"n": np.int32(first + n)}, self.mesh), [
+            {"n": each} for each in range(first, first + n)
+        ]
+
+    def measure(self, state):
+        return {"n": int(state["n"]) - 1, "x": float(state["n"])}
+
+    def score(self, row):
+        return -row["x"]
+
+    def summary(self, row):
+        return f"x {row['x']:g}"
+
+
 LOGS = (
     RowLog("metrics.jsonl", "n", lambda step: list(range(step))),
     RowLog("saves.jsonl", "n", lambda step: list(range(1, step, 2))),

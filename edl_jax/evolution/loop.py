@@ -1,9 +1,7 @@
-"""The host's side of a run: chunks of generations, and a report between two of them."""
+"""An evolution as a run that `fit` drives: chunks of generations that stay on the devices."""
 
-import contextlib
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,21 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from tqdm import tqdm
 
-from edl_jax.errors import EDLError, Preempted
+from edl_jax.errors import EDLError
 from edl_jax.evolution.config import PretrainConfig
 from edl_jax.evolution.engine import Evolution, Log, State
-from edl_jax.runs.checkpoints import Checkpoints, open_checkpoints
 from edl_jax.runs.devices import on_every_device, to_every_device
-from edl_jax.runs.exchange import in_any, others_needed
-from edl_jax.runs.folder import RunFolder, as_finite
-from edl_jax.runs.preemption import sigterm_noticed
-from edl_jax.runs.processes import first_does
-from edl_jax.runs.resuming import RowLog, resume
-from edl_jax.runs.tensorboard import Write, open_events
+from edl_jax.runs.fit import fit
+from edl_jax.runs.folder import METRICS, Row, RowLog, RunFolder
 
-Row = dict[str, Any]
 HELD_OUT_FILE = "held_out.jsonl"
 
 
@@ -41,6 +32,82 @@ class Evolved(NamedTuple):
     state: State
     rows: list[Row]
     held_out: list[Row]
+
+
+class Generations(NamedTuple):
+    """How far an evolution is.
+
+    Attributes:
+      done: how many generations are, int32 scalar.
+      state: what they have come to.
+    """
+
+    done: Any
+    state: State
+
+
+class EvolutionRun:
+    """A run of generations; see `edl_jax.runs.fit.Run`."""
+
+    name, unit = "evolve", "generation"
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        evolution: Evolution,
+        mesh: Mesh,
+        key: jax.Array,
+        monitor: Callable[[nnx.State], dict[str, float]],
+    ):
+        """Prepare a run; `key` is that of the generations."""
+        self.total, self.mesh = config.generations, mesh
+        self.period = self.chunk = chunk = config.generations_per_chunk
+        self.logs: tuple[RowLog, ...] = (
+            RowLog(METRICS, "generation", lambda step: list(range(step))),
+            RowLog(
+                HELD_OUT_FILE,
+                "generation",
+                lambda step: [min(end, step) - 1 for end in range(chunk, step + chunk, chunk)],
+            ),
+        )
+        self._config, self._evolution, self._key, self._monitor = config, evolution, key, monitor
+        self._advance = make_chunk(chunk, evolution, mesh)
+        self._candidates = jax.jit(evolution.candidates)
+
+    def init(self, key: jax.Array) -> Generations:
+        """No generation is done yet."""
+        state = jax.device_get(jax.jit(self._evolution.init)(key))
+        return to_every_device(Generations(np.int32(0), state), self.mesh)
+
+    def advance(self, state: Generations, n: int) -> tuple[Generations, list[Row]]:
+        """Run `n` generations.
+
+        Raises:
+          EDLError: if every network of one fails.
+        """
+        first = int(state.done)
+        new, log = self._advance(self._key, state.state, jnp.int32(first), jnp.int32(first + n))
+        columns = jax.device_get(log).items()
+        rows = [
+            {"generation": first + i, **{name: float(column[i]) for name, column in columns}}
+            for i in range(n)
+        ]
+        _check_alive(rows, self._config)
+        return Generations(to_every_device(np.int32(first + n), self.mesh), new), rows
+
+    def measure(self, state: Generations) -> Row:
+        """Measure the leader on held-out pairs."""
+        candidates = self._candidates(jax.device_get(state.state))
+        leader = jax.tree.map(lambda x: x[0], candidates)
+        return {"generation": int(state.done) - 1, **self._monitor(leader)}
+
+    def score(self, row: Row) -> float:
+        """The best leader ranks best."""
+        return row.get("pairwise_accuracy", 0.0)
+
+    def summary(self, row: Row) -> str:
+        """The best fitness."""
+        return f"best fitness {row['best_fitness']:.3g}"
 
 
 def evolve(
@@ -61,63 +128,16 @@ def evolve(
       mesh: the devices, of this process or of several.
       keys: keys of the initial state and of the generations.
       monitor: gives metrics of a network on held-out pairs.
-      folder: where metrics and checkpoints go; what is found there is taken up. Of several
-        processes, the first alone has one.
-      progress: whether to show a progress bar.
+      folder: as of `fit`.
+      progress: as of `fit`.
 
     Raises:
       EDLError: if every network of a generation fails.
-      Preempted: on SIGTERM, after saving; only with a folder.
-      ProcessError: if another process is gone.
-      RunFolderError: if the folder is damaged, or cannot be written.
+      Preempted, ProcessError, RunFolderError: as `fit`.
     """
-    key_init, key_generations = keys
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(others_needed())
-        has_folder = in_any(folder is not None)
-        checkpoints = first_does(
-            partial(open_checkpoints, folder, config.keep_checkpoints), share=False
-        )
-        if checkpoints is not None:
-            stack.enter_context(checkpoints)
-        terminated = stack.enter_context(sigterm_noticed()) if has_folder else lambda: False
-        start = jax.device_get(jax.jit(evolution.init)(key_init))
-        (first, rows, held_out), state = first_does(
-            partial(_taken_up, start, folder, checkpoints, config.generations_per_chunk),
-            like=start,
-        )
-        state = to_every_device(state, mesh)
-        write = first_does(partial(open_events, stack, folder, first), share=False)
-        chunk = make_chunk(config.generations_per_chunk, evolution, mesh)
-        candidates = jax.jit(evolution.candidates)
-        bar = stack.enter_context(
-            tqdm(
-                total=config.generations,
-                initial=first,
-                unit="gen",
-                desc="evolve",
-                disable=not progress,
-            )
-        )
-        while first < config.generations:
-            done = min(first + config.generations_per_chunk, config.generations)
-            state, log = chunk(key_generations, state, jnp.int32(first), jnp.int32(done))
-            log, host = jax.device_get((log, state))
-            new = _rows(log, first, done)
-            _check_alive(new, config)
-            leader = jax.tree.map(lambda x: x[0], candidates(host))
-            watched = {"generation": done - 1, **monitor(leader)}
-            rows, held_out = rows + new, [*held_out, watched]
-            first_does(partial(_save, folder, checkpoints, write, done, host, new, watched))
-            bar.update(done - first)
-            bar.set_postfix_str(f"best fitness {new[-1]['best_fitness']:.3g}")
-            first = done
-            if has_folder and in_any(terminated()):
-                raise Preempted(
-                    f"told to stop by SIGTERM after generation {first} of {config.generations}; "
-                    "everything is saved. Give the same command again to resume."
-                )
-    return Evolved(jax.device_get(state), rows, held_out)
+    run = EvolutionRun(config, evolution, mesh, keys[1], monitor)
+    found = fit(run, keys[0], folder=folder, keep=config.keep_checkpoints, progress=progress)
+    return Evolved(jax.device_get(found.state.state), *found.rows)
 
 
 def make_chunk(
@@ -144,55 +164,6 @@ def make_chunk(
         return jax.lax.scan(body, state, first + jnp.arange(length))
 
     return on_every_device(chunk, mesh, donate_argnums=(1,))
-
-
-def _taken_up(
-    start: State, folder: RunFolder | None, checkpoints: Checkpoints | None, per_chunk: int
-) -> tuple[tuple[int, list[Row], list[Row]], State]:
-    """How many generations a folder has of the run, their rows, and what they have come to."""
-    if folder is None or checkpoints is None:
-        return (0, [], []), start
-
-    def ends(step: int) -> list[int]:
-        """The last generation of each chunk."""
-        return [min(end, step) - 1 for end in range(per_chunk, step + per_chunk, per_chunk)]
-
-    logs = (
-        RowLog("metrics.jsonl", "generation", lambda step: list(range(step))),
-        RowLog(HELD_OUT_FILE, "generation", ends),
-    )
-    first, state, (rows, held_out) = resume(folder, checkpoints, start, logs, per_chunk)
-    return (first, rows, held_out), state
-
-
-def _save(
-    folder: RunFolder | None,
-    checkpoints: Checkpoints | None,
-    write: Write | None,
-    done: int,
-    state: State,
-    rows: list[Row],
-    watched: Row,
-) -> None:
-    if folder is None or checkpoints is None or write is None:
-        return
-    folder.append_rows(as_finite(row) for row in rows)
-    folder.append_rows([as_finite(watched)], HELD_OUT_FILE)
-    for row in rows:
-        write(row["generation"], row)
-    measured = {f"held_out/{x}": value for x, value in watched.items() if x != "generation"}
-    write(watched["generation"], measured)
-    checkpoints.save(done, state, score=watched.get("pairwise_accuracy", 0.0))
-
-
-def _rows(log: dict[str, np.ndarray], first: int, done: int) -> list[Row]:
-    return [
-        {
-            "generation": index,
-            **{name: float(values[index - first]) for name, values in log.items()},
-        }
-        for index in range(first, done)
-    ]
 
 
 def _check_alive(rows: list[Row], config: PretrainConfig) -> None:

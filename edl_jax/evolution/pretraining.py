@@ -90,7 +90,7 @@ def pretrain(
         processes the first alone writes.
       devices: some of `jax.devices()`, among which the population is divided; all, of all
         processes, unless given.
-      progress: whether to show a progress bar.
+      progress: whether to tell how far it is: by a bar on a terminal, by lines elsewhere.
 
     Raises:
       ConfigError: if the strategy refuses the configuration, the devices cannot share the

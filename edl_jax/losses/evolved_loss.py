@@ -63,7 +63,7 @@ class EvolvedLoss(struct.PyTreeNode, eq=False):
     params: Any
     scale: jax.Array
     architecture: Architecture = struct.field(pytree_node=False)
-    provenance: Provenance = struct.field(pytree_node=False, default=Provenance())
+    provenance: Provenance = struct.field(pytree_node=False, repr=False, default=Provenance())
 
     def __call__(
         self,

@@ -1,9 +1,11 @@
-"""What the baseline losses share: their registry, labels of both kinds, checks of options."""
+"""The decorators that turn a formula into a loss with optax's signature, and what formulas read."""
 
+import functools
+import inspect
 import math
 import numbers
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,16 +16,35 @@ from edl_jax.losses.log_probabilities import log_softmax
 from edl_jax.networks.runner_up import Rivals
 from edl_jax.registry import Registry
 
+ArrayLike = jax.typing.ArrayLike
+Formula = Callable[..., jax.Array]
+
 # A function of logits and labels, or an `nnx.Module` class whose instances are called like one.
 LOSSES: Registry[Callable[..., Any]] = Registry("loss")
+
+
+class LossFunction(Protocol):
+    """`(logits, labels) -> losses`, with the options of the formula as keywords."""
+
+    def __call__(
+        self,
+        logits: ArrayLike,
+        labels: ArrayLike,
+        *,
+        axis: int = -1,
+        where: ArrayLike | None = None,
+        **options: Any,
+    ) -> jax.Array:
+        """The loss of each example, `[...]`."""
+        ...
 
 
 class Candidates(NamedTuple):
     """A prediction, and the classes that stand as its label: the label alone, or each in turn.
 
-    A loss is one formula of this, `[..., n]`: with `n = 1` for classes, and with `n = num_classes`
-    for soft labels, whose cost is so that of a few more sums over the classes. What does not
-    depend on the label is `[..., 1]`.
+    A formula takes this to losses `[..., n]`: with `n = 1` for classes, and with `n = num_classes`
+    for soft labels, which so cost a few more sums over the classes. What does not depend on the
+    label is `[..., 1]`.
 
     Attributes:
       logits: `[..., num_classes]`, float32 at least, 0 where masked.
@@ -49,67 +70,127 @@ class Candidates(NamedTuple):
         """`1 - p_y`, `[..., n]`."""
         return -jnp.expm1(self.log_p())
 
-    def rival(self) -> jax.Array:
+    def runner_up(self) -> jax.Array:
         """The largest `log p` of the classes other than the label, `[..., n]`."""
         label, shape = self.label, self.every_log_p.shape
         if label is None:
             label = jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
         return Rivals.among(self.every_log_p).of(label, self.log_p())
 
+    def mean(self, values: jax.Array) -> jax.Array:
+        """Mean `[..., 1]` of `[..., num_classes]` over the classes that take part; 0 if none."""
+        return jnp.sum(values, axis=-1, where=self.where, keepdims=True) / self.num_classes()
+
+    def num_classes(self) -> jax.Array | int:
+        """Number of classes that take part, at least 1: `[..., 1]`, or a number without a mask."""
+        if self.where is None:
+            return self.logits.shape[-1]
+        count = jnp.sum(self.where, axis=-1, keepdims=True)
+        return jnp.maximum(count, 1).astype(self.logits.dtype)
+
+
+def formula(function: Formula) -> LossFunction:
+    """Register a formula as a loss: `(candidates, *, options) -> [..., n]`.
+
+    The loss has the function's name, its options, an `axis`, a mask `where`, integer and soft
+    labels, checks and the logits' dtype; of soft labels `w` it is `sum_k w_k L(x, k)`.
+
+    >>> @formula
+    ... def squared_miss(c, *, factor=1.0):
+    ...     '''Squared probability of the other classes, `factor (1 - p_y)^2`.'''
+    ...     return factor * c.miss() ** 2
+    >>> LOSSES["squared_miss"](jnp.zeros((1, 2)), jnp.asarray([0]), factor=4.0)
+    Array([1.], dtype=float32)
+    """
+    return _registered(function, per_example)
+
+
+def formula_of_weights(function: Formula) -> LossFunction:
+    """Register a loss of a label distribution: `(logits, weights, where, *, options) -> [...]`.
+
+    Logits and weights are `[..., num_classes]`, one-hot for a class; the mask too, or None. Where a
+    mask hides a part of a label, the rest is scaled to sum to 1 and the loss multiplied by what the
+    rest summed to, so that masked classes add nothing here either.
+    """
+    return _registered(function, _per_example_of_weights)
+
 
 def per_example(
-    formula: Callable[[Candidates], jax.Array],
-    logits: jax.typing.ArrayLike,
-    labels: jax.typing.ArrayLike,
-    axis: int,
-    where: jax.typing.ArrayLike | None,
+    function: Formula, logits: ArrayLike, labels: ArrayLike, axis: int, where: ArrayLike | None
 ) -> jax.Array:
-    """A loss from its value for a class; for soft labels `w`, `sum_k w_k L(x, k)`.
-
-    Args:
-      formula: losses `[..., n]` of candidates.
-      logits: as in `check_inputs`, like the other arguments.
-      labels: integer or soft.
-      axis: axis of the classes.
-      where: mask of the examples, `[...]`, or of the classes, of the logits' rank.
-
-    Returns:
-      Losses `[...]` in the logits' dtype.
-    """
-    inputs = check_inputs(logits, labels, axis=axis, where=where)
-    every = Candidates(inputs.logits, log_softmax(inputs.logits, inputs.where), inputs.where, None)
-    losses = inputs.losses(
-        lambda label: formula(every._replace(label=label[..., None]))[..., 0],
-        lambda weights: jnp.sum(weights * formula(every), axis=-1),
+    """Losses `[...]` of a formula of candidates, in the logits' dtype."""
+    x = check_inputs(logits, labels, axis=axis, where=where)
+    every = Candidates(x.logits, log_softmax(x.logits, x.where), x.where, None)
+    losses = x.losses(
+        lambda label: function(every._replace(label=label[..., None]))[..., 0],
+        lambda weights: jnp.sum(weights * function(every), axis=-1),
     )
     return losses.astype(jnp.asarray(logits).dtype)
 
 
-def per_example_of_weights(
-    of_weights: Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array],
-    logits: jax.typing.ArrayLike,
-    labels: jax.typing.ArrayLike,
-    axis: int,
-    where: jax.typing.ArrayLike | None,
+def _per_example_of_weights(
+    function: Formula, logits: ArrayLike, labels: ArrayLike, axis: int, where: ArrayLike | None
 ) -> jax.Array:
-    """A loss that its authors define on label distributions: `L(x, w)`, one-hot for a class.
-
-    `of_weights` takes logits and weights, `[..., num_classes]`, and a mask of that shape or None.
-    Where a mask hides a part of a label, the rest is scaled to sum to 1 and the loss multiplied by
-    what the rest summed to, so that masked classes add nothing here either.
-    """
-    inputs = check_inputs(logits, labels, axis=axis, where=where)
-    x, mask = inputs.logits, inputs.where
+    x = check_inputs(logits, labels, axis=axis, where=where)
 
     def of_soft(weights: jax.Array) -> jax.Array:
-        if mask is None:
-            return of_weights(x, weights, mask)
+        if x.where is None:
+            return function(x.logits, weights, None)
         total = jnp.sum(weights, axis=-1)
         safe = jnp.where(total > 0, total, 1.0)
-        return total * of_weights(x, weights / safe[..., None], mask)
+        return total * function(x.logits, weights / safe[..., None], x.where)
 
-    losses = inputs.losses(lambda label: of_weights(x, one_hot(label, x), mask), of_soft)
+    losses = x.losses(lambda y: function(x.logits, one_hot(y, x.logits), x.where), of_soft)
     return losses.astype(jnp.asarray(logits).dtype)
+
+
+def _registered(function: Formula, evaluate: Callable[..., jax.Array]) -> LossFunction:
+    @functools.wraps(function, assigned=("__module__", "__name__", "__qualname__"))
+    def loss(
+        logits: ArrayLike,
+        labels: ArrayLike,
+        *,
+        axis: int = -1,
+        where: ArrayLike | None = None,
+        **options: Any,
+    ) -> jax.Array:
+        return evaluate(functools.partial(function, **options), logits, labels, axis, where)
+
+    *arrays, axis, where, _ = inspect.signature(loss, follow_wrapped=False).parameters.values()
+    own = inspect.signature(function).parameters.values()
+    options = [x for x in own if x.kind is inspect.Parameter.KEYWORD_ONLY]
+    signature = inspect.Signature([*arrays, *options, axis, where], return_annotation=jax.Array)
+    loss.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue]
+    loss.__doc__ = _documented(function)
+    return LOSSES.register(function.__name__)(loss)
+
+
+_SHARED = """{text}
+
+Args:
+  logits: `[..., num_classes]`, any floating dtype.
+  labels: classes `[...]`, or soft labels `[..., num_classes]`.
+{options}  axis: axis of the classes.
+  where: mask of the examples, `[...]`, or of the classes, of the logits' rank.
+
+Returns:
+  Losses, `[...]`, in the logits' dtype.
+
+Raises:
+  InputError: if shapes, dtypes or labels do not fit.
+  ConfigError: if an option is out of range.
+{references}"""
+
+
+def _documented(function: Formula) -> str:
+    """The formula's docstring, with what all losses share in its `Args` and after them."""
+    text, _, references = inspect.cleandoc(function.__doc__ or "").partition("\n\nReferences:\n")
+    text, _, options = text.partition("\n\nArgs:\n")
+    return _SHARED.format(
+        text=text,
+        options=options and f"{options}\n",
+        references=references and f"\nReferences:\n{references}",
+    )
 
 
 def one_hot(labels: jax.Array, like: jax.Array) -> jax.Array:
@@ -117,49 +198,31 @@ def one_hot(labels: jax.Array, like: jax.Array) -> jax.Array:
     return jax.nn.one_hot(labels, like.shape[-1], dtype=like.dtype)
 
 
-def mean_over_classes(values: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Mean `[..., 1]` of `[..., num_classes]` over the classes that take part; 0 if none does."""
-    if mask is None:
-        return jnp.mean(values, axis=-1, keepdims=True)
-    return jnp.sum(values, axis=-1, where=mask, keepdims=True) / num_taking_part(values, mask)
-
-
-def num_taking_part(values: jax.Array, mask: jax.Array | None) -> jax.Array | int:
-    """The number of classes that take part, at least 1: `[..., 1]`, or a number without a mask."""
-    if mask is None:
-        return values.shape[-1]
-    return jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1).astype(values.dtype)
-
-
 def check_number(
-    name: str, value: Any, low: float, high: float = math.inf, *, open_low: bool = False
+    name: str,
+    value: Any,
+    low: float,
+    high: float = math.inf,
+    *,
+    open_low: bool = False,
+    whole: bool = False,
 ) -> None:
     """Refuse an option that is no number in `[low, high]`, or `(low, high]` if `open_low`.
 
-    Arrays pass, traced or not: their values may not be known.
+    Arrays pass, traced or not, unless it has to be whole: their values may not be known.
 
     Raises:
       ConfigError: naming the option, its value and the range.
     """
-    if isinstance(value, jax.Array):
+    if isinstance(value, jax.Array) and not whole:
         return
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    kind = int if whole else numbers.Real
+    is_number = isinstance(value, kind) and not isinstance(value, bool)
     number = float(value) if is_number else math.nan
     in_range = low < number <= high if open_low else low <= number <= high
     if not in_range or not math.isfinite(number):
         expected = f"more than {low}" if open_low else f"at least {low}"
         if math.isfinite(high):
             expected += f" and at most {high}"
-        raise ConfigError(f"{name} is {value!r}; expected a finite number, {expected}.")
-
-
-def check_count(name: str, value: Any, low: int, high: int) -> None:
-    """Refuse an option that is no whole number in `[low, high]`.
-
-    Raises:
-      ConfigError: naming the option, its value and the range.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise ConfigError(
-            f"{name} is {value!r}; expected a whole number, at least {low} and at most {high}."
-        )
+        number = "whole number" if whole else "finite number"
+        raise ConfigError(f"{name} is {value!r}; expected a {number}, {expected}.")

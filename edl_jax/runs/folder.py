@@ -7,16 +7,42 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from edl_jax.errors import ConfigError, EDLError, RunFolderError, shortened
 from edl_jax.runs import environment
 from edl_jax.runs.locks import LOCK, locked
 from edl_jax.runs.storage import append, check_regular, sweep, user_path, write_atomically
 
+METRICS = "metrics.jsonl"
+Row = dict[str, Any]
 _NO_MEMORY = re.compile("RESOURCE_EXHAUSTED")  # how JAX's message begins
+
+
+class RowLog(NamedTuple):
+    """A file of rows that checkpoints count on.
+
+    Attributes:
+      name: the file.
+      unit: what its rows are numbered by, such as `epoch`.
+      due: from the step of a checkpoint, the numbers of the rows before it, in order.
+    """
+
+    name: str
+    unit: str
+    due: Callable[[int], list[int]]
+
+    def check(self, row: Row) -> None:
+        """Refuse, by a `KeyError` or `ValueError`, a row without a number."""
+        if type(row[self.unit]) is not int:
+            raise ValueError(f"its {self.unit} is {row[self.unit]!r}")
+
+    def before(self, step: int, rows: Sequence[Row]) -> list[Row]:
+        """The rows that belong before a checkpoint, missing and doubled ones as they are."""
+        last = max(self.due(step), default=-1)
+        return [row for row in rows if row[self.unit] <= last]
 
 
 def default_run_dir(command: str) -> Path:
@@ -112,14 +138,18 @@ class RunFolder:
         """Write `value` to the file `name`, whole or not at all."""
         self.write_text(name, json.dumps(value, indent=2) + "\n")
 
-    def append_rows(self, rows: Iterable[Mapping[str, Any]], name: str = "metrics.jsonl") -> None:
+    def append_rows(self, rows: Iterable[Mapping[str, Any]], name: str = METRICS) -> None:
         """Append one JSON line for each row."""
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         with writing(name, self.path):
             append(self.path / name, lines.encode())  # a checkpoint counts on it
 
+    def write(self, log: RowLog, rows: Sequence[Row]) -> None:
+        """Append rows of metrics; makes the folder a `MetricWriter`."""
+        self.append_rows(map(as_finite, rows), log.name)
+
     def read_rows(
-        self, name: str = "metrics.jsonl", *, check: Callable[[dict[str, Any]], Any] = id
+        self, name: str = METRICS, *, check: Callable[[dict[str, Any]], Any] = id
     ) -> list[dict[str, Any]]:
         """The rows written so far; a last line cut short by a kill is dropped.
 
@@ -159,7 +189,7 @@ class RunFolder:
     def resume_rows(
         self,
         is_kept: Callable[[dict[str, Any]], bool] = lambda row: True,
-        name: str = "metrics.jsonl",
+        name: str = METRICS,
         *,
         check: Callable[[dict[str, Any]], Any] = id,
     ) -> list[dict[str, Any]]:
@@ -168,7 +198,7 @@ class RunFolder:
         self.rewrite_rows(rows, name)
         return rows
 
-    def rewrite_rows(self, rows: Iterable[Mapping[str, Any]], name: str = "metrics.jsonl") -> None:
+    def rewrite_rows(self, rows: Iterable[Mapping[str, Any]], name: str = METRICS) -> None:
         """Write these rows in place of all that are there."""
         self.write_text(name, "".join(json.dumps(row) + "\n" for row in rows))
 

@@ -18,7 +18,7 @@ from edl_jax.runs.preemption import interrupt_deferred
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 _ADDRESS = re.compile("[a-z][a-z0-9+.-]+:/")  # such as gs://..., in a Path gs:/...
-_TEMPORARY = ".edl-tmp"  # ends the name of a file that is being written
+TEMPORARY = ".edl-tmp"  # ends the name of a file that is being written
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
@@ -71,7 +71,7 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
     temporary = None
     try:
         with interrupt_deferred():
-            handle, temporary = tempfile.mkstemp(_TEMPORARY, f".{path.name}.", path.parent)
+            handle, temporary = tempfile.mkstemp(TEMPORARY, f".{path.name}.", path.parent)
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
@@ -175,24 +175,13 @@ def sync_tree(path: Path) -> None:
     sync(path.parent)
 
 
-def remove_folder(path: Path) -> None:
-    """Remove a folder: a kill leaves it whole, or under a name that `sweep` looks for.
-
-    Raises:
-      OSError: if it cannot be removed.
-    """
-    doomed = path.with_name(f".{path.name}{_TEMPORARY}")
-    path.rename(doomed)
-    shutil.rmtree(doomed)
-
-
 def sweep(path: Path) -> None:
     """Remove what killed processes were writing or removing in a folder, not in those in it.
 
     Raises:
       OSError: if something cannot be removed.
     """
-    for left in path.glob(f".*{_TEMPORARY}"):
+    for left in path.glob(f".*{TEMPORARY}"):
         if left.is_dir():
             shutil.rmtree(left)
         else:

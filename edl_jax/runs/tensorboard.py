@@ -4,43 +4,47 @@ import contextlib
 import json
 import struct
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from edl_jax.runs.folder import RunFolder, read_json, writing
+from edl_jax.runs.folder import METRICS, Row, RowLog, read_json, writing
 
 FOLDER = "tensorboard"
-Write = Callable[[int, Mapping[str, Any]], None]
 
 
-@contextlib.contextmanager
-def event_file(run_dir: Path, *, first_step: int) -> Iterator[Write]:
-    """A new event file of a run; what TensorBoard shows from `first_step` on is replaced by it.
+class TensorBoard:
+    """The event file of a run: a `MetricWriter`. Use as a context manager."""
 
-    The first of a run, from step 0, begins with the configuration. Gives a function `(step, row)`
-    that writes the row's numbers, whole and at once.
+    def __init__(self, run_dir: Path, *, first_step: int):
+        """Begin a file; what TensorBoard shows from `first_step` on is replaced by it.
 
-    Raises:
-      RunFolderError: if the file cannot be written; so does the function.
-    """
-    events, _ = _protocol()
-    with _writer(run_dir) as add:
+        The first of a run, from step 0, begins with the configuration.
+
+        Raises:
+          RunFolderError: if the file cannot be written; so does `write`.
+        """
+        events, _ = _protocol()
+        self._stack = contextlib.ExitStack()
+        self._add = self._stack.enter_context(_writer(run_dir))
         start = events.SessionLog(status=events.SessionLog.START)
-        add(events.Event(step=first_step, session_log=start))
+        self._add(events.Event(step=first_step, session_log=start))
         if first_step == 0:
-            add(_event([_text("config", config_text(run_dir))]))
-        yield lambda step, row: add(_event(_numbers(row), step))
+            self._add(_event([_text("config", config_text(run_dir))]))
 
+    def __enter__(self) -> "TensorBoard":
+        return self
 
-def open_events(
-    stack: contextlib.ExitStack, folder: RunFolder | None, first_step: int
-) -> Write | None:
-    """Open a new `event_file` of a run folder, if there is one, for as long as `stack` is open."""
-    if folder is None:
-        return None
-    return stack.enter_context(event_file(folder.path, first_step=first_step))
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def write(self, log: RowLog, rows: Sequence[Row]) -> None:
+        """Show the numbers of rows, whole and at once."""
+        group = "" if log.name == METRICS else f"{Path(log.name).stem}/"
+        for row in rows:
+            numbers = {f"{group}{name}": value for name, value in row.items() if name != log.unit}
+            self._add(_event(_numbers(numbers), row[log.unit]))
 
 
 def add_results(
@@ -111,7 +115,7 @@ def _numbers(row: Mapping[str, Any]) -> list[Any]:
     return [
         summaries.Summary.Value(tag=name, simple_value=value)
         for name, value in row.items()
-        if isinstance(value, int | float) and name not in ("generation", "epoch")
+        if isinstance(value, int | float)
     ]
 
 

@@ -92,7 +92,7 @@ def record(
                 logits = functions.outputs(state, key, split, rows[split])
                 found[split].append(log_softmax(logits.astype(np.float64), axis=-1))
 
-    run_training(config, functions, [seed], report=report, watch=watch, test=False)
+    run_training(config, functions, seed, report=report, watch=watch, test=False)
     stacked = {split: np.stack(arrays).astype(np.float32) for split, arrays in found.items()}
     return Recording(
         np.asarray(epochs, np.int32),

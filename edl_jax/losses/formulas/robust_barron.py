@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from edl_jax.errors import ConfigError
-from edl_jax.losses.formula import LOSSES, Candidates, check_number, per_example
+from edl_jax.losses.formula import LOSSES, Candidates, check_number, formula, per_example
 
 ArrayLike = jax.typing.ArrayLike
 
@@ -21,16 +21,8 @@ _SHAPE_RANGE = (0.001, 1.999)  # the authors' code's
 _SMALLEST_SCALE = 1e-5  # likewise
 
 
-@LOSSES.register("barron")
-def barron(
-    logits: ArrayLike,
-    labels: ArrayLike,
-    *,
-    alpha: ArrayLike = 1.0,
-    scale: ArrayLike = 1.0,
-    axis: int = -1,
-    where: ArrayLike | None = None,
-) -> jax.Array:
+@formula
+def barron(c: Candidates, *, alpha: ArrayLike = 1.0, scale: ArrayLike = 1.0) -> jax.Array:
     """General robust loss of the residual `1 - p_y`.
 
     `rho(x) = |alpha - 2| / alpha (((x / scale)^2 / |alpha - 2| + 1)^(alpha / 2) - 1)`, continued to
@@ -39,21 +31,10 @@ def barron(
     Geman and McClure.
 
     Args:
-      logits: `[..., num_classes]`.
-      labels: classes `[...]`, or soft labels `[..., num_classes]`.
       alpha: shape, at most 2, minus infinity included; a number, or a traced scalar. 1 is where
         the authors' code begins to learn it.
       scale: residual at which the loss stops being quadratic, more than 0; a number, or a traced
         scalar. 1 is where the authors' code begins to learn it.
-      axis: axis of the classes.
-      where: mask of the examples, `[...]`, or of the classes, of the logits' rank.
-
-    Returns:
-      Losses of at least 0, `[...]`, in the logits' dtype.
-
-    Raises:
-      InputError: if shapes, dtypes or labels do not fit.
-      ConfigError: if an option is out of range.
 
     References:
       Barron, "A General and Adaptive Robust Loss Function", 2019.
@@ -62,11 +43,7 @@ def barron(
     if not (isinstance(alpha, numbers.Real) and alpha == -math.inf):
         check_number("alpha", alpha, -math.inf, 2)
     check_number("scale", scale, 0, open_low=True)
-
-    def formula(c: Candidates) -> jax.Array:
-        return _rho(c.miss() / scale, alpha)
-
-    return per_example(formula, logits, labels, axis, where)
+    return _rho(c.miss() / scale, alpha)
 
 
 @LOSSES.register("adaptive_barron")
@@ -121,27 +98,14 @@ class AdaptiveBarron(nnx.Module):
         axis: int = -1,
         where: ArrayLike | None = None,
     ) -> jax.Array:
-        """The loss of each example.
-
-        Args:
-          logits: `[..., num_classes]`.
-          labels: classes `[...]`, or soft labels `[..., num_classes]`.
-          axis: axis of the classes.
-          where: mask of the examples, `[...]`, or of the classes, of the logits' rank.
-
-        Returns:
-          Losses, `[...]`, in the logits' dtype.
-
-        Raises:
-          InputError: if shapes, dtypes or labels do not fit.
-        """
+        """The loss of each example, called as `barron` is."""
         alpha, scale = self.alpha(), self.scale()
         normaliser = jnp.log(scale) + log_partition(alpha)
 
-        def formula(c: Candidates) -> jax.Array:
+        def likelihood(c: Candidates) -> jax.Array:
             return _rho(c.miss() / scale, alpha) + normaliser
 
-        return per_example(formula, logits, labels, axis, where)
+        return per_example(likelihood, logits, labels, axis, where)
 
 
 def log_partition(alpha: jax.Array) -> jax.Array:

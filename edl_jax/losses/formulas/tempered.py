@@ -6,25 +6,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from edl_jax.losses.formula import LOSSES, check_number, per_example_of_weights
+from edl_jax.losses.formula import check_number, formula_of_weights
 from edl_jax.losses.log_probabilities import FLOOR, log_softmax, stable_logits
-
-ArrayLike = jax.typing.ArrayLike
 
 # Enough to bring the mass within rounding, about 2e-6, of 1 for every temperature in range, 1,000
 # classes and logits however far apart.
 _NEWTON_STEPS = 12
 
 
-@LOSSES.register("bi_tempered")
+@formula_of_weights
 def bi_tempered(
-    logits: ArrayLike,
-    labels: ArrayLike,
-    *,
-    t1: float = 0.8,
-    t2: float = 1.2,
-    axis: int = -1,
-    where: ArrayLike | None = None,
+    x: jax.Array, weights: jax.Array, where: jax.Array | None, *, t1: float = 0.8, t2: float = 1.2
 ) -> jax.Array:
     """Bi-tempered logistic loss: a tempered logarithm of a tempered softmax.
 
@@ -38,21 +30,10 @@ def bi_tempered(
     of a fixed-point iteration, and its gradient is that of the equation.
 
     Args:
-      logits: `[..., num_classes]`.
-      labels: classes `[...]`, or soft labels `[..., num_classes]`.
       t1: temperature of the logarithm, in [0, 1]; below 1 the loss is bounded. The paper's 0.8 for
         CIFAR-100.
       t2: temperature of the softmax, from 1 to 10; above 1 it has a heavy tail. The paper's 1.2
         for CIFAR-100.
-      axis: axis of the classes.
-      where: mask of the examples, `[...]`, or of the classes, of the logits' rank.
-
-    Returns:
-      Losses of at least 0 but for rounding, `[...]`, in the logits' dtype.
-
-    Raises:
-      InputError: if shapes, dtypes or labels do not fit.
-      ConfigError: if a temperature is out of range.
 
     References:
       Amid et al., "Robust Bi-Tempered Logistic Loss Based on Bregman Divergences", 2019.
@@ -60,15 +41,11 @@ def bi_tempered(
     """
     check_number("t1", t1, 0, 1)
     check_number("t2", t2, 1, 10)
-
-    def of_weights(x: jax.Array, weights: jax.Array, mask: jax.Array | None) -> jax.Array:
-        log_p = log_tempered_softmax(x, t2, mask)
-        log_w = jnp.log(jnp.where(weights > 0, weights, 1.0))
-        terms = weights * (_log_t(log_w, t1) - _log_t(log_p, t1))
-        terms -= (weights ** (2 - t1) - jnp.exp((2 - t1) * log_p)) / (2 - t1)
-        return jnp.sum(terms, axis=-1, where=mask)
-
-    return per_example_of_weights(of_weights, logits, labels, axis, where)
+    log_p = log_tempered_softmax(x, t2, where)
+    log_w = jnp.log(jnp.where(weights > 0, weights, 1.0))
+    terms = weights * (_log_t(log_w, t1) - _log_t(log_p, t1))
+    terms -= (weights ** (2 - t1) - jnp.exp((2 - t1) * log_p)) / (2 - t1)
+    return jnp.sum(terms, axis=-1, where=where)
 
 
 def log_tempered_softmax(x: jax.Array, t: float, mask: jax.Array | None) -> jax.Array:
