@@ -125,3 +125,24 @@ def pytest_terminal_summary(terminalreporter, config):
     terminalreporter.line(f"{_PROGRAMS.count} programs compiled")
     if is_quick(config) and _PROGRAMS.count > MOST_PROGRAMS:
         terminalreporter.line(f"FAILED: the quick tests may compile {MOST_PROGRAMS}", red=True)
+
+
+# What these import starts JAX's backend, for which the settings above must be there.
+@pytest.fixture(scope="session")
+def tiny_pretraining(tmp_path_factory):
+    """The run folder of a tiny pretraining and its result: copy the folder to change it."""
+    from edl_jax import pretrain
+    from tests.test_evolution import TINY
+
+    run_dir = tmp_path_factory.mktemp("tiny pretraining") / "run"
+    return run_dir, pretrain(TINY, run_dir=run_dir)
+
+
+@pytest.fixture(scope="session")
+def tiny_training(tmp_path_factory):
+    """The run folder of a tiny training and its result: copy the folder to change it."""
+    from edl_jax import train
+    from tests.test_train_runs import CONFIG
+
+    run_dir = tmp_path_factory.mktemp("tiny training") / "run"
+    return run_dir, train(CONFIG, run_dir=run_dir)

@@ -52,10 +52,9 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(tiny_training):
     """A training that nothing interrupted: its folder and its result."""
-    run_dir = tmp_path_factory.mktemp("whole") / "run"
-    return run_dir, train(CONFIG, run_dir=run_dir)
+    return tiny_training
 
 
 def rows_of(run_dir):
