@@ -10,11 +10,10 @@ from edl_jax.evolution import PretrainConfig
 from edl_jax.evolution.pretraining import PretrainResult, pretrain
 from edl_jax.runs.folder import writing
 from edl_jax.runs.storage import user_path
-from edl_jax.studies.comparison.config import CompareConfig
-from edl_jax.studies.comparison.study import CompareResult, compare
-from edl_jax.studies.figures import save
-from edl_jax.studies.plots import plot_evolution, plot_loss
-from edl_jax.studies.results import check_libraries
+from edl_jax.studies.compare import CompareConfig, compare
+from edl_jax.studies.figures import check_libraries, plot_evolution, save
+from edl_jax.studies.shape import plot_loss
+from edl_jax.studies.tables import Study
 from edl_jax.training import TrainConfig
 from edl_jax.validation import check_seed_count, check_types
 
@@ -50,7 +49,7 @@ def demo(
     *,
     progress: bool = False,
     say: Callable[[str], None] = lambda line: None,
-) -> tuple[PretrainResult, CompareResult]:
+) -> tuple[PretrainResult, Study]:
     """Evolve a loss, train with cross-entropy and with it, and plot both; sized for two CPU cores.
 
     Args:
@@ -63,13 +62,12 @@ def demo(
       ConfigError: if `run_dir` is no path.
       DataError: if `data_dir` is given and holds no CIFAR-10 that can be read.
       RunFolderError: if something cannot be written.
-      Preempted: on SIGTERM; the same call resumes.
       EDLError: if a library that studies need is not installed.
     """
     folder = user_path(run_dir)
     # Looked up first: a missing data set should not cost a minute of evolution.
     data = load_dataset("auto", data_dir=config.data_dir, train_examples=1, test_examples=1)
-    check_libraries()
+    check_libraries("pandas", "statsmodels")
     say(f"Data: {data.source}.")
     say(f"Evolving a loss on synthetic pairs for {config.pretrain.generations} generations ...")
     evolved = pretrain(config.pretrain, run_dir=folder / "pretrain", progress=progress)
@@ -78,19 +76,14 @@ def demo(
         save(plot_evolution(evolved.history, evolved.held_out), folder / "evolution.png")
         save(plot_loss({"evolved": evolved.loss}), folder / "loss.png")
     say(f"Training with cross-entropy and with the evolved loss, {config.num_seeds} seeds each ...")
-    compared = compare(
-        CompareConfig(
-            losses=("cross_entropy", str(folder / "evolved.safetensors")),
-            num_seeds=config.num_seeds,
-            train=_small_training(data.name, config.data_dir),
-        ),
+    losses = ("cross_entropy", str(folder / "evolved.safetensors"))
+    train = _small_training(data.name, config.data_dir)
+    study = compare(
+        CompareConfig(losses=losses, num_seeds=config.num_seeds, train=train),
         run_dir=folder / "compare",
         progress=progress,
     )
-    drawn = {figure.name: figure.drawn for figure in compared.results.figures}
-    with writing("a figure", folder):
-        save(drawn["accuracy"], folder / "accuracy.png")
-    return evolved, compared
+    return evolved, study
 
 
 def _small_training(dataset: str, data_dir: str | None) -> TrainConfig:
