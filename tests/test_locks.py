@@ -15,7 +15,16 @@ from edl_jax import cli, pretrain, train
 from edl_jax.errors import ConfigError, RunFolderError
 from edl_jax.runs.folder import RunFolder, open_run
 from edl_jax.runs.locks import locked
-from edl_jax.studies import InspectConfig, TransferConfig, ablate, compare, inspect, transfer
+from edl_jax.studies import (
+    DemoConfig,
+    InspectConfig,
+    TransferConfig,
+    ablate,
+    compare,
+    demo,
+    inspect,
+    transfer,
+)
 from tests.test_ablation import SMALL
 from tests.test_comparison import PLAIN
 from tests.test_evolution import TINY
@@ -38,6 +47,7 @@ RUNS = {
     "ablate": lambda path: ablate(SMALL, run_dir=path),
     "transfer": lambda path: transfer(TransferConfig(train=CONFIG_OF_TRANSFER), run_dir=path),
     "inspect": lambda path: inspect(InspectConfig("cross_entropy"), run_dir=path),
+    "demo": lambda path: demo(DemoConfig(), path),
     "figures": lambda path: cli._draw({}, path),
 }
 CONFIG_OF_TRANSFER = dataclasses.replace(CONFIG, epochs=6, augmentation=type(CONFIG.augmentation)())

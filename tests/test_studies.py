@@ -6,6 +6,11 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from edl_jax.studies.ablation.protocol import protocol as ablation_protocol
+from edl_jax.studies.ablation.seeds import keys_of
+from edl_jax.studies.comparison import study as comparison
+from edl_jax.studies.comparison.results import protocol as comparison_protocol
+from edl_jax.studies.transferability.results import protocol as transfer_protocol
 
 from edl_jax import SEVERITIES, Mixture, PretrainConfig, TrainConfig, load_pretrained, pretrain
 from edl_jax.data import download
@@ -23,11 +28,6 @@ from edl_jax.studies import (
     inspect,
     transfer,
 )
-from edl_jax.studies.ablation.protocol import protocol as ablation_protocol
-from edl_jax.studies.ablation.seeds import keys_of
-from edl_jax.studies.comparison import study as comparison
-from edl_jax.studies.comparison.results import protocol as comparison_protocol
-from edl_jax.studies.transferability.results import protocol as transfer_protocol
 from edl_jax.training import Augmentation
 from tests.test_evolution import TINY
 from tests.test_training import DIGITS
@@ -158,7 +158,6 @@ def test_an_evolution_of_many_seeds_refuses_one_that_wraps():
 CHANGED = {
     "loss": {"loss": "gce"},
     "dataset": {"dataset": "digits"},
-    "data_dir": {"data_dir": "elsewhere"},
     "train_examples": {"train_examples": 777},
     "val_examples": {"val_examples": 777},
     "test_examples": {"test_examples": 777},
@@ -192,7 +191,9 @@ CHANGED = {
 }
 
 
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(TrainConfig)])
+@pytest.mark.parametrize(
+    "field", [x.name for x in dataclasses.fields(TrainConfig) if x.name != "data_dir"]
+)
 def test_every_protocol_names_a_setting_of_training_that_is_no_default(field, monkeypatch):
     train = TrainConfig(**CHANGED[field])
     told = [f"{name}={value!r}" for name, value in CHANGED[field].items()]
@@ -216,8 +217,30 @@ def test_every_protocol_names_a_setting_of_training_that_is_no_default(field, mo
         (named,) = [x for x in sentences if x.startswith("Settings of the trainings that are not")]
         for each in told:
             assert each in named, study
-    (plain,) = [x for x in comparison_protocol(CompareConfig(), {}, []) if "ettings of the" in x]
+    placed = CompareConfig(train=TrainConfig(data_dir="/home/me"))
+    (plain,) = [x for x in comparison_protocol(placed, {}, []) if "ettings of the" in x]
     assert plain == "All settings of the trainings that are not compared are the defaults."
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("CIFAR-10 prepared in /home/me/data", "CIFAR-10 prepared in DIR"),
+        (
+            "digits (CIFAR-10 is not prepared in /d: no)",
+            "digits (CIFAR-10 is not prepared in DIR: no)",
+        ),
+        ("mine, from https://host/x and/or paper", "mine, from https://host/x and/or paper"),
+    ],
+)
+def test_a_page_names_no_folder_of_this_machine(source, told):
+    part = np.zeros(5, int)
+    data = SimpleNamespace(name="n", source=source, train_labels=part, val_labels=part)
+    data.test_labels = part
+    config, recording = CompareConfig(), SimpleNamespace(train_labels=part, held_out_labels=part)
+    (first, *_) = comparison_protocol(config, dict.fromkeys(config.settings(), data), [])
+    assert first.startswith(f"Data: {told} (n)")
+    assert transfer_protocol(TransferConfig(), source, recording)[0] == told
 
 
 CELL = {"final": []}

@@ -201,7 +201,7 @@ def test_a_process_that_dies_ends_the_sweep_and_what_had_ended_is_kept(tmp_path)
         return {"x": 1}
 
     folder = RunFolder(tmp_path, {})
-    with pytest.raises(EDLError, match="a process that ran cells is gone .*resumes from there"):
+    with pytest.raises(EDLError, match=r"a process that ran cells is gone .*resumes from there"):
         sweep(BASE, {"batch_size": (8, 16)}, (0,), dying, "2", folder=folder)
     assert sweep(BASE, {"batch_size": (8,)}, (0,), lambda _: 1 / 0, "1", folder=folder)
 

@@ -69,7 +69,7 @@ def update(
         smoothed=smoothed,
         reference=jnp.where(improved, smoothed, restarts.reference),
         stale=stale,
-        count=restarts.count + stagnant,
+        count=restarts.count + stagnant.astype(restarts.count.dtype),
         champions=jax.tree.map(keep, restarts.champions, leader),
     )
     return after, stagnant

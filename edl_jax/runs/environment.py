@@ -91,11 +91,12 @@ def noted(path: Path, content: bytes) -> dict[str, Any] | None:
     return environment
 
 
-def difference(old: Any, new: Any) -> str:
-    """Where two JSON values differ: `a.b is 1 there and 2 here`."""
+def difference(old: Any, new: Any, but: str = "") -> str:
+    """Where two JSON values differ, but for keys `but`: `a.b is 1 there and 2 here`."""
     return ", ".join(
         f"{name} is {shortened(repr(there), 200)} there and {shortened(repr(here), 200)} here"
         for name, there, here in differences(old, new)
+        if name.rpartition(".")[2] != but or not but
     )
 
 

@@ -18,6 +18,7 @@ from edl_jax.runs.storage import append, check_regular, sweep, user_path, write_
 
 METRICS = "metrics.jsonl"
 Row = dict[str, Any]
+_PLACE = "data_dir"  # a setting that says where something lies, not what it is
 _NO_MEMORY = re.compile("RESOURCE_EXHAUSTED")  # how JAX's message begins
 
 
@@ -113,14 +114,15 @@ class RunFolder:
             written. All that write to it raise this too.
         """
         self.path = path
-        config = json.loads(json.dumps(config))  # as it reads back: tuples become lists
+        # As it reads back (tuples become lists), and without the place of the data, which is known
+        # by its digest and may be moved.
+        config = json.loads(json.dumps(config), object_hook=_placeless)
         if (path / "config.json").exists():
             found = read_json(path / "config.json")
-            if found != config:
-                what = shortened(environment.difference(found, config))
+            if what := environment.difference(found, config, but=_PLACE):
                 raise RunFolderError(
-                    f"{path} belongs to a run with another configuration: {what}. Choose another "
-                    "folder, or the same settings."
+                    f"{path} belongs to a run with another configuration: {shortened(what)}. "
+                    "Choose another folder, or the same settings."
                 )
             path = path / "environment.json"
             if noted := environment.noted(path, read_bytes(path) if path.exists() else b"{}"):
@@ -242,6 +244,10 @@ def read_json(path: Path) -> Any:
         return json.loads(read_bytes(path))
     except (ValueError, RecursionError) as error:
         raise RunFolderError(f"{path} is damaged ({error}); remove the run folder.") from error
+
+
+def _placeless(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name != _PLACE}
 
 
 def as_json(config: Any) -> dict[str, Any]:
