@@ -56,7 +56,6 @@ def evolved(problem: RankingProblem, key: jax.Array) -> nnx.State:
 def fitted(problem: RankingProblem, key: jax.Array, steps: int) -> nnx.State:
     """A network from the same kind of fresh one, fitted by Adam."""
     optimizer = optax.adam(optax.schedules.cosine_decay_schedule(_LEARNING_RATE, steps))
-    key = jax.random.key(config.seed)
 
     def objective(solution: nnx.State, key: jax.Array) -> jax.Array:
         batch = problem.batch(key, problem.pairs(key))

@@ -174,7 +174,7 @@ PARTS = {
 
 
 @pytest.mark.parametrize("kind", PARTS)
-def test_a_run_folder_knows_the_parts_that_a_user_has_registered(kind, tmp_path):
+def test_a_run_folder_knows_the_parts_that_a_user_has_registered(kind, tmp_path, monkeypatch):
     registry, make = PARTS[kind]
     monkeypatch.setattr(Cell, "run", lambda _: {"violated_margins": 0.5, "area": 0.5})
     monkeypatch.setitem(ablate.__globals__, "_study", lambda *_: Study("", [], {}, {}))
