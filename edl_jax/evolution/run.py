@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from edl_jax.errors import ConfigError, EDLError
 from edl_jax.evolution.search import Search, without_failures
 from edl_jax.runs.devices import device_mesh, on_every_device, to_every_device
-from edl_jax.runs.folder import METRICS, Row, RowLog
+from edl_jax.runs.folder import METRICS, Row
 
 AXIS = "pop"
 HELD_OUT_FILE = "held_out.jsonl"
@@ -67,7 +67,7 @@ class Evolution:
       ConfigError: if the devices cannot share the population equally.
     """
 
-    name, unit = "evolve", "generation"
+    name, unit, files = "evolve", "generation", (METRICS, HELD_OUT_FILE)
 
     def __init__(
         self,
@@ -88,14 +88,6 @@ class Evolution:
         check_share(self.population_size, self.mesh.size)
         self.total, self.watch = generations, watch
         self.period = self.chunk = chunk
-        self.logs: tuple[RowLog, ...] = (
-            RowLog(METRICS, "generation", lambda step: list(range(step))),
-            RowLog(
-                HELD_OUT_FILE,
-                "generation",
-                lambda step: [min(end, step) - 1 for end in range(chunk, step + chunk, chunk)],
-            ),
-        )
         self._advance = on_every_device(self._generations, self.mesh, donate_argnums=(0,))
         self._candidates = jax.jit(self.candidates)
 

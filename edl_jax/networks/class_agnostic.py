@@ -39,7 +39,8 @@ class ClassAgnosticNetwork(LossNetwork):
         own = jnp.take_along_axis(log_probabilities, labels, axis=-1)
         shape = log_probabilities.shape
         is_label = labels == jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
-        others = jnp.where(is_label, -jnp.inf, log_probabilities)
+        lowest = jnp.finfo(log_probabilities.dtype).min
+        others = jnp.where(is_label, lowest, log_probabilities)
         runner_up = jnp.max(others, axis=-1, keepdims=True)
         parts = _of_label(own, runner_up), _of_prediction(log_probabilities)
         return jnp.concatenate(parts)[..., 0]

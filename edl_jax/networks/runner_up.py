@@ -29,7 +29,8 @@ class RunnerUp(NamedTuple):
         first = jnp.argmax(values, axis=-1, keepdims=True)
         top = jnp.max(values, axis=-1, keepdims=True)
         is_first = first == jax.lax.broadcasted_iota(first.dtype, values.shape, values.ndim - 1)
-        second = jnp.max(jnp.where(is_first, -jnp.inf, values), axis=-1, keepdims=True)
+        others = jnp.where(is_first, jnp.finfo(values.dtype).min, values)
+        second = jnp.max(others, axis=-1, keepdims=True)
         is_top = values == top
         tied_sum = jnp.sum(jnp.where(is_top, values, 0), axis=-1, keepdims=True)
         return RunnerUp(first, top, second, jnp.sum(is_top, axis=-1, keepdims=True), tied_sum)
