@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from edl_jax.errors import ConfigError
 from edl_jax.losses.inputs import check_inputs
 from edl_jax.losses.log_probabilities import log_softmax
-from edl_jax.networks.runner_up import Rivals
+from edl_jax.networks.runner_up import RunnerUp
 from edl_jax.registry import Registry
 
 ArrayLike = jax.typing.ArrayLike
@@ -75,7 +75,7 @@ class Candidates(NamedTuple):
         label, shape = self.label, self.every_log_p.shape
         if label is None:
             label = jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
-        return Rivals.among(self.every_log_p).of(label, self.log_p())
+        return RunnerUp.among(self.every_log_p).of(label, self.log_p())
 
     def mean(self, values: jax.Array) -> jax.Array:
         """Mean `[..., 1]` of `[..., num_classes]` over the classes that take part; 0 if none."""
