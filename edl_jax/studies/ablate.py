@@ -104,7 +104,7 @@ class AblateConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One evolution, and the training with what it gave."""
+    """One evolution, and the training with its loss."""
 
     pretrain: PretrainConfig
     train: TrainConfig
@@ -137,7 +137,7 @@ class Cell:
 
 @functools.lru_cache(maxsize=1)  # combinations of training settings share one
 def _evolved(config: PretrainConfig, parts: str) -> PretrainResult:
-    """An evolution by its configuration, and by what the parts of your own are, which may change."""
+    """An evolution by its configuration and by what the user's own parts are, which may change."""
     del parts
     return pretrain(config)
 
@@ -167,6 +167,7 @@ def ablate(
     config = config_or_default(config, AblateConfig)
     run_dir = None if run_dir is None else user_path(run_dir)
     check_libraries("pandas", "statsmodels")
+    _evolved.cache_clear()  # the code of the user's own parts may have changed
     identity: dict[str, Any] = {"ablate": as_json(config)}
     cells = [with_fields(config.base(), point) for point in points(config.grid)]
     if parts := own_parts(*(cell.pretrain for cell in cells)):
@@ -175,14 +176,8 @@ def ablate(
         identity["data"] = [data.identity for data in _datasets(cells).values()]
     with sweeps_of(run_dir, identity, executor, progress) as (run, folder):
         seeds = range(config.pretrain.seed, config.pretrain.seed + config.num_seeds)
-        rows = run(
-            config.base(),
-            config.grid,
-            seeds,
-            Cell.run,
-            seed_field="pretrain.seed",
-            measures=(FINAL, AREA),
-        )
+        options = {"seed_field": "pretrain.seed", "measures": (FINAL, AREA)}
+        rows = run(config.base(), config.grid, seeds, Cell.run, **options)
         return _study(config, rows).written(folder)
 
 

@@ -19,7 +19,7 @@ from edl_jax.studies.grid import Grid, Point, check_grid, points, with_fields
 from edl_jax.studies.statistics import METHOD
 from edl_jax.studies.sweep import Row, sweeps_of
 from edl_jax.studies.tables import Frame, Study, contrast, frame, other_settings, summary
-from edl_jax.studies.trainings import MEASURES, measure_training
+from edl_jax.studies.trainings import MEASURES, forget_trainers, measure_training
 from edl_jax.studies.tuning import MAX_EXTENSIONS, RATE, tune
 from edl_jax.training import TrainConfig
 from edl_jax.training.training import load_config_dataset, resolve_config_loss
@@ -153,6 +153,7 @@ def compare(
     config = config_or_default(config, CompareConfig)
     run_dir = None if run_dir is None else user_path(run_dir)
     check_libraries("pandas", "statsmodels")
+    forget_trainers()  # the code of the user's own losses may have changed
     names, settings, data, losses = config.loss_names(), points(config.grid), {}, {}
     for setting in settings:  # here, so that a data set is prepared once
         train = with_fields(Cell(config.train, config.split), setting).train

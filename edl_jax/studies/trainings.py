@@ -58,3 +58,8 @@ def _trainer(pickled: bytes, told: str) -> Any:
     """A trainer by its configuration, and by what its loss and data are, which may change."""
     del told
     return make_trainer(pickle.loads(pickled))
+
+
+def forget_trainers() -> None:
+    """Build the trainers of cells to come anew."""
+    _trainer.cache_clear()
