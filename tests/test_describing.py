@@ -29,8 +29,9 @@ from edl_jax.errors import RunFolderError
 from edl_jax.evolution.pretraining import own_parts
 from edl_jax.losses import Provenance
 from edl_jax.runs.describing import describe
-from edl_jax.studies.ablation import study
-from tests.test_ablation import SMALL
+from edl_jax.studies import Study, ablate
+from edl_jax.studies.ablate import Cell
+from tests.test_ablate import SMALL
 from tests.test_evolution import TINY
 
 MANY = np.zeros(2000)  # so many that NumPy's repr leaves some out
@@ -88,6 +89,10 @@ def with_default(value):
     return loss
 
 
+def closed_over(value):
+    return lambda logits, labels: value * logits[..., 0]
+
+
 def with_option(value):
     return functools.partial(power, value)
 
@@ -101,6 +106,7 @@ DIFFERENT = {
     "a default": (with_default, 1.0, 2.0),
     "a default under jit": (lambda x: jax.jit(with_default(x)), 1.0, 2.0),
     "an argument": (with_option, 2, 3),
+    "what was taken from around": (closed_over, 2, 3),
     "an argument of many numbers": (with_option, MANY, OTHER),
     "a function as an argument": (with_option, LOSSES["gce"], LOSSES["poly"]),
     "an object's attribute": (Weighted, 1.0, 2.0),
@@ -128,6 +134,7 @@ def test_parts_are_told_apart_by_their_options_and_arrays(kind):
 
 def test_code_and_provenance_are_not_looked_at():
     assert describe(lambda x: x) == describe(lambda x: -x)
+    assert describe(max) == "max"
     evolved = load_pretrained()
     assert describe(evolved.replace(provenance=Provenance())) == describe(evolved)
 
@@ -169,26 +176,28 @@ PARTS = {
 @pytest.mark.parametrize("kind", PARTS)
 def test_a_run_folder_knows_the_parts_that_a_user_has_registered(kind, tmp_path, monkeypatch):
     registry, make = PARTS[kind]
-    monkeypatch.setattr(study, "_ablate", lambda *_: None)
+    monkeypatch.setattr(Cell, "run", lambda _: {"violated_margins": 0.5, "area": 0.5})
+    monkeypatch.setitem(ablate.__globals__, "_study", lambda *_: Study("", [], {}, {}))
+    monkeypatch.setattr(Study, "written", lambda *_: None)
     with registry.restored():
         registry.register("mine")(make(1.0))
         config = dataclasses.replace(TINY, **{kind: "mine"})
         small = dataclasses.replace(
-            SMALL, mutations=(), pretrain=dataclasses.replace(SMALL.pretrain, **{kind: "mine"})
+            SMALL, grid={}, pretrain=dataclasses.replace(SMALL.pretrain, **{kind: "mine"})
         )
         before = own_parts(config)
         assert list(before) == [f"{kind} mine"]
         if kind == "severity":  # which alone is evolved with here
             first = pretrain(config, run_dir=tmp_path / "pretrain").metrics
             assert pretrain(config, run_dir=tmp_path / "pretrain").metrics == first
-        study.ablate(small, run_dir=tmp_path / "ablate")
+        ablate(small, run_dir=tmp_path / "ablate", executor="1")
         registry.register("mine")(make(1.0))
-        study.ablate(small, run_dir=tmp_path / "ablate")
+        ablate(small, run_dir=tmp_path / "ablate", executor="1")
         registry.register("mine")(make(2.0))
         assert own_parts(config) != before
         with pytest.raises(RunFolderError, match=f"parts.{kind} mine is"):
-            study.ablate(small, run_dir=tmp_path / "ablate")
+            ablate(small, run_dir=tmp_path / "ablate", executor="1")
         if kind == "severity":
             with pytest.raises(RunFolderError, match=f"parts.{kind} mine is"):
-                pretrain(config, run_dir=tmp_path / "pretrain")
+                pretrain(config, run_dir=tmp_path)
     assert not own_parts(TINY)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from edl_jax.errors import ConfigError
@@ -67,3 +68,4 @@ def test_a_population_that_the_devices_cannot_share_is_refused():
     with pytest.raises(ConfigError, match=r"4, which 8 devices.*such as 8\."):
         check_share(4, 8)
     check_share(250, 1)
+    assert jax.device_count() < 8

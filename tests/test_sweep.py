@@ -50,6 +50,26 @@ def test_every_combination_and_seed_is_a_row_in_order():
 def test_any_executor_gives_the_same_rows():
     with ThreadPoolExecutor(2) as pool:
         assert in_order(sweep(BASE, GRID, (3, 4), product, pool)) == EXPECTED
+    assert in_order(sweep(BASE, GRID, (3, 4), product, Cluster())) == EXPECTED
+
+
+class Cluster:
+    """An executor as submitit's is: its jobs are no futures of the standard library."""
+
+    def submit(self, function, packed):
+        assert isinstance(packed, bytes)
+        return Job(function, packed)
+
+
+class Job:
+    def __init__(self, function, packed):
+        self.looks, self.result = iter((False, True)), lambda: function(packed)
+
+    def done(self):
+        return next(self.looks)
+
+    def cancel(self):
+        raise AssertionError("it ended")
 
 
 @pytest.mark.parametrize(
@@ -179,6 +199,7 @@ def test_an_executor_that_is_none_is_refused():
             pass
 
 
+@pytest.mark.slow
 def test_processes_have_one_thread_and_the_parts_of_this_one(tmp_path):
     """What a script registers, and functions of its own, reach the other processes."""
 
@@ -193,6 +214,7 @@ def test_processes_have_one_thread_and_the_parts_of_this_one(tmp_path):
     assert {(row["value"], row["threads"]) for row in rows} == {(21.0, "1")}
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_sweep_and_what_had_ended_is_kept(tmp_path):
     def dying(config):
         if config.batch_size == 16:
@@ -225,6 +247,7 @@ sweep(TrainConfig(), {}, range(6), slow, sys.argv[2], folder=folder)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_a_signal_loses_no_more_than_the_cells_under_way(tmp_path, number, processes):
@@ -241,6 +264,7 @@ def test_a_signal_loses_no_more_than_the_cells_under_way(tmp_path, number, proce
     assert len(path.read_text().splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_a_dask_worker_that_is_killed_costs_no_cell_and_doubles_none(tmp_path):
     pytest.importorskip("distributed")
     scheduler = [sys.executable, "-m", "distributed.cli.dask_scheduler"]
@@ -285,6 +309,7 @@ def test_a_dask_worker_that_is_killed_costs_no_cell_and_doubles_none(tmp_path):
             process.wait()
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_is_not_there_is_told():
     pytest.importorskip("distributed")
     with (

@@ -11,8 +11,9 @@ import numpy as np
 
 from edl_jax.errors import ConfigError
 from edl_jax.evolution import PretrainConfig
-from edl_jax.evolution.pretraining import pretrain
+from edl_jax.evolution.pretraining import own_parts, pretrain
 from edl_jax.runs.folder import as_json
+from edl_jax.runs.storage import user_path
 from edl_jax.strategies import MUTATIONS
 from edl_jax.studies.figures import check_libraries, legend_below, panels
 from edl_jax.studies.statistics import METHOD, holm, rank_correlation
@@ -164,8 +165,12 @@ def ablate(
       EDLError: if a library that studies need is missing, or as `sweep`.
     """
     config = config_or_default(config, AblateConfig)
+    run_dir = None if run_dir is None else user_path(run_dir)
     check_libraries("pandas", "statsmodels")
     identity: dict[str, Any] = {"ablate": as_json(config)}
+    cells = [with_fields(config.base(), point).pretrain for point in points(config.grid)]
+    if parts := own_parts(*cells):
+        identity["parts"] = parts
     if config.downstream:
         identity["data"] = [data.identity for data in _datasets(config).values()]
     with sweeps_of(run_dir, identity, executor, progress) as (run, folder):

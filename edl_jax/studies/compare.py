@@ -15,6 +15,7 @@ from edl_jax.losses import LOSSES, MARGIN_LOSSES
 from edl_jax.losses.by_name import check_loss_name
 from edl_jax.runs.describing import describe
 from edl_jax.runs.folder import as_json
+from edl_jax.runs.storage import user_path
 from edl_jax.studies.figures import check_libraries, legend_below, panels, short_names
 from edl_jax.studies.statistics import METHOD
 from edl_jax.studies.sweep import Grid, Point, Row, check_grid, points, sweeps_of, with_fields
@@ -151,6 +152,7 @@ def compare(
       EDLError: if a library that studies need is missing, or as `sweep`.
     """
     config = config_or_default(config, CompareConfig)
+    run_dir = None if run_dir is None else user_path(run_dir)
     check_libraries("pandas", "statsmodels")
     names, settings, data, losses = config.loss_names(), points(config.grid), {}, {}
     for setting in settings:  # here, so that a data set is prepared once

@@ -15,6 +15,7 @@ from edl_jax.losses.by_name import check_loss_name, resolve_loss
 from edl_jax.pairs import Mixture
 from edl_jax.runs.describing import describe
 from edl_jax.runs.folder import as_json
+from edl_jax.runs.storage import user_path
 from edl_jax.studies.distances import SUMMARIES, summarise_pairs
 from edl_jax.studies.figures import check_libraries, legend_below, panels, short_names
 from edl_jax.studies.outputs import (
@@ -132,6 +133,7 @@ def coverage(
       EDLError: if a library that studies need is missing, or as `sweep`.
     """
     config = config_or_default(config, CoverageConfig)
+    run_dir = None if run_dir is None else user_path(run_dir)
     check_libraries("pandas", "statsmodels")
     dataset = load_config_dataset(config.train)
     losses = {

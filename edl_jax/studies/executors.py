@@ -39,15 +39,13 @@ def open_executor(where: str | Executor | None) -> Iterator[Executor]:
     """The executor that a user names.
 
     Args:
-      where: an executor, which is left open; the number of processes, such as "4", of which "1" is
-        this one; the address of a Dask scheduler, `dask://HOST:PORT`; or None: this process on an
-        accelerator, one process a core on a CPU.
+      where: as `executor` of `sweep`.
 
     Raises:
       ConfigError: if it is none of these.
       EDLError: if a library is missing, or the scheduler does not answer.
     """
-    if isinstance(where, Executor):
+    if where is not None and not isinstance(where, str):
         yield where
         return
     if where is not None and where.startswith("dask://"):
@@ -63,7 +61,7 @@ def open_executor(where: str | Executor | None) -> Iterator[Executor]:
         yield executor
 
 
-def own_parts() -> list[tuple[int, str, Any]]:
+def registered_parts() -> list[tuple[int, str, Any]]:
     """What the user registered in this process, which others do not know."""
     return [
         (index, name, table[name])
@@ -74,7 +72,7 @@ def own_parts() -> list[tuple[int, str, Any]]:
 
 
 def register_parts(parts: list[tuple[int, str, Any]]) -> None:
-    """Register what `own_parts` found in another process."""
+    """Register what `registered_parts` found in another process."""
     for index, name, part in parts:
         _TABLES[index].register(name)(part)
 

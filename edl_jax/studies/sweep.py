@@ -8,8 +8,9 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
+from concurrent.futures import BrokenExecutor, Executor, Future
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from edl_jax.errors import ConfigError, EDLError, shortened
 from edl_jax.runs.folder import RunFolder, as_finite, open_run
-from edl_jax.studies.executors import InProcess, open_executor, own_parts, register_parts
+from edl_jax.studies.executors import InProcess, open_executor, register_parts, registered_parts
 
 CELLS = "cells.jsonl"
 Config = TypeVar("Config")
@@ -84,7 +85,10 @@ def sweep(
       seeds: values of the field `seed_field`.
       run: `(config) -> row`: a dictionary of JSON data. Where cells run in other processes it is
         sent there by cloudpickle, as is what you registered, such as a severity.
-      executor: where cells run: any `concurrent.futures.Executor`, or what `open_executor` takes.
+      executor: where cells run: any `concurrent.futures.Executor`, or one of submitit, which is
+        left open; the number of processes, such as "4", of which "1" is this one; the address of a
+        Dask scheduler, `dask://HOST:PORT`; or None: this process on an accelerator, one process a
+        core on a CPU.
       seed_field: dotted name of the field that takes the seeds.
       folder: where rows are kept; nothing is written unless given. Sweeps may share it.
       measures: names of numbers that every row has, None for one that is not defined.
@@ -148,8 +152,11 @@ def sweep(
                     keep(cell, pool.submit(_attempt, run, config))
                 else:
                     waiting[pool.submit(_attempt_packed, _packed(run, config))] = cell
-            for future in as_completed(waiting):
-                keep(waiting[future], future)
+            # Looked at in turn: jobs of submitit are no futures of the standard library.
+            while waiting:
+                for future in [x for x in waiting if x.done()]:
+                    keep(waiting.pop(future), future)
+                time.sleep(0.05)
         finally:
             for future in waiting:
                 future.cancel()
@@ -261,7 +268,7 @@ def _packed(run: Callable[[Any], Row], config: Any) -> bytes:
     for name, module in list(sys.modules.items()):
         if name.startswith("edl_config_"):  # a file for --config, which others cannot import
             cloudpickle.register_pickle_by_value(module)
-    return cloudpickle.dumps((run, config, own_parts()))
+    return cloudpickle.dumps((run, config, registered_parts()))
 
 
 def _attempt_packed(packed: bytes) -> Row:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edl_jax.errors import ConfigError, InputError
-from edl_jax.losses.formula import Candidates, check_number, formula, one_hot
+from edl_jax.losses.lift import Candidates, check_number, formula, one_hot
 from edl_jax.losses.log_probabilities import FLOOR, hold
 
 # Of logits that are cosines times a scale, and those whose `scale` is that of the logits.

@@ -1,19 +1,19 @@
 """Outputs of trainings on the whole of CIFAR-10 beside the synthetic pairs: ResNet-8, 10 epochs.
 
-Command:  edl transfer --config configs/transfer_cifar10.py --run-dir runs/transfer \
+Command:  edl coverage --config configs/coverage_cifar10.py --run-dir runs/coverage \
               --train.data-dir DIR
 Time:     see results/README.md; 1 million images through ResNet-8.
-Result:   see results/transfer_cifar10/. One training of each loss: the spread over seeds is that of
-          transfer_cifar10_subset.py.
+Result:   of version 0.1.0 see results/transfer_cifar10/. One training of each loss: the spread
+          over seeds is that of coverage_cifar10_subset.py.
 """
 
 from edl_jax import TrainConfig
-from edl_jax.studies import TransferConfig
+from edl_jax.studies import CoverageConfig
 
 
-def get_config() -> TransferConfig:
+def get_config() -> CoverageConfig:
     """The study's configuration."""
-    return TransferConfig(
+    return CoverageConfig(
         losses=("cross_entropy", "edl"),
         epochs=(0, 1, 2, 5, 10),
         num_seeds=1,
