@@ -119,6 +119,37 @@ def legend_below(figure: Any, axis: Any) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
 
 
+def plot_curves(
+    cells: Any, line: str, others: Sequence[str], values: str, xlabel: str, ylabel: str
+) -> Any:
+    """Mean curves over the seeds, a panel for each setting.
+
+    Args:
+      cells: from `edl_jax.studies.tables.frame`.
+      line: the column whose values are the lines of a panel.
+      others: the columns that tell panels apart.
+      values: the column of the curves, equally long lists of numbers or None.
+      xlabel: what the points are.
+      ylabel: what the numbers are.
+    """
+    groups = list(cells.groupby(list(others), sort=False)) if others else [((), cells)]
+    figure, axes = panels(len(groups))
+    for axis, (setting, group) in zip(axes, groups, strict=True):
+        for name, mine in group.groupby(line, sort=False):
+            longest = max(map(len, mine[values]))
+            curves = [[*x, *x[-1:] * (longest - len(x))] or [None] for x in mine[values]]
+            mean = np.ma.masked_invalid(np.asarray(curves, float)).mean(axis=0)
+            axis.plot(
+                1 + np.arange(len(mean)), mean, markersize=4, label=f"{name}, n = {len(mine)}"
+            )
+        named = zip(others, setting, strict=True)
+        title = ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in named)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    legend_below(figure, axes[0])
+    return figure
+
+
 def plot_evolution(history: Mapping[str, np.ndarray], held_out: Mapping[str, np.ndarray]) -> Any:
     """Fitness, held-out pairwise accuracy and step size over the generations.
 
