@@ -19,10 +19,10 @@ from flax import nnx
 
 from benchmarks.common import caption, open_folder, parser, stop
 from benchmarks.report import table, write_report
-from edl_jax.evolution import PretrainConfig, make_evolution, run_keys
-from edl_jax.evolution.pretraining import held_out_pairs, pretrain
-from edl_jax.objective import MARGINS, margin_violation, rank_metrics
+from edl_jax import RankingProblem, evolve
+from edl_jax.objective import measure
 from edl_jax.runs.folder import as_json, read_json
+from edl_jax.strategies import build_strategy
 from edl_jax.studies import AblateConfig
 
 NAME = "gradient_fit"
@@ -42,58 +42,47 @@ METRICS = ("objective", "pairwise_accuracy")
 _LEARNING_RATE, _STEPS = 3e-3, 3000
 
 
-def evolve(config: PretrainConfig) -> Any:
+def evolved(problem: RankingProblem, key: jax.Array) -> nnx.State:
     """An evolved network."""
-    return pretrain(config).loss.network()
+    config = problem.config
+    strategy, params = build_strategy(config, problem.sample)
+    draws = -(-config.held_out_pairs // config.pairs_per_generation)
+    found = evolve(
+        problem, strategy, key, generations=config.generations, params=params, draws=draws
+    )
+    return found.solution
 
 
-def fresh(config: PretrainConfig) -> nnx.State:
-    """The first network of the same evolution's first generation."""
-    evolution, key = make_evolution(config), jax.random.key(config.seed)
-    candidates = evolution.candidates(jax.jit(evolution.init)(run_keys(key)[0]))
-    return jax.tree.map(lambda x: x[0], candidates)
-
-
-def fit(config: PretrainConfig, steps: int) -> Any:
-    """The network fitted by Adam from a fresh one."""
-    evolution, margin = make_evolution(config), MARGINS[config.margin]
+def fitted(problem: RankingProblem, key: jax.Array, steps: int) -> nnx.State:
+    """A network from the same kind of fresh one, fitted by Adam."""
     optimizer = optax.adam(optax.schedules.cosine_decay_schedule(_LEARNING_RATE, steps))
-    key = jax.random.key(config.seed)
 
     def objective(solution: nnx.State, key: jax.Array) -> jax.Array:
-        batch = evolution.observe(key, evolution.sample(key))
-        losses = nnx.merge(evolution.graphdef, solution).from_features(batch.features)
-        opponents = config.num_opponents
-        return margin_violation(losses, batch.severities, margin=margin, num_opponents=opponents)
+        batch = problem.batch(key, problem.pairs(key))
+        return problem.violations(jax.tree.map(lambda x: x[None], solution), batch)[0]
 
     @jax.jit
-    def fitted(solution: nnx.State) -> nnx.State:
+    def fit(key: jax.Array, solution: nnx.State) -> nnx.State:
         def step(carry: Any, index: jax.Array) -> tuple[Any, None]:
             solution, state = carry
             gradient = jax.grad(objective)(solution, jax.random.fold_in(key, index))
             updates, state = optimizer.update(gradient, state)
             return (optax.apply_updates(solution, updates), state), None
 
-        (solution, _), _ = jax.lax.scan(
-            step, (solution, optimizer.init(solution)), jnp.arange(steps)
-        )
+        start = solution, optimizer.init(solution)
+        (solution, _), _ = jax.lax.scan(step, start, jnp.arange(steps))
         return solution
 
-    return nnx.merge(evolution.graphdef, fitted(fresh(config)))
+    return fit(key, problem.sample(key))
 
 
-def measure(config: PretrainConfig, network: Any) -> dict[str, float]:
-    """The objective and pairwise accuracy on held-out pairs that nothing was chosen on."""
-    evolution, margin = make_evolution(config), MARGINS[config.margin]
-    key = run_keys(jax.random.key(config.seed))[3]
-    pairs = held_out_pairs(jax.jit(evolution.sample), key, config)
-    batch = jax.jit(evolution.observe)(key, pairs)
-    losses = network.from_features(batch.features)
-    objective = margin_violation(
-        losses, batch.severities, margin=margin, num_opponents=config.num_opponents
-    )
-    ranks = rank_metrics(losses, batch.severities, batch.regimes, margin=margin)
-    return {"objective": float(objective), "pairwise_accuracy": ranks["pairwise_accuracy"]}
+def measured(problem: RankingProblem, solution: nnx.State) -> dict[str, float]:
+    """The objective and the ranking on held-out pairs, always the same."""
+    key = jax.random.key(2**31)
+    pairs = problem.held_out_pairs(key)
+    one = jax.tree.map(lambda x: x[None], solution)
+    found = measure(problem.loss(solution), pairs, severity=problem.severity, margin=problem.margin)
+    return {"objective": float(problem.violations(one, problem.batch(key, pairs))[0]), **found}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -111,14 +100,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = folder.resume_rows()
     for change in changes[len(rows) :]:
         config = dataclasses.replace(base, **change)
+        problem, keys = RankingProblem(config), list(map(jax.random.key, seeds))
+        networks = (
+            [evolved(problem, key) for key in keys],
+            [fitted(problem, key, steps) for key in keys],
+        )
         row: dict[str, Any] = {"setting": _named(change)}
-        for way in WAYS:
-            measured = []
-            for seed in seeds:
-                own = dataclasses.replace(config, seed=seed)
-                network = evolve(own) if way == "evolution" else fit(own, steps)
-                measured.append(measure(own, network))
-            row[way] = {name: [metrics[name] for metrics in measured] for name in METRICS}
+        for way, each in zip(WAYS, networks, strict=True):
+            found = [measured(problem, solution) for solution in each]
+            row[way] = {name: [metrics[name] for metrics in found] for name in METRICS}
         folder.append_rows([row])
         rows.append(row)
         print(f"{NAME}: {row['setting']} finished", flush=True)

@@ -289,7 +289,6 @@ def functions(draw: st.DrawFn) -> Attempt:
         "ChaoticES of a bad ratio": lambda _: edl_jax.ChaoticES(8, _TINY, elite_ratio=ratio),
         "ChaoticES of a bad mutation": lambda _: edl_jax.ChaoticES(8, _TINY, thing),
         "ChaoticES of a bad selection": lambda _: edl_jax.ChaoticES(8, _TINY, selection=anything),
-        "ChaoticES of a bad rule": lambda _: edl_jax.ChaoticES(8, _TINY, step_size="linear"),
         "ChaoticSNES of a bad size": lambda _: edl_jax.ChaoticSNES(bad_count, _TINY),
         "ChaoticSNES of a bad mutation": lambda _: edl_jax.ChaoticSNES(8, _TINY, thing),
         "a severity of a bad name": lambda _: edl_jax.SEVERITIES[thing],

@@ -4,6 +4,7 @@ Command:  python -m tests.kill_and_resume --kills 100        (about half an hour
 """
 
 import argparse
+import os
 import random
 import re
 import subprocess
@@ -73,7 +74,9 @@ class Harm(NamedTuple):
 def start(run_dir: Path, generations: int, *limit: int) -> subprocess.Popen:
     """Start, or resume, the run in a folder; with a limit, it can open no more files than that."""
     command = [sys.executable, "-c", SCRIPT, str(run_dir), *map(str, (generations, *limit))]
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    # As many devices as here, where the result is compared.
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(jax.device_count())}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
 
 def finish(run_dir: Path, generations: int) -> str:

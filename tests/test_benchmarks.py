@@ -6,14 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from benchmarks import generations, gradient_fit, ours, population_throughput, scaling, variants
 from benchmarks.common import Work, parser, random_layers
 from benchmarks.grid import arguments_of, batch_of, run_grid
 from benchmarks.peers import PEERS, evosax_loop, numpy_loop, torch_loops
 from benchmarks.timing import Limits, Subject, measure
-from edl_jax.evolution.engine import make_evolution
+from edl_jax.evolution.problems import Batch, RankingProblem
 from edl_jax.networks import ACTIVATIONS
 from edl_jax.objective import SEVERITIES
 from edl_jax.pairs import log_probabilities
@@ -26,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 def pairs():
-    (found,) = make_evolution(WORK.config()).sample(jax.random.key(0))
+    (found,) = RankingProblem(WORK.config()).pairs(jax.random.key(0))
     return found
 
 
@@ -44,10 +43,9 @@ def skip_if_missing(peer):
 
 
 def fitness_of_ours(work, layers, features, severities):
-    made = make_evolution(work.config())
-    batch = made.observe(jax.random.key(1), made.sample(jax.random.key(0)))
-    batch = batch._replace(features=jnp.asarray(features), severities=jnp.asarray(severities))
-    return np.asarray(made.score(ours.population_of(work, layers), batch))
+    batch = Batch(jnp.asarray(features), jnp.asarray(severities))
+    problem = RankingProblem(work.config())
+    return np.asarray(problem.violations(ours.population_of(work, layers), batch))
 
 
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
@@ -115,7 +113,7 @@ def sampled_by(name, num_pairs):
 def test_peers_draw_from_our_distribution(name):
     num_pairs = 20_000
     config = Work(4, num_pairs).config()
-    (found,) = make_evolution(config).sample(jax.random.key(0))
+    (found,) = RankingProblem(config).pairs(jax.random.key(0))
     theirs = [np.asarray(x) for x in sampled_by(name, num_pairs)]
 
     def moments(probabilities, labels):
@@ -224,9 +222,9 @@ def test_variants_write_their_table(tmp_path, capsys):
 
 def test_gradients_fit_a_pair_network_from_where_evolution_starts():
     config = dataclasses.replace(gradient_fit.BASE, pairs_per_generation=64, held_out_pairs=512)
-    graphdef = make_evolution(config).graphdef
-    before = gradient_fit.measure(config, nnx.merge(graphdef, gradient_fit.fresh(config)))
-    after = gradient_fit.measure(config, gradient_fit.fit(config, 1000))
+    problem, key = RankingProblem(config), jax.random.key(0)
+    before = gradient_fit.measured(problem, problem.sample(key))
+    after = gradient_fit.measured(problem, gradient_fit.fitted(problem, key, 1000))
     assert after["objective"] < 0.8 * before["objective"]
     assert after["pairwise_accuracy"] > before["pairwise_accuracy"]
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from edl_jax.runs.folder import RunFolder
 from tests.test_resume import flip, truncate
-from tests.toy_runs import STEPS, assert_refused, resumed, run, toy
+from tests.toy_runs import FILES, STEPS, assert_refused, resumed, run, toy
 
 __all__ = ["run", "toy"]
 # Orbax leaves coroutines behind where it meets a damaged file.
@@ -49,11 +50,17 @@ LEADS_ON = {
     "the last row is cut": (edit("metrics.jsonl", cut), 4),
     "the last row is no JSON": (edit("metrics.jsonl", lambda x: [*x[:-1], "{\n"]), 4),
     "the last row is cut and JSON": (edit("metrics.jsonl", lambda x: [*x[:-1], "{}"]), 4),
+    "the last row is empty": (edit("metrics.jsonl", lambda x: [*x[:-1], "{}\n"]), 4),
     "a row is doubled": (edit("metrics.jsonl", doubled(4)), 4),
+    "a row is empty": (edit("metrics.jsonl", lambda x: [*x[:3], "{}\n", *x[4:]]), 2),
+    "a row is another": (edit("metrics.jsonl", lambda x: [*x[:3], '{"n": 4}\n', *x[4:]]), 2),
+    "a row is deep": (edit("metrics.jsonl", lambda x: [*x[:3], "[" * 99_999 + "\n", *x[4:]]), 2),
+    "the last row of saves is no row": (edit("saves.jsonl", lambda x: [*x[:-1], "[5]\n"]), 4),
+    "all rows twice": (edit("metrics.jsonl", lambda x: x + x), 6),
     "rows are swapped": (edit("metrics.jsonl", lambda x: [*x[:4], x[5], x[4]]), 4),
     "a save's row is lost": (edit("saves.jsonl", lost(2)), 4),
     "a save's row is cut": (edit("saves.jsonl", cut), 4),
-    "a save's row is doubled": (edit("saves.jsonl", doubled(2)), 4),
+    "a save's row is doubled": (edit("saves.jsonl", doubled(2)), 6),
     "rows after the checkpoint": (edit("metrics.jsonl", lambda x: [*x, '{"n": 6}\n']), 6),
     "a strange folder": (lambda path: (path / "checkpoints" / "²").mkdir(), 6),
     "a strange file": (lambda path: (path / "checkpoints" / "06").write_text("x"), 6),
@@ -94,36 +101,16 @@ def test_a_damaged_run_resumes_from_the_newest_checkpoint_that_fits(run, what):
     assert resumed(run) == min(expected + 2, STEPS)
 
 
+UNUSED = (
+    r"no checkpoint in .* can be used; that of step 6 is unused \(the first \d+ bytes of "
+    r"metrics\.jsonl are not those that it was saved with\)\. Everything was left as it is"
+)
 DEAD_ENDS = {
-    "the first row is lost": (edit("metrics.jsonl", lost(0)), "n 6 but metrics of 5 ns"),
-    "the first row is doubled": (edit("metrics.jsonl", doubled(0)), "n 6 but metrics of 7 ns"),
-    "all rows twice": (edit("metrics.jsonl", lambda x: x + x), "n 6 but metrics of 12 ns"),
-    "no rows": (remove("metrics.jsonl"), "n 6 but metrics of 0 ns"),
-    "no rows of saves": (remove("saves.jsonl"), "n 6 but saves of 0 ns"),
-    "an empty row": (
-        edit("metrics.jsonl", lambda x: [*x[:3], "{}\n", *x[4:]]),
-        r"line 4 of 6 of .* is damaged \(it has no 'n'\).*remove that line to resume",
-    ),
-    "the last row is empty": (
-        edit("metrics.jsonl", lambda x: [*x[:-1], "{}\n"]),
-        r"line 6 of 6 of .* is damaged \(it has no 'n'\)",
-    ),
-    "the last row of saves is no row": (
-        edit("saves.jsonl", lambda x: [*x[:-1], "[5]\n"]),
-        r"line 3 of 3 of .* is damaged \(it holds \[5\]\)",
-    ),
-    "a row without a number": (
-        edit("metrics.jsonl", lambda x: [*x[:3], '{"n": "3"}\n', *x[4:]]),
-        "its n is '3'",
-    ),
-    "a deep row": (
-        edit("metrics.jsonl", lambda x: [*x[:3], "[" * 99_999 + "\n", *x[4:]]),
-        "line 4 of 6 of .* is damaged",
-    ),
-    "a long row": (
-        edit("metrics.jsonl", lambda x: [*x[:3], json.dumps("x" * 99_999) + "\n", *x[4:]]),
-        "line 4 of 6 of .* is damaged",
-    ),
+    "the first row is lost": (edit("metrics.jsonl", lost(0)), UNUSED),
+    "the first row is doubled": (edit("metrics.jsonl", doubled(0)), UNUSED),
+    "every row twice": (edit("metrics.jsonl", lambda x: [y for y in x for _ in "12"]), UNUSED),
+    "no rows": (remove("metrics.jsonl"), UNUSED),
+    "no rows of saves": (remove("saves.jsonl"), UNUSED.replace("metrics", "saves")),
     "rows in a pipe": (
         lambda path: ((path / "metrics.jsonl").unlink(), os.mkfifo(path / "metrics.jsonl")),
         "is a pipe, socket or device",
@@ -158,9 +145,25 @@ DEAD_ENDS = {
     ),
     "no checkpoints": (
         lambda path: shutil.rmtree(path / "checkpoints"),
-        r"6 rows in metrics\.jsonl but no checkpoint.*Nothing was changed.*rename",
+        r"6 rows but no checkpoint.*Nothing was changed.*rename",
     ),
 }
+
+
+@pytest.mark.parametrize(
+    ("rows", "saves", "is_kept"), [(2, 1, False), (0, 0, False), (3, 1, True), (2, 2, True)]
+)
+def test_rows_of_a_first_period_without_a_checkpoint_are_of_a_kill_and_more_are_not(
+    tmp_path, rows, saves, is_kept
+):
+    folder = RunFolder(tmp_path, {"toy": 1})
+    for name, count in zip(FILES, (rows, saves), strict=True):
+        folder.append_rows(({"n": n} for n in range(count)), name)
+    if is_kept:
+        (tmp_path / "checkpoints").mkdir()
+        assert_refused(tmp_path, r"has \d rows but no checkpoint.*Nothing was changed.*rename")
+    else:
+        assert resumed(tmp_path) == 0
 
 
 @pytest.mark.parametrize("what", DEAD_ENDS)
@@ -171,9 +174,7 @@ def test_what_cannot_be_mended_is_said_and_left_as_it_is(run, what):
     assert_refused(run, match)
 
 
-def test_following_the_advice_to_remove_a_line_leads_on(run):
-    edit("metrics.jsonl", lambda x: [*x[:4], "{}\n", *x[5:]])(run)
-    assert_refused(run, "line 5 of 6 .*remove that line")
+def test_a_checkpoint_that_is_whole_but_not_its_rows_is_kept(run):
     edit("metrics.jsonl", lost(4))(run)
     assert resumed(run) == 4
     assert (run / "unused-checkpoint-6-0").is_dir()  # it is whole, and may be wanted

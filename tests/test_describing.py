@@ -89,6 +89,10 @@ def with_default(value):
     return loss
 
 
+def closed_over(value):
+    return lambda logits, labels: value * logits[..., 0]
+
+
 def with_option(value):
     return functools.partial(power, value)
 
@@ -102,6 +106,7 @@ DIFFERENT = {
     "a default": (with_default, 1.0, 2.0),
     "a default under jit": (lambda x: jax.jit(with_default(x)), 1.0, 2.0),
     "an argument": (with_option, 2, 3),
+    "what was taken from around": (closed_over, 2, 3),
     "an argument of many numbers": (with_option, MANY, OTHER),
     "a function as an argument": (with_option, LOSSES["gce"], LOSSES["poly"]),
     "an object's attribute": (Weighted, 1.0, 2.0),
@@ -129,6 +134,7 @@ def test_parts_are_told_apart_by_their_options_and_arrays(kind):
 
 def test_code_and_provenance_are_not_looked_at():
     assert describe(lambda x: x) == describe(lambda x: -x)
+    assert describe(max) == "max"
     evolved = load_pretrained()
     assert describe(evolved.replace(provenance=Provenance())) == describe(evolved)
 
@@ -193,5 +199,5 @@ def test_a_run_folder_knows_the_parts_that_a_user_has_registered(kind, tmp_path,
             ablate(small, run_dir=tmp_path / "ablate", executor="1")
         if kind == "severity":
             with pytest.raises(RunFolderError, match=f"parts.{kind} mine is"):
-                pretrain(config, run_dir=tmp_path / "pretrain")
+                pretrain(config, run_dir=tmp_path)
     assert not own_parts(TINY)

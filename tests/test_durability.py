@@ -13,6 +13,7 @@ import pytest
 from edl_jax.runs import fit
 from edl_jax.runs.checkpoints import Checkpoints
 from edl_jax.runs.folder import RunFolder, open_run
+from edl_jax.runs.rows import JsonLines
 from edl_jax.runs.storage import append, open_atomically, write_atomically
 from tests import power_cut
 from tests.test_resume import heeds_ctrl_c
@@ -70,11 +71,13 @@ def test_a_checkpoint_counts_once_all_of_it_is_synced_and_only_then_is_an_old_on
     path = tmp_path / "checkpoints"
     state = {"a": np.arange(1000.0)}
     with Checkpoints(path, keep=1) as checkpoints:
-        checkpoints.save(1, state, score=-9.0)
-        calls.clear()
+        checkpoints.save(1, state, score=-9.0, notes={})
         rows = [{"n": 1, "x": 2.0}]
         keeper = fit._Keeper(ToyRun(), state)
-        keeper._checkpoints, keeper._writers = checkpoints, [folder]
+        keeper._checkpoints, keeper._rows = checkpoints, JsonLines(folder, ToyRun().files)
+        keeper._rows.take_up({})
+        keeper._writers = [keeper._rows]
+        calls.clear()
         keeper.save(2, state, rows, rows[0])
     assert [int(x.name) for x in path.iterdir()] == [2]
 

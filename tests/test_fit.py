@@ -12,7 +12,7 @@ from edl_jax.errors import DivergedError, Preempted
 from edl_jax.runs.fit import fit
 from edl_jax.runs.folder import open_run
 from tests.event_files import shown
-from tests.toy_runs import LOGS, STEPS, ToyRun
+from tests.toy_runs import STEPS, ToyRun, due
 
 KEY = jax.random.key(0)
 
@@ -33,7 +33,7 @@ def checkpoints(path):
 def test_a_run_is_measured_watched_and_saved_after_every_period(tmp_path):
     seen = []
     found = in_folder(tmp_path, watch=lambda done, state, row: seen.append((done, row)))
-    assert numbers(found) == [log.due(STEPS) for log in LOGS]
+    assert numbers(found) == due(STEPS)
     assert int(found.state["n"]) == STEPS
     assert [done for done, _ in seen] == [0, 2, 4, 6]
     assert [row for _, row in seen[1:]] == found.rows[1]
@@ -55,7 +55,7 @@ def test_sigterm_saves_within_a_period_and_the_run_resumes_from_there(tmp_path):
     seen = []
     found = in_folder(tmp_path, watch=lambda done, state, row: seen.append(done))
     assert seen == [4, 6]
-    assert numbers(found) == [log.due(STEPS) for log in LOGS]
+    assert numbers(found) == due(STEPS)
     assert checkpoints(tmp_path) == [2, 6]  # 3 was not measured, so that it is not the best
 
 

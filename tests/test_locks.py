@@ -15,7 +15,16 @@ from edl_jax import cli, pretrain, train
 from edl_jax.errors import ConfigError, RunFolderError
 from edl_jax.runs.folder import RunFolder, open_run
 from edl_jax.runs.locks import locked
-from edl_jax.studies import CardConfig, CoverageConfig, ablate, card, compare, coverage
+from edl_jax.studies import (
+    CardConfig,
+    CoverageConfig,
+    DemoConfig,
+    ablate,
+    card,
+    compare,
+    coverage,
+    demo,
+)
 from tests.test_ablate import SMALL
 from tests.test_compare import PLAIN
 from tests.test_evolution import TINY
@@ -39,6 +48,7 @@ RUNS = {
     "coverage": lambda path: coverage(CoverageConfig(train=CONFIG_OF_COVERAGE), run_dir=path),
     "card": lambda path: card(CardConfig("cross_entropy"), run_dir=path),
     "page": lambda path: cli._write_page("A run", {}, {}, path),
+    "demo": lambda path: demo(DemoConfig(), path),
 }
 CONFIG_OF_COVERAGE = dataclasses.replace(CONFIG, epochs=6, augmentation=type(CONFIG.augmentation)())
 

@@ -1,4 +1,5 @@
 import inspect
+import pickle
 import subprocess
 import sys
 
@@ -10,9 +11,8 @@ import pytest
 from edl_jax import LOSSES, cli
 from edl_jax.errors import ConfigError
 from edl_jax.losses import PRETRAINED, EvolvedLoss, load_pretrained
-from edl_jax.losses.by_name import check_loss_name, resolve_loss
+from edl_jax.losses.by_name import check_loss_name, list_losses, resolve_loss
 from edl_jax.losses.formulas.robust_barron import AdaptiveBarron
-from edl_jax.losses.listing import list_losses
 from edl_jax.runs.describing import describe
 from tests.baseline_losses import quick_jit
 
@@ -98,6 +98,13 @@ def test_descriptions_tell_losses_apart(tmp_path):
     assert describe(resolve_loss("adaptive_barron")) == described[5]
     assert describe(resolve_loss(str(path))) == described[7]
     assert describe(LOSSES["gce"]) == "gce(q=0.7)"
+
+
+def test_a_loss_shows_its_options_and_can_be_sent_to_another_process():
+    for name, options in {"mae": [], "gce": ["q"], "bi_tempered": ["t1", "t2"]}.items():
+        names = ["logits", "labels", *options, "axis", "where"]
+        assert [*inspect.signature(LOSSES[name]).parameters] == names
+        assert pickle.loads(pickle.dumps(LOSSES[name])) is LOSSES[name]
 
 
 def test_every_loss_is_documented():

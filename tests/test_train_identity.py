@@ -36,8 +36,14 @@ def test_a_run_folder_knows_its_data(tmp_path):
         first = train(SMALL, run_dir=tmp_path)
         identity = load_config_dataset(SMALL).identity
         assert read_json(tmp_path / "config.json")["data"] == identity
+        written = (tmp_path / "config.json").read_text()
+        assert "data_dir" not in written
+        # Version 0.1.0 wrote it.
+        written = written.replace('"dataset"', '"data_dir": null, "dataset"')
+        (tmp_path / "config.json").write_text(written)
         register(0)
-        again = train(SMALL, run_dir=tmp_path)  # the same data: its result
+        moved = dataclasses.replace(SMALL, data_dir="elsewhere")
+        again = train(moved, run_dir=tmp_path)  # the same data: its result
         assert again.history == first.history
         register(1)
         with pytest.raises(RunFolderError, match=f"data.digest is '{identity['digest']}' there"):

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -51,10 +52,9 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(tiny_training):
     """A training that nothing interrupted: its folder and its result."""
-    run_dir = tmp_path_factory.mktemp("whole") / "run"
-    return run_dir, train(CONFIG, run_dir=run_dir)
+    return tiny_training
 
 
 def rows_of(run_dir):
@@ -90,10 +90,10 @@ def test_a_training_stopped_around_a_save_resumes_to_the_same_result(
 ):
     save = Checkpoints.save
 
-    def failing(self, step, tree, *, score):
+    def failing(self, step, tree, **options):
         if step == 8 and before:
             raise Stop
-        save(self, step, tree, score=score)
+        save(self, step, tree, **options)
         if step == 8:
             raise Stop
 
@@ -132,9 +132,12 @@ def test_sigterm_is_heeded_within_an_epoch_and_loses_no_step(tmp_path, whole, mo
 @pytest.mark.slow
 def test_kills_at_random_moments_change_nothing(tmp_path, whole):
     chance, met = random.Random(0), 0
-    call = command(tmp_path, tmp_path / "run")
+    call, devices = (
+        command(tmp_path, tmp_path / "run"),
+        {"JAX_NUM_CPU_DEVICES": str(jax.device_count())},
+    )
     for _ in range(3):
-        process = start(call)
+        process = start(call, **devices)
         rows = tmp_path / "run" / "metrics.jsonl"
         before = rows.stat().st_mtime_ns if rows.exists() else 0
         while process.poll() is None and not (rows.exists() and rows.stat().st_mtime_ns != before):
@@ -143,7 +146,7 @@ def test_kills_at_random_moments_change_nothing(tmp_path, whole):
         met += process.poll() is None
         process.kill()
         process.communicate()
-    status, _, err = finish(start(call))
+    status, _, err = finish(start(call, **devices))
     assert status == 0, err
     assert met >= 2
     assert_same(tmp_path / "run", whole)

@@ -136,9 +136,7 @@ def take_apart(state: Any) -> tuple[Any, Any]:
 
     def those(trained: bool) -> Any:
         return jax.tree.map(
-            lambda x: x if isinstance(x, nnx.Param) == trained else None,
-            state,
-            is_leaf=_is_variable,
+            lambda x: x if isinstance(x, nnx.Param) == trained else None, state, is_leaf=_is_leaf
         )
 
     state = jax.tree.map(held, state)
@@ -151,17 +149,12 @@ def put_together(params: Any, rest: Any) -> Any:
     def given(x: Any) -> Any:
         return jax.random.wrap_key_data(x.words, impl=x.kind) if isinstance(x, _Words) else x
 
-    whole = jax.tree.map(
-        lambda x, y: y if x is None else x,
-        params,
-        rest,
-        is_leaf=lambda x: x is None or _is_variable(x),
-    )
+    whole = jax.tree.map(lambda x, y: y if x is None else x, params, rest, is_leaf=_is_leaf)
     return jax.tree.map(given, whole, is_leaf=lambda x: isinstance(x, _Words))
 
 
-def _is_variable(x: Any) -> bool:
-    return isinstance(x, nnx.Variable)
+def _is_leaf(x: Any) -> bool:
+    return x is None or isinstance(x, nnx.Variable)
 
 
 def check_loss(loss: Any, num_classes: int, *, soft: bool) -> bool:
@@ -179,29 +172,27 @@ def check_loss(loss: Any, num_classes: int, *, soft: bool) -> bool:
       ConfigError: if it cannot be called with logits `[batch, num_classes]` and such labels, does
         not give `[batch]` floating-point losses, or changes the shapes or dtypes of its state.
     """
-    method = as_method(loss)
+    method, asked = as_method(loss), []
     batch = num_classes + 1  # not to be confused with the classes
     logits = jax.ShapeDtypeStruct((batch, num_classes), jnp.float32)
-    hard = jax.ShapeDtypeStruct((batch,), jnp.int32)
-    labels = logits if soft else hard
-    name = getattr(loss, "__qualname__", None) or type(loss).__qualname__
-    given = f"logits {_told(logits)} and labels {_told(labels)}"
-    asked: list[bool] = []
+    classes = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    labels = logits if soft else classes
 
-    def step(key: jax.Array, logits: jax.Array, labels: jax.Array, of_val: Any) -> Any:
+    def step(key: jax.Array, logits: jax.Array, labels: jax.Array, held_out: Any) -> Any:
         def validation() -> tuple[jax.Array, jax.Array]:
             asked.append(True)
-            return of_val
+            return held_out
 
         state = method.init(key, num_classes)
         losses = method.losses(state, logits, labels)
         student = Student(jnp.int32(1), jnp.float32(0.5), logits, labels, validation)
         return losses, take_apart(state), take_apart(method.update(state, student))
 
+    name = getattr(loss, "__qualname__", None) or type(loss).__qualname__
+    given = f"logits {_told(logits)} and labels {_told(labels)}"
+    arguments = jax.eval_shape(lambda: jax.random.key(0)), logits, labels, (logits, classes)
     try:
-        losses, before, after = jax.eval_shape(
-            step, jax.random.key(0), logits, labels, (logits, hard)
-        )
+        losses, *states = jax.eval_shape(step, *arguments)
     except EDLError:
         raise
     except Exception as error:  # the loss is the user's own code
@@ -214,9 +205,9 @@ def check_loss(loss: Any, num_classes: int, *, soft: bool) -> bool:
             f"the loss {name} gives {found} for {given}; expected float32[{batch}], one value for "
             "each example."
         )
-    shapes = [jax.tree.map(_told, x) for x in (after, before)]
-    if shapes[0] != shapes[1]:
-        found, expected = (str(jax.tree.leaves(x))[:_FEW] for x in shapes)
+    before, after = (jax.tree.map(_told, x) for x in states)
+    if before != after:
+        found, expected = (str(jax.tree.leaves(x))[:_FEW] for x in (after, before))
         raise ConfigError(
             f"the loss {name} leaves a state of other shapes or dtypes than it had: {found} "
             f"instead of {expected}; expected the same."

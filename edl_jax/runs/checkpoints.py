@@ -18,7 +18,7 @@ import re
 import shutil
 import stat
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -45,18 +45,16 @@ _PASSING = re.compile(
 
 
 class Checkpoints:
-    """The checkpoints in one folder. Use as a context manager."""
+    """The checkpoints in one folder; a context manager.
+
+    What cannot be read or written is a `RunFolderError`, and is left as it is.
+    """
 
     def __init__(self, path: Path, *, keep: int):
-        """Open the folder, keeping the `keep` newest checkpoints and the one of the best score.
-
-        Raises:
-          RunFolderError: if the folder cannot be opened or written.
-        """
+        """Open the folder, to keep the `keep` newest checkpoints and the one of the best score."""
         self._path, self._keep = path.absolute(), keep
         try:
             make_folder(self._path)
-            # Orbax would clean up in the background, and not wait for it to end.
             for left in self._path.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(left)
         except OSError as error:
@@ -73,13 +71,10 @@ class Checkpoints:
         """Steps of the checkpoints that are there, damaged ones too, in order."""
         return sorted(int(x.name) for x in self._path.iterdir() if _STEP.fullmatch(x.name))
 
-    def save(self, step: int, tree: Any, *, score: float) -> None:
+    def save(self, step: int, tree: Any, *, score: float, notes: Mapping[str, Any]) -> None:
         """Save the arrays of a pytree after `step` steps, then delete those not to be kept.
 
-        Of the best checkpoint the score is largest.
-
-        Raises:
-          RunFolderError: if it cannot be written; the earlier checkpoints are as they were.
+        Of the best checkpoint the score is largest. The notes, JSON data, are kept beside it.
         """
         import orbax.checkpoint as ocp
 
@@ -88,6 +83,7 @@ class Checkpoints:
         metrics = {
             "sha256": _digest(step, leaves),
             "score": float(score) if math.isfinite(score) else -math.inf,
+            "notes": notes,
         }
         try:
             # Orbax gives an interrupted save out as one that failed.
@@ -109,16 +105,12 @@ class Checkpoints:
             ) from error
 
     def restore_latest(
-        self, like: Any, misfit: Callable[[int], str] = lambda step: ""
-    ) -> tuple[int, Any]:
-        """The newest whole checkpoint: its step, and the pytree; `(0, like)` where there is none.
+        self, like: Any, misfit: Callable[[Mapping[str, Any]], str] = lambda notes: ""
+    ) -> tuple[int, Any, Mapping[str, Any]]:
+        """The newest whole checkpoint: its step, pytree and notes; `(0, like, {})` without one.
 
         A damaged one is reported, set aside under another name, and the one before it is used; so
-        is one that does not fit. To be called before anything is saved.
-
-        Args:
-          like: a pytree of the shapes and dtypes that were saved.
-          misfit: says why the checkpoint of a step cannot be used; nothing if it can.
+        is one of whose notes `misfit` says why it cannot be. To be called before anything is saved.
 
         Raises:
           RunFolderError: if there are checkpoints but none can be used, if one holds arrays of
@@ -128,17 +120,17 @@ class Checkpoints:
         found, aside = None, {}
         for step in (steps := self.steps()[::-1]):
             try:
+                metrics = self._metrics(step)
                 if found is not None:
-                    self._metrics(step)  # by which it is compared with others
-                elif why := misfit(step):
+                    continue  # it is only compared with others
+                if why := misfit(metrics["notes"]):
                     aside[step] = "unused", why
                 else:
-                    found = step, self._restored(step, like)
+                    found = step, self._restored(step, metrics, like), metrics["notes"]
             except (MemoryError, RunFolderError):
                 raise
             except Exception as error:
                 if not isinstance(error, _DAMAGE) or _PASSING.match(str(error)):
-                    # Too many open files, say, or a disk that is away: it may be sound.
                     raise RunFolderError(
                         f"the checkpoint of step {step} in {self._path} cannot be read "
                         f"({shortened(error)}). It was left as it is: give the same command again "
@@ -155,12 +147,12 @@ class Checkpoints:
             )
         for step, (what, why) in aside.items():
             self._set_aside(step, what, why)
-        return found or (0, like)
+        return found or (0, like, {})
 
-    def _restored(self, step: int, like: Any) -> Any:
+    def _restored(self, step: int, metrics: Mapping[str, Any], like: Any) -> Any:
         import orbax.checkpoint as ocp
 
-        digest, options = self._metrics(step)["sha256"], _processes()
+        options = _processes()
         handler = ocp.StandardCheckpointHandler(multiprocessing_options=options)
         with (
             _orbax_silent(),
@@ -168,7 +160,7 @@ class Checkpoints:
         ):
             path = self._path / str(step) / "state"
             leaves = _leaves(reader.restore(path, args=ocp.args.StandardRestore()))
-        if digest != _digest(step, leaves):
+        if metrics["sha256"] != _digest(step, leaves):
             raise ValueError("its arrays do not have the digest that was written with them")
         if [(x.dtype, x.shape) for x in leaves] != [(x.dtype, x.shape) for x in _leaves(like)]:
             raise RunFolderError(
@@ -194,7 +186,8 @@ class Checkpoints:
                     while stream.read(1 << 24):
                         pass
         metrics = json.loads((path / "metrics" / "metrics").read_bytes())
-        return {"sha256": str(metrics["sha256"]), "score": float(metrics["score"])}
+        found = {name: metrics[name] for name in ("sha256", "notes")}
+        return {**found, "score": float(metrics["score"])}
 
     @functools.cached_property
     def _manager(self) -> Any:

@@ -1,5 +1,6 @@
 """What tells a user's loss, severity or strategy from another, for the run folders."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -52,9 +53,11 @@ def _named(part: Any) -> tuple[str, dict[Any, Any]]:
         name, options = _named(part.func)
         return name, {**options, **dict(enumerate(part.args)), **part.keywords}
     if hasattr(part, "__qualname__"):
-        parameters = () if isinstance(part, type) else inspect.signature(part).parameters.values()
-        options = {x.name: x.default for x in parameters if x.default is not x.empty}
-        options = {k: v for k, v in options.items() if k not in ("axis", "where")}
+        parameters = {}
+        with contextlib.suppress(ValueError):  # of a function written in C
+            parameters = {} if isinstance(part, type) else inspect.signature(part).parameters
+        options = {k: x.default for k, x in parameters.items() if k not in ("axis", "where")}
+        options = {k: v for k, v in options.items() if v is not inspect.Parameter.empty}
         if closure := getattr(part, "__closure__", None):  # but not functions, nor so itself
             taken = zip(part.__code__.co_freevars, (x.cell_contents for x in closure), strict=True)
             options |= {key: value for key, value in taken if not callable(value)}

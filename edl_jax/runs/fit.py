@@ -12,11 +12,12 @@ from jax.sharding import Mesh
 from edl_jax.errors import DivergedError, Preempted, RunFolderError
 from edl_jax.runs.checkpoints import Checkpoints
 from edl_jax.runs.devices import to_every_device
-from edl_jax.runs.folder import Row, RowLog, RunFolder
+from edl_jax.runs.folder import Row, RunFolder
 from edl_jax.runs.preemption import sigterm_noticed
 from edl_jax.runs.processes import arrays_from_first, first_does, in_any, others_needed
 from edl_jax.runs.progress import telling
-from edl_jax.runs.tensorboard import TensorBoard
+from edl_jax.runs.rows import JsonLines, MetricWriter
+from edl_jax.runs.tensorboard import TensorBoard, config_text
 
 State = TypeVar("State")
 
@@ -30,7 +31,8 @@ class Run(Protocol[State]):
       total: how many units it has in all.
       period: after how many of them it is measured, and saved; after the last one too.
       chunk: how many it advances by at most, before it looks whether it is to stop.
-      logs: the files of its rows, the first and the last of which may be one file.
+      files: of its rows, whose first entry is the row's number: that of `advance`, and that of
+        `measure`, which may be the same.
       mesh: the devices that hold the state.
     """
 
@@ -39,19 +41,19 @@ class Run(Protocol[State]):
     total: int
     period: int
     chunk: int
-    logs: tuple[RowLog, ...]
+    files: tuple[str, ...]
     mesh: Mesh
 
     def init(self, key: jax.Array) -> State:
-        """The state before the first unit, a pytree of arrays, whole on every device."""
+        """The state before the first unit, a pytree of arrays; it is put whole on every device."""
         ...
 
     def advance(self, state: State, n: int) -> tuple[State, list[Row]]:
-        """The state `n` units later, and their rows, for the first log; may donate the state."""
+        """The state `n` units later, and their rows; may donate the state."""
         ...
 
     def measure(self, state: State) -> Row:
-        """The row of a period that has ended, for the last log."""
+        """The row of a period that has ended."""
         ...
 
     def score(self, row: Row) -> float:
@@ -59,15 +61,7 @@ class Run(Protocol[State]):
         ...
 
     def summary(self, row: Row) -> str:
-        """What to tell, while it runs, of the last rows of all logs together."""
-        ...
-
-
-class MetricWriter(Protocol):
-    """Where rows of metrics go; as CLU's writer of that name, narrower."""
-
-    def write(self, log: RowLog, rows: Sequence[Row]) -> None:
-        """Write rows of a log; they are there, whole, when this returns."""
+        """What to tell, while it runs, of the last rows of all files together."""
         ...
 
 
@@ -76,7 +70,7 @@ class Fitted(NamedTuple):
 
     Attributes:
       state: the last state, on the devices.
-      rows: of each log.
+      rows: of each file.
     """
 
     state: Any
@@ -115,11 +109,11 @@ def fit(
         stack.enter_context(others_needed())
         has_folder = in_any(folder is not None)
         terminated = stack.enter_context(sigterm_noticed()) if has_folder else lambda: False
-        state, done, rows = run.init(key), 0, [[] for _ in run.logs]
-        keeper = _Keeper(run, jax.device_get(state))
+        keeper = _Keeper(run, jax.device_get(run.init(key)))
+        done, rows = 0, [[] for _ in run.files]
         if has_folder:
             done, rows = first_does(partial(keeper.resume, stack, folder, keep))
-            state = to_every_device(arrays_from_first(keeper.state), run.mesh)
+        state: Any = to_every_device(arrays_from_first(keeper.state), run.mesh)
         saved = done
         how_far = {"first": done, "total": run.total, "progress": progress}
         tell = stack.enter_context(telling(run.name, run.unit, **how_far))
@@ -157,78 +151,60 @@ class _Keeper:
 
     def __init__(self, run: Run[Any], state: Any):
         self._run, self.state = run, state
-        self._writers: list[MetricWriter] = []
 
     def resume(
         self, stack: contextlib.ExitStack, folder: RunFolder | None, keep: int
     ) -> tuple[int, list[list[Row]]]:
-        """Units done and the rows of each log; `state` is then the one they have come to."""
+        """Units done and the rows of each file; `state` is then the one they have come to."""
         assert folder is not None  # in the first process
-        path, logs = folder.path / "checkpoints", self._run.logs
-        self._checkpoints = stack.enter_context(Checkpoints(path, keep=keep))
-        found = resume(folder, self._checkpoints, self.state, logs, self._run.period)
-        done, self.state, rows = found
-        first_step = max(logs[0].due(done), default=-1) + 1
-        events = stack.enter_context(TensorBoard(folder.path, first_step=first_step))
-        self._writers = [folder, events]
+        checkpoints = Checkpoints(folder.path / "checkpoints", keep=keep)
+        self._checkpoints = stack.enter_context(checkpoints)
+        self._rows = JsonLines(folder, self._run.files)
+        done, self.state, rows = resume(
+            folder, self._checkpoints, self._rows, self.state, self._run.period
+        )
+        first_step = next(iter(rows[0][-1].values())) + 1 if rows[0] else 0
+        board = stack.enter_context(TensorBoard(folder.path, first_step=first_step))
+        if first_step == 0:
+            board.show(texts={"config": config_text(folder.path)})
+        self._writers: list[MetricWriter] = [self._rows, board]
         return done, rows
 
     def save(self, done: int, state: Any, new: Sequence[Row], row: Row | None) -> None:
         """Save new rows, a row that was measured, and then a checkpoint, which counts on them."""
-        for writer in self._writers:
-            writer.write(self._run.logs[0], new)
-            writer.write(self._run.logs[-1], [row] if row else [])
+        files = self._run.files
+        for name, rows in ((files[0], new), (files[-1], [row] if row else [])):
+            for writer in self._writers if rows else []:
+                writer.write(name, rows)
         score = -math.inf if row is None else self._run.score(row)
-        self._checkpoints.save(done, jax.device_get(state), score=score)
+        notes = self._rows.notes()
+        self._checkpoints.save(done, jax.device_get(state), score=score, notes=notes)
 
 
 def resume(
-    folder: RunFolder, checkpoints: Checkpoints, like: Any, logs: Sequence[RowLog], first_step: int
+    folder: RunFolder, checkpoints: Checkpoints, rows: JsonLines, like: Any, period: int
 ) -> tuple[int, Any, list[list[Row]]]:
     """Restore the newest checkpoint that is whole and whose rows are; drop the rows after it.
 
     They are run, and logged, again.
 
-    Args:
-      folder: the run folder.
-      checkpoints: those in it.
-      like: a pytree of the shapes and dtypes that were saved.
-      logs: the files of rows; the first has one for each unit.
-      first_step: that of a run's first checkpoint at the latest; its rows are written before it.
-
     Returns:
-      The step, 0 for a new run, the pytree, and the rows of each log.
+      The step, 0 for a new run, the state, in the form of `like`, and the rows of each file.
 
     Raises:
-      RunFolderError: if there are checkpoints but none can be used, there are rows but no
-        checkpoint, or something cannot be read or written. All is then left as it is.
+      RunFolderError: if there are checkpoints but none can be used, there are more rows than of a
+        first period but no checkpoint, or something cannot be read or written. All is then left as
+        it is.
     """
-    rows = [folder.read_rows(log.name, check=log.check) for log in logs]
-
-    def misfit(step: int) -> str:
-        for log, own in zip(logs, rows, strict=True):
-            found, due = [row[log.unit] for row in log.before(step, own)], log.due(step)
-            if found != due:
-                return (
-                    f"it is a checkpoint of {log.unit} {len(logs[0].due(step))} but "
-                    f"{log.name.split('.')[0]} of {len(found)} {log.unit}s before it are in "
-                    f"{log.name}, or not in order; expected {len(due)}"
-                )
-        return ""
-
-    if not checkpoints.steps():
-        for log, own in zip(logs, rows, strict=True):
-            if len(own) > len(log.due(first_step)):
-                raise RunFolderError(
-                    f"{folder.path} has {len(own)} rows in {log.name} but no checkpoint. Nothing "
-                    "was changed: put the folder checkpoints back from a copy; or rename "
-                    f"{folder.path} and give the same command to begin anew."
-                )
-    step, tree = checkpoints.restore_latest(like, misfit)
-    for log, own in zip(logs, rows, strict=True):
-        own[:] = log.before(step, own)
-        folder.rewrite_rows(own, log.name)
-    return step, tree, rows
+    lines = rows.lines()
+    if not checkpoints.steps() and (lines[-1] > 1 or max(lines) > period):
+        raise RunFolderError(
+            f"{folder.path} has {max(lines)} rows but no checkpoint. Nothing was changed: put the "
+            f"folder checkpoints back from a copy; or rename {folder.path} and give the same "
+            "command to begin anew."
+        )
+    step, state, notes = checkpoints.restore_latest(like, rows.misfit)
+    return step, state, rows.take_up(notes)
 
 
 def _kept(folder: RunFolder | None, has_folder: bool, saved: int) -> str:

@@ -3,12 +3,14 @@
 import dataclasses
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 from edl_jax.data.datasets import load_dataset
 from edl_jax.errors import ConfigError
 from edl_jax.evolution import PretrainConfig
 from edl_jax.evolution.pretraining import PretrainResult, pretrain
 from edl_jax.runs.folder import writing
+from edl_jax.runs.locks import locked
 from edl_jax.runs.storage import user_path
 from edl_jax.studies.compare import CompareConfig, compare
 from edl_jax.studies.figures import check_libraries, plot_evolution, save
@@ -61,10 +63,19 @@ def demo(
     Raises:
       ConfigError: if `run_dir` is no path.
       DataError: if `data_dir` is given and holds no CIFAR-10 that can be read.
-      RunFolderError: if something cannot be written.
+      RunFolderError: if `run_dir` is in use by another run, or something cannot be written.
+      Preempted: on SIGTERM; the same call resumes.
       EDLError: if a library that studies need is not installed.
     """
     folder = user_path(run_dir)
+    with locked(folder):
+        return _demo(config, folder, progress, say)
+
+
+def _demo(
+    config: DemoConfig, folder: Path, progress: bool, say: Callable[[str], None]
+) -> tuple[PretrainResult, Study]:
+    """Demonstrate in a folder that is held."""
     # Looked up first: a missing data set should not cost a minute of evolution.
     data = load_dataset("auto", data_dir=config.data_dir, train_examples=1, test_examples=1)
     check_libraries("pandas", "statsmodels")

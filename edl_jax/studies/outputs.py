@@ -9,15 +9,8 @@ import numpy as np
 
 from edl_jax.errors import DivergedError
 from edl_jax.losses import EvolvedLoss
-from edl_jax.objective import (
-    MARGINS,
-    SEVERITIES,
-    apply_severity,
-    gradient_metrics,
-    logit_gradients,
-    rank_metrics,
-)
-from edl_jax.pairs import REGIMES, Mixture, Pairs, log_probabilities, sample_pairs
+from edl_jax.objective import MARGINS, SEVERITIES, measure
+from edl_jax.pairs import REGIMES, Mixture, Pairs, sample_pairs
 from edl_jax.runs.devices import device_mesh
 from edl_jax.runs.folder import as_finite
 from edl_jax.studies import distances
@@ -139,18 +132,9 @@ def rank_outputs(pairs: Pairs, loss: EvolvedLoss) -> dict[str, float]:
     """
     severity = SEVERITIES[loss.provenance.config.get("severity", "surprisal")]
     margin = MARGINS[loss.provenance.config.get("margin", "proportional")]
-    losses, severities, sample = jax.device_get(_measured(loss, pairs, severity))
-    ranks = rank_metrics(losses, severities, np.asarray(pairs.regimes), margin=margin)
-    found = {**ranks, **gradient_metrics(sample)}
+    network = loss.replace(scale=np.float32(1))
+    found = measure(network, pairs, severity=severity, margin=margin, scale=loss.scale)
     return {name: found[name] for name in RANKING}
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _measured(loss: EvolvedLoss, pairs: Pairs, severity: Any) -> tuple[Any, Any, Any]:
-    log_p = log_probabilities(pairs.probabilities)
-    severities = apply_severity(severity, log_p, pairs.labels)
-    losses = loss.network()(log_p, pairs.labels)
-    return losses, severities, logit_gradients(loss, pairs, severity)
 
 
 def _pairs(logits: np.ndarray, labels: np.ndarray) -> Pairs:

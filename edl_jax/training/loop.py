@@ -7,7 +7,7 @@ import jax
 
 from edl_jax.errors import DivergedError
 from edl_jax.runs.fit import fit
-from edl_jax.runs.folder import METRICS, Row, RowLog, RunFolder
+from edl_jax.runs.folder import METRICS, Row, RunFolder
 from edl_jax.training.config import TrainConfig
 from edl_jax.training.programs import TrainFunctions
 from edl_jax.training.result import TrainResult, epoch_row, train_result
@@ -19,7 +19,7 @@ Watch = Callable[[int, TrainState, jax.Array], None]
 class TrainingRun:
     """A run of steps; see `edl_jax.runs.fit.Run`."""
 
-    unit = "step"
+    unit, files = "step", (METRICS,)
 
     def __init__(self, config: TrainConfig, functions: TrainFunctions, seed: int):
         """Prepare a run from a seed."""
@@ -27,8 +27,6 @@ class TrainingRun:
         self.name, self.mesh = f"train {config.model}", functions.mesh
         self.total, self.period = config.epochs * per_epoch, per_epoch
         self.chunk = config.steps_per_chunk
-        epochs = RowLog(METRICS, "epoch", lambda step: list(range(1, step // per_epoch + 1)))
-        self.logs: tuple[RowLog, ...] = (epochs,)
         self.init_key, self.key = jax.random.split(jax.random.key(seed))
         self._config, self._functions, self._seed = config, functions, seed
         self._seconds, self._images = 0.0, 0

@@ -28,8 +28,8 @@ class TrainResult:
       params: the classifier's parameters that were evaluated, an NNX state: trained, or their
         moving average.
       statistics: batch-norm statistics likewise.
-      loss_params: trained parameters of the loss, an NNX state; empty for most losses.
-      loss_state: other variables of the loss after the last step, an NNX state; empty for most.
+      loss_params: trained parameters of the loss: its state with None for all else; empty for most.
+      loss_state: the rest of the loss's state after the last step, likewise.
     """
 
     test_accuracy: float

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from edl_jax.losses.formula import Candidates, check_number, formula, one_hot
+from edl_jax.losses.lift import Candidates, check_number, formula, one_hot
 from edl_jax.losses.log_probabilities import FLOOR
 
 

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from edl_jax.errors import ConfigError
-from edl_jax.losses.formula import Candidates, check_number, formula, formula_of_weights
+from edl_jax.losses.lift import Candidates, check_number, formula, formula_of_weights
 from edl_jax.losses.log_probabilities import log_softmax
 
 # Cross-entropy's derivatives at w = p = 1/2, in the order of the parameters of `taylor_glo`.
@@ -56,15 +55,11 @@ def taylor_glo(
       Gonzalez and Miikkulainen, "Optimizing Loss Functions Through Multivariate Taylor Polynomial
       Parameterization", 2021. https://arxiv.org/abs/2002.00059
     """
-    try:
-        shape = np.shape(parameters)
-    except ValueError:  # of lists within that differ in length
-        shape = None
-    if shape != (8,):
-        raise ConfigError(f"parameters is {parameters!r}; expected 8 numbers.")
-    for value in () if isinstance(parameters, jax.Array) else parameters:
-        check_number("a parameter", value, -1e6, 1e6)
     a = parameters
+    if (a.shape if isinstance(a, jax.Array) else (len(a),)) != (8,):
+        raise ConfigError(f"parameters is {a!r}; expected 8 numbers.")
+    for value in a:
+        check_number("a parameter", value, -1e6, 1e6)
     u, v = weights - a[0], jnp.exp(log_softmax(x, where)) - a[1]
     terms = a[2] * v + a[3] * v**2 / 2 + a[4] * v**3 / 6
     terms += a[5] * u * v + a[6] * u * v**2 / 2 + a[7] * u**2 * v / 2

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from edl_jax.losses.formula import Candidates, check_number, formula
+from edl_jax.losses.lift import Candidates, check_number, formula
 
 
 @formula

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edl_jax.errors import ConfigError, InputError
-from edl_jax.losses.formula import Candidates, check_number, formula, one_hot
+from edl_jax.losses.lift import Candidates, check_number, formula, one_hot
 from edl_jax.losses.log_probabilities import FLOOR, hold
 
 # Of logits that are cosines times a scale, and those whose `scale` is that of the logits.
@@ -135,6 +135,6 @@ def _psi(cosine: jax.Array, margin: int) -> jax.Array:
     before, multiple = jnp.ones_like(cosine), cosine
     for _ in range(margin - 1):
         before, multiple = multiple, 2 * cosine * multiple - before
-    k = sum(cosine <= np.cos(i * np.pi / margin) for i in range(1, margin))
-    k = jnp.asarray(k, cosine.dtype)
+    edges = [np.cos(i * np.pi / margin) for i in range(1, margin)]
+    k = sum(((cosine <= edge).astype(cosine.dtype) for edge in edges), jnp.zeros_like(cosine))
     return (1 - 2 * (k % 2)) * multiple - 2 * k

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from edl_jax.losses.formula import Candidates, check_number, formula
 from edl_jax.losses.formulas.cross_entropies import focal_of_every_class
+from edl_jax.losses.lift import Candidates, check_number, formula
 
 
 @formula

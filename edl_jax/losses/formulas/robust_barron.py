@@ -2,6 +2,7 @@
 
 import math
 import numbers
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from edl_jax.errors import ConfigError
-from edl_jax.losses.formula import LOSSES, Candidates, check_number, formula, per_example
+from edl_jax.losses.lift import LOSSES, Candidates, check_number, formula, per_example
 
 ArrayLike = jax.typing.ArrayLike
 
@@ -31,10 +32,9 @@ def barron(c: Candidates, *, alpha: ArrayLike = 1.0, scale: ArrayLike = 1.0) -> 
     Geman and McClure.
 
     Args:
-      alpha: shape, at most 2, minus infinity included; a number, or a traced scalar. 1 is where
-        the authors' code begins to learn it.
-      scale: residual at which the loss stops being quadratic, more than 0; a number, or a traced
-        scalar. 1 is where the authors' code begins to learn it.
+      alpha: shape, at most 2, minus infinity included; a number, or a traced scalar. The authors'
+        code begins to learn it at 1, and the scale too.
+      scale: residual at which the loss stops being quadratic, more than 0; likewise.
 
     References:
       Barron, "A General and Adaptive Robust Loss Function", 2019.
@@ -91,12 +91,7 @@ class AdaptiveBarron(nnx.Module):
         return _SMALLEST_SCALE + jax.nn.softplus(self.latent_scale[...])
 
     def __call__(
-        self,
-        logits: ArrayLike,
-        labels: ArrayLike,
-        *,
-        axis: int = -1,
-        where: ArrayLike | None = None,
+        self, logits: ArrayLike, labels: ArrayLike, *, axis: int = -1, where: Any = None
     ) -> jax.Array:
         """The loss of each example, called as `barron` is."""
         alpha, scale = self.alpha(), self.scale()

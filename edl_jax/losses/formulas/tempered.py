@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from edl_jax.losses.formula import check_number, formula_of_weights
+from edl_jax.losses.lift import check_number, formula_of_weights
 from edl_jax.losses.log_probabilities import FLOOR, log_softmax, stable_logits
 
 # Enough to bring the mass within rounding, about 2e-6, of 1 for every temperature in range, 1,000

@@ -5,7 +5,7 @@ import inspect
 import math
 import numbers
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from edl_jax.errors import ConfigError
 from edl_jax.losses.inputs import check_inputs
 from edl_jax.losses.log_probabilities import log_softmax
-from edl_jax.networks.runner_up import Rivals
+from edl_jax.networks.runner_up import RunnerUp
 from edl_jax.registry import Registry
 
 ArrayLike = jax.typing.ArrayLike
@@ -23,28 +23,11 @@ Formula = Callable[..., jax.Array]
 LOSSES: Registry[Callable[..., Any]] = Registry("loss")
 
 
-class LossFunction(Protocol):
-    """`(logits, labels) -> losses`, with the options of the formula as keywords."""
-
-    def __call__(
-        self,
-        logits: ArrayLike,
-        labels: ArrayLike,
-        *,
-        axis: int = -1,
-        where: ArrayLike | None = None,
-        **options: Any,
-    ) -> jax.Array:
-        """The loss of each example, `[...]`."""
-        ...
-
-
 class Candidates(NamedTuple):
-    """A prediction, and the classes that stand as its label: the label alone, or each in turn.
+    """What a formula reads: a prediction, and the classes that stand as its label.
 
-    A formula takes this to losses `[..., n]`: with `n = 1` for classes, and with `n = num_classes`
-    for soft labels, which so cost a few more sums over the classes. What does not depend on the
-    label is `[..., 1]`.
+    It gives losses `[..., n]`: `n = 1` for classes; `n = num_classes` for soft labels, which so
+    cost a few more sums over the classes. What does not depend on the label is `[..., 1]`.
 
     Attributes:
       logits: `[..., num_classes]`, float32 at least, 0 where masked.
@@ -75,7 +58,7 @@ class Candidates(NamedTuple):
         label, shape = self.label, self.every_log_p.shape
         if label is None:
             label = jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
-        return Rivals.among(self.every_log_p).of(label, self.log_p())
+        return RunnerUp.among(self.every_log_p).of(label, self.log_p())
 
     def mean(self, values: jax.Array) -> jax.Array:
         """Mean `[..., 1]` of `[..., num_classes]` over the classes that take part; 0 if none."""
@@ -89,7 +72,7 @@ class Candidates(NamedTuple):
         return jnp.maximum(count, 1).astype(self.logits.dtype)
 
 
-def formula(function: Formula) -> LossFunction:
+def formula(function: Formula) -> Formula:
     """Register a formula as a loss: `(candidates, *, options) -> [..., n]`.
 
     The loss has the function's name, its options, an `axis`, a mask `where`, integer and soft
@@ -105,47 +88,40 @@ def formula(function: Formula) -> LossFunction:
     return _registered(function, per_example)
 
 
-def formula_of_weights(function: Formula) -> LossFunction:
+def formula_of_weights(function: Formula) -> Formula:
     """Register a loss of a label distribution: `(logits, weights, where, *, options) -> [...]`.
 
     Logits and weights are `[..., num_classes]`, one-hot for a class; the mask too, or None. Where a
     mask hides a part of a label, the rest is scaled to sum to 1 and the loss multiplied by what the
     rest summed to, so that masked classes add nothing here either.
     """
-    return _registered(function, _per_example_of_weights)
+
+    def evaluate(function: Formula, *arguments: Any) -> jax.Array:
+        x = check_inputs(*arguments)
+
+        def of_soft(weights: jax.Array) -> jax.Array:
+            if x.where is None:
+                return function(x.logits, weights, None)
+            total = jnp.sum(weights, axis=-1)
+            safe = jnp.where(total > 0, total, 1.0)
+            return total * function(x.logits, weights / safe[..., None], x.where)
+
+        return x.losses(lambda y: function(x.logits, one_hot(y, x.logits), x.where), of_soft)
+
+    return _registered(function, evaluate)
 
 
-def per_example(
-    function: Formula, logits: ArrayLike, labels: ArrayLike, axis: int, where: ArrayLike | None
-) -> jax.Array:
-    """Losses `[...]` of a formula of candidates, in the logits' dtype."""
-    x = check_inputs(logits, labels, axis=axis, where=where)
+def per_example(function: Formula, *arguments: Any) -> jax.Array:
+    """Losses `[...]` of a formula of candidates; arguments as of `check_inputs`."""
+    x = check_inputs(*arguments)
     every = Candidates(x.logits, log_softmax(x.logits, x.where), x.where, None)
-    losses = x.losses(
+    return x.losses(
         lambda label: function(every._replace(label=label[..., None]))[..., 0],
         lambda weights: jnp.sum(weights * function(every), axis=-1),
     )
-    return losses.astype(jnp.asarray(logits).dtype)
 
 
-def _per_example_of_weights(
-    function: Formula, logits: ArrayLike, labels: ArrayLike, axis: int, where: ArrayLike | None
-) -> jax.Array:
-    x = check_inputs(logits, labels, axis=axis, where=where)
-
-    def of_soft(weights: jax.Array) -> jax.Array:
-        if x.where is None:
-            return function(x.logits, weights, None)
-        total = jnp.sum(weights, axis=-1)
-        safe = jnp.where(total > 0, total, 1.0)
-        return total * function(x.logits, weights / safe[..., None], x.where)
-
-    losses = x.losses(lambda y: function(x.logits, one_hot(y, x.logits), x.where), of_soft)
-    return losses.astype(jnp.asarray(logits).dtype)
-
-
-def _registered(function: Formula, evaluate: Callable[..., jax.Array]) -> LossFunction:
-    @functools.wraps(function, assigned=("__module__", "__name__", "__qualname__"))
+def _registered(function: Formula, evaluate: Formula) -> Formula:
     def loss(
         logits: ArrayLike,
         labels: ArrayLike,
@@ -156,11 +132,13 @@ def _registered(function: Formula, evaluate: Callable[..., jax.Array]) -> LossFu
     ) -> jax.Array:
         return evaluate(functools.partial(function, **options), logits, labels, axis, where)
 
-    *arrays, axis, where, _ = inspect.signature(loss, follow_wrapped=False).parameters.values()
+    *arrays, axis, where, _ = inspect.signature(loss).parameters.values()
     own = inspect.signature(function).parameters.values()
     options = [x for x in own if x.kind is inspect.Parameter.KEYWORD_ONLY]
     signature = inspect.Signature([*arrays, *options, axis, where], return_annotation=jax.Array)
-    loss.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue]
+    loss.__signature__ = signature  # pyright: ignore[reportFunctionMemberAccess]
+    for name in ("__module__", "__name__", "__qualname__"):
+        setattr(loss, name, getattr(function, name))
     loss.__doc__ = _documented(function)
     return LOSSES.register(function.__name__)(loss)
 
@@ -209,10 +187,7 @@ def check_number(
 ) -> None:
     """Refuse an option that is no number in `[low, high]`, or `(low, high]` if `open_low`.
 
-    Arrays pass, traced or not, unless it has to be whole: their values may not be known.
-
-    Raises:
-      ConfigError: naming the option, its value and the range.
+    Arrays pass, unless it has to be whole: their values may not be known.
     """
     if isinstance(value, jax.Array) and not whole:
         return
