@@ -16,7 +16,7 @@ from edl_jax.studies.outputs import compare_outputs, draw_references, rank_outpu
 from edl_jax.training import Augmentation
 from tests.test_training import CROSS_ENTROPY, DIGITS, functions_of, load_config_dataset, order_of
 
-TINY = dataclasses.replace(DIGITS, epochs=2, train_examples=256)
+TINY = dataclasses.replace(DIGITS, loss="cross_entropy", epochs=2, train_examples=256)
 SMALL = CoverageConfig(
     losses=("cross_entropy",),
     epochs=(0, 2),

@@ -10,7 +10,7 @@ from typing import Literal
 from edl_jax.data.dataset import Dataset
 from edl_jax.errors import ConfigError
 from edl_jax.losses import LOSSES, MARGIN_LOSSES
-from edl_jax.losses.by_name import check_loss_name
+from edl_jax.losses.by_name import check_loss_name, split_loss_name
 from edl_jax.runs.describing import describe
 from edl_jax.runs.folder import as_json
 from edl_jax.runs.storage import user_path
@@ -74,6 +74,12 @@ class CompareConfig:
         check_different(self, "learning_rates", "learning rates")
         for name in self.losses:
             check_loss_name(name, STATIC)
+        calls = [split_loss_name(name) for name in self.loss_names()]
+        if twice := [self.loss_names()[i] for i, call in enumerate(calls) if call in calls[:i]]:
+            raise ConfigError(
+                f"CompareConfig.losses has {twice[0]!r} twice, in two ways of writing; expected "
+                "different losses."
+            )
         check_grid(self, LOSS, "train.seed", *([RATE] if self.learning_rates else []))
         check_seed_count(self, "num_seeds", self.train.seed)
         check_whole(self, "tuning_seeds", 1)

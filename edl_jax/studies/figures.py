@@ -1,5 +1,6 @@
 """How all figures look and are written, and those of single runs; matplotlib loads when used."""
 
+import importlib
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edl_jax.errors import EDLError
+from edl_jax.errors import EDLError, shortened
 from edl_jax.runs.folder import writing
 from edl_jax.runs.preemption import interrupt_deferred
 from edl_jax.runs.storage import open_atomically, write_atomically
@@ -33,12 +34,19 @@ def check_libraries(*names: str) -> None:
     """Refuse to begin a study whose end would fail.
 
     Raises:
-      EDLError: if matplotlib, or one of the modules named, is not installed.
+      EDLError: if matplotlib, or one of the modules named, is not installed, or matplotlib refuses
+        its own settings.
     """
     for name in ("matplotlib", *names):
         if importlib.util.find_spec(name) is None:
             extra = "studies" if names else "plots"
             raise EDLError(f'this needs {name}: pip install "edl_jax[{extra}]"')
+    try:
+        importlib.import_module("matplotlib")
+    except ValueError as error:  # of MPLBACKEND
+        raise EDLError(
+            f"this needs matplotlib, which cannot be loaded ({shortened(error)}): unset MPLBACKEND."
+        ) from error
 
 
 def panels(
