@@ -27,8 +27,8 @@ from edl_jax.training.steps import AXIS
 from edl_jax.training.training import load_config_dataset
 from tests.test_training_metrics import reference
 
-# One block only: compiling takes most of these tests' time.
-models.MODELS["tiny"] = ResNetArchitecture((1,), width=8, projection=False)
+# A convolution and no block: compiling takes most of these tests' time.
+models.MODELS["tiny"] = ResNetArchitecture((0,), width=8, projection=False)
 DIGITS = TrainConfig(dataset="digits", model="tiny", epochs=3, batch_size=64, learning_rate=0.1)
 CROSS_ENTROPY = optax.losses.softmax_cross_entropy_with_integer_labels
 PLAIN = Augmentation(crop=False, flip=False)
