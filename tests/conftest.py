@@ -44,6 +44,10 @@ if _CACHE := os.environ["EDL_JAX_TEST_CACHE"]:
     jax.config.update("jax_compilation_cache_dir", _CACHE)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_num_cpu_devices", 2)  # processes that tests start have one
+# XLA ends the process where one device waits 40 seconds for the other, as it may on a busy machine.
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_collective_call_terminate_timeout_seconds=600"
+)
 
 # Compilation makes single examples slow, and a failure in CI must be one that can be repeated.
 hypothesis.settings.register_profile(
