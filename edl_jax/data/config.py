@@ -22,8 +22,8 @@ class DataConfig(Checked):
 
     name: Annotated[str, MinLen(1)] = "auto"
     """Data set: any image classification set of TFDS (cifar10, cifar100, mnist, imagenette/320px,
-    ...), a name in edl_jax.DATASETS (digits, your own), folder:PATH (a folder with one sub-folder of
-    images for each class), or auto (CIFAR-10 where it can be had, digits otherwise)."""
+    ...), a name in edl_jax.DATASETS (digits, your own), folder:PATH (a folder with one sub-folder
+    of images for each class), or auto (CIFAR-10 where it can be had, digits otherwise)."""
     data_dir: str | None = None
     """TFDS directory that holds the prepared data, the one that contains cifar10/; default:
     TFDS_DATA_DIR, else TFDS's own. With auto, it rules digits out."""
@@ -44,8 +44,8 @@ class DataConfig(Checked):
     """Wrong training labels: none, symmetric (any other class), or asymmetric (one similar class:
     the usual flips of CIFAR-10, or the next class of the same superclass)."""
     noise_rate: Annotated[float, Ge(0), Le(1)] = 0.0
-    """Share of each class's training labels to make wrong; with asymmetric noise, of each class that
-    is taken for another (five of CIFAR-10's ten)."""
+    """Share of each class's training labels to make wrong; with asymmetric noise, of each class
+    that is taken for another (five of CIFAR-10's ten)."""
     imbalance: Literal["none", "exponential", "step"] = "none"
     """Imbalance of the training classes."""
     imbalance_factor: Annotated[float, Ge(1)] = 100.0

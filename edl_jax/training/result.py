@@ -56,7 +56,7 @@ def epoch_rows(
     images_per_second: float,
 ) -> list[Row]:
     """The row of an epoch that has just ended, for each seed; see `TrainResult.history`."""
-    evaluated_on = "val" if config.val_examples else "test"
+    evaluated_on = "val" if config.data.val_examples else "test"
     metrics = functions.evaluate(state, evaluated_on)
     loss_sums, corrects, steps = map(
         np.atleast_1d, jax.device_get((state.loss_sum, state.correct, state.step))
@@ -90,7 +90,7 @@ def train_results(
     With validation images and without `test`, nothing looks at the test images: what is measured on
     them is NaN.
     """
-    if not config.val_examples:  # measured already, after the last epoch
+    if not config.data.val_examples:  # measured already, after the last epoch
         last = rows[-len(seeds) :]
         metrics = Metrics(*(np.asarray([x[name] for x in last], float) for name in Metrics._fields))
     elif test:
