@@ -36,6 +36,7 @@ from safetensors.numpy import save
 import edl_jax
 from edl_jax import EDLError, EvolvedLoss, Mixture, cli
 from edl_jax.data.augmentation import Augmentation
+from edl_jax.data.config import DataConfig
 from edl_jax.data.datasets import load_dataset
 from edl_jax.evolution import SlopeConfig
 from edl_jax.losses import loss_file
@@ -279,11 +280,11 @@ def functions(draw: st.DrawFn) -> Attempt:
         "inspect with another thing": lambda f: inspect(anything, run_dir=f / "run"),
         "load_pretrained": lambda _: edl_jax.load_pretrained(thing),
         "EvolvedLoss.load": lambda f: EvolvedLoss.load(thing if anything == 3 else f / "none"),
-        "load_dataset of a bad name": lambda _: load_dataset(anything),
+        "load_dataset of a bad name": lambda _: load_dataset(DataConfig(anything)),
         "load_dataset of bad parts": lambda _: (
-            load_dataset("digits", train_examples=bad_count)
+            load_dataset(DataConfig("digits", train_examples=bad_count))
             if bad_count is not None
-            else load_dataset("digits", val_examples=-1)
+            else load_dataset(DataConfig("digits", val_examples=-1))
         ),
         "ChaoticES of a bad size": lambda _: edl_jax.ChaoticES(bad_count, _TINY),
         "ChaoticES of a bad ratio": lambda _: edl_jax.ChaoticES(8, _TINY, elite_ratio=ratio),

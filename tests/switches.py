@@ -36,6 +36,7 @@ from edl_jax import (
     sample_pairs,
     train,
 )
+from edl_jax.data.config import DataConfig
 from edl_jax.evolution import SlopeConfig, make_run
 from edl_jax.evolution.search import make_search
 from edl_jax.losses import PRETRAINED
@@ -246,13 +247,13 @@ def train_a_classifier() -> Any:
         lambda: ArraySource("noise", "random pixels", ("a", "b", "c"), splits)
     )
     config = TrainConfig(
-        dataset="noise",
         model="one block",
         loss="edl",
-        sync_batch_norm=True,  # so that it is the same on any number of devices
+        sync_batch_norm=True,
         epochs=1,
         batch_size=8,
         learning_rate=0.01,
+        data=DataConfig(name="noise"),
     )
     result = train(config)
     return [row["train_loss"] for row in result.history], result.test_nll

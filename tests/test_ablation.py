@@ -39,7 +39,11 @@ SMALL = AblateConfig(
     ),
     downstream_losses=3,
     downstream_generations=(0, 2),
-    train=dataclasses.replace(DIGITS, epochs=1, train_examples=256, val_examples=100),
+    train=dataclasses.replace(
+        DIGITS,
+        epochs=1,
+        data=dataclasses.replace(DIGITS.data, train_examples=256, val_examples=100),
+    ),
 )
 PLANTED = AblateConfig(thresholds=(0.5,), num_seeds=20)
 

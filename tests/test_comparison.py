@@ -28,7 +28,9 @@ from edl_jax.studies.comparison.runs import COMPARISON, TUNING, _num_side_by_sid
 from edl_jax.studies.statistics import Sample
 from tests.test_training import DIGITS
 
-TRAIN = dataclasses.replace(DIGITS, epochs=2, train_examples=256, val_examples=100)
+TRAIN = dataclasses.replace(
+    DIGITS, epochs=2, data=dataclasses.replace(DIGITS.data, train_examples=256, val_examples=100)
+)
 THREE = ("cross_entropy", "edl", "gce")
 PLAIN = CompareConfig(losses=THREE, train=TRAIN)
 TUNED = dataclasses.replace(PLAIN, learning_rates=(0.1, 0.2, 0.4), num_seeds=3, tuning_seeds=2)

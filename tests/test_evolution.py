@@ -10,6 +10,7 @@ from evosax.algorithms.population_based.base import PopulationBasedAlgorithm
 from flax import nnx
 
 from edl_jax import Mixture, PretrainConfig, TrainConfig
+from edl_jax.data.config import DataConfig
 from edl_jax.errors import ConfigError, EDLError
 from edl_jax.evolution import (
     SlopeConfig,
@@ -27,6 +28,7 @@ from edl_jax.evolution.sharding import AXIS
 from edl_jax.objective import MARGINS, SEVERITIES, TaskConfig, margin_violation, rank_metrics
 from edl_jax.pairs import REGIMES, log_probabilities
 from edl_jax.runs.devices import device_mesh, to_every_device
+from edl_jax.training.optimizers import OptimizerConfig
 
 TINY = PretrainConfig(
     hidden=(4,),
@@ -426,7 +428,9 @@ def test_what_means_the_same_is_the_same_configuration():
     assert given == PretrainConfig(class_counts=(3,), std_init=0.5, hidden=(4,))
     assert hash(given) == hash(PretrainConfig(class_counts=(3,), std_init=0.5, hidden=(4,)))
     assert type(given.class_counts[0]) is int
-    assert TrainConfig(data_dir=Path("data")).data_dir == "data"
-    momentum = TrainConfig(optimizer_options={"momentum": np.float32(0.5)}).optimizer_options
+    assert TrainConfig(data=DataConfig(data_dir=Path("data"))).data_dir == "data"
+    momentum = TrainConfig(
+        optimizer=OptimizerConfig(options={"momentum": np.float32(0.5)})
+    ).optimizer_options
     assert momentum == {"momentum": 0.5}
     assert type(momentum["momentum"]) is float

@@ -24,7 +24,9 @@ GRADIENT = jax.tree.map(jnp.ones_like, TREE)
 
 @pytest.fixture(scope="module")
 def dataset():
-    return load_config_dataset(dataclasses.replace(DIGITS, train_examples=256))
+    return load_config_dataset(
+        dataclasses.replace(DIGITS, data=dataclasses.replace(DIGITS.data, train_examples=256))
+    )
 
 
 @pytest.fixture
@@ -32,7 +34,11 @@ def small_vit(monkeypatch):
     """No batch statistics, so that parts of a batch are independent."""
     monkeypatch.setitem(models.MODELS, "vit_tiny", ViTArchitecture(12, depth=1, heads=1, patch=4))
     return dataclasses.replace(
-        DIGITS, model="vit_tiny", train_examples=256, augmentation=PLAIN, epochs=1
+        DIGITS,
+        model="vit_tiny",
+        augmentation=PLAIN,
+        epochs=1,
+        data=dataclasses.replace(DIGITS.data, train_examples=256),
     )
 
 

@@ -20,7 +20,11 @@ from edl_jax.training import Augmentation, make_trainer, training
 from tests.test_training import DIGITS, PLAIN, assert_close
 
 SMALL = dataclasses.replace(
-    DIGITS, train_examples=64, test_examples=50, batch_size=32, epochs=2, augmentation=PLAIN
+    DIGITS,
+    batch_size=32,
+    epochs=2,
+    augmentation=PLAIN,
+    data=dataclasses.replace(DIGITS.data, train_examples=64, test_examples=50),
 )
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from edl_jax import SEVERITIES, Mixture, PretrainConfig, TrainConfig, load_pretrained, pretrain
 from edl_jax.data import download
+from edl_jax.data.config import DataConfig
 from edl_jax.errors import ConfigError, RunFolderError
 from edl_jax.evolution import SlopeConfig
 from edl_jax.evolution.monitor import check_ranks
@@ -33,7 +34,12 @@ from tests.test_evolution import TINY
 from tests.test_training import DIGITS
 
 pair = functools.partial(PretrainConfig, network="pair", class_counts=(10,))
-SMALL = CompareConfig(num_seeds=2, train=dataclasses.replace(DIGITS, epochs=2, train_examples=512))
+SMALL = CompareConfig(
+    num_seeds=2,
+    train=dataclasses.replace(
+        DIGITS, epochs=2, data=dataclasses.replace(DIGITS.data, train_examples=512)
+    ),
+)
 
 
 def test_compare_keeps_finished_cells_and_runs_only_the_missing(tmp_path, monkeypatch):
@@ -125,7 +131,7 @@ LAST = 2**32 - 1  # the highest seed: jax.random.key takes the next one for 0
                 num_seeds=1,
                 tuning_seeds=n,
                 learning_rates=(0.1, 0.2),
-                train=TrainConfig(seed=seed - 1, val_examples=10),
+                train=TrainConfig(seed=seed - 1, data=DataConfig(val_examples=10)),
             ),
             "tuning_seeds",
         ),
@@ -201,7 +207,10 @@ def test_every_protocol_names_a_setting_of_training_that_is_no_default(field, mo
     data.test_labels = part
     compared = CompareConfig(losses=(train.loss,), train=train)
     transferred = TransferConfig(losses=(train.loss,), train=train)
-    ablated = AblateConfig(downstream_losses=3, train=dataclasses.replace(train, val_examples=777))
+    ablated = AblateConfig(
+        downstream_losses=3,
+        train=dataclasses.replace(train, data=dataclasses.replace(train.data, val_examples=777)),
+    )
     recording = SimpleNamespace(train_labels=part, held_out_labels=part)
     protocols = {
         "compare": comparison_protocol(compared, dict.fromkeys(compared.settings(), data), []),
@@ -224,7 +233,8 @@ DOWNSTREAM = {"data": "digits"}
 
 def test_a_protocol_leaves_what_is_compared_to_its_table():
     config = CompareConfig(
-        models=("resnet8", "resnet20"), train=TrainConfig(image_size=16, width=8, model="vit_tiny")
+        models=("resnet8", "resnet20"),
+        train=TrainConfig(width=8, model="vit_tiny", data=DataConfig(image_size=16)),
     )
     (named,) = [x for x in comparison_protocol(config, {}, []) if x.startswith("Settings of the")]
     assert named == "Settings of the trainings that are not the defaults: image_size=16, width=8."

@@ -17,7 +17,9 @@ from edl_jax.training import make_trainer
 from edl_jax.training.training import load_config_dataset
 from tests.test_training import DIGITS
 
-SMALL = dataclasses.replace(DIGITS, dataset="mine", epochs=1, batch_size=32)
+SMALL = dataclasses.replace(
+    DIGITS, epochs=1, batch_size=32, data=dataclasses.replace(DIGITS.data, name="mine")
+)
 
 
 def register(labels_first: int):
@@ -71,7 +73,7 @@ def test_the_folder_of_a_study_knows_its_data(tmp_path, monkeypatch, name):
 def test_a_training_of_an_ablation_is_of_its_data(tmp_path, monkeypatch):
     config = AblateConfig(
         pretrain=dataclasses.replace(AblateConfig().pretrain, class_counts=(2,)),
-        train=dataclasses.replace(SMALL, val_examples=8),
+        train=dataclasses.replace(SMALL, data=dataclasses.replace(SMALL.data, val_examples=8)),
         downstream_losses=24,
     )
     folder = RunFolder(tmp_path, {})
@@ -108,7 +110,10 @@ def test_programs_of_an_ablation_are_of_the_parts_that_are_registered():
 )
 def test_a_run_folder_that_cannot_be_is_refused(run_dir, named):
     with pytest.raises(ConfigError, match=named):
-        train(dataclasses.replace(DIGITS, train_examples=64), run_dir=run_dir)
+        train(
+            dataclasses.replace(DIGITS, data=dataclasses.replace(DIGITS.data, train_examples=64)),
+            run_dir=run_dir,
+        )
 
 
 @pytest.mark.parametrize(
@@ -125,6 +130,6 @@ def test_a_run_folder_that_cannot_be_is_refused(run_dir, named):
     ],
 )
 def test_seeds_that_wrap_or_repeat_are_refused(seeds, named):
-    config = dataclasses.replace(DIGITS, train_examples=64)
+    config = dataclasses.replace(DIGITS, data=dataclasses.replace(DIGITS.data, train_examples=64))
     with pytest.raises(ConfigError, match=named):
         make_trainer(config)(seeds)

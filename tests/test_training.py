@@ -10,6 +10,7 @@ from flax import nnx
 
 from edl_jax import TrainConfig, load_pretrained, train
 from edl_jax.data.augmentation import normalize
+from edl_jax.data.config import DataConfig
 from edl_jax.data.datasets import load_dataset
 from edl_jax.errors import ConfigError, EDLError, LossFileError
 from edl_jax.losses import LOSSES
@@ -29,7 +30,9 @@ from tests.test_training_metrics import reference
 
 # One block only: compiling takes most of these tests' time.
 models.MODELS["tiny"] = ResNetArchitecture((1,), width=8, projection=False)
-DIGITS = TrainConfig(dataset="digits", model="tiny", epochs=3, batch_size=64, learning_rate=0.1)
+DIGITS = TrainConfig(
+    model="tiny", epochs=3, batch_size=64, learning_rate=0.1, data=DataConfig(name="digits")
+)
 CROSS_ENTROPY = optax.losses.softmax_cross_entropy_with_integer_labels
 PLAIN = Augmentation(crop=False, flip=False)
 STEPS = 1437 // 64  # of an epoch
@@ -77,7 +80,11 @@ def test_learns_digits_with_either_loss():
 def test_a_step_is_sgd_with_clipping_nesterov_momentum_weight_decay_and_the_schedule(dataset):
     """Against a plain loop with the same model, written without the package's step."""
     config = dataclasses.replace(
-        DIGITS, epochs=1, warmup_epochs=0.5, augmentation=PLAIN, weight_decay=0.05, clip_norm=1.0
+        DIGITS,
+        epochs=1,
+        warmup_epochs=0.5,
+        augmentation=PLAIN,
+        optimizer=dataclasses.replace(DIGITS.optimizer, weight_decay=0.05, clip_norm=1.0),
     )
     functions = functions_of(config, dataset)
     state = functions.init(jax.random.key(0))
@@ -187,7 +194,11 @@ def test_metrics_count_every_image_once(dataset, monkeypatch):
 
 
 def test_validation_images_are_watched_and_test_images_reported():
-    config = dataclasses.replace(DIGITS, val_examples=200, train_examples=500, epochs=2)
+    config = dataclasses.replace(
+        DIGITS,
+        epochs=2,
+        data=dataclasses.replace(DIGITS.data, val_examples=200, train_examples=500),
+    )
     result = train(config)
     assert {row["evaluated_on"] for row in result.history} == {"val"}
     data = load_config_dataset(config)
@@ -202,7 +213,9 @@ def test_without_test_nothing_looks_at_the_test_images(functions):
         assert split == "val"
         return Metrics(*np.asarray([[0.5], [1.0], [0.1]]))
 
-    config = dataclasses.replace(DIGITS, epochs=1, val_examples=1)
+    config = dataclasses.replace(
+        DIGITS, epochs=1, data=dataclasses.replace(DIGITS.data, val_examples=1)
+    )
     blind = functions._replace(evaluate=evaluate)
     (result,) = run_training(config, blind, [0], test=False)
     assert np.isnan([result.test_accuracy, result.test_nll, result.test_calibration_error]).all()
@@ -230,7 +243,9 @@ def test_seeds_side_by_side_train_as_each_alone(dataset):
 
 
 def test_streamed_images_are_for_one_seed_at_a_time():
-    config = dataclasses.replace(DIGITS, epochs=1, train_examples=128, stream=True)
+    config = dataclasses.replace(
+        DIGITS, epochs=1, data=dataclasses.replace(DIGITS.data, train_examples=128, stream=True)
+    )
     results = make_trainer(config)([0, 1])
     assert results[0].history != results[1].history
     with pytest.raises(ConfigError, match=r"several seeds in one program \(2\) with streamed"):
@@ -291,7 +306,12 @@ def test_every_setting_of_the_data_reaches_it(monkeypatch):
     [("ldam", None, 1.0), ("ldam", 20.0, 20.0), ("additive_margin_softmax", 20.0, 20.0)],
 )
 def test_a_margin_loss_is_told_the_scale_of_the_head_and_the_class_counts(name, head_scale, scale):
-    config = dataclasses.replace(DIGITS, loss=name, head_scale=head_scale, imbalance="step")
+    config = dataclasses.replace(
+        DIGITS,
+        loss=name,
+        head_scale=head_scale,
+        data=dataclasses.replace(DIGITS.data, imbalance="step"),
+    )
     dataset = load_config_dataset(config)
     options = {"class_counts": tuple(dataset.class_counts.tolist())} if name == "ldam" else {}
     logits, labels = scale * jnp.array([[0.3, *[0.1] * 9]]), jnp.array([0])
@@ -377,4 +397,4 @@ def test_config_refuses(change, message):
 
 def test_fewer_images_than_a_batch_are_refused():
     with pytest.raises(ConfigError, match="batch_size is 128 with 50 training images"):
-        train(TrainConfig(dataset="digits", train_examples=50))
+        train(TrainConfig(data=DataConfig(name="digits", train_examples=50)))

@@ -25,13 +25,12 @@ from tests.test_training import DIGITS
 EVERYTHING = Augmentation(cutout=2, mixup=1.0, cutmix=1.0)
 SMALL = dataclasses.replace(
     DIGITS,
-    train_examples=64,
-    test_examples=50,
     batch_size=32,
     epochs=2,
     augmentation=EVERYTHING,
     ema_decay=0.5,
-    clip_norm=1.0,
+    data=dataclasses.replace(DIGITS.data, train_examples=64, test_examples=50),
+    optimizer=dataclasses.replace(DIGITS.optimizer, clip_norm=1.0),
 )
 SHAPES = {
     "plain": ResNetArchitecture((1, 1), width=4, projection=False),

@@ -25,7 +25,9 @@ from edl_jax.studies.transferability.recording import load_recording, record
 from edl_jax.training import Augmentation
 from tests.test_training import CROSS_ENTROPY, DIGITS, functions_of, load_config_dataset, order_of
 
-TINY = dataclasses.replace(DIGITS, epochs=2, train_examples=256)
+TINY = dataclasses.replace(
+    DIGITS, epochs=2, data=dataclasses.replace(DIGITS.data, train_examples=256)
+)
 SMALL = TransferConfig(
     losses=("cross_entropy",),
     epochs=(0, 2),

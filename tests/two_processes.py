@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
+from edl_jax.data.config import DataConfig
 from edl_jax.errors import DataError, EDLError, RunFolderError
 from edl_jax.runs import exchange, processes
 from edl_jax.runs.joining import Processes, host_and_port
@@ -102,7 +103,9 @@ def refused(index):
     from edl_jax.training.training import make_trainer
     from tests.test_evolution import TINY
 
-    small = TrainConfig(dataset="digits", epochs=1, train_examples=64, test_examples=64)
+    small = TrainConfig(
+        epochs=1, data=DataConfig(name="digits", train_examples=64, test_examples=64)
+    )
 
     def differing(config, **second):
         return dataclasses.replace(config, **second) if index else config

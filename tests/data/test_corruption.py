@@ -2,7 +2,6 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-
 from edl_jax.data.corruption import (
     asymmetric_noise,
     asymmetric_targets,
@@ -10,6 +9,7 @@ from edl_jax.data.corruption import (
     imbalanced_rows,
     symmetric_noise,
 )
+
 from edl_jax.errors import ConfigError
 from tests.data.conftest import CIFAR10_NAMES
 
