@@ -1,15 +1,19 @@
 # `make demo` and `make test` set up a virtual environment of their own in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint docs clean
+.PHONY: demo test test-all lint docs clean
 
 demo: .venv/demo.stamp ## evolve a loss and train with it; DATA_DIR=DIR for a prepared CIFAR-10
 	$(BIN)/edl demo $(if $(DATA_DIR),--data-dir "$(DATA_DIR)") $(ARGS)
 
-test: .venv/dev.stamp ## run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+test: .venv/dev.stamp ## the quick tests; ARGS="-m slow" for the slow ones, ARGS="tests/test_pairs.py" for some
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: .venv/dev.stamp ## all tests
+	$(PYTEST) $(ARGS)
 
 lint: .venv/dev.stamp ## style and types
 	$(BIN)/ruff check .

@@ -24,7 +24,7 @@ from edl_jax.runs.exchange import in_any
 from edl_jax.runs.folder import default_run_dir, writing
 from edl_jax.runs.joining import Processes
 from edl_jax.runs.locks import locked
-from edl_jax.runs.preemption import EXIT_PREEMPTED, Terminated, exit_status
+from edl_jax.runs.preemption import EXIT_PREEMPTED, EXIT_REFUSED, Terminated, exit_status
 from edl_jax.runs.processes import is_first
 from edl_jax.runs.storage import user_path
 from edl_jax.runs.tensorboard import add_results
@@ -44,7 +44,7 @@ from edl_jax.studies.figures import check_matplotlib, save
 from edl_jax.studies.plots import plot_evolution, plot_loss, plot_surface, plot_training
 from edl_jax.studies.results import StudyResults
 from edl_jax.studies.screen import on_screen
-from edl_jax.tools import EXIT_REFUSED, TOOLS, run_tool
+from edl_jax.tools import TOOLS, run_tool
 from edl_jax.training import TrainConfig, train
 
 Config = TypeVar("Config")
@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _configured(argv: Sequence[str], config_type: type[Config]) -> Config:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config")
+    parser.add_argument("--config", nargs="?")  # tyro refuses it without a value
     path = parser.parse_known_args(argv)[0].config
     return config_type() if path is None else load_config(path, config_type)
 

@@ -12,10 +12,9 @@ from edl_jax.losses.by_name import resolve_loss
 from edl_jax.losses.export import export_loss
 from edl_jax.losses.listing import list_losses
 from edl_jax.losses.pretrained import PRETRAINED
+from edl_jax.runs.preemption import EXIT_REFUSED
 from edl_jax.runs.storage import user_path
 from edl_jax.studies.report import write_report
-
-EXIT_REFUSED = 2
 
 
 def run_tool(name: str, argv: Sequence[str]) -> int:

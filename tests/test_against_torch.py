@@ -17,6 +17,7 @@ from tests.network_tools import fill, images_of, quick_jit
 torch = pytest.importorskip("torch")
 reference = pytest.importorskip("tests.torch_reference")
 
+pytestmark = pytest.mark.slow
 SHARED = {"num_classes": 10, "in_channels": 3, "dtype": jnp.float32}
 
 

@@ -22,7 +22,7 @@ from edl_jax.studies.ablation.seeds import keys_of, make_seed_runs
 WORK = Work(population_size=32, num_pairs=64)
 BY_NAME = {peer.name: peer for peer in PEERS}
 # PyTorch and EvoTorch, where they are installed, warn at import of what is no concern of ours.
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 def pairs():

@@ -33,7 +33,8 @@ from edl_jax.studies.results import Column, StudyResults, Table
 from tests.event_files import shown
 from tests.test_training import DIGITS
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -313,6 +314,23 @@ def test_help_explains_every_field(command, kinds, capsys):
 
 
 @pytest.mark.parametrize(
+    ("argument", "usage"),
+    [
+        ("--config", "run edl train --help"),
+        ("--epochs", "run edl train --help"),
+        ("--processes.coordinator", "usage: edl COMMAND [ARGUMENTS]; edl COMMAND --help explains"),
+    ],
+)
+def test_an_argument_without_its_value_says_how_the_command_is_used(argument, usage, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", argument])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert argument in error
+    assert usage in error
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["pretrain", "--mutation", "no_such"], "mutation is 'no_such'; expected one of"),
@@ -396,6 +414,7 @@ def test_a_config_of_the_wrong_kind_is_refused(tmp_path):
         cli.load_config(path, PretrainConfig)
 
 
+@pytest.mark.slow
 def test_import_is_light():
     """What makes an import slow, or must never be imported, is not there after it."""
     script = (
@@ -441,6 +460,34 @@ def test_an_interrupted_command_ends_with_one_line_and_its_status(capsys, monkey
             patch.setattr(cli, "main", stopped)
             assert main(["train"]) == status
             assert capsys.readouterr().err == "\nedl: stopped.\n"
+
+
+LOADING = """
+import signal, sys
+from edl_jax.__main__ import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
+sys.argv = ["edl", "train"]
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_that_is_still_loading_is_ended_by_the_signal_itself(number, tmp_path):
+    """Not by an exception, which libraries turn into another or drop."""
+    (tmp_path / "jax.py").write_text(
+        "import time\nprint('loading', flush=True)\ntry:\n    time.sleep(30)\n"
+        "except KeyboardInterrupt:\n    raise ImportError('cannot be initialised')\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", LOADING],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}", "GLIBC_TUNABLES": ""},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "loading\n"
+    process.send_signal(number)
+    assert process.communicate(timeout=20)[1] == ""
+    assert process.returncode == -number  # 130 and 143, as a shell says them
 
 
 SAVING = """

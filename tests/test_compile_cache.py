@@ -113,6 +113,7 @@ def test_a_folder_of_another_user_is_not_used(cache, caplog, monkeypatch):
     assert "belongs to user" in caplog.text
 
 
+@pytest.mark.slow
 def test_an_entry_that_cannot_be_read_is_replaced_in_silence(tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}

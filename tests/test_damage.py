@@ -50,7 +50,8 @@ LEADS_ON = {
     "a row is lost": (edit("metrics.jsonl", lost(3)), 2),
     "the last row is lost": (edit("metrics.jsonl", lost(5)), 4),
     "the last row is cut": (edit("metrics.jsonl", cut), 4),
-    "the last row is empty": (edit("metrics.jsonl", lambda x: [*x[:-1], "{}\n"]), 4),
+    "the last row is no JSON": (edit("metrics.jsonl", lambda x: [*x[:-1], "{\n"]), 4),
+    "the last row is cut and JSON": (edit("metrics.jsonl", lambda x: [*x[:-1], "{}"]), 4),
     "a row is doubled": (edit("metrics.jsonl", doubled(4)), 4),
     "rows are swapped": (edit("metrics.jsonl", lambda x: [*x[:4], x[5], x[4]]), 4),
     "a save's row is lost": (edit("saves.jsonl", lost(2)), 4),
@@ -105,6 +106,14 @@ DEAD_ENDS = {
     "an empty row": (
         edit("metrics.jsonl", lambda x: [*x[:3], "{}\n", *x[4:]]),
         r"line 4 of 6 of .* is damaged \(it has no 'n'\).*remove that line to resume",
+    ),
+    "the last row is empty": (
+        edit("metrics.jsonl", lambda x: [*x[:-1], "{}\n"]),
+        r"line 6 of 6 of .* is damaged \(it has no 'n'\)",
+    ),
+    "the last row of saves is no row": (
+        edit("saves.jsonl", lambda x: [*x[:-1], "[5]\n"]),
+        r"line 3 of 3 of .* is damaged \(it holds \[5\]\)",
     ),
     "a row without a number": (
         edit("metrics.jsonl", lambda x: [*x[:3], '{"n": "3"}\n', *x[4:]]),

@@ -1,6 +1,7 @@
 """Losses and other parts of users' own, told from others by what a run folder keeps of them."""
 
 import dataclasses
+import functools
 import os
 import pathlib
 import subprocess
@@ -89,6 +90,13 @@ def from_text(weight):
     return names["loss"]
 
 
+def with_options(value):
+    def loss(logits, labels, *, axis=value, where=value):
+        return logits[..., 0]
+
+    return loss
+
+
 def power(exponent):
     return lambda x: x**exponent
 
@@ -107,6 +115,8 @@ DIFFERENT = {
     "a path": (lambda x: closed_over(pathlib.PurePosixPath(x)), "b", "c"),
     "a function made from text": (from_text, 1.0, 2.0),
     "a gradient of its own": (with_gradient, 1.0, 2.0),
+    "options called axis and where": (with_options, "row", "column"),
+    "a mask of a partial": (lambda x: functools.partial(with_options(0), where=x), True, False),
     "a module with a function": (lambda x: Module(power(x)), 2, 3),
     "a module with a jitted function": (lambda x: Module(jax.jit(power(x))), 2, 3),
     "a module that is closed over": (lambda x: closed_over(Module(power(x))), 2, 3),
@@ -121,6 +131,7 @@ def test_parts_are_told_apart_by_what_they_hold_and_by_nothing_else(kind):
     assert " at 0x" not in describe(make(one))
 
 
+@pytest.mark.slow
 def test_descriptions_do_not_differ_from_process_to_process():
     def told():
         made = [make(one) for make, one, _ in DIFFERENT.values()]

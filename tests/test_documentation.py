@@ -38,6 +38,7 @@ def registered():
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("page", "index"),
     [(page, index) for page, blocks in BLOCKS.items() for index in range(len(blocks))],
@@ -89,6 +90,7 @@ def test_every_public_name_is_used_where_types_are_checked_strictly():
     assert (Path(edl_jax.__file__).parent / "py.typed").exists()
 
 
+@pytest.mark.slow
 def test_tables_of_recipes_are_what_their_script_prints():
     folder = ROOT / "results" / "recipes"
     page, tables = (folder / "README.md").read_text(), runpy.run_path(str(folder / "tables.py"))

@@ -168,6 +168,7 @@ def test_every_commit_that_worked_on_a_run_is_kept_and_another_one_is_said(
     assert all(x["versions"] == environment["versions"] for x in environment["resumed_with"])
 
 
+@pytest.mark.slow
 def test_a_power_cut_loses_nothing_but_the_work_since_the_last_checkpoint(tmp_path):
     if why := power_cut.cannot():
         pytest.skip(why)

@@ -3,6 +3,7 @@ import runpy
 from pathlib import Path
 
 import matplotlib
+import pytest
 
 from edl_jax import TrainConfig
 from tests.test_evolution import TINY
@@ -11,11 +12,13 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOK = json.loads((ROOT / "examples" / "colab_tpu.ipynb").read_text())
 
 
+@pytest.mark.slow
 def test_research_script_evolves_a_loss_and_trains_with_it():
     main = runpy.run_path(str(ROOT / "examples" / "research_script.py"))["main"]
     assert main(TINY, steps=100) > 0.8
 
 
+@pytest.mark.slow
 def test_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     matplotlib.use("agg")
@@ -40,6 +43,7 @@ def test_notebook_holds_no_outputs():
         assert not cell.get("execution_count")
 
 
+@pytest.mark.slow
 def test_import_time_benchmark_runs(capsys):
     runpy.run_path(str(ROOT / "benchmarks" / "import_time.py"))["main"](repeats=2)
     assert "ratio" in capsys.readouterr().out

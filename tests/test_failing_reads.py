@@ -75,6 +75,7 @@ assert resumed(run) == STEPS
 """
 
 
+@pytest.mark.slow
 def test_an_ordinary_user_without_leave_to_read_loses_nothing(toy):
     """Root may read all, so that the process is another user's."""
     with tempfile.TemporaryDirectory() as own:  # pytest's folders are closed to others

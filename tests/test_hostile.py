@@ -7,6 +7,7 @@ from edl_jax.errors import ConfigError
 from tests.hostile import ATTEMPTS, Attempt, check
 
 
+@pytest.mark.slow
 @settings(max_examples=500, suppress_health_check=[HealthCheck.too_slow])
 @given(attempt=ATTEMPTS)
 def test_bad_input_is_refused_clearly(tmp_path_factory, attempt):

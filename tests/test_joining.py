@@ -148,6 +148,7 @@ def test_processes_that_cannot_meet_are_refused(given, message):
 ALONE = ["coordinator=127.0.0.1:1", "num-processes=2", "process-id=1", "timeout=0.5"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [["auto"], ALONE], ids=["no cluster", "no first process"])
 def test_where_others_are_not_found_the_command_says_so(given):
     command = [sys.executable, "-m", "edl_jax", "pretrain", *(f"--processes.{x}" for x in given)]

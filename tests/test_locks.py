@@ -65,6 +65,7 @@ def test_a_second_run_in_another_thread_is_refused(tmp_path):
     assert told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_the_lock_of_a_dead_process_is_taken_over(tmp_path, number):
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
@@ -98,12 +99,15 @@ def test_a_path_is_taken_as_users_give_it(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     with open_run("~/run", {}) as folder:
         assert folder.path == tmp_path / "run"
+    (tmp_path / "run" / "link").symlink_to(tmp_path / "gone")
     for path, error, match in [
         ("", ConfigError, "the path is ''"),
         (b"run", ConfigError, "the path is b'run'"),
         (tmp_path / "\udcff", ConfigError, "expected one in UTF-8"),
         (tmp_path / ("x" * 300), RunFolderError, "cannot be written .*too long"),
         (tmp_path / "run" / "config.json", RunFolderError, "cannot be written"),
+        (tmp_path / "run" / "link", RunFolderError, r"a symbolic link to \S*gone, which is"),
+        (tmp_path / "run" / "link" / "x", RunFolderError, "link is a symbolic link to"),
     ]:
         with pytest.raises(error, match=match):
             pretrain(TINY, run_dir=path)

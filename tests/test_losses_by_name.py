@@ -192,6 +192,7 @@ def test_functions_are_told_apart_by_their_code_and_by_what_they_were_made_with(
     assert len({describe(loss) for loss in described}) == len(described)
 
 
+@pytest.mark.slow
 def test_descriptions_are_the_same_in_another_process():
     def told(loss):
         return describe(loss)
@@ -248,6 +249,7 @@ def test_edl_losses_lists_them_all(capsys, monkeypatch):
     assert "  losses  " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "start"),
     [("losses", "cross_entropy\n    Cross-entropy"), ("train --help", "usage: edl train")],

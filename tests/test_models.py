@@ -87,6 +87,7 @@ def test_parameter_count_of_deit_at_224_pixels_is_the_published_one(width, heads
     assert size_of(model) == published
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_training_logits_are_pytorch_s(name):
     logits = logits_of(narrow(name), images_of(2, 32))

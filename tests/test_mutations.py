@@ -297,6 +297,7 @@ def test_naive_orbits_die_and_are_caught(naive):
     assert caught(np.asarray(back)).mean() > 0.99
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", DYNAMICS, ids=lambda names: names[0])
 def test_orbits_stay_alive_for_a_million_steps(names):
     spans, num_orbits = 1_000_000 // (SPAN * BLOCK), 10_000

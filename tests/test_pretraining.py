@@ -8,6 +8,8 @@ from edl_jax import PretrainConfig, load_pretrained, pretrain, sample_pairs
 from edl_jax.objective import MARGINS, SEVERITIES, rank_metrics
 from edl_jax.pairs import REGIMES, log_probabilities
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def default():

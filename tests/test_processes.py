@@ -16,6 +16,7 @@ import pytest
 from edl_jax import EvolvedLoss
 from edl_jax.runs.joining import _SECONDS_TO_PART
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 CONFIG = """
 import dataclasses, time

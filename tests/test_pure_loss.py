@@ -160,7 +160,7 @@ def test_a_loss_of_whole_labels_is_refused_where_labels_are_mixed():
         train(dataclasses.replace(SMALL, augmentation=Augmentation(mixup=1.0)), loss=Watched())
 
 
-def test_a_loss_may_be_given_by_name(monkeypatch):
+def test_a_loss_may_be_given_by_name_or_path(monkeypatch, tmp_path):
     made = []
     monkeypatch.setattr(training, "make_train", lambda *args: made.append((args[0].loss, args[2])))
     monkeypatch.setattr(training, "run_training", lambda *_, **__: [None])
@@ -168,5 +168,9 @@ def test_a_loss_may_be_given_by_name(monkeypatch):
     train(dataclasses.replace(SMALL, loss="gce(q=0.5)"))
     named = [(name, describe(loss)) for name, loss in made]
     assert named == [("gce(q=0.5)", "gce(q=0.5)")] * 2
+    path = tmp_path / "mine.safetensors"
+    load_pretrained().save(path)
+    train(SMALL, loss=path)
+    assert (made[2][0], describe(made[2][1])) == (str(path), describe(load_pretrained()))
     with pytest.raises(ConfigError, match="expected a head_scale"):
         train(SMALL, loss="large_margin_softmax")

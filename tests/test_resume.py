@@ -40,6 +40,7 @@ def whole(tmp_path_factory):
     return run_dir
 
 
+@pytest.mark.slow
 def test_ten_kills_at_random_moments_change_nothing(tmp_path, whole):
     found = kill_until_done(tmp_path / "run", GENERATIONS, 10, random.Random(0))
     assert found.survived == found.tries >= 5
@@ -47,6 +48,7 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path, whole):
     assert differences(whole, tmp_path / "run") == []
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_with_a_status_of_its_own(tmp_path, whole):
     config = tmp_path / "tiny.py"
     config.write_text(

@@ -15,7 +15,11 @@ def test_user_path_expands_the_home_folder(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "path", ["", 3, None, b"runs", "~nobody-of-that-name/x", "a\0b", "a\ud800"]
+    "path",
+    [
+        *("", 3, None, b"runs", "~nobody-of-that-name/x", "a\0b", "a\ud800"),
+        *("gs://b/x", pathlib.Path("s3://b/x")),
+    ],
 )
 def test_what_is_no_path_is_refused(path):
     with pytest.raises(ConfigError, match="the path is"):

@@ -42,6 +42,7 @@ SMALL = CompareConfig(
 )
 
 
+@pytest.mark.slow
 def test_compare_keeps_finished_cells_and_runs_only_the_missing(tmp_path, monkeypatch):
     whole = compare(SMALL, run_dir=tmp_path / "whole")
     assert [(c["loss"], c["seed"]) for c in whole.cells] == [
@@ -84,6 +85,7 @@ def test_compare_refuses_a_folder_of_another_comparison(tmp_path):
         compare(config, run_dir=tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_demo_runs_end_to_end(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nothing"))
     monkeypatch.setitem(download.CIFAR_URLS, "cifar10", "http://127.0.0.1:9/none")

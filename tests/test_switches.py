@@ -13,6 +13,7 @@ import pytest
 
 from tests.switches import WORKLOADS
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 SWITCHES = {
     "x64": {"JAX_ENABLE_X64": "1"},

@@ -140,6 +140,7 @@ def test_a_task_is_what_plain_optax_makes_of_it(tasks, errors):
     assert abs(float(wrong.mean()) - errors[1, 1]) <= 0.015
 
 
+@pytest.mark.slow
 def test_fitness_is_the_violation_and_the_weighted_error():
     evolution = make_evolution(TASKED)
     key, start = jax.random.key(1), evolution.init(jax.random.key(0))
@@ -159,6 +160,7 @@ def test_fitness_is_the_violation_and_the_weighted_error():
     np.testing.assert_allclose(alone.mean(axis=1).min(), found[3], atol=0.01)
 
 
+@pytest.mark.slow
 def test_the_winner_is_chosen_and_measured_on_tasks_of_their_own():
     result = pretrain(TASKED)
     assert result.history["task_error"].shape == (2,)

@@ -13,6 +13,7 @@ from tests.test_evolved_loss import LABELS, LOSSES, logits_of, random_loss
 from tests.test_export import value_and_gradient
 
 torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module", params=LOSSES)
@@ -106,6 +107,12 @@ def test_pytorch_module_refuses_labels_that_do_not_fit(twin, labels):
     value, message = NO_LABELS[labels]
     with pytest.raises(ValueError, match=message):
         twin(X, value)
+
+
+@pytest.mark.parametrize("given", [(X, Y.numpy()), (X, Y.tolist()), (X.numpy(), Y)])
+def test_pytorch_module_refuses_what_is_no_tensor(twin, given):
+    with pytest.raises(TypeError, match=r"logits are <class .*; expected tensors\."):
+        twin(*given)
 
 
 def test_pytorch_module_refuses_a_soft_label_of_a_single_example(twin):

@@ -71,6 +71,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 def test_eight_devices_train_as_one_does_with_synchronised_statistics(monkeypatch):
     """To rounding: sums over the batch are taken in another order. Streamed images, to the bit."""
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")

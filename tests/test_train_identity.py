@@ -127,6 +127,8 @@ def test_a_run_folder_that_cannot_be_is_refused(run_dir, named):
         ([0, 1, 0], "seeds has 0 more than once, which would give equal results"),
         ([3, np.uint32(3)], "seeds has 3 more than once"),
         ([*range(9)] * 2, "seeds has 0, 1, 2, 3, 4 more than once"),
+        (None, "seeds is None; expected a list of seeds"),
+        (np.array(5), "seeds is .*5.*; expected a list of seeds"),
     ],
 )
 def test_seeds_that_wrap_or_repeat_are_refused(seeds, named):

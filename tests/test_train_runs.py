@@ -127,6 +127,7 @@ def test_sigterm_is_heeded_within_an_epoch_and_loses_no_step(tmp_path, whole, mo
     assert_same(tmp_path / "run", whole)
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments_change_nothing(tmp_path, whole):
     chance, met = random.Random(0), 0
     call = command(tmp_path, tmp_path / "run")
@@ -146,6 +147,7 @@ def test_kills_at_random_moments_change_nothing(tmp_path, whole):
     assert_same(tmp_path / "run", whole)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_and_the_first_alone_writes(tmp_path):
     """With streamed images; `test_train_devices` shows that images in memory give the same."""
     arguments = ["--stream", "True", "--sync-batch-norm"]

@@ -22,7 +22,7 @@ from edl_jax.training.steps import TrainState
 # One block only: compiling takes most of these tests' time.
 TINY = TrainWork("tiny", 8, width=4, image_size=8)
 # PyTorch, where it is installed, warns at import of what is no concern of ours.
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(autouse=True)

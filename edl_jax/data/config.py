@@ -25,7 +25,8 @@ class DataConfig(Checked):
     ...), a name in edl_jax.DATASETS (digits, your own), folder:PATH (a folder with one sub-folder
     of images for each class), or auto (CIFAR-10 where it can be had, digits otherwise)."""
     data_dir: str | None = None
-    """TFDS directory that holds the prepared data, the one that contains cifar10/; default:
+    """TFDS directory that holds the prepared data, the one that contains cifar10/, on a local file
+    system; default:
     TFDS_DATA_DIR, else TFDS's own. With auto, it rules digits out."""
     train_examples: Count | None = None
     """Number of training images, the first of the train split; default: all."""

@@ -59,7 +59,7 @@ def load_dataset(config: DataConfig | None = None) -> Dataset:
             (name, directory, may_replace, prepared_files(found, directory)),
             lambda: _prepared(found, directory, config.image_size, may_replace),
         )
-    return _load(origin, config)
+    return _load(origin, dataclasses.replace(config, data_dir=None))  # the origin knows it
 
 
 @dataclasses.dataclass(frozen=True)

@@ -67,6 +67,10 @@ def prepared_files(name: str, data_dir: str | None) -> tuple[tuple[str, int], ..
 
 def _prepared_builder(tfds: Any, name: str, data_dir: str | None) -> Any:
     """A builder of the files in `data_dir`, or None if they are not all there."""
+    if "=" in name:  # an argument for the code that makes the data set, which TFDS would pass on
+        raise ConfigError(
+            f"data set {name!r} has an option; expected NAME, NAME/CONFIG or NAME/CONFIG:VERSION"
+        )
     try:
         require("tensorflow_datasets.core.naming").parse_builder_name_kwargs(name)
     except ValueError as error:
@@ -89,7 +93,9 @@ def _builder_from_code(tfds: Any, name: str, data_dir: str | None) -> Any:
     except tfds.core.DatasetNotFoundError as error:
         prepared = [] if data_dir is None else [p.name for p in Path(data_dir).glob("*")]
         known = ["auto", *DATASETS, *tfds.list_builders(with_community_datasets=False), *prepared]
-        close = difflib.get_close_matches(name.split("/")[0].split(":")[0], [*dict.fromkeys(known)])
+        spelt = {each.lower(): each for each in known}
+        wanted = name.split("/")[0].split(":")[0].lower()
+        close = [spelt[each] for each in difflib.get_close_matches(wanted, spelt)]
         names = f"a name that TFDS has, {', '.join(DATASETS)} or auto"
         advice = f"did you mean {' or '.join(close)}?" if close else f"expected {names}"
         raise ConfigError(f"unknown data set {name!r}: {advice}") from error

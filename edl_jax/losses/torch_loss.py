@@ -90,7 +90,7 @@ class EvolvedLoss(nn.Module):
           `torch.func.vmap` cannot look at values: labels out of range or not finite give NaN there.
 
         Raises:
-          ValueError: if shapes, dtypes or labels do not fit.
+          ValueError, TypeError: if shapes, dtypes or labels do not fit, or are no tensors.
         """
         is_soft, kind = self._is_soft(logits, labels), logits.device.type
         has_autocast = torch.amp.is_autocast_available(kind)
@@ -103,8 +103,9 @@ class EvolvedLoss(nn.Module):
 
     def _is_soft(self, logits: Tensor, labels: Tensor) -> bool:
         """Whether labels are soft; refuses what is of another shape or dtype."""
-        num_classes = logits.shape[-1] if logits.ndim else 0
-        fits = 2 <= num_classes == (self.num_classes or num_classes)
+        if not isinstance(logits, Tensor) or not isinstance(labels, Tensor):
+            raise TypeError(f"logits are {type(logits)}, labels {type(labels)}; expected tensors.")
+        fits = logits.ndim and 2 <= logits.shape[-1] == (self.num_classes or logits.shape[-1])
         if not fits or not logits.is_floating_point():
             raise ValueError(
                 f"logits have shape {tuple(logits.shape)} and dtype {logits.dtype}; expected "

@@ -17,6 +17,7 @@ from flax import nnx
 
 from edl_jax.losses import EvolvedLoss
 
+_USUAL = (("axis", "-1"), ("where", "None"))  # options of every loss
 _FEW = 100  # numbers that are told one by one
 _ADDRESS = re.compile(" at 0x[0-9a-f]+")
 _RULES = ("fwd", "bwd", "jvp")  # of jax.custom_vjp and jax.custom_jvp
@@ -119,12 +120,13 @@ class _Describer:
 
 
 def _defaults(part: Callable[..., Any]) -> dict[str, Any]:
-    """The options of a function or a partial, with their values."""
-    return {
+    """The options of a function or a partial, with their values; not optax's usual ones."""
+    values = {
         key: parameter.default
         for key, parameter in inspect.signature(part).parameters.items()
-        if parameter.default is not parameter.empty and key not in ("axis", "where")
+        if parameter.default is not parameter.empty
     }
+    return {key: x for key, x in values.items() if (key, repr(x)) not in _USUAL}
 
 
 def _attributes(value: Any) -> dict[str, Any]:

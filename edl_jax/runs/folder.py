@@ -123,26 +123,30 @@ class RunFolder:
     ) -> list[dict[str, Any]]:
         """The rows written so far; a last line cut short by a kill is dropped.
 
+        Cut short is a last line that is no JSON, or has no line break and fails the check.
+
         Args:
           name: the file.
           check: called with each row; raises `KeyError`, `TypeError` or `ValueError` for one that
             is damaged.
 
         Raises:
-          RunFolderError: if another line is no JSON object, a row fails the check, or the file
+          RunFolderError: if another line is no JSON, is no object or fails the check, or the file
             cannot be read.
         """
         path = self.path / name
-        lines = read_bytes(path).splitlines() if path.exists() else []
+        lines = read_bytes(path).splitlines(keepends=True) if path.exists() else []
         rows = []
         for number, line in enumerate(lines, start=1):
+            may_be_cut = number == len(lines)
             try:
                 row = json.loads(line)
+                may_be_cut &= not line.endswith(b"\n")
                 if not isinstance(row, dict):
                     raise ValueError(f"it holds {row!r}")
                 check(row)
             except (ValueError, KeyError, TypeError, RecursionError) as error:
-                if number == len(lines):
+                if may_be_cut:
                     break
                 why = f"it has no {error}" if isinstance(error, KeyError) else error
                 raise RunFolderError(

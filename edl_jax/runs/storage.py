@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -16,6 +17,7 @@ from edl_jax.runs.preemption import interrupt_deferred
 # Can only be read by setting it, which other threads would notice: once, at import.
 _UMASK = os.umask(0)
 os.umask(_UMASK)
+_ADDRESS = re.compile("[a-z][a-z0-9+.-]+:/")  # such as gs://..., in a Path gs:/...
 _TEMPORARY = ".edl-tmp"  # ends the name of a file that is being written
 
 
@@ -23,7 +25,8 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     """A path as a user gave it, with `~` expanded to the home folder.
 
     Raises:
-      ConfigError: if it is no path, is empty, cannot be encoded, or its home folder is not known.
+      ConfigError: if it is no path, is empty or an address such as `gs://...`, cannot be
+        encoded, or its home folder is not known.
     """
     try:
         given = os.fspath(path)
@@ -32,6 +35,11 @@ def user_path(path: str | os.PathLike[str]) -> Path:
         if not given or "\0" in given:
             raise ConfigError(f"the path is {path!r}; expected a path of at least one character.")
         os.fsencode(given)
+        if _ADDRESS.match(given):
+            raise ConfigError(
+                f"the path is {given!r}, an address; expected a path of this machine: copy or "
+                "mount there what lies at the address."
+            )
         return Path(given).expanduser()
     except TypeError as error:
         raise ConfigError(f"the path is {path!r}; expected a string or a pathlib.Path.") from error
@@ -133,6 +141,11 @@ def make_folder(path: Path, mode: int = 0o777) -> None:
       OSError: if one cannot be made.
     """
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    for folder in missing:
+        if folder.is_symlink():  # of which the system says only that it exists
+            raise FileNotFoundError(
+                f"{folder} is a symbolic link to {os.readlink(folder)}, which is not there"
+            )
     path.mkdir(mode, parents=True, exist_ok=True)
     for folder in missing:
         sync(folder.parent)

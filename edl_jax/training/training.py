@@ -32,7 +32,7 @@ from edl_jax.training.steps import AXIS
 def train(
     config: TrainConfig | None = None,
     *,
-    loss: Loss | str | None = None,
+    loss: Loss | str | os.PathLike[str] | None = None,
     run_dir: str | os.PathLike[str] | None = None,
     devices: Sequence[Any] | None = None,
     progress: bool = False,
@@ -43,11 +43,11 @@ def train(
 
     Args:
       config: how to train; the defaults unless given.
-      loss: in place of the one that `config.loss` names, another name or the loss itself, such as
-        `pretrain(...).loss`; takes logits `[batch, num_classes]` float32 and labels, `[batch]`
-        int32 or, with mixup or cutmix, `[batch, num_classes]` float32, and gives losses `[batch]`,
-        floating point. The `nnx.Param` of an `nnx.Module` are trained too; other variables that its
-        call updates are carried from step to step.
+      loss: in place of the one that `config.loss` names, another name, the path of a loss file, or
+        the loss itself, such as `pretrain(...).loss`; takes logits `[batch, num_classes]` float32
+        and labels, `[batch]` int32 or, with mixup or cutmix, `[batch, num_classes]` float32, and
+        gives losses `[batch]`, floating point. The `nnx.Param` of an `nnx.Module` are trained too;
+        other variables that its call updates are carried from step to step.
       run_dir: where to keep configuration, metrics, checkpoints and the result; a run that was
         stopped there resumes from its last checkpoint, and of one that is finished the result is
         given again. Nothing is written unless given. Of several processes the first alone writes.
@@ -102,7 +102,7 @@ def train(
 def make_trainer(
     config: TrainConfig,
     *,
-    loss: Loss | str | None = None,
+    loss: Loss | str | os.PathLike[str] | None = None,
     dataset: Dataset | None = None,
     devices: Sequence[Any] | None = None,
     seeds_at_a_time: int = 1,
@@ -173,8 +173,8 @@ def make_trainer(
 
 
 def _naming(config: TrainConfig, loss: Any) -> TrainConfig:
-    """The configuration with the loss that is given by name, if one is."""
-    if isinstance(loss, str):
+    """The configuration with the loss that is given by name or path, if one is."""
+    if isinstance(loss, str | os.PathLike):
         return dataclasses.replace(config, loss=loss)
     if loss is not None:
         check_callable(loss)
@@ -183,14 +183,20 @@ def _naming(config: TrainConfig, loss: Any) -> TrainConfig:
 
 def _usable_loss(config: TrainConfig, loss: Any, dataset: Dataset) -> Loss:
     """The loss that is given, or the one that `config` names, checked."""
-    if loss is None or isinstance(loss, str):
+    if loss is None or isinstance(loss, str | os.PathLike):
         loss = resolve_config_loss(config, dataset)
     check_loss(loss, dataset.num_classes, soft=config.augmentation.mixes)
     return loss
 
 
 def _different_seeds(seeds: Sequence[int]) -> list[int]:
-    found = [check("seed", seed, Seed) for seed in seeds]
+    try:
+        given = list(seeds)
+    except TypeError as error:
+        raise ConfigError(
+            f"seeds is {seeds!r}; expected a list of seeds, such as [0, 1, 2]."
+        ) from error
+    found = [check("seed", seed, Seed) for seed in given]
     if len(set(found)) < len(found):
         twice = sorted({seed for seed in found if found.count(seed) > 1})
         raise ConfigError(

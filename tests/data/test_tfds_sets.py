@@ -63,6 +63,7 @@ def test_a_builder_that_needs_tensorflow_is_said_to(tmp_path, monkeypatch):
     assert not [*tmp_path.rglob("dataset_info.json")]
 
 
+@pytest.mark.slow
 def test_prepared_sets_need_neither_their_builder_nor_tensorflow(prepared, tmp_path):
     """With a tensorflow that could be imported, so that the test means something."""
     (tmp_path / "tensorflow.py").write_text("")
@@ -110,8 +111,9 @@ def test_the_directory_may_be_given_by_the_home_folder(copy_of, monkeypatch, tmp
     monkeypatch.setenv("TFDS_DATA_DIR", "~/copy")
     assert load_dataset(DataConfig("tiny_cells")) is first
     assert first.source == f"tiny_cells prepared in {tmp_path / 'copy'}"
-    with pytest.raises(ConfigError, match="the path is ''"):
-        load_dataset(DataConfig("tiny_cells", data_dir=""))
+    for path in ("", "gs://bucket"):
+        with pytest.raises(ConfigError, match=f"the path is '{path}'"):
+            load_dataset(DataConfig("tiny_cells", data_dir=path))
 
 
 # Sizes
@@ -194,6 +196,7 @@ def test_sets_without_a_test_split_are_refused(prepared):
     [
         ("cifra10", "did you mean cifar10"),
         ("digit", "did you mean digits"),
+        ("CIFAR10", "did you mean cifar10"),
         ("minst", "did you mean mnist"),
         ("tiny_cell", "did you mean tiny_cells"),
         ("qqqqqqqq", "expected a name that TFDS has"),
@@ -201,6 +204,8 @@ def test_sets_without_a_test_split_are_refused(prepared):
         ("", "is no name"),
         ("imagenette/999px", "configurations are .*320px"),
         ("mnist:9.9.9", "no such configuration or version"),
+        ("cifar10/data=1", "has an option; expected NAME, NAME/CONFIG or"),
+        ("tiny_cells/version=1", "has an option; expected NAME"),
     ],
 )
 def test_wrong_names_are_refused_with_close_ones(prepared, name, advice):
@@ -209,8 +214,8 @@ def test_wrong_names_are_refused_with_close_ones(prepared, name, advice):
 
 
 def test_a_set_that_only_its_folder_knows_is_suggested(tmp_path):
-    (tmp_path / "herbarium_sheets").mkdir()
-    with pytest.raises(ConfigError, match=r"'herbarium_sheet'.*did you mean herbarium_sheets"):
+    (tmp_path / "Herbarium_sheets").mkdir()
+    with pytest.raises(ConfigError, match=r"'herbarium_sheet'.*did you mean Herbarium_sheets"):
         load_dataset(DataConfig("herbarium_sheet", data_dir=tmp_path))
 
 
