@@ -149,7 +149,7 @@ _BOUNDS: dict[type, tuple[Callable[[Any, Any], bool], Callable[[Any], str]]] = {
     Lt: (lambda value, bound: value < bound.lt, lambda bound: f"less than {bound.lt}"),
     MinLen: (
         lambda value, bound: len(value) >= bound.min_length,
-        lambda bound: f"with at least {bound.min_length} of them",
+        lambda bound: "not empty" if bound.min_length == 1 else f"{bound.min_length} or more",
     ),
     Distinct: (lambda value, _: len(set(value)) == len(value), lambda _: "all different"),
     OneOf: (lambda value, bound: value in bound.table, lambda _: ""),

@@ -113,11 +113,11 @@ def test_asymmetric_noise_is_refused_where_no_classes_are_alike():
         ({"imbalance": "linear"}, "imbalance is 'linear'.*none, exponential, step"),
         ({"imbalance": "step", "imbalance_factor": 0.5}, "imbalance_factor is 0.5"),
         ({"imbalance": "step", "imbalance_factor": 500.0}, "factor is 500.0 where.* has 1.. train"),
-        ({"corruption_seed": -1}, "seed is -1"),
-        ({"corruption_seed": 2**32}, "seed is 4294967296"),
+        ({"noise_seed": -1}, "seed is -1"),
+        ({"noise_seed": 2**32}, "seed is 4294967296"),
     ],
 )
-def test_corruption_that_cannot_be_is_refused(options, named):
+def test_label_noise_that_cannot_be_is_refused(options, named):
     with pytest.raises(ConfigError, match=named):
         load_dataset(DataConfig("digits", **options))
 
