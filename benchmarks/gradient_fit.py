@@ -19,11 +19,11 @@ from flax import nnx
 
 from benchmarks.common import caption, open_folder, parser, stop
 from benchmarks.report import table, write_report
-from edl_jax.evolution import PretrainConfig, make_evolution
-from edl_jax.objective import MARGINS, margin_violation
+from edl_jax import RankingProblem, evolve
+from edl_jax.objective import measure
 from edl_jax.runs.folder import as_json, read_json
+from edl_jax.strategies import build_strategy
 from edl_jax.studies import AblateConfig
-from edl_jax.studies.ablation.seeds import SeedRuns, keys_of, make_seed_runs
 
 NAME = "gradient_fit"
 BASE = AblateConfig().pretrain
@@ -42,36 +42,47 @@ METRICS = ("objective", "pairwise_accuracy")
 _LEARNING_RATE, _STEPS = 3e-3, 3000
 
 
-def evolve(config: PretrainConfig, runs: SeedRuns, keys: jax.Array) -> nnx.State:
-    """Evolved networks, one for each key."""
-    last = np.int32(config.generations)
-    return runs.winners(keys, runs.advance(keys, runs.init(keys), np.int32(0), last))
+def evolved(problem: RankingProblem, key: jax.Array) -> nnx.State:
+    """An evolved network."""
+    config = problem.config
+    strategy, params = build_strategy(config, problem.sample)
+    draws = -(-config.held_out_pairs // config.pairs_per_generation)
+    found = evolve(
+        problem, strategy, key, generations=config.generations, params=params, draws=draws
+    )
+    return found.solution
 
 
-def fit(config: PretrainConfig, runs: SeedRuns, keys: jax.Array, steps: int) -> nnx.State:
-    """Networks from the same kind of fresh ones, fitted by Adam."""
-    evolution, margin = make_evolution(config), MARGINS[config.margin]
+def fitted(problem: RankingProblem, key: jax.Array, steps: int) -> nnx.State:
+    """A network from the same kind of fresh one, fitted by Adam."""
     optimizer = optax.adam(optax.schedules.cosine_decay_schedule(_LEARNING_RATE, steps))
 
     def objective(solution: nnx.State, key: jax.Array) -> jax.Array:
-        batch = evolution.observe(key, evolution.sample(key))
-        losses = nnx.merge(evolution.graphdef, solution).from_features(batch.features)
-        opponents = config.num_opponents
-        return margin_violation(losses, batch.severities, margin=margin, num_opponents=opponents)
+        batch = problem.batch(key, problem.pairs(key))
+        return problem.violations(jax.tree.map(lambda x: x[None], solution), batch)[0]
 
-    def fitted(key: jax.Array, solution: nnx.State) -> nnx.State:
+    @jax.jit
+    def fit(key: jax.Array, solution: nnx.State) -> nnx.State:
         def step(carry: Any, index: jax.Array) -> tuple[Any, None]:
             solution, state = carry
             gradient = jax.grad(objective)(solution, jax.random.fold_in(key, index))
             updates, state = optimizer.update(gradient, state)
             return (optax.apply_updates(solution, updates), state), None
 
-        (solution, _), _ = jax.lax.scan(
-            step, (solution, optimizer.init(solution)), jnp.arange(steps)
-        )
+        start = solution, optimizer.init(solution)
+        (solution, _), _ = jax.lax.scan(step, start, jnp.arange(steps))
         return solution
 
-    return jax.jit(jax.vmap(fitted))(keys, runs.leaders(runs.init(keys)))
+    return fit(key, problem.sample(key))
+
+
+def measured(problem: RankingProblem, solution: nnx.State) -> dict[str, float]:
+    """The objective and the ranking on held-out pairs, always the same."""
+    key = jax.random.key(2**31)
+    pairs = problem.held_out_pairs(key)
+    one = jax.tree.map(lambda x: x[None], solution)
+    found = measure(problem.loss(solution), pairs, severity=problem.severity, margin=problem.margin)
+    return {"objective": float(problem.violations(one, problem.batch(key, pairs))[0]), **found}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -89,12 +100,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = folder.resume_rows()
     for change in changes[len(rows) :]:
         config = dataclasses.replace(base, **change)
-        runs, keys = make_seed_runs(config, len(seeds)), keys_of(seeds)
-        networks = evolve(config, runs, keys), fit(config, runs, keys, steps)
+        problem, keys = RankingProblem(config), list(map(jax.random.key, seeds))
+        networks = (
+            [evolved(problem, key) for key in keys],
+            [fitted(problem, key, steps) for key in keys],
+        )
         row: dict[str, Any] = {"setting": _named(change)}
-        for way, found in zip(WAYS, networks, strict=True):
-            measured = runs.measure(keys, found)
-            row[way] = {name: [metrics[name] for metrics in measured] for name in METRICS}
+        for way, each in zip(WAYS, networks, strict=True):
+            found = [measured(problem, solution) for solution in each]
+            row[way] = {name: [metrics[name] for metrics in found] for name in METRICS}
         folder.append_rows([row])
         rows.append(row)
         print(f"{NAME}: {row['setting']} finished", flush=True)

@@ -10,7 +10,9 @@ import time
 import jax
 
 from edl_jax import PretrainConfig
-from edl_jax.evolution import make_evolution
+from edl_jax.evolution.problems import RankingProblem
+from edl_jax.evolution.run import Evolution
+from edl_jax.strategies import build_strategy
 
 
 def main(population: int, pairs: int, generations: int) -> float:
@@ -19,20 +21,20 @@ def main(population: int, pairs: int, generations: int) -> float:
     The peak is the process's largest resident set, so it counts Python, JAX and the compiler too.
     """
     config = PretrainConfig(population_size=population, pairs_per_generation=pairs)
-    evolution = make_evolution(config)
-    state = jax.jit(evolution.init)(jax.random.key(0))
-    generation = jax.jit(evolution.generation, donate_argnums=1)
-    state, log = generation(jax.random.key(1), state)
+    problem = RankingProblem(config)
+    evolution = Evolution(
+        problem, *build_strategy(config, problem.sample), generations=1 + generations, chunk=1
+    )
+    state, _ = evolution.advance(evolution.init(jax.random.key(0)), 1)
     before, start = _peak(), time.perf_counter()
-    for index in range(generations):
-        state, log = generation(jax.random.key(2 + index), state)
-    jax.block_until_ready(log)
+    for _ in range(generations):
+        state, rows = evolution.advance(state, 1)
     seconds = (time.perf_counter() - start) / generations
     peak = _peak()
     print(
         f"{population} networks x {pairs} pairs: peak resident set {peak:.2f} GiB "
         f"({before:.2f} GiB after the first generation), {seconds:.1f} s a generation, "
-        f"best fitness {float(log['best_fitness']):.3g}"
+        f"best fitness {rows[-1]['best_fitness']:.3g}"
     )
     return peak
 

@@ -6,7 +6,10 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.common import FLOAT_BYTES, Contestant, Layers, Run, Work
-from edl_jax.evolution.engine import make_evolution
+from edl_jax.evolution.problems import Batch, RankingProblem
+from edl_jax.evolution.run import AXIS, Evolution
+from edl_jax.runs.devices import device_mesh
+from edl_jax.strategies import build_strategy
 
 NAME = "edl_jax"
 
@@ -29,14 +32,10 @@ def population_of(work: Work, layers: Layers) -> nnx.State:
 
 
 def evaluation(work: Work, layers: Layers, features: np.ndarray, severities: np.ndarray) -> Run:
-    """Runs of `Evolution.score`."""
-    made = make_evolution(work.config())
+    """Runs of `RankingProblem.violations`."""
     population = population_of(work, layers)
-    key = jax.random.key(0)
-    shapes = jax.eval_shape(lambda: made.observe(key, made.sample(key)))
-    batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    batch = batch._replace(features=jnp.asarray(features), severities=jnp.asarray(severities))
-    score = jax.jit(made.score)
+    batch = Batch(jnp.asarray(features), jnp.asarray(severities))
+    score = RankingProblem(work.config()).violations
 
     def run(count: int) -> jax.Array:
         for _ in range(count - 1):
@@ -51,28 +50,29 @@ def unit(work: Work) -> int:
     return min(25, max(1, 2**24 // work.pair_evaluations))
 
 
+def evolution_of(work: Work, num_devices: int = 1) -> Evolution:
+    """Our evolution, on some of the devices."""
+    problem = RankingProblem(work.config())
+    strategy, params = build_strategy(problem.config, problem.sample)
+    mesh = device_mesh(AXIS, jax.devices()[:num_devices])
+    return Evolution(problem, strategy, params, generations=0, chunk=unit(work), mesh=mesh)
+
+
 def generations(work: Work, seed: int = 0) -> Run:
-    """Runs of a chunk of generations; between two of them nothing goes to the host."""
-    made = make_evolution(work.config())
-    key = jax.random.key(seed)
+    """Runs of a chunk of generations; between two of them scalars alone go to the host."""
+    return runs_of(evolution_of(work), seed)
 
-    def chunk(state, first):
-        return jax.lax.scan(
-            lambda state, index: made.generation(jax.random.fold_in(key, index), state),
-            state,
-            first + jnp.arange(unit(work)),
-        )
 
-    compiled = jax.jit(chunk, donate_argnums=0)
-    state, first = jax.jit(made.init)(key), 0
+def runs_of(evolution: Evolution, seed: int = 0) -> Run:
+    """Runs of a chunk of an evolution's generations."""
+    state = evolution.init(jax.random.key(seed))
 
-    def run(count: int) -> jax.Array:
-        nonlocal state, first
-        log = {}
+    def run(count: int) -> list[dict[str, float]]:
+        nonlocal state
+        rows = []
         for _ in range(count):
-            state, log = compiled(state, jnp.int32(first))
-            first += unit(work)
-        return jax.block_until_ready(log["best_fitness"])
+            state, rows = evolution.advance(state, evolution.chunk)
+        return rows
 
     return run
 

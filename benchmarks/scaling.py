@@ -14,69 +14,34 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from benchmarks import ours, scaling_model
-from benchmarks.common import Run, Work, caption, open_folder, parser
+from benchmarks.common import Work, caption, open_folder, parser
 from benchmarks.grid import evaluation_of
 from benchmarks.report import Panel, draw, number, table, write_report
 from benchmarks.timing import Limits, Row, Subject, measure
-from edl_jax import PretrainConfig
-from edl_jax.evolution.engine import make_evolution
-from edl_jax.evolution.sharding import AXIS
-from edl_jax.runs.devices import device_mesh, on_every_device, to_every_device
 from edl_jax.runs.folder import RunFolder, read_json
 
 NAME = "scaling"
 DEVICES = (1, 2, 4, 8)
 
 
-def sharded_chunk(
-    config: PretrainConfig, length: int, num_devices: int
-) -> tuple[Callable[..., Any], Any]:
-    """A chunk of `length` generations over devices, and the state it begins from.
-
-    The chunk is `(key, state, first) -> (state, log)`; the state is donated.
-    """
-    mesh = device_mesh(AXIS, jax.devices()[:num_devices])
-    evolution = make_evolution(config, shards=mesh.size)
-
-    def chunk(key: jax.Array, state: Any, first: jax.Array) -> Any:
-        return jax.lax.scan(
-            lambda state, index: evolution.generation(jax.random.fold_in(key, index), state),
-            state,
-            first + jnp.arange(length),
-        )
-
-    state = to_every_device(jax.device_get(jax.jit(evolution.init)(jax.random.key(0))), mesh)
-    return on_every_device(chunk, mesh, donate_argnums=(1,)), state
-
-
-def _prepare(work: Work, num_devices: int) -> Run:
-    chunk, state = sharded_chunk(work.config(), ours.unit(work), num_devices)
-    key, first = jax.random.key(1), 0
-
-    def run(count: int) -> Any:
-        nonlocal state, first
-        log = {}
-        for _ in range(count):
-            state, log = chunk(key, state, jnp.int32(first))
-            first += ours.unit(work)
-        return jax.block_until_ready(log["best_fitness"])
-
-    return run
-
-
 def work_on(point: dict[str, Any], limits: Limits, activation: str) -> Row:
     """Measure one point in this process: a generation and, on one device, its evaluation."""
     hidden = tuple(point["hidden"])
     work = Work(point["population"], point["pairs"], hidden=hidden, activation=activation)
-    subjects = [Subject("generation", lambda: _prepare(work, point["devices"]), ours.unit(work))]
+    subjects = [
+        Subject(
+            "generation",
+            lambda: ours.runs_of(ours.evolution_of(work, point["devices"])),
+            ours.unit(work),
+        )
+    ]
     if point["devices"] == 1:
         subjects.append(Subject("evaluation", evaluation_of(ours.EDL_JAX, work)))
     return {**point, "parameters": work.num_parameters, **measure(subjects, limits)}

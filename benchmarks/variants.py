@@ -1,4 +1,4 @@
-"""What each way of evaluating a population bought: layouts, blocks, devices, kernels, activations.
+"""What each way of evaluating a population bought: layouts, blocks, devices, activations.
 
 Command:  python -m benchmarks.variants [--quick]
 
@@ -28,8 +28,8 @@ from benchmarks.common import Run, Work, caption, open_folder, parser, random_la
 from benchmarks.grid import CEILINGS, batch_of
 from benchmarks.report import number, table, write_report
 from benchmarks.timing import Limits, Row, Subject, measure
-from edl_jax.evolution.sharding import AXIS
-from edl_jax.networks import ACTIVATIONS, LossNetwork, fused_from_features
+from edl_jax.evolution.run import AXIS
+from edl_jax.networks import ACTIVATIONS, LossNetwork
 from edl_jax.runs.devices import device_mesh
 from edl_jax.runs.folder import read_json
 
@@ -123,8 +123,6 @@ def subjects_of(work: Work) -> list[Subject]:
         named[f"{devices} devices, {each} networks at a time on each"] = evaluation(
             work, plain, networks=each, shards=devices
         )
-    if jax.default_backend() != "cpu":
-        named["fused Pallas kernel, all networks together"] = evaluation(work, fused_from_features)
     for name in sorted(set(ACTIVATIONS) - {work.activation}):
         other = Work(*_point(work), activation=name)
         named[f"16 networks at a time, {name}"] = evaluation(other, plain, networks=16)

@@ -18,6 +18,6 @@ def get_config() -> AblateConfig:
         population_size=256,
         pairs_per_generation=4096,
         held_out_pairs=100_000,
-        networks_at_a_time=1600,  # 16 of each seed
+        networks_at_a_time=256,
     )
     return dataclasses.replace(base, num_seeds=100, pretrain=pretrain)

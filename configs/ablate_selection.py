@@ -1,7 +1,7 @@
 """Severity x selection x population size, chaotic and Gaussian mutation, 10 seeds.
 
 Command:  edl ablate --config configs/ablate_selection.py --run-dir runs/selection
-Time:     see results/README.md; 24 cells, a third of which have four times the default population.
+Time:     not measured yet: 240 evolutions.
 Result:   see results/ablate_selection/.
 """
 
@@ -14,9 +14,11 @@ def get_config() -> AblateConfig:
     """The ablation's configuration."""
     return dataclasses.replace(
         AblateConfig(),
-        mutations=("logistic", "gaussian"),
-        severities=("surprisal", "brier"),
-        selections=("plus", "comma"),
-        population_sizes=(32, 64, 256),
+        grid={
+            "pretrain.mutation": ("logistic", "gaussian"),
+            "pretrain.severity": ("surprisal", "brier"),
+            "pretrain.selection": ("plus", "comma"),
+            "pretrain.population_size": (32, 64, 256),
+        },
         num_seeds=10,
     )

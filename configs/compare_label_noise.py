@@ -26,9 +26,12 @@ def get_config() -> CompareConfig:
             "results/search/gen_noise_many.safetensors",
         ),
         num_seeds=5,
-        noise_rates=(0.4,),
         learning_rates=(0.1, 0.2, 0.4, 0.8),
         train=TrainConfig(
-            epochs=10, seed=2000, data=DataConfig(name="cifar10", val_examples=5_000)
+            epochs=10,
+            seed=2000,
+            data=DataConfig(
+                name="cifar10", val_examples=5_000, label_noise="symmetric", noise_rate=0.4
+            ),
         ),
     )

@@ -7,8 +7,10 @@ if TYPE_CHECKING:
     from edl_jax.data import DATASETS, ArraySource
     from edl_jax.errors import EDLError
     from edl_jax.evolution import PretrainConfig
+    from edl_jax.evolution.evolve import evolve
     from edl_jax.evolution.pretraining import PretrainResult, pretrain
-    from edl_jax.losses import LOSSES, EvolvedLoss, load_pretrained
+    from edl_jax.evolution.problems import RankingProblem, TaskProblem
+    from edl_jax.losses import LOSSES, EvolvedLoss, LossMethod, Student, load_pretrained
     from edl_jax.networks import ClassAgnosticNetwork, PairNetwork
     from edl_jax.objective import MARGINS, SEVERITIES
     from edl_jax.pairs import Mixture, Pairs, sample_pairs
@@ -26,6 +28,7 @@ _HOMES = {
     "EDLError": "errors",
     "EvolvedLoss": "losses",
     "LOSSES": "losses",
+    "LossMethod": "losses",
     "MARGINS": "objective",
     "MUTATIONS": "strategies",
     "Mixture": "pairs",
@@ -33,10 +36,14 @@ _HOMES = {
     "Pairs": "pairs",
     "PretrainConfig": "evolution",
     "PretrainResult": "evolution.pretraining",
+    "RankingProblem": "evolution.problems",
     "SEVERITIES": "objective",
     "STRATEGIES": "strategies",
+    "Student": "losses",
+    "TaskProblem": "evolution.problems",
     "TrainConfig": "training",
     "TrainResult": "training",
+    "evolve": "evolution.evolve",
     "load_pretrained": "losses",
     "pretrain": "evolution.pretraining",
     "sample_pairs": "pairs",
@@ -56,13 +63,18 @@ __all__ = [
     "ClassAgnosticNetwork",
     "EDLError",
     "EvolvedLoss",
+    "LossMethod",
     "Mixture",
     "PairNetwork",
     "Pairs",
     "PretrainConfig",
     "PretrainResult",
+    "RankingProblem",
+    "Student",
+    "TaskProblem",
     "TrainConfig",
     "TrainResult",
+    "evolve",
     "load_pretrained",
     "pretrain",
     "sample_pairs",

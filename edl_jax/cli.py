@@ -20,30 +20,35 @@ from edl_jax.evolution.pretraining import pretrain
 from edl_jax.losses import PRETRAINED, EvolvedLoss
 from edl_jax.losses.by_name import resolve_loss
 from edl_jax.runs.compile_cache import keep_compiled
-from edl_jax.runs.exchange import in_any
-from edl_jax.runs.folder import default_run_dir, writing
+from edl_jax.runs.folder import default_run_dir
 from edl_jax.runs.joining import Processes
 from edl_jax.runs.locks import locked
 from edl_jax.runs.preemption import EXIT_PREEMPTED, EXIT_REFUSED, Terminated, exit_status
-from edl_jax.runs.processes import is_first
+from edl_jax.runs.processes import in_any, is_first
 from edl_jax.runs.storage import user_path
 from edl_jax.runs.tensorboard import add_results
 from edl_jax.studies import (
     AblateConfig,
+    CardConfig,
     CompareConfig,
+    CoverageConfig,
     DemoConfig,
-    InspectConfig,
-    TransferConfig,
+    Study,
     ablate,
+    card,
     compare,
+    coverage,
     demo,
-    inspect,
-    transfer,
 )
-from edl_jax.studies.figures import check_matplotlib, save
-from edl_jax.studies.plots import plot_evolution, plot_loss, plot_surface, plot_training
-from edl_jax.studies.results import StudyResults
-from edl_jax.studies.screen import on_screen
+from edl_jax.studies.figures import (
+    PAGE,
+    check_libraries,
+    plot_evolution,
+    plot_training,
+    write_page,
+)
+from edl_jax.studies.shape import plot_loss, plot_surface
+from edl_jax.studies.tables import readable
 from edl_jax.tools import TOOLS, run_tool
 from edl_jax.training import TrainConfig, train
 
@@ -63,6 +68,15 @@ class Arguments(Generic[Config]):
     """Print nothing but errors, and the run folder where none was given."""
     processes: Processes = Processes()
     """How to find the other processes of the run (pretrain and train)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepArguments(Arguments[Config]):
+    """What the commands take that run many cells."""
+
+    executor: str | None = None
+    """Where trainings or evolutions run: a number of processes, or dask://HOST:PORT for a Dask
+    cluster (default: one process a core on a CPU, this process on an accelerator)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,10 +99,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     run_dir = None  # told in errors if it was not chosen by the user
     try:
         default = _configured(rest, config_type)
+        kind: Any = SweepArguments if name in _SWEEPS else Arguments
         arguments = tyro.cli(
-            Arguments[config_type],
+            kind[config_type],
             args=rest,
-            default=Arguments(default),
+            default=kind(default),
             prog=f"edl {name}",
             description=summary,
         )
@@ -97,10 +112,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             folder = user_path(arguments.run_dir)
         keep_compiled()
-        progress = not arguments.quiet and sys.stderr.isatty()
+        # A run tells its progress in plain lines where there is no terminal.
+        is_told = name in ("pretrain", "train") or sys.stderr.isatty()
+        progress = not arguments.quiet and is_told
         unseen = contextlib.redirect_stdout(io.StringIO())
+        where = (arguments.executor,) if isinstance(arguments, SweepArguments) else ()
         with unseen if arguments.quiet else contextlib.nullcontext():
-            run(arguments.settings, folder, progress)
+            run(arguments.settings, folder, progress, *where)
         if arguments.quiet and run_dir and is_first():
             print(run_dir)
         in_any(False)  # or those that end long before the first would count as gone
@@ -129,19 +147,22 @@ def _configured(argv: Sequence[str], config_type: type[Config]) -> Config:
 
 
 def _pretrain(config: PretrainConfig, run_dir: Path, progress: bool) -> None:
-    check_matplotlib()
+    check_libraries()
     result = pretrain(config, run_dir=run_dir, progress=progress)
     if not is_first():
         return
     num_classes = config.class_counts[len(config.class_counts) // 2]
     losses = {"evolved": result.loss}
     figures = {
-        "evolution": plot_evolution(result.history, result.held_out),
-        "loss": plot_loss(losses, num_classes=num_classes),
+        "evolution": (
+            "The course of the evolution.",
+            plot_evolution(result.history, result.held_out),
+        ),
+        "loss": ("The loss beside cross-entropy.", plot_loss(losses, num_classes=num_classes)),
     }
     if num_classes > 2:
-        figures["surface"] = plot_surface(losses, num_classes=num_classes)
-    _draw(figures, run_dir)
+        figures["surface"] = _surface(result.loss, num_classes)
+    _write_page("Evolved loss", _overall(result.metrics), figures, run_dir)
     _print_metrics(result.metrics)
     print(f"\nThe loss is in {run_dir / 'loss.safetensors'}")
 
@@ -157,52 +178,67 @@ def _train(config: TrainConfig, run_dir: Path, progress: bool) -> None:
     print(f"Negative log-likelihood: {result.test_nll:.3f} nats")
     print(f"Expected calibration error: {100 * result.test_calibration_error:.2f} %")
     print(f"Run folder: {run_dir}")
-    if not importlib.util.find_spec("matplotlib"):
-        return
-    figures = {"training": plot_training(result.history)}
-    if isinstance(loss, EvolvedLoss):
-        num_classes = loss.architecture.num_classes or 10
-        if num_classes > 2:
-            figures["surface"] = plot_surface({"evolved": loss}, num_classes=num_classes)
-    _draw(figures, run_dir)
+    figures = {}
+    if importlib.util.find_spec("matplotlib"):
+        figures["training"] = ("Loss and accuracy over the epochs.", plot_training(result.history))
+        if isinstance(loss, EvolvedLoss) and (loss.architecture.num_classes or 10) > 2:
+            figures["surface"] = _surface(loss, loss.architecture.num_classes or 10)
+    names = ("test_accuracy", "test_nll", "test_calibration_error")
+    results = {name: getattr(result, name) for name in names}
+    _write_page(f"Training with {config.loss}", results, figures, run_dir)
 
 
-def _compare(config: CompareConfig, run_dir: Path, progress: bool) -> None:
-    _show(compare(config, run_dir=run_dir, progress=progress).results, run_dir)
+def _compare(config: CompareConfig, run_dir: Path, progress: bool, executor: str | None) -> None:
+    _show(compare(config, run_dir=run_dir, executor=executor, progress=progress), run_dir)
 
 
-def _ablate(config: AblateConfig, run_dir: Path, progress: bool) -> None:
-    _show(ablate(config, run_dir=run_dir, progress=progress).results, run_dir)
+def _ablate(config: AblateConfig, run_dir: Path, progress: bool, executor: str | None) -> None:
+    _show(ablate(config, run_dir=run_dir, executor=executor, progress=progress), run_dir)
+
+
+def _coverage(config: CoverageConfig, run_dir: Path, progress: bool, executor: str | None) -> None:
+    _show(coverage(config, run_dir=run_dir, executor=executor, progress=progress), run_dir)
 
 
 def _demo(config: DemoConfig, run_dir: Path, progress: bool) -> None:
-    evolved, compared = demo(config, run_dir, progress=progress, say=_say)
+    evolved, study = demo(config, run_dir, progress=progress, say=_say)
     print("\nThe evolved loss, on synthetic pairs it was not evolved on:")
     _print_metrics(evolved.metrics)
-    print(f"\nOn real images ({compared.source}):\n")
-    _show(compared.results, run_dir / "compare")
-    print(f"Run folder, with evolution.png, loss.png and accuracy.png: {run_dir}")
+    print("\nOn real images:\n")
+    _show(study, run_dir / "compare")
+    print(f"Run folder, with evolution.png and loss.png: {run_dir}")
 
 
-def _inspect(config: InspectConfig, run_dir: Path, progress: bool) -> None:
+def _card(config: CardConfig, run_dir: Path, progress: bool) -> None:
     del progress  # it is over in seconds
-    _show(inspect(config, run_dir=run_dir), run_dir)
+    _show(card(config, run_dir=run_dir), run_dir)
 
 
-def _transfer(config: TransferConfig, run_dir: Path, progress: bool) -> None:
-    _show(transfer(config, run_dir=run_dir, progress=progress), run_dir)
+def _show(study: Study, run_dir: Path) -> None:
+    """Print the first table, as wide as a terminal, and whole into a file or a pipe."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    print(readable(study.table).to_string(index=False, line_width=width))
+    print(f"\nTables, figures and how it was done: {run_dir / PAGE}")
+    if study.failed:
+        raise EDLError(
+            f"{len(study.failed)} of {len(study.cells)} cells failed, the first with "
+            f"{study.failed[0]}. The same command tries them again."
+        )
 
 
-def _show(results: StudyResults, run_dir: Path) -> None:
-    """Print what a study found: on one screen of a terminal, or all of it into a file or a pipe."""
-    print(on_screen(results, run_dir, shutil.get_terminal_size() if sys.stdout.isatty() else None))
+def _surface(loss: EvolvedLoss, num_classes: int) -> tuple[str, Any]:
+    caption = "The loss and its gradient over the two largest probabilities."
+    return caption, plot_surface({"evolved": loss}, num_classes=num_classes)
 
 
-def _draw(figures: Mapping[str, Any], run_dir: Path) -> None:
-    """Write figures by name, for the eye and for TensorBoard."""
-    with locked(run_dir), writing("a figure", run_dir):
-        for name, figure in figures.items():
-            save(figure, run_dir / f"{name}.png")
+def _write_page(
+    title: str, results: Mapping[str, float], figures: Mapping[str, tuple[str, Any]], run_dir: Path
+) -> None:
+    """Write the page of a run, and show its figures in TensorBoard."""
+    lines = [f"| {name} | {value:.4f} |" for name, value in results.items()]
+    table = "\n".join(["| metric | value |", "| --- | ---: |", *lines])
+    with locked(run_dir):
+        write_page(run_dir, title, [table], figures)
     add_results(run_dir, images={name: run_dir / f"{name}.png" for name in figures})
 
 
@@ -210,11 +246,14 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def _print_metrics(metrics: dict[str, float]) -> None:
+def _overall(metrics: Mapping[str, float]) -> dict[str, float]:
     """The metrics over all pairs; those by class count and regime are in the run folder."""
-    for name, value in metrics.items():
-        if " classes: " not in name and "/" not in name:
-            print(f"  {name:38} {value:.4f}")
+    return {name: x for name, x in metrics.items() if " classes: " not in name and "/" not in name}
+
+
+def _print_metrics(metrics: Mapping[str, float]) -> None:
+    for name, value in _overall(metrics).items():
+        print(f"  {name:38} {value:.4f}")
 
 
 _COMMANDS: dict[str, tuple[type, Any, str]] = {
@@ -222,10 +261,11 @@ _COMMANDS: dict[str, tuple[type, Any, str]] = {
     "train": (TrainConfig, _train, "Train a classifier on real images with one loss."),
     "compare": (CompareConfig, _compare, "Train with several losses over the same seeds."),
     "ablate": (AblateConfig, _ablate, "Compare settings of the evolution over many seeds."),
-    "transfer": (TransferConfig, _transfer, "Compare outputs of trainings with synthetic pairs."),
+    "coverage": (CoverageConfig, _coverage, "Compare outputs of trainings with synthetic pairs."),
     "demo": (DemoConfig, _demo, "Evolve a loss, then train with cross-entropy and with it."),
-    "inspect": (InspectConfig, _inspect, "Look at one loss: its parts, its shape, its gradient."),
+    "card": (CardConfig, _card, "Look at one loss: its parts, its shape, its gradient."),
 }
+_SWEEPS = ("compare", "ablate", "coverage")
 
 
 def _usage(argv: Sequence[str]) -> int:

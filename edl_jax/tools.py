@@ -7,11 +7,9 @@ import textwrap
 from collections.abc import Callable, Sequence
 
 from edl_jax.errors import ConfigError, EDLError
-from edl_jax.losses import EvolvedLoss
-from edl_jax.losses.by_name import resolve_loss
+from edl_jax.losses import PRETRAINED, EvolvedLoss
+from edl_jax.losses.by_name import list_losses, resolve_loss
 from edl_jax.losses.export import export_loss
-from edl_jax.losses.listing import list_losses
-from edl_jax.losses.pretrained import PRETRAINED
 from edl_jax.runs.preemption import EXIT_REFUSED
 from edl_jax.runs.storage import user_path
 from edl_jax.studies.report import write_report

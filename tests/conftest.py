@@ -1,46 +1,55 @@
 """Shared settings of the tests."""
 
 import os
-import shutil
 import tempfile
+import time
 
 import hypothesis
 import jax
 import pytest
 
-# Most of the time goes into compiling the same few programs: one cache for all workers of a run,
-# and for the processes that tests start.
-_IS_FIRST = "EDL_JAX_TEST_CACHE" not in os.environ
-if _IS_FIRST:
-    os.environ["EDL_JAX_TEST_CACHE"] = tempfile.mkdtemp(prefix="edl-jax-tests-")
-_CACHE = os.environ["EDL_JAX_TEST_CACHE"]
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-jax.config.update("jax_compilation_cache_dir", _CACHE)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+from edl_jax.runs import compile_cache
+from edl_jax.runs.storage import user_cache
 
-# In these files a program must be as fast, or as exactly rounded, as it is for users. In the others
-# runs are compared with one another, or behaviour is watched: there compiling took most of the
-# time, so that few optimisations are asked for.
-OPTIMIZED = {
-    "test_adaptive_barron",
-    "test_against_torch",
-    "test_augmentation",
-    "test_baseline_values",
-    "test_baselines",
-    "test_convolution",
-    "test_documentation",  # shares the default pretraining's programs with test_pretraining
-    "test_evolved_loss",
-    "test_export",
-    "test_layers",
-    "test_mixing",
-    "test_mutations",
-    "test_pairs",
-    "test_pretraining",
-    "test_ranking",
-    "test_torch_loss",
-    "test_training_metrics",
-}
+DAYS_KEPT = 14  # so long is a compiled program kept
+# So many programs at most may the quick tests compile, all workers together: compiling is most of
+# their time. What the cache has counts too, so that the number does not depend on earlier sessions.
+MOST_PROGRAMS = 100_000
+
+
+def kept_programs() -> str | None:
+    """A folder for compiled programs that outlives the session, or None where there can be none."""
+    folder = user_cache()
+    if folder is None:
+        return None
+    folder = folder / "tests" / compile_cache._kind()
+    try:
+        folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        for entry in folder.iterdir():
+            if entry.stat().st_mtime < time.time() - DAYS_KEPT * 86_400:
+                entry.unlink(missing_ok=True)
+    except OSError:
+        return None
+    return str(folder)
+
+
+# All workers, and the processes that tests start, share these settings.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ.setdefault("EDL_JAX_TEST_CACHE", kept_programs() or "")
+if _CACHE := os.environ["EDL_JAX_TEST_CACHE"]:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    jax.config.update("jax_compilation_cache_dir", _CACHE)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_num_cpu_devices", 2)  # processes that tests start have one
+
+# Compilation makes single examples slow, and a failure in CI must be one that can be repeated.
+hypothesis.settings.register_profile(
+    "edl", deadline=None, derandomize=True, max_examples=25, print_blob=True
+)
+hypothesis.settings.load_profile("edl")
 
 # The files that take longest, longest first: a worker that took one of them last would keep the
 # others waiting.
@@ -69,27 +78,29 @@ _LONGEST = [
     "test_baselines",
 ]
 
-# Compilation makes single examples slow, and a failure in CI must be one that can be repeated.
-hypothesis.settings.register_profile(
-    "edl", deadline=None, derandomize=True, max_examples=25, print_blob=True
-)
-hypothesis.settings.load_profile("edl")
+
+class Programs:
+    """How many programs this process, or all workers of it, had compiled."""
+
+    count = 0
+
+    def heard(self, event: str, seconds: float, **_: object) -> None:
+        self.count += event == "/jax/core/compile/backend_compile_duration"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation(request):
-    """Compile with few optimisations, here and in processes started, but in the files above."""
-    if request.path.stem in OPTIMIZED:
-        yield
-        return
-    # What an earlier file compiled, such as a mean, is not the same to the bit.
-    jax.clear_caches()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+_PROGRAMS = Programs()
+jax.monitoring.register_event_duration_secs_listener(_PROGRAMS.heard)
+
+
+def is_quick(config: pytest.Config) -> bool:
+    return config.option.markexpr == "not slow"
+
+
+def pytest_configure(config):
+    """One level of optimisation for the session: the users' own but for the quick tests."""
+    if is_quick(config):
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
         jax.config.update("jax_disable_most_optimizations", True)
-        yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.clear_caches()
 
 
 def pytest_collection_modifyitems(items):
@@ -97,6 +108,41 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
-def pytest_sessionfinish():
-    if _IS_FIRST:
-        shutil.rmtree(_CACHE, ignore_errors=True)
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """Called where xdist is used, for each worker that ends."""
+    _PROGRAMS.count += getattr(node, "workeroutput", {}).get("programs", 0)
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["programs"] = _PROGRAMS.count
+    elif is_quick(session.config) and _PROGRAMS.count > MOST_PROGRAMS:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    terminalreporter.line(f"{_PROGRAMS.count} programs compiled")
+    if is_quick(config) and _PROGRAMS.count > MOST_PROGRAMS:
+        terminalreporter.line(f"FAILED: the quick tests may compile {MOST_PROGRAMS}", red=True)
+
+
+# What these import starts JAX's backend, for which the settings above must be there.
+@pytest.fixture(scope="session")
+def tiny_pretraining(tmp_path_factory):
+    """The run folder of a tiny pretraining and its result: copy the folder to change it."""
+    from edl_jax import pretrain
+    from tests.test_evolution import TINY
+
+    run_dir = tmp_path_factory.mktemp("tiny pretraining") / "run"
+    return run_dir, pretrain(TINY, run_dir=run_dir)
+
+
+@pytest.fixture(scope="session")
+def tiny_training(tmp_path_factory):
+    """The run folder of a tiny training and its result: copy the folder to change it."""
+    from edl_jax import train
+    from tests.test_train_runs import CONFIG
+
+    run_dir = tmp_path_factory.mktemp("tiny training") / "run"
+    return run_dir, train(CONFIG, run_dir=run_dir)

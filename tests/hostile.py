@@ -45,7 +45,7 @@ from edl_jax.networks import Architecture
 from edl_jax.objective import TaskConfig
 from edl_jax.runs.folder import RunFolder
 from edl_jax.runs.joining import Processes
-from edl_jax.studies import ablate, compare, inspect, transfer
+from edl_jax.studies import ablate, card, compare, coverage
 from edl_jax.studies.report import write_report
 from tests.baseline_losses import takes_counts
 
@@ -276,8 +276,8 @@ def functions(draw: st.DrawFn) -> Attempt:
         "train on bad devices": lambda f: edl_jax.train(devices=[thing], run_dir=f / "run"),
         "compare with another thing": lambda f: compare(anything, run_dir=f / "run"),
         "ablate with another thing": lambda f: ablate(anything, run_dir=f / "run"),
-        "transfer with another thing": lambda f: transfer(anything, run_dir=f / "run"),
-        "inspect with another thing": lambda f: inspect(anything, run_dir=f / "run"),
+        "coverage with another thing": lambda f: coverage(anything, run_dir=f / "run"),
+        "card with another thing": lambda f: card(anything, run_dir=f / "run"),
         "load_pretrained": lambda _: edl_jax.load_pretrained(thing),
         "EvolvedLoss.load": lambda f: EvolvedLoss.load(thing if anything == 3 else f / "none"),
         "load_dataset of a bad name": lambda _: load_dataset(DataConfig(anything)),
@@ -290,7 +290,6 @@ def functions(draw: st.DrawFn) -> Attempt:
         "ChaoticES of a bad ratio": lambda _: edl_jax.ChaoticES(8, _TINY, elite_ratio=ratio),
         "ChaoticES of a bad mutation": lambda _: edl_jax.ChaoticES(8, _TINY, thing),
         "ChaoticES of a bad selection": lambda _: edl_jax.ChaoticES(8, _TINY, selection=anything),
-        "ChaoticES of a bad rule": lambda _: edl_jax.ChaoticES(8, _TINY, step_size="linear"),
         "ChaoticSNES of a bad size": lambda _: edl_jax.ChaoticSNES(bad_count, _TINY),
         "ChaoticSNES of a bad mutation": lambda _: edl_jax.ChaoticSNES(8, _TINY, thing),
         "a severity of a bad name": lambda _: edl_jax.SEVERITIES[thing],
@@ -350,7 +349,7 @@ def command_lines(draw: st.DrawFn) -> Attempt:
                 ["losses", f"no-such-{word}"],
                 ["report", f"none-{word.replace('/', '')}"],
                 ["export", f"none{word}"],
-                ["inspect", f"none{word}"],
+                ["card", f"none{word}"],
             ]
         )
     )

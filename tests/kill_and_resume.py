@@ -4,6 +4,7 @@ Command:  python -m tests.kill_and_resume --kills 100        (about half an hour
 """
 
 import argparse
+import os
 import random
 import re
 import subprocess
@@ -23,15 +24,15 @@ ROOT = Path(__file__).parents[1]
 SCRIPT = """
 import dataclasses, resource, sys
 from edl_jax import EDLError, pretrain
-from edl_jax.evolution import loop
+from edl_jax.runs import fit
 from tests.test_evolution import TINY
 
-def resume(*arguments, original=loop.resume):
+def resume(*arguments, original=fit.resume):
     found = original(*arguments)
     print("resumed from", found[0], file=sys.stderr, flush=True)
     return found
 
-loop.resume = resume
+fit.resume = resume
 if len(sys.argv) > 3:
     resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[3]),) * 2)
 try:
@@ -73,7 +74,9 @@ class Harm(NamedTuple):
 def start(run_dir: Path, generations: int, *limit: int) -> subprocess.Popen:
     """Start, or resume, the run in a folder; with a limit, it can open no more files than that."""
     command = [sys.executable, "-c", SCRIPT, str(run_dir), *map(str, (generations, *limit))]
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    # As many devices as here, where the result is compared.
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(jax.device_count())}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
 
 def finish(run_dir: Path, generations: int) -> str:

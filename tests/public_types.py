@@ -51,6 +51,19 @@ def make_parts_of_ones_own(logits: jax.Array, labels: jax.Array) -> None:
     assert_type(mine(logits, labels), jax.Array)
 
 
+class MethodOfOnesOwn(edl_jax.LossMethod):
+    def losses(self, state: Any, logits: jax.Array, labels: jax.Array) -> jax.Array:
+        return edl_jax.LOSSES["mae"](logits, labels)
+
+    def update(self, state: Any, student: edl_jax.Student) -> Any:
+        assert_type(student.validation(), tuple[jax.Array, jax.Array])
+        return student.progress
+
+
+def train_with_it() -> None:
+    edl_jax.train(edl_jax.TrainConfig(), loss=MethodOfOnesOwn())
+
+
 def catch_errors() -> str:
     try:
         edl_jax.load_pretrained("none")

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from edl_jax import (
     DATASETS,
@@ -37,8 +38,9 @@ from edl_jax import (
     train,
 )
 from edl_jax.data.config import DataConfig
-from edl_jax.evolution import SlopeConfig, make_run
-from edl_jax.evolution.search import make_search
+from edl_jax.evolution import SlopeConfig
+from edl_jax.evolution.problems import RankingProblem
+from edl_jax.evolution.search import Search
 from edl_jax.losses import PRETRAINED
 from edl_jax.losses.export import to_stablehlo
 from edl_jax.models import by_name as models
@@ -59,6 +61,7 @@ from edl_jax.objective import (
 from edl_jax.pairs import log_probabilities
 from edl_jax.strategies import build_strategy
 from tests.baseline_losses import loss_of, quick_jit
+from tests.test_evolution import evolution_of
 
 WORKLOADS: dict[str, Callable[[], Any]] = {}
 TASKS = TaskConfig(
@@ -173,7 +176,7 @@ def evolved(algorithm: Any) -> Any:
 @workload("ChaoticES")
 def chaotic_es() -> Any:
     solution = jnp.zeros(3, jnp.float32)
-    other = {"selection": "comma", "use_crossover": True, "step_size": "self_adaptive"}
+    other = {"selection": "comma", "std_schedule": optax.cosine_decay_schedule(0.1, 2)}
     return [evolved(ChaoticES(8, solution, **options)) for options in ({}, other)]
 
 
@@ -185,11 +188,11 @@ def chaotic_snes() -> Any:
 def shapes_of_a_search(name: str) -> Any:
     """Of the population and the fitness after turns of a strategy; nothing is compiled."""
     config = dataclasses.replace(EVOLUTION, strategy=name)
-    fresh = config.architecture().initial_state
-    search = make_search(*build_strategy(config, fresh(jax.random.key(0))), fresh)
+    sample = RankingProblem(config).sample
+    search = Search(*build_strategy(config, sample), sample)
 
     def run(key: jax.Array) -> Any:
-        state, population = search.begin(key)
+        state, population = search.init(key)
 
         def turn(carry: Any, key: jax.Array) -> Any:
             population, state = search.ask(key, *carry)
@@ -222,9 +225,9 @@ def tasks() -> Any:
 @workload("shapes of a generation with every term")
 def every_term() -> Any:
     slope = SlopeConfig(descent=1.0, norm=1.0, convexity=1.0, pairs=16)
-    run = make_run(
-        dataclasses.replace(EVOLUTION, slope=slope, task_weight=1.0, tasks=TASKS, restart_after=1)
-    )
+    config = dataclasses.replace(EVOLUTION, slope=slope, task_weight=1.0, tasks=TASKS)
+    evolution = evolution_of(config)
+    run = lambda key: evolution.generation(evolution.begin(key))  # noqa: E731
     return zeros_like(jax.eval_shape(run, jax.random.key(0)))
 
 

@@ -1,5 +1,8 @@
 """Baseline losses against their formulas in float64, at their limits, and against optax."""
 
+import json
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +13,9 @@ from scipy import optimize, special
 
 from edl_jax import LOSSES
 from edl_jax.errors import ConfigError, InputError
-from edl_jax.losses.discovered import CROSS_ENTROPY_EXPANSION
-from edl_jax.losses.tempered import log_tempered_softmax
-from tests.baseline_losses import COUNTS, NAMES, compiled, logits_of, quick_jit
+from edl_jax.losses.formulas.discovered import CROSS_ENTROPY_EXPANSION
+from edl_jax.losses.formulas.tempered import log_tempered_softmax
+from tests.baseline_losses import COUNTS, EVERY, NAMES, compiled, logits_of, quick_jit
 
 LABELS = np.asarray([0, 1, 2, 3, 4, 0])
 
@@ -159,22 +162,31 @@ def test_limits(name, options, other, factor, tolerance):
 
 
 @pytest.mark.parametrize("margin", [2, 3, 4])
-def test_large_margin_softmax_with_scales_of_each_example_and_class(margin):
-    scale = 10 + 5 * jax.random.uniform(jax.random.key(1), (6, 5))
-    logits = logits_of(8)
-    rows, scales = np.asarray(logits, np.float64), np.asarray(scale, np.float64)
+def test_large_margin_softmax_at_other_margins_and_scales(margin):
+    logits, scale = logits_of(8), 7.5
+    rows = np.asarray(logits, np.float64)
     expected = [
-        replaced(x, y, l_softmax_logit(x[y], margin, s[y]))
-        for x, y, s in zip(rows, LABELS, scales, strict=True)
+        replaced(x, y, l_softmax_logit(np.clip(x[y], -scale, scale), margin, scale))
+        for x, y in zip(rows, LABELS, strict=True)
     ]
     loss = quick_jit(
-        lambda x, s: LOSSES["large_margin_softmax"](x.T, LABELS, margin=margin, scale=s.T, axis=0)
+        lambda s: LOSSES["large_margin_softmax"](logits.T, LABELS, margin=margin, scale=s, axis=0)
     )
-    np.testing.assert_allclose(loss(logits, scale), expected, rtol=2e-5)
-    gradient = quick_jit(jax.grad(lambda s: loss.__wrapped__(logits, s).sum()))
-    assert jnp.isfinite(gradient(scale.at[0].set(0.0))).all()
-    with pytest.raises(InputError, match=r"scale has shape \(3,\)"):
-        LOSSES["large_margin_softmax"](logits, LABELS, scale=jnp.ones(3))
+    np.testing.assert_allclose(loss(scale), expected, rtol=2e-5)
+
+
+PINS = json.loads((Path(__file__).parent / "loss_pins.json").read_text())
+
+
+@pytest.mark.parametrize("name", PINS)
+def test_values_are_those_of_version_0_1_0(name):
+    """Recorded from its code: of integer labels, and of soft ones."""
+    function = compiled(EVERY)
+    for kind, logits, labels in (
+        ("hard", logits_of(), jnp.asarray(LABELS)),
+        ("soft", logits_of(1), jax.nn.softmax(logits_of(2))),
+    ):
+        np.testing.assert_allclose(function(logits, labels)[name][0], PINS[name][kind], rtol=1e-6)
 
 
 def test_like_optax():

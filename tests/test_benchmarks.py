@@ -12,12 +12,11 @@ from benchmarks.common import Work, parser, random_layers
 from benchmarks.grid import arguments_of, batch_of, run_grid
 from benchmarks.peers import PEERS, evosax_loop, numpy_loop, torch_loops
 from benchmarks.timing import Limits, Subject, measure
-from edl_jax.evolution.engine import make_evolution
+from edl_jax.evolution.problems import Batch, RankingProblem
 from edl_jax.networks import ACTIVATIONS
 from edl_jax.objective import SEVERITIES
 from edl_jax.pairs import log_probabilities
 from edl_jax.runs.folder import RunFolder
-from edl_jax.studies.ablation.seeds import keys_of, make_seed_runs
 
 WORK = Work(population_size=32, num_pairs=64)
 BY_NAME = {peer.name: peer for peer in PEERS}
@@ -26,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 def pairs():
-    (found,) = make_evolution(WORK.config()).sample(jax.random.key(0))
+    (found,) = RankingProblem(WORK.config()).pairs(jax.random.key(0))
     return found
 
 
@@ -44,10 +43,9 @@ def skip_if_missing(peer):
 
 
 def fitness_of_ours(work, layers, features, severities):
-    made = make_evolution(work.config())
-    batch = made.observe(jax.random.key(1), made.sample(jax.random.key(0)))
-    batch = batch._replace(features=jnp.asarray(features), severities=jnp.asarray(severities))
-    return np.asarray(made.score(ours.population_of(work, layers), batch))
+    batch = Batch(jnp.asarray(features), jnp.asarray(severities))
+    problem = RankingProblem(work.config())
+    return np.asarray(problem.violations(ours.population_of(work, layers), batch))
 
 
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
@@ -115,7 +113,7 @@ def sampled_by(name, num_pairs):
 def test_peers_draw_from_our_distribution(name):
     num_pairs = 20_000
     config = Work(4, num_pairs).config()
-    (found,) = make_evolution(config).sample(jax.random.key(0))
+    (found,) = RankingProblem(config).pairs(jax.random.key(0))
     theirs = [np.asarray(x) for x in sampled_by(name, num_pairs)]
 
     def moments(probabilities, labels):
@@ -224,12 +222,11 @@ def test_variants_write_their_table(tmp_path, capsys):
 
 def test_gradients_fit_a_pair_network_from_where_evolution_starts():
     config = dataclasses.replace(gradient_fit.BASE, pairs_per_generation=64, held_out_pairs=512)
-    runs, keys = make_seed_runs(config, 2), keys_of([0, 1])
-    begun = runs.measure(keys, runs.leaders(runs.init(keys)))
-    fitted = runs.measure(keys, gradient_fit.fit(config, runs, keys, 1000))
-    for before, after in zip(begun, fitted, strict=True):
-        assert after["objective"] < 0.8 * before["objective"]
-        assert after["pairwise_accuracy"] > before["pairwise_accuracy"]
+    problem, key = RankingProblem(config), jax.random.key(0)
+    before = gradient_fit.measured(problem, problem.sample(key))
+    after = gradient_fit.measured(problem, gradient_fit.fitted(problem, key, 1000))
+    assert after["objective"] < 0.8 * before["objective"]
+    assert after["pairwise_accuracy"] > before["pairwise_accuracy"]
 
 
 def test_the_parser_knows_the_shared_arguments():

@@ -8,7 +8,7 @@ from evosax.algorithms.population_based.base import PopulationBasedAlgorithm
 from edl_jax import ChaoticES
 from edl_jax.errors import ConfigError
 from edl_jax.strategies import MUTATIONS
-from edl_jax.strategies.chaotic_es import adapt_std, crossover, select
+from edl_jax.strategies.chaotic_es import adapt_std, select
 
 DIMENSIONS, POPULATION = 10, 64
 
@@ -34,22 +34,19 @@ def minimise(strategy: ChaoticES, params, key, fitness_fn=sphere, generations=15
 
 VARIANTS = {
     "comma": {"selection": "comma", "elite_ratio": 0.2},
-    "crossover": {"use_crossover": True},
-    "self_adaptive": {"step_size": "self_adaptive"},
-    "comma_self_adaptive": {"selection": "comma", "step_size": "self_adaptive"},
-    "schedule": {"step_size": optax.exponential_decay(0.3, 150, 1e-3)},
+    "schedule": {"std_schedule": optax.exponential_decay(0.3, 150, 1e-3)},
 }
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_reaches_the_sphere_minimum(variant):
     strategy = ChaoticES(POPULATION, jnp.zeros(DIMENSIONS), **VARIANTS[variant])
-    params = strategy.default_params.replace(self_adaptation_rate=0.3)
+    params = strategy.default_params
     run = jax.jit(jax.vmap(lambda key: minimise(strategy, params, key)))
     state, best = run(jax.random.split(jax.random.key(0), 5))
     assert (best[:, -1] < 1e-3).all()
     assert strategy.num_children == POPULATION - (0 if "comma" in variant else 16)
-    assert state.std.shape == ((5, POPULATION) if "self_adaptive" in variant else (5,))
+    assert state.std.shape == (5,)
     assert (state.std < 0.1).all()
 
 
@@ -69,38 +66,9 @@ def test_comma_selection_returns_children_only():
     assert told.std == pytest.approx(adapt_std(jnp.asarray(0.1), jnp.asarray(0.5), params))
 
 
-def test_crossover_takes_each_coordinate_from_either_parent():
-    one, other = jnp.zeros((2000, 3)), jnp.ones((2000, 3))
-    mixed = crossover(jax.random.key(0), one, other, 0.3)
-    assert set(np.unique(mixed).tolist()) == {0.0, 1.0}
-    assert mixed.mean() == pytest.approx(0.3, abs=0.03)
-    assert abs(np.corrcoef(mixed.T)[0, 1]) < 0.1
-    strategy = ChaoticES(64, jnp.zeros(20), use_crossover=True)
-    params = strategy.default_params.replace(std_init=1e-6, std_min=0.0)
-    population = jnp.repeat(jnp.arange(64.0)[:, None], 20, axis=1)
-    state = strategy.init(jax.random.key(0), population, jnp.arange(64.0), params)
-    children = strategy.ask(jax.random.key(1), state, params)[0][16:]
-    assert (np.abs(children - np.round(children)) < 1e-3).all()
-    assert np.mean([len(np.unique(np.round(child))) > 1 for child in children]) > 0.8
-
-
-def test_a_self_adaptive_step_size_is_inherited():
-    strategy = ChaoticES(64, jnp.zeros(400), step_size="self_adaptive", elite_ratio=0.05)
-    params = strategy.default_params
-    population, fitness = jnp.zeros((64, 400)), jnp.arange(64.0)
-    state = strategy.init(jax.random.key(0), population, fitness, params)
-    state = state.replace(std=jnp.where(jnp.arange(64) == 1, 1.0, 0.01))
-    asked, state = strategy.ask(jax.random.key(1), state, params)
-    np.testing.assert_allclose(state.std[:3], [0.01, 1.0, 0.01])
-    inherited = state.std[3:] / jnp.where(state.parents == 1, 1.0, 0.01)
-    assert np.std(np.log(inherited)) == pytest.approx(400**-0.5, rel=0.3)
-    # Children are as far from their parent as their own step size says.
-    np.testing.assert_allclose(jnp.std(asked[3:], axis=1), state.std[3:], rtol=0.15)
-
-
 def test_a_schedule_gives_the_step_size():
     schedule = optax.piecewise_constant_schedule(0.5, {1: 0.1, 2: 0.1})
-    strategy = ChaoticES(8, jnp.zeros(2), step_size=schedule)
+    strategy = ChaoticES(8, jnp.zeros(2), std_schedule=schedule)
     params, population = strategy.default_params, jnp.ones((8, 2))
     state = strategy.init(jax.random.key(0), population, sphere(population), params)
     stds = [float(state.std)]
@@ -215,5 +183,3 @@ def test_refuses_bad_arguments():
         ChaoticES(8, jnp.zeros(2), elite_ratio=1.0)
     with pytest.raises(ConfigError, match="selection is 'tournament'; expected one of plus, comma"):
         ChaoticES(8, jnp.zeros(2), selection="tournament")
-    with pytest.raises(ConfigError, match="step_size is 'fifth'; expected one of success_rule"):
-        ChaoticES(8, jnp.zeros(2), step_size="fifth")

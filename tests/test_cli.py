@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import pandas as pd
 import pytest
 
 from edl_jax import Mixture, PretrainConfig, TrainConfig, cli, tools
@@ -24,12 +25,12 @@ from edl_jax.errors import ConfigError, Preempted, RunFolderError
 from edl_jax.runs import preemption
 from edl_jax.studies import (
     AblateConfig,
+    CardConfig,
     CompareConfig,
+    CoverageConfig,
     DemoConfig,
-    InspectConfig,
-    TransferConfig,
+    Study,
 )
-from edl_jax.studies.results import Column, StudyResults, Table
 from tests.event_files import shown
 from tests.test_training import DIGITS
 
@@ -44,7 +45,7 @@ def test_configs_load_and_their_headers_tell_command_time_and_result(path):
         "compare": CompareConfig,
         "pretrain": PretrainConfig,
         "train": TrainConfig,
-        "transfer": TransferConfig,
+        "coverage": CoverageConfig,
     }
     header = path.read_text()
     command = re.search(rf"edl (\w+) --config configs/{path.name}", header)
@@ -77,13 +78,19 @@ def test_train_and_compare_on_digits(tmp_path, capsys):
         assert shown(tmp_path / "train")[0, name].startswith(b"\x89PNG")
     flags = [f"--train.{x}" if i % 2 == 0 else x for i, x in enumerate(small)]
     run_dir = tmp_path / "compare"
-    assert cli.main(["compare", "--num-seeds", "1", *flags, "--run-dir", str(run_dir)]) == 0
+    assert (
+        cli.main(
+            ["compare", "--num-seeds", "1", "--executor", "1", *flags, "--run-dir", str(run_dir)]
+        )
+        == 0
+    )
     out = capsys.readouterr().out
-    assert re.search(r"^edl +1 +\d+\.\d\d", out, re.MULTILINE)
-    for part in ("Exclusions: none", "No test is defined for edl"):
-        assert part in " ".join(out.split())
+    assert re.search(r" edl +1 +\d+\.\d\d .* not tested", out)
     assert (run_dir / "accuracy.png").exists()
-    assert (run_dir / "differences.svg").exists()
+    assert "| edl | 1 |" in (run_dir / "README.md").read_text()
+    report = tmp_path / "report.html"
+    assert cli.main(["report", str(tmp_path / "train"), str(run_dir), "--out", str(report)]) == 0
+    assert report.read_text().count("data:image/png") == 3
 
 
 @pytest.mark.parametrize(
@@ -148,7 +155,6 @@ def test_a_config_file_that_fails_leaves_no_module_behind(tmp_path):
     assert (sys.path, {*sys.modules}) == (path, modules)
 
 
-COLUMNS = [Column("n", lambda row: str(row["n"]))]
 STRANGE = "mean ± deviation ÷ 2 − ∞ — σ"  # none of it is ASCII, some is in no Latin alphabet
 
 
@@ -156,10 +162,10 @@ STRANGE = "mean ± deviation ÷ 2 − ∞ — σ"  # none of it is ASCII, some i
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["inspect", "focal"],
+        ["card", "focal"],
         ["compare"],
         ["ablate"],
-        ["transfer"],
+        ["coverage"],
         ["demo"],
         ["pretrain"],
         ["train", "--dataset", "digits"],
@@ -174,19 +180,18 @@ STRANGE = "mean ± deviation ÷ 2 − ∞ — σ"  # none of it is ASCII, some i
 def test_no_command_fails_at_a_character_that_the_terminal_lacks(
     arguments, encoding, tmp_path, monkeypatch
 ):
-    table = Table("t", STRANGE, [{"n": 1}], [Column(STRANGE, lambda row: STRANGE)])
-    results = StudyResults("toy", STRANGE, STRANGE, [STRANGE], [table], [])
+    study = Study(STRANGE, [STRANGE], {STRANGE: pd.DataFrame({STRANGE: [STRANGE]})}, {})
     found = SimpleNamespace(
-        results=results, source=STRANGE, metrics={STRANGE: 1.0}, history={}, held_out=None,
+        source=STRANGE, metrics={STRANGE: 1.0}, history={}, held_out=None,
         loss=None, test_accuracy=1.0, test_nll=1.0, test_calibration_error=1.0,
     )  # fmt: skip
     for name, given in {
-        **dict.fromkeys(("compare", "ablate", "pretrain", "train"), found),
-        **dict.fromkeys(("inspect", "transfer"), results),
-        "demo": (found, found),
+        **dict.fromkeys(("pretrain", "train"), found),
+        **dict.fromkeys(("compare", "ablate", "card", "coverage"), study),
+        "demo": (found, study),
     }.items():
         monkeypatch.setattr(cli, name, lambda *_, given=given, **__: given)
-    for name in ("plot_evolution", "plot_loss", "plot_surface", "plot_training", "_draw"):
+    for name in ("plot_evolution", "plot_loss", "plot_surface", "plot_training", "_write_page"):
         monkeypatch.setattr(cli, name, lambda *_, **__: None)
     monkeypatch.setattr(tools, "export_loss", lambda loss, folder: [folder / STRANGE])
     monkeypatch.setattr(tools, "write_report", lambda runs, out: None)
@@ -200,49 +205,47 @@ def test_no_command_fails_at_a_character_that_the_terminal_lacks(
     assert len(written.getvalue()) > 20
 
 
+STUDY = Study("A study", [], {"T": pd.DataFrame({"loss": ["mine"], "x": [0.12345]})}, {})
+
+
 def test_quiet_prints_nothing_but_errors_and_a_folder_that_was_not_given(
     tmp_path, capfd, monkeypatch
 ):
-    table = Table("t", "Numbers", [{"n": 1}], [Column("n", lambda row: str(row["n"]))])
-    results = StudyResults("inspect", "A loss", "It was found.", ["No data."], [table], [])
     with monkeypatch.context() as patch:  # drawing takes long
-        patch.setattr(cli, "inspect", lambda config, *, run_dir: results)
-        arguments = ["inspect", "cross_entropy", "--run-dir", str(tmp_path / "card")]
+        patch.setattr(cli, "card", lambda config, *, run_dir: STUDY)
+        arguments = ["card", "cross_entropy", "--run-dir", str(tmp_path / "card")]
         assert cli.main([*arguments, "--quiet"]) == 0
         assert capfd.readouterr() == ("", "")
-        assert cli.main(["inspect", "cross_entropy", "--quiet"]) == 0
-        assert re.fullmatch(r"runs/inspect-[\d-]+\n", capfd.readouterr().out)
+        assert cli.main(["card", "cross_entropy", "--quiet"]) == 0
+        assert re.fullmatch(r"runs/card-[\d-]+\n", capfd.readouterr().out)
         assert cli.main(arguments) == 0
         out, err = capfd.readouterr()
-        assert "It was found.\n\nTables, figures and protocol:" in out
+        assert " loss      x\nmine 0.1235\n\nTables, figures and how it was done:" in out
         assert err == ""
-    assert cli.main(["inspect", "none.safetensors", "--quiet"]) == 2
+    assert cli.main(["card", "none.safetensors", "--quiet"]) == 2
     assert "there is no loss file at" in capfd.readouterr().err
 
 
 def test_studies_print_what_they_found(tmp_path, capfd, monkeypatch):
-    table = Table("t", "Numbers", [{"n": 1}], [Column("n", lambda row: str(row["n"]))])
-    results = StudyResults("toy", "A study", "It was found.", ["No data."], [table], [])
     metrics = {"pairwise_accuracy": 0.98765, "pairwise_accuracy/uniform": 1.0, "2 classes: x": 2.0}
     evolved = SimpleNamespace(metrics=metrics)
-    compared = SimpleNamespace(results=results, source="digits of ours")
     given = []
 
     def give(found):
         return lambda config, *args, **kwargs: given.append((config, args, kwargs)) or found
 
-    monkeypatch.setattr(cli, "demo", give((evolved, compared)))
-    monkeypatch.setattr(cli, "ablate", give(SimpleNamespace(results=results)))
-    monkeypatch.setattr(cli, "transfer", give(results))
+    monkeypatch.setattr(cli, "demo", give((evolved, STUDY)))
+    monkeypatch.setattr(cli, "ablate", give(STUDY))
+    monkeypatch.setattr(cli, "coverage", give(STUDY))
     for command, kind in (
         ("demo", DemoConfig),
         ("ablate", AblateConfig),
-        ("transfer", TransferConfig),
+        ("coverage", CoverageConfig),
     ):
         run_dir = tmp_path / command
         assert cli.main([command, "--run-dir", str(run_dir)]) == 0
         out, err = capfd.readouterr()
-        assert "It was found." in out
+        assert "mine 0.1235" in out
         assert err == ""
         config, args, kwargs = given.pop()
         assert config == kind()
@@ -250,7 +253,7 @@ def test_studies_print_what_they_found(tmp_path, capfd, monkeypatch):
         assert str(run_dir) in out
         if command == "demo":
             assert "pairwise_accuracy                      0.9877\n" in out
-            assert "On real images (digits of ours)" in out
+            assert "On real images:" in out
             assert "uniform" not in out
             assert "2 classes" not in out
 
@@ -259,14 +262,14 @@ def test_an_error_of_a_run_says_how_to_go_on_in_its_folder(tmp_path, capsys, mon
     def fail(*_, **__):
         raise RunFolderError("no room.")
 
-    monkeypatch.setattr(cli, "transfer", fail)
-    assert cli.main(["transfer"]) == 2
+    monkeypatch.setattr(cli, "coverage", fail)
+    assert cli.main(["coverage"]) == 2
     error = capsys.readouterr().err
     assert re.fullmatch(
-        r"edl transfer: no room\. Add --run-dir runs/transfer-[\d-]+ to the command\.\n", error
+        r"edl coverage: no room\. Add --run-dir runs/coverage-[\d-]+ to the command\.\n", error
     )
-    assert cli.main(["transfer", "--run-dir", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == "edl transfer: no room.\n"
+    assert cli.main(["coverage", "--run-dir", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "edl coverage: no room.\n"
 
 
 def test_studies_run_in_one_process(capsys):
@@ -295,9 +298,9 @@ def documented_fields(kind: type) -> dict[str, str]:
         ("train", [TrainConfig]),
         ("compare", [CompareConfig, TrainConfig]),
         ("ablate", [AblateConfig, PretrainConfig]),
-        ("transfer", [TransferConfig, Mixture]),
+        ("coverage", [CoverageConfig, Mixture]),
         ("demo", [DemoConfig, PretrainConfig]),
-        ("inspect", [InspectConfig]),
+        ("card", [CardConfig]),
     ],
 )
 def test_help_explains_every_field(command, kinds, capsys):
@@ -351,8 +354,8 @@ def test_refusals_are_one_line_and_status_2(arguments, message, capsys, tmp_path
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["inspect", "focal", "--run-dir"],
-        ["inspect", "--run-dir", "elsewhere", "--config"],
+        ["card", "focal", "--run-dir"],
+        ["card", "--run-dir", "elsewhere", "--config"],
         ["export", "edl", "--out"],
     ],
     ids=" ".join,
@@ -360,17 +363,17 @@ def test_refusals_are_one_line_and_status_2(arguments, message, capsys, tmp_path
 def test_a_path_may_begin_at_home_and_is_never_empty(arguments, tmp_path, monkeypatch, capsys):
     seen = []
 
-    def inspect(config, *, run_dir):
+    def card(config, *, run_dir):
         seen.extend([run_dir, Path(config.loss)])
-        return StudyResults("inspect", "T", "F", [], [Table("t", "T", [], COLUMNS)], [])
+        return STUDY
 
-    monkeypatch.setattr(cli, "inspect", inspect)
+    monkeypatch.setattr(cli, "card", card)
     monkeypatch.setattr(tools, "export_loss", lambda loss, folder: seen.append(folder) or [])
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     mine = tmp_path / "mine.py"
-    text = "from edl_jax.studies import InspectConfig\n"
-    mine.write_text(f"{text}get_config = lambda: InspectConfig({str(mine)!r} + '.safetensors')\n")
+    text = "from edl_jax.studies import CardConfig\n"
+    mine.write_text(f"{text}get_config = lambda: CardConfig({str(mine)!r} + '.safetensors')\n")
     assert cli.main([*arguments, "~/mine.py"]) == 0
     assert {mine, mine.with_suffix(".py.safetensors")} & {*seen}
     capsys.readouterr()
@@ -429,6 +432,8 @@ def test_import_is_light():
         "tensorflow_datasets",
         "torch",
         "matplotlib",
+        "pandas",
+        "statsmodels",
         "sklearn",
         "PIL",
         "scipy.stats",

@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edl_jax.evolution import loop
+from edl_jax.runs import fit
 from edl_jax.runs.checkpoints import Checkpoints
 from edl_jax.runs.folder import RunFolder, open_run
+from edl_jax.runs.rows import JsonLines
 from edl_jax.runs.storage import append, open_atomically, write_atomically
 from tests import power_cut
 from tests.test_resume import heeds_ctrl_c
+from tests.toy_runs import ToyRun
 
 __all__ = ["heeds_ctrl_c"]
 
@@ -69,10 +71,14 @@ def test_a_checkpoint_counts_once_all_of_it_is_synced_and_only_then_is_an_old_on
     path = tmp_path / "checkpoints"
     state = {"a": np.arange(1000.0)}
     with Checkpoints(path, keep=1) as checkpoints:
-        checkpoints.save(1, state, score=0.0)
+        checkpoints.save(1, state, score=-9.0, notes={})
+        rows = [{"n": 1, "x": 2.0}]
+        keeper = fit._Keeper(ToyRun(), state)
+        keeper._checkpoints, keeper._rows = checkpoints, JsonLines(folder, ToyRun().files)
+        keeper._rows.take_up({})
+        keeper._writers = [keeper._rows]
         calls.clear()
-        rows = [{"generation": 1, "pairwise_accuracy": 1.0}]
-        loop._save(folder, checkpoints, lambda *_: None, 2, state, rows, rows[0])
+        keeper.save(2, state, rows, rows[0])
     assert [int(x.name) for x in path.iterdir()] == [2]
 
     def when(what, where):
@@ -81,7 +87,7 @@ def test_a_checkpoint_counts_once_all_of_it_is_synced_and_only_then_is_an_old_on
     (complete,) = when("name", path / "2")
     (deleted,) = [n for n, (what, where) in enumerate(calls) if what == "remove"]
     assert calls[deleted][1].parent == path
-    for name in ("metrics.jsonl", "held_out.jsonl"):
+    for name in ("metrics.jsonl", "saves.jsonl"):
         assert max(when("sync", tmp_path / name)) < complete
     assert len([*(path / "2").rglob("*")]) > 10
     for part in [path, path / "2", *(path / "2").rglob("*")]:
@@ -135,7 +141,11 @@ def test_signals_wait_for_a_file_that_is_being_written(tmp_path, heeds_ctrl_c, m
 def test_what_killed_runs_left_is_swept_and_nothing_else(tmp_path):
     RunFolder(tmp_path, {})
     kept = [".mine", "a.tmp", ".b.edl-tmp.txt"]
-    left = [".metrics.jsonl.abc.edl-tmp", "losses/.x.abc.edl-tmp", "checkpoints/.3.edl-tmp/state"]
+    left = [
+        ".metrics.jsonl.abc.edl-tmp",
+        "losses/.x.abc.edl-tmp",
+        "checkpoints/.deleted.edl-tmp/3/state",
+    ]
     left += ["checkpoints/4.orbax-checkpoint-tmp/state"]
     for name in [*kept, *left]:
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)

@@ -1,64 +1,50 @@
 """What one process takes from another."""
 
 import contextlib
-import hashlib
 
 import jax
 import numpy as np
 import pytest
 
 from edl_jax.errors import ProcessError
-from edl_jax.runs import exchange, processes
-from edl_jax.runs.exchange import arrays_from_first, in_any, json_from
-from edl_jax.runs.processes import all_do, first_does
+from edl_jax.runs import processes
+from edl_jax.runs.processes import all_do, first_does, in_any, json_from
 
 
 @contextlib.contextmanager
-def one_of_two(monkeypatch, *, headers, bodies=()):
-    """Be process 1, and get these bytes of process 0."""
-    rows, bodies = iter(headers), iter(bodies)
-
-    def rows_of_all(row):
-        return np.stack([np.frombuffer(next(rows), np.uint8), row])
-
+def one_of_two(monkeypatch, *received):
+    """Be process 1, and get these arrays of process 0."""
+    received = iter(received)
     with monkeypatch.context() as patch:
         patch.setattr(jax, "process_count", lambda: 2)
         patch.setattr(jax, "process_index", lambda: 1)
-        for module in (exchange, processes):
-            patch.setattr(module, "rows_of_all", rows_of_all)
-        patch.setattr(exchange, "_summed", lambda row, is_source: next(bodies))
+        patch.setattr(processes, "of_all", lambda mine: np.stack([next(received), mine]))
         yield
 
 
-def header(body, length=None):
-    return hashlib.sha256(body).digest() + (len(body) if length is None else length).to_bytes(8)
+def sent(data):
+    """What `json_from` receives of a process that sends these bytes."""
+    row = np.zeros(max(4096, 1 << (len(data) - 1).bit_length()), np.uint8)
+    row[: len(data)] = np.frombuffer(data, np.uint8)
+    return np.array(len(data)), row
 
 
-DONE, FAILED = bytes([1]), bytes([2])
-LIKE = {"a": np.zeros(3, np.float32)}
+FAILED, DONE = np.array(True), np.array(False)
 
 
-@pytest.mark.parametrize(
-    ("receive", "headers", "body"),
-    [
-        (lambda: json_from(0, None), [header(b"[1]")], b"[2]"),
-        (lambda: json_from(0, None), [header(b"", length=2**62)], b""),
-        (lambda: json_from(0, None), [header(b"cos\nsystem\n")], b"cos\nsystem\n"),
-        (lambda: json_from(0, None), [header(b"[" * 9**5)], b"[" * 9**5),
-        (lambda: json_from(0, None), [header(b"\xff")], b"\xff"),
-        (lambda: arrays_from_first(None, LIKE), [header(b"x" * 13)], b"x" * 13),
-        (lambda: arrays_from_first(None, LIKE), [header(b"x" * 12)], b"y" * 12),
-        (lambda: all_do(list), [FAILED, header(b'["SystemExit", "x"]')], b'["SystemExit", "x"]'),
-        (lambda: all_do(list), [FAILED, header(b'["DataError", 1]')], b'["DataError", 1]'),
-        (lambda: first_does(list), [DONE, header(b"{")], b"{"),
-    ],
-)
-def test_bytes_that_are_not_what_was_expected_are_refused(monkeypatch, receive, headers, body):
-    with (
-        one_of_two(monkeypatch, headers=headers, bodies=[body]),
-        pytest.raises(ProcessError, match="which none of ours does: another program takes part"),
-    ):
-        receive()
+@pytest.mark.parametrize("data", [b"cos\nsystem\n", b"[" * 9**5, b"\xff", b"{", b""], ids=len)
+def test_what_is_not_json_is_refused(monkeypatch, data):
+    refused = pytest.raises(ProcessError, match="sent no JSON: another program takes part")
+    with one_of_two(monkeypatch, *sent(data)), refused:
+        json_from(0, None)
+    with one_of_two(monkeypatch, DONE, *sent(data)), refused:
+        first_does(list)
+
+
+def test_an_error_of_no_known_kind_is_raised_as_one_of_ours(monkeypatch):
+    told = sent(b'["SystemExit", "x"]')
+    with one_of_two(monkeypatch, FAILED, *told), pytest.raises(ProcessError, match=r"^x$"):
+        all_do(list)
 
 
 def test_alone_a_process_agrees_with_itself():

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import jax
+import orbax.checkpoint
 import pytest
 
 from edl_jax.errors import EDLError
@@ -39,13 +40,7 @@ def test_a_read_that_fails_for_now_moves_and_empties_nothing(run, what, monkeypa
         raise PASSING[what]
 
     with monkeypatch.context() as patch:
-        restored = Checkpoints._restored
-
-        def failing(self, step, like):
-            patch.setattr(self._manager, "restore", refuse)
-            return restored(self, step, like)
-
-        patch.setattr(Checkpoints, "_restored", failing)
+        patch.setattr(orbax.checkpoint.Checkpointer, "restore", refuse)
         assert_refused(run, r"step 6 .* cannot be read .*not now.*left as it is")
     assert resumed(run) == STEPS
 
@@ -102,7 +97,7 @@ def test_too_little_memory_is_said_to_be_that(run, monkeypatch):
             raise error
 
         with monkeypatch.context() as patch:
-            patch.setattr(Checkpoints, "_record", refuse)
+            patch.setattr(Checkpoints, "_metrics", refuse)
             if isinstance(error, MemoryError):
                 with pytest.raises(EDLError, match=r"not enough memory \(Unable.*with more memory"):
                     resumed(run)

@@ -15,9 +15,18 @@ from edl_jax import cli, pretrain, train
 from edl_jax.errors import ConfigError, RunFolderError
 from edl_jax.runs.folder import RunFolder, open_run
 from edl_jax.runs.locks import locked
-from edl_jax.studies import InspectConfig, TransferConfig, ablate, compare, inspect, transfer
-from tests.test_ablation import SMALL
-from tests.test_comparison import PLAIN
+from edl_jax.studies import (
+    CardConfig,
+    CoverageConfig,
+    DemoConfig,
+    ablate,
+    card,
+    compare,
+    coverage,
+    demo,
+)
+from tests.test_ablate import SMALL
+from tests.test_compare import PLAIN
 from tests.test_evolution import TINY
 from tests.test_train_runs import CONFIG
 
@@ -36,11 +45,12 @@ RUNS = {
     "train": lambda path: train(CONFIG, run_dir=path),
     "compare": lambda path: compare(PLAIN, run_dir=path),
     "ablate": lambda path: ablate(SMALL, run_dir=path),
-    "transfer": lambda path: transfer(TransferConfig(train=CONFIG_OF_TRANSFER), run_dir=path),
-    "inspect": lambda path: inspect(InspectConfig("cross_entropy"), run_dir=path),
-    "figures": lambda path: cli._draw({}, path),
+    "coverage": lambda path: coverage(CoverageConfig(train=CONFIG_OF_COVERAGE), run_dir=path),
+    "card": lambda path: card(CardConfig("cross_entropy"), run_dir=path),
+    "page": lambda path: cli._write_page("A run", {}, {}, path),
+    "demo": lambda path: demo(DemoConfig(), path),
 }
-CONFIG_OF_TRANSFER = dataclasses.replace(CONFIG, epochs=6, augmentation=type(CONFIG.augmentation)())
+CONFIG_OF_COVERAGE = dataclasses.replace(CONFIG, epochs=6, augmentation=type(CONFIG.augmentation)())
 
 
 @pytest.mark.parametrize("run", RUNS)

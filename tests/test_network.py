@@ -9,7 +9,7 @@ from scipy.special import log_softmax
 
 from edl_jax import ClassAgnosticNetwork, PairNetwork
 from edl_jax.errors import ConfigError, InputError
-from edl_jax.networks import ACTIVATIONS, Architecture, fused_from_features
+from edl_jax.networks import ACTIVATIONS, Architecture
 
 
 def agnostic(seed: int = 0, **options) -> ClassAgnosticNetwork:
@@ -160,37 +160,3 @@ def test_refuses_bad_arguments():
         Architecture("pair", (4,), "tanh")
     with pytest.raises(ConfigError, match="at most 16 widths"):
         Architecture("class_agnostic", (10**9,), "tanh")
-
-
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize(
-    ("hidden", "num_pairs"), [((16, 16), 1000), ((), 7), ((5,), 512), ((33, 8, 20), 513)]
-)
-def test_fused_kernel_gives_the_same_losses(activation, hidden, num_pairs):
-    architecture = Architecture("class_agnostic", hidden, activation)
-    graphdef, _ = architecture.abstract()
-    population = jax.vmap(architecture.initial_state)(jax.random.split(jax.random.key(0), 3))
-    # Biases begin at 0, where one that is left out would not be missed.
-    population = jax.tree.map(lambda x: x + 0.3, population)
-    features = agnostic().features(*pairs_of(5, num_pairs=num_pairs))
-
-    def losses(function, population):
-        return jax.vmap(lambda solution: function(nnx.merge(graphdef, solution)))(population)
-
-    fused = losses(lambda n: fused_from_features(n, features, interpret=True), population)
-    expected = losses(lambda n: n.from_features(features), population)
-    assert fused.shape == expected.shape == (3, num_pairs)
-    np.testing.assert_allclose(fused, expected, rtol=2e-6, atol=1e-7)
-
-
-def test_fused_kernel_keeps_the_shape_of_the_examples():
-    features = agnostic().features(*pairs_of(5, num_pairs=24)).reshape(5, 2, 3, 4)
-    fused = fused_from_features(agnostic(), features, interpret=True)
-    np.testing.assert_allclose(fused, agnostic().from_features(features), rtol=2e-6)
-
-
-def test_fused_kernel_refuses_wide_layers():
-    wide = agnostic(hidden=(129, 4))
-    features = wide.features(*pairs_of(5))
-    with pytest.raises(ConfigError, match="129 inputs; the fused kernel holds at most 128"):
-        fused_from_features(wide, features, interpret=True)

@@ -10,11 +10,11 @@ import pytest
 
 from edl_jax import pretrain
 from edl_jax.errors import InputError, RunFolderError
-from edl_jax.evolution import engine, make_evolution, pretraining
-from edl_jax.evolution.terms import Term
+from edl_jax.evolution import pretraining, problems
+from edl_jax.evolution.problems import RankingProblem
 from edl_jax.pairs import sample_pairs
 from tests.event_files import shown
-from tests.test_evolution import TINY
+from tests.test_evolution import TINY, evolution_of
 from tests.test_evolved_loss import random_loss
 
 
@@ -45,22 +45,30 @@ def test_what_is_drawn_of_one_key_is_drawn_by_keys_of_its_own(monkeypatch):
 
     pairs = sample_pairs(key, 65, 3)
     config = dataclasses.replace(TINY, class_counts=(3, 5))
-    evolution = make_evolution(config)
-    evolution.terms["term"] = Term(1.0, lambda population, key: recorded(jnp.zeros(16))(key))
-    population, batch = evolution.init(key).population, evolution.observe(key, (pairs, pairs))
-    monkeypatch.setattr(engine, "sample_pairs", recorded(pairs))
+    evolution, ranking = evolution_of(config), RankingProblem(config)
+    state = jax.tree.map(jnp.zeros_like, evolution.begin(key))
+    monkeypatch.setattr(problems, "sample_pairs", recorded(pairs))
     monkeypatch.setattr(jax.random, "permutation", recorded(jnp.arange(130)))
     monkeypatch.setattr(pretraining, "draw_tasks", recorded(None))
     monkeypatch.setattr(pretraining, "task_errors", lambda *_: jnp.zeros((1, 1)))
-    with jax.disable_jit():
-        evolution.observe(key, evolution.sample(key))
-        pretraining.held_out_pairs(evolution.sample, key, config)
-        evolution.final_score(population, batch, key)
-        pretraining._measure_on_tasks(random_loss(), key, config)
-    assert len(used) == 2 + 1 + 2 * 2 + 8 + 8
-    split_off = [each for key in used for each in jax.random.split(key, 8)]
-    met = jax.random.key_data(jnp.stack([*used, *split_off]))
-    assert len(np.unique(met, axis=0)) == len(met)
+
+    def of_choice():
+        evolution.best(state, key, 3)
+        ranking.held_out_pairs(key)
+
+    def of_measurement():
+        ranking.batch(key, ranking.pairs(key))
+        ranking.held_out_pairs(key)
+        pretraining._measured_on_tasks(random_loss(), config, key)
+
+    for draw, number in ((of_choice, 3 * (2 + 1) + 2 * 2), (of_measurement, 2 + 1 + 2 * 2 + 8)):
+        used.clear()
+        with jax.disable_jit():
+            draw()
+        assert len(used) == number
+        split_off = [each for key in used for each in jax.random.split(key, 8)]
+        met = jax.random.key_data(jnp.stack([*used, *split_off]))
+        assert len(np.unique(met, axis=0)) == len(met)
 
 
 @pytest.mark.parametrize("key", [0, np.zeros(2, np.uint32)], ids=str)

@@ -6,11 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 
 from edl_jax import Mixture, PretrainConfig, pretrain
 from edl_jax.errors import ConfigError
-from edl_jax.evolution import make_evolution
+from edl_jax.evolution.problems import TaskProblem
 from edl_jax.objective import TaskConfig, draw_tasks, task_errors
 from edl_jax.objective.task_problems import draw_problem
 from tests.test_evolution import TINY
@@ -141,23 +140,15 @@ def test_a_task_is_what_plain_optax_makes_of_it(tasks, errors):
 
 
 @pytest.mark.slow
-def test_fitness_is_the_violation_and_the_weighted_error():
-    evolution = make_evolution(TASKED)
-    key, start = jax.random.key(1), evolution.init(jax.random.key(0))
-    state, log = jax.jit(evolution.generation)(key, start)
-    _, key_sample, key_observe, _, _ = jax.random.split(key, 5)
-    batch = evolution.observe(key_observe, evolution.sample(key_sample))
-    violation = evolution.score(state.population, batch)
-    found = jax.jit(evolution.terms["task_error"].score)(
-        state.population, jax.random.fold_in(key, 5)
-    )
-    np.testing.assert_allclose(state.fitness, violation + 2 * found, rtol=1e-4)
-    assert log["task_error"] == found[jnp.argmin(state.fitness)]
-    assert len(set(np.asarray(found).tolist())) > 3
-    one = jax.tree.map(lambda x: x[3], state.population)
-    tasks = draw_tasks(jax.random.fold_in(key, 5), SMALL, TASKED.mixture)
-    alone = errors_of(nnx.merge(evolution.graphdef, one), tasks)
-    np.testing.assert_allclose(alone.mean(axis=1).min(), found[3], atol=0.01)
+def test_fitness_is_the_error_at_the_best_learning_rate():
+    problem, key = TaskProblem(TASKED), jax.random.key(1)
+    population = jax.vmap(problem.sample)(jax.random.split(key, 6))
+    fitness, _, metrics = problem.eval(key, population, problem.init(key))
+    np.testing.assert_array_equal(metrics["task_error"], fitness)
+    assert len(set(np.asarray(fitness).tolist())) > 3
+    one = jax.tree.map(lambda x: x[3], population)
+    alone = errors_of(problem.network(one), draw_tasks(key, SMALL, TASKED.mixture))
+    np.testing.assert_allclose(alone.mean(axis=1).min(), fitness[3], atol=0.01)
 
 
 @pytest.mark.slow

@@ -5,14 +5,17 @@ import dataclasses
 import numpy as np
 import pytest
 
-from edl_jax import DATASETS, SEVERITIES, ArraySource, PretrainConfig, train
+from edl_jax import DATASETS, ArraySource, train
 from edl_jax.errors import ConfigError, RunFolderError
-from edl_jax.runs.folder import RunFolder, read_json
-from edl_jax.studies.ablation import downstream, seeds
-from edl_jax.studies.ablation.config import AblateConfig
-from edl_jax.studies.comparison import study as comparison
-from edl_jax.studies.comparison.config import CompareConfig
-from edl_jax.studies.transferability import study as transferability
+from edl_jax.runs.folder import read_json
+from edl_jax.studies import (
+    AblateConfig,
+    CompareConfig,
+    CoverageConfig,
+    ablate,
+    compare,
+    coverage,
+)
 from edl_jax.training import make_trainer
 from edl_jax.training.training import load_config_dataset
 from tests.test_training import DIGITS
@@ -35,74 +38,64 @@ def test_a_run_folder_knows_its_data(tmp_path):
         first = train(SMALL, run_dir=tmp_path)
         identity = load_config_dataset(SMALL).identity
         assert read_json(tmp_path / "config.json")["data"] == identity
+        written = (tmp_path / "config.json").read_text()
+        assert "data_dir" not in written
+        # Version 0.1.0 wrote it.
+        written = written.replace('"dataset"', '"data_dir": null, "dataset"')
+        (tmp_path / "config.json").write_text(written)
         register(0)
-        again = train(SMALL, run_dir=tmp_path)  # the same data: its result
+        moved = dataclasses.replace(
+            SMALL, data=dataclasses.replace(SMALL.data, data_dir="elsewhere")
+        )
+        again = train(moved, run_dir=tmp_path)  # the same data: its result
         assert again.history == first.history
         register(1)
         with pytest.raises(RunFolderError, match=f"data.digest is '{identity['digest']}' there"):
             train(SMALL, run_dir=tmp_path)
 
 
-class Begun(Exception):
-    """The study's folder is there and its work begins."""
+class Begun(BaseException):
+    """The study's folder is there and its work begins; no failure of a cell."""
 
 
-@pytest.mark.parametrize("name", ["compare", "transfer"])
+def begin(*args, **options):
+    raise Begun
+
+
+@pytest.mark.parametrize("name", ["compare", "coverage", "ablate"])
 def test_the_folder_of_a_study_knows_its_data(tmp_path, monkeypatch, name):
-    def begin(*args, **options):
-        raise Begun
-
-    if name == "compare":
-        monkeypatch.setattr(comparison, "train_all", begin)
-        config = CompareConfig(losses=("gce", "mae"), num_seeds=2, datasets=("mine",), train=SMALL)
-        study = lambda: comparison.compare(config, run_dir=tmp_path)  # noqa: E731
-    else:
-        monkeypatch.setattr(transferability, "_record_missing", begin)
-        config = transferability.TransferConfig(train=SMALL, losses=("gce",), epochs=(0, 1))
-        study = lambda: transferability.transfer(config, run_dir=tmp_path)  # noqa: E731
+    study, work, config = {
+        "compare": (
+            compare,
+            "measure_training",
+            CompareConfig(losses=("gce", "mae"), num_seeds=2, train=SMALL),
+        ),
+        "coverage": (
+            coverage,
+            "record",
+            CoverageConfig(train=SMALL, losses=("gce",), epochs=(0, 1)),
+        ),
+        "ablate": (
+            ablate,
+            "_evolved",
+            AblateConfig(
+                pretrain=dataclasses.replace(AblateConfig().pretrain, class_counts=(2,)),
+                train=dataclasses.replace(
+                    SMALL, data=dataclasses.replace(SMALL.data, val_examples=8)
+                ),
+                downstream=True,
+            ),
+        ),
+    }[name]
+    monkeypatch.setitem(study.__globals__, work, begin)
     with DATASETS.restored():
         for _ in range(2):  # the second takes up the folder
             register(0)
             with pytest.raises(Begun):
-                study()
+                study(config, run_dir=tmp_path, executor="1")
         register(1)
         with pytest.raises(RunFolderError, match="another configuration: data"):
-            study()
-
-
-def test_a_training_of_an_ablation_is_of_its_data(tmp_path, monkeypatch):
-    config = AblateConfig(
-        pretrain=dataclasses.replace(AblateConfig().pretrain, class_counts=(2,)),
-        train=dataclasses.replace(SMALL, data=dataclasses.replace(SMALL.data, val_examples=8)),
-        downstream_losses=24,
-    )
-    folder = RunFolder(tmp_path, {})
-
-    def begin(*args):
-        raise Begun
-
-    monkeypatch.setattr(downstream, "_losses", begin)
-    with DATASETS.restored():
-        register(0)
-        known = {"data": "mine", "digest": load_config_dataset(config.train).digest}
-        rows = [{**source._asdict(), **known} for source in downstream.sources(config)]
-        folder.append_rows(rows, downstream.TRAININGS)
-        assert downstream.train_downstream(config, folder) == rows
-        register(1)
-        with pytest.raises(Begun):
-            downstream.train_downstream(config, folder)
-
-
-def test_programs_of_an_ablation_are_of_the_parts_that_are_registered():
-    made = []
-    with SEVERITIES.restored():
-        for name in ("brier", "brier", "miss_probability"):
-            SEVERITIES.register("mine")(SEVERITIES[name])
-            seeds.make_seed_runs(PretrainConfig(severity="mine", hidden=(2,)), 1)
-            made.append(seeds._programs.cache_info()[:2])
-    (hits, misses), second, third = made
-    assert second == (hits + 1, misses)
-    assert third == (hits + 1, misses + 1)
+            study(config, run_dir=tmp_path, executor="1")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ from edl_jax import train
 from edl_jax.errors import EDLError, Preempted, RunFolderError
 from edl_jax.runs.checkpoints import Checkpoints
 from edl_jax.runs.folder import RunFolder, read_json
-from edl_jax.training import Augmentation, loop
+from edl_jax.training import Augmentation
+from edl_jax.training.loop import TrainingRun
 from tests.event_files import shown
 from tests.test_processes import finish, free_port
 from tests.test_training import CROSS_ENTROPY, DIGITS, PLAIN, assert_close
@@ -49,10 +51,9 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(tiny_training):
     """A training that nothing interrupted: its folder and its result."""
-    run_dir = tmp_path_factory.mktemp("whole") / "run"
-    return run_dir, train(CONFIG, run_dir=run_dir)
+    return tiny_training
 
 
 def rows_of(run_dir):
@@ -83,15 +84,15 @@ class Stop(Exception):
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before a save", "after a save"])
-def test_a_training_stopped_around_a_save_goes_on_to_the_same_result(
+def test_a_training_stopped_around_a_save_resumes_to_the_same_result(
     tmp_path, whole, before, monkeypatch
 ):
     save = Checkpoints.save
 
-    def failing(self, step, tree, *, score):
+    def failing(self, step, tree, **options):
         if step == 8 and before:
             raise Stop
-        save(self, step, tree, score=score)
+        save(self, step, tree, **options)
         if step == 8:
             raise Stop
 
@@ -110,15 +111,15 @@ def test_a_training_stopped_around_a_save_goes_on_to_the_same_result(
 
 
 def test_sigterm_is_heeded_within_an_epoch_and_loses_no_step(tmp_path, whole, monkeypatch):
-    original, chunks = loop._check_finite, []
+    original, chunks = TrainingRun.advance, []
 
-    def check(*arguments):
+    def advance(*arguments):
         chunks.append(1)
         if len(chunks) == 3:  # steps 0 to 2, 3, and now 4 to 6 of 4 an epoch
             os.kill(os.getpid(), signal.SIGTERM)
         return original(*arguments)
 
-    monkeypatch.setattr(loop, "_check_finite", check)
+    monkeypatch.setattr(TrainingRun, "advance", advance)
     with pytest.raises(Preempted, match=r"after step 7 of 16; everything is saved"):
         train(CONFIG, run_dir=tmp_path / "run")
     monkeypatch.undo()
@@ -130,9 +131,12 @@ def test_sigterm_is_heeded_within_an_epoch_and_loses_no_step(tmp_path, whole, mo
 @pytest.mark.slow
 def test_kills_at_random_moments_change_nothing(tmp_path, whole):
     chance, met = random.Random(0), 0
-    call = command(tmp_path, tmp_path / "run")
+    call, devices = (
+        command(tmp_path, tmp_path / "run"),
+        {"JAX_NUM_CPU_DEVICES": str(jax.device_count())},
+    )
     for _ in range(3):
-        process = start(call)
+        process = start(call, **devices)
         rows = tmp_path / "run" / "metrics.jsonl"
         before = rows.stat().st_mtime_ns if rows.exists() else 0
         while process.poll() is None and not (rows.exists() and rows.stat().st_mtime_ns != before):
@@ -141,7 +145,7 @@ def test_kills_at_random_moments_change_nothing(tmp_path, whole):
         met += process.poll() is None
         process.kill()
         process.communicate()
-    status, _, err = finish(start(call))
+    status, _, err = finish(start(call, **devices))
     assert status == 0, err
     assert met >= 2
     assert_same(tmp_path / "run", whole)
@@ -171,7 +175,7 @@ def test_two_processes_train_as_one_and_the_first_alone_writes(tmp_path):
     assert row["accuracy"] == pytest.approx(alone["accuracy"], abs=0.02)
 
 
-def test_a_full_disk_ends_the_training_and_it_goes_on_when_there_is_room(tmp_path, whole):
+def test_a_full_disk_ends_the_training_and_it_resumes_when_there_is_room(tmp_path, whole):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2_500, hard))
     try:
@@ -207,13 +211,11 @@ def test_checkpoints_are_the_last_and_the_best_and_never_the_best_on_test(whole)
     assert set(kept) == {12, 16, 4 * (1 + int(np.argmin(losses)))}
 
 
-def test_the_best_checkpoint_is_chosen_on_validation_images_where_there_are_any(tmp_path):
-    scores = []
-    checkpoints = SimpleNamespace(save=lambda step, tree, *, score: scores.append(score))
+def test_the_best_checkpoint_is_chosen_on_validation_images_where_there_are_any():
+    run = TrainingRun(CONFIG, SimpleNamespace(steps_per_epoch=4, mesh=None), seed=0)
     row = {"epoch": 1, "accuracy": 0.25, "train_loss": 3.0}
-    for rows in ([{**row, "evaluated_on": "val"}], [{**row, "evaluated_on": "test"}], []):
-        loop._save(RunFolder(tmp_path, {}), checkpoints, lambda *_: None, 4, {}, rows)
-    assert scores == [0.25, -3.0, -1e300]
+    assert run.score({**row, "evaluated_on": "val"}) == 0.25
+    assert run.score({**row, "evaluated_on": "test"}) == -3.0
 
 
 def test_the_event_file_holds_every_number_of_every_epoch(whole):

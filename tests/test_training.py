@@ -43,9 +43,8 @@ def dataset():
     return load_config_dataset(DIGITS)
 
 
-def functions_of(config, dataset, loss=CROSS_ENTROPY, num_seeds=None):
-    mesh = device_mesh(AXIS, jax.devices()[:1])
-    return make_train(config, dataset, loss, mesh, num_seeds=num_seeds)
+def functions_of(config, dataset, loss=CROSS_ENTROPY):
+    return make_train(config, dataset, loss, device_mesh(AXIS, jax.devices()[:1]))
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +127,7 @@ def test_one_program_serves_every_epoch_and_seed(dataset):
     traces = []
     counted = lambda x, y: (traces.append(1), CROSS_ENTROPY(x, y))[1]  # noqa: E731
     functions = functions_of(DIGITS, dataset, counted)
+    traces.clear()  # of what looked whether it is a loss
     for seed in range(2):
         state = functions.init(jax.random.key(seed))
         for count in (3, STEPS - 3, 2):
@@ -137,7 +137,7 @@ def test_one_program_serves_every_epoch_and_seed(dataset):
 
 def test_same_seed_same_training_and_another_seed_another(functions):
     config = dataclasses.replace(DIGITS, epochs=1)
-    results = [run_training(config, functions, [seed])[0] for seed in (1, 1, 2)]
+    results = [run_training(config, functions, seed) for seed in (1, 1, 2)]
     assert_close(results[0].params, results[1].params, rtol=0)
     assert results[0].history[-1]["train_loss"] != results[2].history[-1]["train_loss"]
 
@@ -217,42 +217,21 @@ def test_without_test_nothing_looks_at_the_test_images(functions):
         DIGITS, epochs=1, data=dataclasses.replace(DIGITS.data, val_examples=1)
     )
     blind = functions._replace(evaluate=evaluate)
-    (result,) = run_training(config, blind, [0], test=False)
+    result = run_training(config, blind, 0, test=False)
     assert np.isnan([result.test_accuracy, result.test_nll, result.test_calibration_error]).all()
     assert result.history[0]["calibration_error"] == 0.1
     with pytest.raises(AssertionError):
-        run_training(config, blind, [0])
+        run_training(config, blind, 0)
 
 
-def test_seeds_side_by_side_train_as_each_alone(dataset):
-    config = dataclasses.replace(DIGITS, epochs=1, augmentation=Augmentation(mixup=1.0))
-    rows = []
-    together = make_trainer(config, loss=resolve_loss("edl"), seeds_at_a_time=2)(
-        [1, 5], report=rows.append
-    )
-    run_one = make_trainer(config, loss=resolve_loss("edl"))
-    for seed, result in zip((1, 5), together, strict=True):
-        (alone,) = run_one([seed])
-        assert_close(result.params, alone.params, rtol=1e-2, atol=1e-3)
-        assert result.test_accuracy == pytest.approx(alone.test_accuracy, abs=0.02)
-        assert result.history[0]["train_loss"] == pytest.approx(
-            alone.history[0]["train_loss"], rel=1e-3
-        )
-    assert len(rows) == 2
-    assert together[0].history[0]["train_loss"] != together[1].history[0]["train_loss"]
-
-
-def test_streamed_images_are_for_one_seed_at_a_time():
+def test_a_trainer_trains_each_seed_and_reports_every_epoch():
     config = dataclasses.replace(
         DIGITS, epochs=1, data=dataclasses.replace(DIGITS.data, train_examples=128, stream=True)
     )
-    results = make_trainer(config)([0, 1])
+    rows = []
+    results = make_trainer(config)([0, 1], report=rows.append)
     assert results[0].history != results[1].history
-    with pytest.raises(ConfigError, match=r"several seeds in one program \(2\) with streamed"):
-        make_trainer(config, seeds_at_a_time=2)([0, 1])
-    for count in (0, True, 1.5, "2", None):
-        with pytest.raises(ConfigError, match=r"seeds_at_a_time is .*expected a whole number"):
-            make_trainer(config, seeds_at_a_time=count)
+    assert rows == [*results[0].history, *results[1].history]
 
 
 def test_run_folder_and_a_loss_given_as_an_object(tmp_path):
@@ -332,19 +311,17 @@ def test_divergence_names_the_step_and_the_learning_rate(dataset):
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
-@pytest.mark.parametrize("num_seeds", [None, 2])
-def test_steps_and_the_evaluation_lower_for_accelerators(platform, num_seeds, dataset, monkeypatch):
+def test_steps_and_the_evaluation_lower_for_accelerators(platform, dataset, monkeypatch):
     # There the steps are a loop on the device, in bfloat16.
     monkeypatch.setattr(programs, "on_cpu", lambda mesh: False)
     config = dataclasses.replace(
         DIGITS, accumulate=2, ema_decay=0.9, augmentation=Augmentation(cutmix=1.0, cutout=2)
     )
-    functions = functions_of(config, dataset, resolve_loss("edl"), num_seeds)
+    functions = functions_of(config, dataset, resolve_loss("edl"))
     key = jax.random.key(0)
-    keys = key if num_seeds is None else jax.random.split(key, num_seeds)
-    state = functions.init(keys)
+    state = functions.init(key)
     exported = jax.export.export(
-        jax.jit(lambda state: functions.advance(state, keys, 3)), platforms=[platform]
+        jax.jit(lambda state: functions.advance(state, key, 3)), platforms=[platform]
     )(state)
     assert exported.platforms == (platform,)
     assert "bf16" in exported.mlir_module()

@@ -1,4 +1,3 @@
-import itertools
 import json
 from unittest import mock
 
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from benchmarks import loss_overhead, seeds_together, train_throughput, training_work
+from benchmarks import loss_overhead, train_throughput, training_work
 from benchmarks.flops import product_flops, training_flops
 from benchmarks.peers import torch_loops
 from benchmarks.training_work import TrainWork, functions_of, our_run, our_training, patch
@@ -207,10 +206,3 @@ def test_pytorch_crops_and_mirrors_each_image_by_itself():
     # 18 choices, each with a mean of 111 and a standard deviation of 10.2.
     assert min(counts.values()) > 60
     assert max(counts.values()) < 162
-
-
-def test_images_of_all_seeds_count(monkeypatch):
-    clock = itertools.count()
-    monkeypatch.setattr(seeds_together.time, "perf_counter", lambda: float(next(clock)))
-    work = TrainWork("resnet8", 8, width=2, image_size=8, num_batches=3)
-    assert seeds_together.images_per_second(work, "float32", 2) == (2 * 3 * 8, 1.0)

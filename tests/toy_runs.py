@@ -3,38 +3,73 @@
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from edl_jax.errors import RunFolderError
 from edl_jax.runs.checkpoints import Checkpoints
+from edl_jax.runs.devices import device_mesh, to_every_device
+from edl_jax.runs.fit import resume
 from edl_jax.runs.folder import RunFolder, open_run
-from edl_jax.runs.resuming import RowLog, resume
+from edl_jax.runs.rows import JsonLines
 
 STEPS = 6
-LOGS = (
-    RowLog("metrics.jsonl", "n", lambda step: list(range(step))),
-    RowLog("saves.jsonl", "n", lambda step: list(range(1, step, 2))),
-)
+
+
+class ToyRun:
+    """What `fit` drives: it adds one in each step, and is measured after every second."""
+
+    name, unit, total, period, chunk = "toy", "step", STEPS, 2, 1
+
+    def __init__(self):
+        self.files, self.mesh = FILES, device_mesh("all", jax.devices()[:1])
+
+    def init(self, key):
+        return to_every_device({"n": np.int32(0)}, self.mesh)
+
+    def advance(self, state, n):
+        first = int(state["n"])
+        return to_every_device({"n": np.int32(first + n)}, self.mesh), [
+            {"n": each} for each in range(first, first + n)
+        ]
+
+    def measure(self, state):
+        return {"n": int(state["n"]) - 1, "x": float(state["n"])}
+
+    def score(self, row):
+        return -row["x"]
+
+    def summary(self, row):
+        return f"x {row['x']:g}"
+
+
+FILES = ("metrics.jsonl", "saves.jsonl")
+
+
+def due(step):
+    """The numbers of the rows before a checkpoint."""
+    return [list(range(step)), list(range(1, step, 2))]
 
 
 def tree(step):
     return {"a": np.arange(1000.0, dtype=np.float32) + step, "b": np.uint32(7)}
 
 
-def write(folder, checkpoints, step):
-    folder.append_rows({"n": n} for n in range(step - 2, step))
-    folder.append_rows([{"n": step - 1}], "saves.jsonl")
-    checkpoints.save(step, tree(step), score=0.0)
+def write(rows, checkpoints, step):
+    rows.write("metrics.jsonl", [{"n": n} for n in range(step - 2, step)])
+    rows.write("saves.jsonl", [{"n": step - 1}])
+    checkpoints.save(step, tree(step), score=0.0, notes=rows.notes())
 
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
     path = tmp_path_factory.mktemp("toy") / "run"
-    folder = RunFolder(path, {"toy": 1})
+    rows = JsonLines(RunFolder(path, {"toy": 1}), FILES)
+    rows.take_up({})
     with Checkpoints(path / "checkpoints", keep=3) as checkpoints:
         for step in range(2, STEPS + 1, 2):
-            write(folder, checkpoints, step)
+            write(rows, checkpoints, step)
     return path
 
 
@@ -49,14 +84,15 @@ def resumed(path):
         open_run(path, {"toy": 1}) as folder,
         Checkpoints(path / "checkpoints", keep=3) as checkpoints,
     ):
-        step, found, rows = resume(folder, checkpoints, tree(0), LOGS, first_step=2)
+        files = JsonLines(folder, FILES)
+        step, found, rows = resume(folder, checkpoints, files, tree(0), period=2)
         if step:
             np.testing.assert_array_equal(found["a"], tree(step)["a"])
-        for log, own in zip(LOGS, rows, strict=True):
-            assert [row["n"] for row in own] == log.due(step)
-            assert folder.read_rows(log.name) == own
+        for name, own, numbers in zip(FILES, rows, due(step), strict=True):
+            assert [row["n"] for row in own] == numbers
+            assert folder.read_rows(name) == own
         if step < STEPS:  # and it runs on
-            write(folder, checkpoints, step + 2)
+            write(files, checkpoints, step + 2)
     return step
 
 

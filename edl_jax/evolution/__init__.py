@@ -1,6 +1,5 @@
-"""Stage 5: evolve a population of loss networks on synthetic pairs."""
+"""Evolution: problems, the generation, and the pretraining of a loss."""
 
 from edl_jax.evolution.config import PretrainConfig, SlopeConfig
-from edl_jax.evolution.engine import Evolution, make_evolution, make_run, run_keys
 
-__all__ = ["Evolution", "PretrainConfig", "SlopeConfig", "make_evolution", "make_run", "run_keys"]
+__all__ = ["PretrainConfig", "SlopeConfig"]

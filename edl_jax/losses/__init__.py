@@ -1,22 +1,12 @@
-"""Classification losses: formulas of a logit and a label, and evolved losses, frozen."""
+"""Classification losses: formulas of a logit and a label, evolved losses, and your own."""
 
-# Each registers its losses, in the order in which they are to be listed.
-# isort: off
-from edl_jax.losses import cross_entropies as cross_entropies
-from edl_jax.losses import robust as robust
-from edl_jax.losses import normalised as normalised
-from edl_jax.losses import tempered as tempered
-from edl_jax.losses import hinges as hinges
-from edl_jax.losses import margins as margins
-from edl_jax.losses import adaptive as adaptive
-from edl_jax.losses import discovered as discovered
-
-# isort: on
+from edl_jax.losses import formulas as formulas
+from edl_jax.losses.by_name import PRETRAINED, load_pretrained
 from edl_jax.losses.calibration import calibrated
 from edl_jax.losses.evolved_loss import EvolvedLoss, Provenance
-from edl_jax.losses.formula import LOSSES
-from edl_jax.losses.margins import COSINE_LOSSES, MARGIN_LOSSES
-from edl_jax.losses.pretrained import PRETRAINED, load_pretrained
+from edl_jax.losses.formulas.margins import COSINE_LOSSES, MARGIN_LOSSES
+from edl_jax.losses.lift import LOSSES, formula, formula_of_weights
+from edl_jax.losses.method import LossMethod, Student
 
 LOSSES.protect()
 
@@ -26,7 +16,11 @@ __all__ = [
     "MARGIN_LOSSES",
     "PRETRAINED",
     "EvolvedLoss",
+    "LossMethod",
     "Provenance",
+    "Student",
     "calibrated",
+    "formula",
+    "formula_of_weights",
     "load_pretrained",
 ]

@@ -1,23 +1,72 @@
-"""Losses by name."""
+"""Losses by name: formulas with options, shipped losses, loss files."""
 
 import ast
 import functools
 import inspect
 import types
 from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from edl_jax.errors import ConfigError, EDLError
-from edl_jax.losses import LOSSES, PRETRAINED, EvolvedLoss, load_pretrained
+from edl_jax.losses.evolved_loss import EvolvedLoss
+from edl_jax.losses.lift import LOSSES
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
+# Each was made by the config of its name, configs/pretrain_*.py, at the commit that results/ names.
+PRETRAINED = {
+    "edl": "for any number of classes, ordered by surprisal",
+    "edl-robust": "for any number of classes, for labels of which many are wrong",
+    "edl-paper": "the paper's plain recipe, for 10 classes only",
+}
 _NOT_OPTIONS = {"axis", "where", "class_counts"}
+
+
+def load_pretrained(name: str = "edl") -> EvolvedLoss:
+    """A loss evolved by a config of this project's repository.
+
+    Args:
+      name: one of `PRETRAINED`.
+
+    Raises:
+      ConfigError: for an unknown name.
+    """
+    if not isinstance(name, str) or name not in PRETRAINED:
+        raise ConfigError(
+            f"there is no pretrained loss {name!r}; expected one of {', '.join(PRETRAINED)}, or a "
+            "file for EvolvedLoss.load."
+        )
+    with resources.as_file(resources.files("edl_jax.losses") / f"{name}.safetensors") as path:
+        return EvolvedLoss.load(path)
+
+
+class LossEntry(NamedTuple):
+    """A loss of the list: its name, the first line of its docstring, its references on one line."""
+
+    name: str
+    summary: str
+    reference: str
+
+
+def list_losses() -> list[LossEntry]:
+    """Every loss of `LOSSES` and `PRETRAINED`."""
+
+    def entry(name: str, part: Any) -> LossEntry:
+        doc = inspect.getdoc(part) or ""
+        references = doc.partition("\nReferences:\n")[2].partition("\n\n")[0]
+        return LossEntry(name, doc.partition("\n")[0], " ".join(references.split()))
+
+    evolved = entry("", EvolvedLoss).reference
+    return [entry(name, part) for name, part in LOSSES.items()] + [
+        LossEntry(name, f"An evolved loss, {summary}.", evolved)
+        for name, summary in PRETRAINED.items()
+    ]
 
 
 def split_loss_name(name: str) -> tuple[str, dict[str, Any]]:
@@ -60,8 +109,7 @@ def check_loss_name(name: str, *groups: str) -> None:
     """
     names = dict.fromkeys(["cross_entropy", *PRETRAINED, *LOSSES, *groups])
     name, _ = split_loss_name(name)
-    is_text = isinstance(name, str)
-    if not is_text or (name not in names and not name.endswith(".safetensors")):
+    if not isinstance(name, str) or (name not in names and not name.endswith(".safetensors")):
         known = ", ".join(names)
         raise ConfigError(f"loss is {name!r}; expected one of {known}, or a file *.safetensors.")
 
@@ -100,36 +148,28 @@ def resolve_loss(
     part = LOSSES[name]
     # Of a class, its `__init__`: the metaclass of NNX hides it from `inspect`.
     parameters = inspect.signature(part.__init__ if isinstance(part, type) else part).parameters
-    known = [
-        key
-        for key, parameter in parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and key not in _NOT_OPTIONS
-    ]
-    for key in options:
-        if key not in known:
-            expected = f"expected one of {', '.join(known)}" if known else "it has none"
-            raise ConfigError(f"the loss {name!r} has no option {key!r}; {expected}.")
+    keywords = {key for key, x in parameters.items() if x.kind is inspect.Parameter.KEYWORD_ONLY}
+    known = [key for key in parameters if key in keywords - _NOT_OPTIONS]
+    if unknown := [key for key in options if key not in known]:
+        expected = f"expected one of {', '.join(known)}" if known else "it has none"
+        raise ConfigError(f"the loss {name!r} has no option {unknown[0]!r}; {expected}.")
     if isinstance(part, type):
         return part(**options)
-    loss = functools.partial(part, **options)
     if "class_counts" in parameters:
         if class_counts is None:
             raise ConfigError(
                 f"the loss {name!r} needs class_counts, the number of training examples of each "
                 "class."
             )
-        loss = functools.partial(loss, class_counts=tuple(np.asarray(class_counts).tolist()))
-    _check_values(name, loss, 2 if class_counts is None else len(class_counts))
-    return loss
-
-
-def _check_values(name: str, loss: Loss, num_classes: int) -> None:
-    """Trace the loss once, so that it refuses what it cannot work with before data is loaded."""
+        options["class_counts"] = tuple(np.asarray(class_counts).tolist())
+    loss = functools.partial(part, **options)
+    # Traced once, so that it refuses what it cannot work with before data is loaded.
+    num_classes = 2 if class_counts is None else len(class_counts)
     logits = jax.ShapeDtypeStruct((1, num_classes), jnp.float32)
     try:
         jax.eval_shape(loss, logits, jax.ShapeDtypeStruct((1,), jnp.int32))
     except EDLError as error:
         raise ConfigError(f"the loss {name!r}: {error}") from error
     except (TypeError, ValueError) as error:
-        options = loss.keywords if isinstance(loss, functools.partial) else {}
         raise ConfigError(f"the loss {name!r} cannot work with {options}: {error}") from error
+    return loss

@@ -14,11 +14,8 @@ def calibrated(loss: EvolvedLoss, pairs_sets: Sequence[Pairs]) -> EvolvedLoss:
     """Scale a loss so that its mean logit gradient is as long as cross-entropy's.
 
     A loss is only fixed up to scale, and its scale acts as a learning rate. Cross-entropy's
-    gradient is `p - onehot(y)`; the mean of the norms over all pairs is made equal.
-
-    Args:
-      loss: the loss; its present scale does not matter.
-      pairs_sets: synthetic pairs, one set for each class count.
+    gradient is `p - onehot(y)`; the mean of the norms over all pairs, one set for each class count,
+    is made equal.
 
     Raises:
       InputError: if the loss is flat on the pairs, so that no scale could do it.

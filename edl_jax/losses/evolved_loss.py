@@ -1,4 +1,4 @@
-"""The frozen loss (docs/method.md, section 6)."""
+"""The evolved loss (docs/method.md, section 6)."""
 
 import dataclasses
 import os
@@ -40,7 +40,7 @@ class Provenance:
 
 
 class EvolvedLoss(struct.PyTreeNode, eq=False):
-    """A frozen evolved loss: a drop-in for a classification loss of `optax.losses`.
+    """An evolved loss: a drop-in for a classification loss of `optax.losses`.
 
     A pytree whose leaves are the network's parameters and the scale, so `jit`, `grad`, `vmap` and
     `scan` work on it and through it.
@@ -63,7 +63,7 @@ class EvolvedLoss(struct.PyTreeNode, eq=False):
     params: Any
     scale: jax.Array
     architecture: Architecture = struct.field(pytree_node=False)
-    provenance: Provenance = struct.field(pytree_node=False, default=Provenance())
+    provenance: Provenance = struct.field(pytree_node=False, repr=False, default=Provenance())
 
     def __call__(
         self,
@@ -102,14 +102,12 @@ class EvolvedLoss(struct.PyTreeNode, eq=False):
                 f"the loss is a stack of losses, {jnp.shape(self.scale)}; expected a single one. "
                 "Call a stack by jax.vmap: jax.vmap(lambda loss: loss(logits, labels))(stack)."
             )
-        inputs = check_inputs(logits, labels, axis=axis, where=where)
-        log_p = log_softmax(inputs.logits, inputs.where)
-        network = self.network()
-        value = inputs.losses(
-            lambda label: network(log_p, label),
-            lambda weights: network.label_weighted(log_p, weights),
+        x = check_inputs(logits, labels, axis, where)
+        log_p, network = log_softmax(x.logits, x.where), self.network()
+        return x.losses(
+            lambda label: self.scale * network(log_p, label),
+            lambda weights: self.scale * network.label_weighted(log_p, weights),
         )
-        return (self.scale * value).astype(jnp.asarray(logits).dtype)
 
     def network(self) -> LossNetwork:
         """The loss network behind the loss, without the scale."""
@@ -119,9 +117,7 @@ class EvolvedLoss(struct.PyTreeNode, eq=False):
         return nnx.merge(graphdef, state)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the loss to one safetensors file, whole or not at all.
-
-        `edl_jax.losses.loss_file` describes the file.
+        """Write the loss to one safetensors file (`edl_jax.losses.loss_file`), whole or not at all.
 
         Raises:
           ConfigError: if `path` is no path.
@@ -129,12 +125,8 @@ class EvolvedLoss(struct.PyTreeNode, eq=False):
             that were stacked.
           OSError: if the file cannot be written.
         """
-        records = {
-            field.name: getattr(self.provenance, field.name)
-            for field in dataclasses.fields(self.provenance)
-        }
         arrays = {"params": self.params, "scale": self.scale}
-        write_loss_file(path, Contents(self.architecture, arrays, records))
+        write_loss_file(path, Contents(self.architecture, arrays, vars(self.provenance)))
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> "EvolvedLoss":

@@ -22,12 +22,7 @@ def export_loss(loss: EvolvedLoss, folder: str | os.PathLike[str]) -> tuple[Path
     - `loss.jax_export`: the loss and its gradient as StableHLO, from `to_stablehlo`.
     - `evolved_loss.py`: a PyTorch module that reads `loss.safetensors` and needs PyTorch alone.
 
-    Args:
-      loss: the loss.
-      folder: where to write; made if missing. Files of these names in it are replaced.
-
-    Returns:
-      The files' paths.
+    The folder is made if missing, and files of these names in it are replaced; returns their paths.
 
     Raises:
       ConfigError: if `folder` is no path.
@@ -66,8 +61,6 @@ def to_stablehlo(loss: EvolvedLoss) -> bytes:
     logits = jax.ShapeDtypeStruct(shape, jnp.float32)
     labels = jax.ShapeDtypeStruct(shape[:1], jnp.int32)
 
-    def call(logits: jax.Array, labels: jax.Array) -> jax.Array:
-        return loss(logits, labels)
-
-    exported = jax.export.export(jax.jit(call), platforms=PLATFORMS)(logits, labels)
+    call = jax.jit(lambda logits, labels: loss(logits, labels))
+    exported = jax.export.export(call, platforms=PLATFORMS)(logits, labels)
     return bytes(exported.serialize(vjp_order=1))

@@ -23,14 +23,7 @@ def check_label_values(
 
     Takes labels as the caller gave them: of 64 bits, JAX may have kept 32. Labels of masked
     examples are not looked at. Nothing is checked where labels or mask are unknown: in a trace, and
-    in arrays that other processes hold too.
-
-    Args:
-      labels: classes, or soft labels of shape `shape`.
-      where: a mask that fits the logits, or None.
-      shape: the logits' shape.
-      axis: the axis of the classes.
-      is_soft: the kind of the labels.
+    in arrays that other processes hold too. The mask fits the logits, whose shape is `shape`.
 
     Raises:
       InputError: naming what was found, and where.
@@ -44,21 +37,14 @@ def check_label_values(
     mask = np.moveaxis(mask.astype(bool), axis, -1)
     if is_soft:
         _check_soft(np.moveaxis(values, axis, -1), mask, shape, axis)
-    else:
-        kept = np.broadcast_to(mask.any(axis=-1), values.shape)
-        _check_classes(values[kept], shape[axis])
-
-
-def _check_classes(classes: np.ndarray, num_classes: int) -> None:
-    """Refuse classes out of range."""
-    if not classes.size:
         return
+    classes = values[np.broadcast_to(mask.any(axis=-1), values.shape)]
     if classes.dtype.itemsize == 1:  # NumPy finds no least value of a dtype of 4 bits
         classes = classes.astype(np.int32)
-    low, high = int(classes.min()), int(classes.max())
-    if low < 0 or high >= num_classes:
+    low, high = (int(classes.min()), int(classes.max())) if classes.size else (0, 0)
+    if low < 0 or high >= shape[axis]:
         raise InputError(
-            f"labels range from {low} to {high}; expected classes in [0, {num_classes}), the "
+            f"labels range from {low} to {high}; expected classes in [0, {shape[axis]}), the "
             "logits' class count. Mask examples that have no label by `where`."
         )
 

@@ -48,26 +48,23 @@ class Contents(NamedTuple):
     records: dict[str, dict[str, Any]]
 
 
-def write_loss_file(path: str | os.PathLike[str], contents: Contents) -> None:
-    """Write a loss to `path`, whole or not at all.
+class _Fault(ValueError):
+    """What is wrong with a loss or its file, in words."""
 
-    Raises:
-      ConfigError: if `path` is no path.
-      InputError: if `read_loss_file` would refuse the file.
-      OSError: if it cannot be written.
-    """
+
+def write_loss_file(path: str | os.PathLike[str], contents: Contents) -> None:
+    """Write a loss to `path`, whole or not at all; see `EvolvedLoss.save`."""
     path = user_path(path)
     tensors = checked_tensors(contents.architecture, contents.arrays)
     fields = {"architecture": dataclasses.asdict(contents.architecture), **contents.records}
     try:
         header = {name: json.dumps(value, sort_keys=True) for name, value in fields.items()}
+        for name in _RECORDS:
+            _json_object(header, name)
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(
             f"the loss cannot be saved: its provenance is no JSON data ({error})."
         ) from error
-    for name in _RECORDS:
-        if fault := _not_an_object(name, contents.records[name]):
-            raise InputError(f"the loss cannot be saved: its provenance's {fault}")
     header["format"] = FORMAT
     header["sha256"] = _digest(header, tensors)
     write_atomically(path, save(tensors, metadata=header))
@@ -79,12 +76,13 @@ def checked_tensors(architecture: Architecture, arrays: dict[str, Any]) -> dict[
     Raises:
       InputError: if they do not fit the architecture, or losses would not be finite.
     """
+
+    def tensor(value: Any) -> np.ndarray:  # a Python number is float32, as for JAX
+        return np.asarray(value, np.float32 if isinstance(value, float | int) else None, order="C")
+
     try:
         with np.errstate(over="ignore"):  # to infinity, which is refused below
-            tensors = {
-                name: np.asarray(value, _dtype_of(value), order="C")
-                for name, value in _flat(arrays).items()
-            }
+            tensors = {name: tensor(value) for name, value in _flat(arrays).items()}
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"the loss cannot be saved: it is not all arrays ({error}).") from error
     found = {
@@ -96,37 +94,13 @@ def checked_tensors(architecture: Architecture, arrays: dict[str, Any]) -> dict[
     return tensors
 
 
-def _dtype_of(value: Any) -> Any:
-    """float32 of a Python number, as JAX takes it; of an array its own."""
-    return np.float32 if isinstance(value, float | int) else None
-
-
 def read_loss_file(path: str | os.PathLike[str]) -> Contents:
-    """Read a loss, checking the header and the arrays' sizes before reading the arrays.
-
-    Raises:
-      ConfigError: if `path` is no path.
-      LossFileError: if the file is missing, truncated, foreign, at odds with its header, or cannot
-        be read; or if its losses could overflow.
-    """
+    """Read a loss, checking header and sizes before the arrays; see `EvolvedLoss.load`."""
     path = user_path(path)
+    if not path.is_file():  # a pipe or a device would keep us waiting
+        raise LossFileError(f"there is no loss file at {path}; check the path.")
     try:
-        if not path.is_file():  # a pipe or a device would keep us waiting
-            raise LossFileError(f"there is no loss file at {path}; check the path.")
-        with safe_open(path, framework="numpy") as file:
-            header = file.metadata() or {}
-            if header.get("format") != FORMAT:
-                raise LossFileError(
-                    f"{path} is a safetensors file of format {header.get('format')!r}; expected "
-                    f"{FORMAT!r}. It is no loss of this package, or of a newer version of it."
-                )
-            architecture = _architecture(path, header)
-            names = list(file.keys())
-            slices = {name: file.get_slice(name) for name in names}
-            found = {name: (tuple(x.get_shape()), x.get_dtype()) for name, x in slices.items()}
-            if fault := _misfit(architecture, found):
-                raise LossFileError(f"{path}: {fault}")
-            flat = {name: file.get_tensor(name) for name in names}
+        return _contents(path)
     except OSError as error:
         raise LossFileError(f"{path} cannot be read ({error}); it was left as it is.") from error
     except SafetensorError as error:
@@ -134,18 +108,35 @@ def read_loss_file(path: str | os.PathLike[str]) -> Contents:
             f"{path} is not a whole safetensors file ({error}); it is truncated or foreign. Save "
             "or copy the loss again."
         ) from error
+    except _Fault as fault:
+        raise LossFileError(f"{path}: {fault}") from fault
+
+
+def _contents(path: os.PathLike[str]) -> Contents:
+    with safe_open(path, framework="numpy") as file:
+        header = file.metadata() or {}
+        if header.get("format") != FORMAT:
+            raise _Fault(
+                f"it is a safetensors file of format {header.get('format')!r}; expected "
+                f"{FORMAT!r}. It is no loss of this package, or of a newer version of it."
+            )
+        fields = _json_object(header, "architecture")
+        try:
+            architecture = Architecture(**{**fields, "hidden": tuple(fields["hidden"])})
+        except (ConfigError, KeyError, TypeError) as error:
+            raise _Fault(f"the header's architecture is unusable ({error}).") from error
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, no mapping
+        found = {name: (tuple(x.get_shape()), x.get_dtype()) for name, x in slices.items()}
+        if fault := _misfit(architecture, found):
+            raise _Fault(fault)
+        flat = {name: file.get_tensor(name) for name in slices}
     if fault := _no_loss(architecture, flat):
-        raise LossFileError(f"{path}: {fault}")
-    records = {name: _json_object(path, header, name) for name in _RECORDS}
-    if "sha256" not in header:
-        raise LossFileError(
-            f"{path} has no sha256: an earlier version of this package wrote it, or another "
-            "program. Evolve the loss again."
-        )
-    if header["sha256"] != _digest(header, flat):
-        raise LossFileError(
-            f"{path}: its sha256 is {header['sha256']!r}, not that of what it holds: it was "
-            "damaged or changed. Save or copy the loss again."
+        raise _Fault(fault)
+    records = {name: _json_object(header, name) for name in _RECORDS}
+    if header.get("sha256") != _digest(header, flat):
+        raise _Fault(
+            f"its sha256 is {header.get('sha256')!r}, not that of what it holds: it was damaged or "
+            "changed. Save or copy the loss again."
         )
     return Contents(architecture, _unflat(flat), records)
 
@@ -159,28 +150,14 @@ def _digest(header: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> str
     return digest.hexdigest()
 
 
-def _architecture(path: Any, header: dict[str, str]) -> Architecture:
-    fields = _json_object(path, header, "architecture")
-    try:
-        return Architecture(**{**fields, "hidden": tuple(fields["hidden"])})
-    except (ConfigError, KeyError, TypeError) as error:
-        raise LossFileError(f"{path}: the header's architecture is unusable ({error}).") from error
-
-
-def _json_object(path: Any, header: dict[str, str], name: str) -> dict[str, Any]:
+def _json_object(header: Mapping[str, str], name: str) -> dict[str, Any]:
     try:
         value = json.loads(header[name])
     except (KeyError, ValueError, RecursionError) as error:
-        raise LossFileError(f"{path}: the header's {name!r} is missing or no JSON.") from error
-    if fault := _not_an_object(name, value):
-        raise LossFileError(f"{path}: the header's {fault}")
+        raise _Fault(f"the header's {name!r} is missing or no JSON.") from error
+    if not isinstance(value, dict):
+        raise _Fault(f"the header's {name!r} is a {type(value).__name__}; expected an object.")
     return value
-
-
-def _not_an_object(name: str, value: Any) -> str | None:
-    if isinstance(value, dict):
-        return None
-    return f"{name!r} is a {type(value).__name__}; expected an object."
 
 
 def _misfit(

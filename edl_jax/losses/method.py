@@ -1,49 +1,163 @@
-"""A loss as a pure function, and the check that it is one of logits and labels."""
+"""A loss while a classifier trains with it: its state, and what it may see of the classifier."""
 
+import abc
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from flax import nnx, struct
 
 from edl_jax.errors import ConfigError, EDLError
-from edl_jax.losses.by_name import Loss
 
 _FEW = 300  # letters of what may be long
 
 
-class PureLoss(NamedTuple):
-    """A loss whose parameters and state are handed in and out.
+class Student(NamedTuple):
+    """What a loss may see of the classifier that trains with it, after a step.
 
     Attributes:
-      params: the `nnx.Param` of an `nnx.Module`, an NNX state; empty for other losses.
-      state: whatever other arrays the module holds (counters, statistics, random streams), an NNX
-        state; random keys as their words, so that a checkpoint can hold them.
-      losses: `(params, state, logits, labels) -> (losses, state)`, the state as the call leaves it.
+      step: steps taken, this one included, int32 scalar.
+      progress: share of the training's steps that are taken, float32 scalar; 1 after the last.
+      logits: those that the step's losses were of, `[batch, num_classes]`: this device's share.
+      labels: theirs, `[batch]` int32; with mixup or cutmix soft, `[batch, num_classes]` float32.
+      validation: `() -> (logits, labels)`, `[batch, num_classes]` and `[batch]` int32, of the next
+        `batch_size` validation images (of all, if there are fewer), in turn and the same on every
+        device, as the classifier sees them now, in evaluation mode. Computed only where it is
+        called; needs `val_examples`, and images in memory.
     """
 
-    params: Any
-    state: Any
-    losses: Callable[[Any, Any, jax.Array, jax.Array], tuple[jax.Array, Any]]
+    step: jax.Array
+    progress: jax.Array
+    logits: jax.Array
+    labels: jax.Array
+    validation: Callable[[], tuple[jax.Array, jax.Array]]
 
 
-def pure_loss(loss: Loss) -> PureLoss:
-    """Take a loss apart; the module itself is never changed."""
-    if not isinstance(loss, nnx.Module):
-        none = nnx.State({})
-        return PureLoss(none, none, lambda params, state, *args: (loss(*args), state))
-    graph, params, given = nnx.split(loss, nnx.Param, ...)
+class LossMethod(abc.ABC):
+    """A loss with a state, for `train`: subclass it, as docs/extend.md does.
 
-    def losses(params: Any, state: Any, *args: jax.Array) -> tuple[jax.Array, Any]:
-        module: Any = nnx.merge(graph, params, _with_keys(state, given), copy=True)
-        values = module(*args)
-        return values, _as_words(nnx.split(module, nnx.Param, ...)[2])
+    The state is any pytree of arrays that keeps its structure, shapes and dtypes. Its
+    `nnx.Param` variables are trained with the classifier, by the classifier's optimiser and
+    without weight decay; all else is carried from step to step and through checkpoints.
+    """
 
-    return PureLoss(params, _as_words(given), losses)
+    def init(self, key: jax.Array, num_classes: int) -> Any:
+        """The state before the first step; none unless overridden."""
+        return ()
+
+    @abc.abstractmethod
+    def losses(self, state: Any, logits: jax.Array, labels: jax.Array) -> jax.Array:
+        """The losses `[batch]`, floating point, whose mean's gradient trains classifier and state.
+
+        Args:
+          state: the present state.
+          logits: `[batch, num_classes]` float32: the whole share of a device, or with `accumulate`
+            a part of it.
+          labels: `[batch]` int32, or with mixup or cutmix `[batch, num_classes]` float32.
+        """
+
+    def update(self, state: Any, student: Student) -> Any:
+        """The state for the next step; as it is unless overridden.
+
+        Called once after every step, when `nnx.Param` have been trained. Of several devices each
+        calls it with its share of the batch, and floating-point arrays are averaged over the
+        devices then; all others must come out equal on each.
+        """
+        return state
 
 
-def check_loss(loss: Any, num_classes: int, *, soft: bool) -> None:
+class _Function(LossMethod):
+    """A function of logits and labels: no state."""
+
+    def __init__(self, function: Callable[..., Any]):
+        self.function = function
+
+    def losses(self, state: Any, logits: jax.Array, labels: jax.Array) -> jax.Array:
+        return self.function(logits, labels)
+
+
+class _Module(LossMethod):
+    """A module: its state is its variables; a call after the step leaves those that it updates."""
+
+    def __init__(self, module: nnx.Module):
+        self.graph, self.given = nnx.split(module)
+
+    def init(self, key: jax.Array, num_classes: int) -> Any:
+        return self.given
+
+    def losses(self, state: Any, logits: jax.Array, labels: jax.Array) -> jax.Array:
+        return self._called(state, logits, labels)[0]
+
+    def update(self, state: Any, student: Student) -> Any:
+        return self._called(state, student.logits, student.labels)[1]
+
+    def _called(self, state: Any, *arguments: jax.Array) -> tuple[jax.Array, Any]:
+        # Copied, because a module may only update variables made at its own level of tracing.
+        module: Any = nnx.merge(self.graph, state, copy=True)
+        return module(*arguments), nnx.state(module)
+
+
+def as_method(loss: Any) -> LossMethod:
+    """A function, an `EvolvedLoss` or an `nnx.Module` as a `LossMethod`; one of these as it is.
+
+    A module's `nnx.Param` are trained; its other variables are as a call on the step's logits and
+    labels leaves them, once a step. The module itself is never changed.
+
+    Raises:
+      ConfigError: if it cannot be called.
+    """
+    if isinstance(loss, LossMethod):
+        return loss
+    if not callable(loss):
+        raise ConfigError(
+            f"loss is {repr(loss)[:_FEW]}; expected a name, such as 'edl', or a function of logits "
+            "and labels, a module or a LossMethod."
+        )
+    return _Module(loss) if isinstance(loss, nnx.Module) else _Function(loss)
+
+
+class _Words(struct.PyTreeNode):
+    """A random key as its words, which checkpoints can hold."""
+
+    words: jax.Array
+    kind: Any = struct.field(pytree_node=False)
+
+
+def take_apart(state: Any) -> tuple[Any, Any]:
+    """A method's state as training holds it: `nnx.Param`, and the rest, keys as their words.
+
+    Both have the state's structure, with None where the other has something.
+    """
+
+    def held(x: Any) -> Any:
+        is_key = jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
+        return _Words(jax.random.key_data(x), jax.random.key_impl(x)) if is_key else jnp.asarray(x)
+
+    def those(trained: bool) -> Any:
+        return jax.tree.map(
+            lambda x: x if isinstance(x, nnx.Param) == trained else None, state, is_leaf=_is_leaf
+        )
+
+    state = jax.tree.map(held, state)
+    return those(True), those(False)
+
+
+def put_together(params: Any, rest: Any) -> Any:
+    """The state that `take_apart` took apart."""
+
+    def given(x: Any) -> Any:
+        return jax.random.wrap_key_data(x.words, impl=x.kind) if isinstance(x, _Words) else x
+
+    whole = jax.tree.map(lambda x, y: y if x is None else x, params, rest, is_leaf=_is_leaf)
+    return jax.tree.map(given, whole, is_leaf=lambda x: isinstance(x, _Words))
+
+
+def _is_leaf(x: Any) -> bool:
+    return x is None or isinstance(x, nnx.Variable)
+
+
+def check_loss(loss: Any, num_classes: int, *, soft: bool) -> bool:
     """Refuse what is no loss, by tracing it once.
 
     Args:
@@ -51,19 +165,34 @@ def check_loss(loss: Any, num_classes: int, *, soft: bool) -> None:
       num_classes: classes of the data.
       soft: whether labels are soft, `[batch, num_classes]` float32, instead of `[batch]` int32.
 
+    Returns:
+      Whether it looks at validation images.
+
     Raises:
       ConfigError: if it cannot be called with logits `[batch, num_classes]` and such labels, does
         not give `[batch]` floating-point losses, or changes the shapes or dtypes of its state.
     """
-    check_callable(loss)
+    method, asked = as_method(loss), []
     batch = num_classes + 1  # not to be confused with the classes
     logits = jax.ShapeDtypeStruct((batch, num_classes), jnp.float32)
-    labels = logits if soft else jax.ShapeDtypeStruct((batch,), jnp.int32)
+    classes = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    labels = logits if soft else classes
+
+    def step(key: jax.Array, logits: jax.Array, labels: jax.Array, held_out: Any) -> Any:
+        def validation() -> tuple[jax.Array, jax.Array]:
+            asked.append(True)
+            return held_out
+
+        state = method.init(key, num_classes)
+        losses = method.losses(state, logits, labels)
+        student = Student(jnp.int32(1), jnp.float32(0.5), logits, labels, validation)
+        return losses, take_apart(state), take_apart(method.update(state, student))
+
     name = getattr(loss, "__qualname__", None) or type(loss).__qualname__
     given = f"logits {_told(logits)} and labels {_told(labels)}"
-    pure = pure_loss(loss)
+    arguments = jax.eval_shape(lambda: jax.random.key(0)), logits, labels, (logits, classes)
     try:
-        losses, after = jax.eval_shape(pure.losses, pure.params, pure.state, logits, labels)
+        losses, *states = jax.eval_shape(step, *arguments)
     except EDLError:
         raise
     except Exception as error:  # the loss is the user's own code
@@ -76,43 +205,15 @@ def check_loss(loss: Any, num_classes: int, *, soft: bool) -> None:
             f"the loss {name} gives {found} for {given}; expected float32[{batch}], one value for "
             "each example."
         )
-    before = jax.eval_shape(lambda: pure.state)
-    shapes = [jax.tree.map(_told, x) for x in (after, before)]
-    if shapes[0] != shapes[1]:
-        found, expected = (str(jax.tree.leaves(x))[:_FEW] for x in shapes)
+    before, after = (jax.tree.map(_told, x) for x in states)
+    if before != after:
+        found, expected = (str(jax.tree.leaves(x))[:_FEW] for x in (after, before))
         raise ConfigError(
-            f"the loss {name} leaves variables of other shapes or dtypes than it had: {found} "
+            f"the loss {name} leaves a state of other shapes or dtypes than it had: {found} "
             f"instead of {expected}; expected the same."
         )
-
-
-def check_callable(loss: Any) -> None:
-    """Refuse what cannot be called, before any data is loaded.
-
-    Raises:
-      ConfigError: naming it.
-    """
-    if not callable(loss):
-        raise ConfigError(
-            f"loss is {repr(loss)[:_FEW]}; expected a name, such as 'edl', or a function of logits "
-            "and labels."
-        )
+    return bool(asked)
 
 
 def _told(x: Any) -> str:
     return f"{x.dtype}{[*x.shape]}"
-
-
-def _is_key(x: Any) -> bool:
-    return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-
-
-def _as_words(state: Any) -> Any:
-    return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else jnp.asarray(x), state)
-
-
-def _with_keys(state: Any, like: Any) -> Any:
-    def back(x: jax.Array, old: Any) -> jax.Array:
-        return jax.random.wrap_key_data(x, impl=jax.random.key_impl(old)) if _is_key(old) else x
-
-    return jax.tree.map(back, state, like)

@@ -2,7 +2,6 @@
 
 from edl_jax.networks.architecture import Architecture
 from edl_jax.networks.class_agnostic import ClassAgnosticNetwork
-from edl_jax.networks.fused import fused_from_features
 from edl_jax.networks.loss_network import ACTIVATIONS, LossNetwork
 from edl_jax.networks.pair import PairNetwork
 
@@ -12,5 +11,4 @@ __all__ = [
     "ClassAgnosticNetwork",
     "LossNetwork",
     "PairNetwork",
-    "fused_from_features",
 ]

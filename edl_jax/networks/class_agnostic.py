@@ -7,13 +7,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from edl_jax.networks.loss_network import LossNetwork
-from edl_jax.networks.runner_up import Rivals
+from edl_jax.networks.runner_up import RunnerUp
 
 
 class ClassAgnosticNetwork(LossNetwork):
     """An MLP on symmetric summaries of a prediction and its label.
 
-    The summaries are the true class's probability and surprisal, the strongest rival's probability,
+    The summaries are the true class's probability and surprisal, the runner-up's probability,
     and the prediction's entropy and second moment. None depends on the number of classes or on
     their order: one network serves any class count of at least 2, and relabelling the classes
     cannot change the loss. Logarithms are in nats, divided by 4 to be of the probabilities' size.
@@ -39,26 +39,27 @@ class ClassAgnosticNetwork(LossNetwork):
         own = jnp.take_along_axis(log_probabilities, labels, axis=-1)
         shape = log_probabilities.shape
         is_label = labels == jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
-        others = jnp.where(is_label, -jnp.inf, log_probabilities)
-        rival = jnp.max(others, axis=-1, keepdims=True)
-        parts = _of_label(own, rival), _of_prediction(log_probabilities)
+        lowest = jnp.finfo(log_probabilities.dtype).min
+        others = jnp.where(is_label, lowest, log_probabilities)
+        runner_up = jnp.max(others, axis=-1, keepdims=True)
+        parts = _of_label(own, runner_up), _of_prediction(log_probabilities)
         return jnp.concatenate(parts)[..., 0]
 
-    def summary(self, log_probabilities: jax.Array) -> tuple[Rivals, jax.Array]:
-        """The rivals, and `[2, ..., 1]` entropy and second moment."""
-        return Rivals.among(log_probabilities), _of_prediction(log_probabilities)
+    def summary(self, log_probabilities: jax.Array) -> tuple[RunnerUp, jax.Array]:
+        """The runner-up, and `[2, ..., 1]` entropy and second moment."""
+        return RunnerUp.among(log_probabilities), _of_prediction(log_probabilities)
 
     def candidate_features(
-        self, summary: tuple[Rivals, jax.Array], classes: jax.Array, own: jax.Array
+        self, summary: tuple[RunnerUp, jax.Array], classes: jax.Array, own: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Summaries `[3, ..., n]` of the classes and `[2, ..., 1]` of the prediction."""
-        rivals, of_prediction = summary
-        return _of_label(own, rivals.of(classes, own)), of_prediction
+        runner_up, of_prediction = summary
+        return _of_label(own, runner_up.of(classes, own)), of_prediction
 
 
-def _of_label(own: jax.Array, rival: jax.Array) -> jax.Array:
-    """`[3, ...]` of log-probabilities `[...]` of a class and of its strongest rival."""
-    return jnp.stack([jnp.exp(own), -own / 4, jnp.exp(rival)])
+def _of_label(own: jax.Array, runner_up: jax.Array) -> jax.Array:
+    """`[3, ...]` of log-probabilities `[...]` of a class and of its runner-up."""
+    return jnp.stack([jnp.exp(own), -own / 4, jnp.exp(runner_up)])
 
 
 def _of_prediction(log_probabilities: jax.Array) -> jax.Array:

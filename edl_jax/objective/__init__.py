@@ -7,6 +7,7 @@ from edl_jax.objective.gradient import (
     logit_gradients,
 )
 from edl_jax.objective.hinge import margin_violation
+from edl_jax.objective.measure import measure
 from edl_jax.objective.metrics import rank_metrics
 from edl_jax.objective.severity import MARGINS, SEVERITIES, apply_severity
 from edl_jax.objective.slope import SlopeViolations, slope_violations
@@ -26,6 +27,7 @@ __all__ = [
     "gradient_norms",
     "logit_gradients",
     "margin_violation",
+    "measure",
     "rank_metrics",
     "slope_violations",
     "task_errors",

@@ -95,7 +95,10 @@ def _learned(
     optimizer = optax.chain(
         optax.add_decayed_weights(_WEIGHT_DECAY),
         optax.trace(_MOMENTUM, nesterov=True),
-        optax.scale_by_schedule(lambda count: -rate * schedule(count + 1)),
+        # As a float: a strict promotion of dtypes refuses what optax does with whole numbers.
+        optax.scale_by_schedule(
+            lambda count: -rate * schedule(jnp.asarray(count, jnp.float32) + 1)
+        ),
     )
 
     def step(carry: Any, rows: jax.Array) -> tuple[Any, None]:

@@ -1,18 +1,24 @@
 """Checkpoints of a run, kept by Orbax: the last few and the best.
 
-A checkpoint holds the arrays of a pytree and their digest. It is written under a temporary name and
-renamed, so a kill or a full disk leaves the earlier ones as they were; these are deleted only once
-all of the new one would outlive the machine; and it is compared with its digest when read, so a
-damaged one is never taken for a good one.
+Orbax's `CheckpointManager` writes a checkpoint under a temporary name, renames it, lists them and
+knows the best. What it does not do is added here: a checkpoint outlives the machine before an
+older one is deleted; a digest tells damaged arrays, of which Orbax keeps no checksum; and what
+cannot be read for now is not damaged.
 """
 
+import contextlib
+import functools
+import hashlib
 import itertools
+import json
 import logging
 import math
 import os
 import re
 import shutil
-from collections.abc import Callable
+import stat
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,21 +26,17 @@ import jax
 import numpy as np
 
 from edl_jax.errors import RunFolderError, shortened
-from edl_jax.runs.checkpoint_parts import (
-    by_number,
-    described,
-    digest,
-    digest_of_record,
-    files_of,
-    read,
-)
-from edl_jax.runs.folder import RunFolder
-from edl_jax.runs.orbax_noise import orbax_silent
 from edl_jax.runs.preemption import interrupt_deferred
-from edl_jax.runs.storage import make_folder, remove_folder, sync_tree
+from edl_jax.runs.storage import TEMPORARY, make_folder, sync_tree
 
 _LOGGER = logging.getLogger(__name__)
 _STEP = re.compile("0|[1-9][0-9]*")
+_DELETED = f".deleted{TEMPORARY}"  # swept where a kill leaves it
+# What damage makes us, Orbax and TensorStore raise.
+_DAMAGE = (
+    *(FileNotFoundError, NotADirectoryError, IsADirectoryError),  # of a lost part
+    *(ValueError, AttributeError, IndexError, KeyError, RecursionError, TypeError),
+)
 # How TensorStore's messages begin where the machine is at fault, and not the checkpoint.
 _PASSING = re.compile(
     "UNKNOWN|ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|PERMISSION_DENIED|RESOURCE_EXHAUSTED"
@@ -42,31 +44,19 @@ _PASSING = re.compile(
 )
 
 
-# What damage makes us, Orbax and TensorStore raise.
-_DAMAGE = (
-    *(FileNotFoundError, NotADirectoryError, IsADirectoryError),  # of a lost part
-    *(ValueError, AttributeError, IndexError, KeyError, RecursionError, TypeError),
-)
-
-
 class Checkpoints:
-    """The checkpoints in one folder. Use as a context manager."""
+    """The checkpoints in one folder; a context manager.
+
+    What cannot be read or written is a `RunFolderError`, and is left as it is.
+    """
 
     def __init__(self, path: Path, *, keep: int):
-        """Open the folder, keeping the `keep` newest checkpoints and the one of the best score.
-
-        Raises:
-          RunFolderError: if the folder cannot be opened or written.
-        """
+        """Open the folder, to keep the `keep` newest checkpoints and the one of the best score."""
         self._path, self._keep = path.absolute(), keep
-        self._scores: dict[int, float] = {}
         try:
             make_folder(self._path)
-            # Orbax would clean up in the background, and not wait for it to end.
             for left in self._path.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(left)
-            with orbax_silent():
-                self._manager = self._open()
         except OSError as error:
             raise RunFolderError(f"{self._path} cannot be opened ({error}).") from error
 
@@ -74,41 +64,37 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._manager.close()
+        if "_manager" in vars(self):
+            self._manager.close()
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints that are there, damaged ones too, in order."""
         return sorted(int(x.name) for x in self._path.iterdir() if _STEP.fullmatch(x.name))
 
-    def save(self, step: int, tree: Any, *, score: float) -> None:
+    def save(self, step: int, tree: Any, *, score: float, notes: Mapping[str, Any]) -> None:
         """Save the arrays of a pytree after `step` steps, then delete those not to be kept.
 
-        Args:
-          step: how many steps are done.
-          tree: a pytree of arrays.
-          score: which checkpoint is best; larger is better.
-
-        Raises:
-          RunFolderError: if it cannot be written; the earlier checkpoints are as they were.
+        Of the best checkpoint the score is largest. The notes, JSON data, are kept beside it.
         """
         import orbax.checkpoint as ocp
 
-        arrays = by_number(tree)
-        record = {
-            "arrays": described(arrays),
-            "sha256": digest(step, arrays),
-            "score": float(score) if math.isfinite(score) else None,
+        leaves = _leaves(tree)
+        args = ocp.args.Composite(state=ocp.args.StandardSave(leaves))
+        metrics = {
+            "sha256": _digest(step, leaves),
+            "score": float(score) if math.isfinite(score) else -math.inf,
+            "notes": notes,
         }
-        args = ocp.args.Composite(
-            state=ocp.args.StandardSave(arrays),
-            record=ocp.args.JsonSave({**record, "of_record": digest_of_record(record)}),
-        )
         try:
             # Orbax gives an interrupted save out as one that failed.
-            with interrupt_deferred(), orbax_silent():
-                self._manager.save(step, args=args, force=True)
+            with interrupt_deferred(), _orbax_silent():
+                self._manager.save(step, args=args, metrics=metrics, force=True)
                 sync_tree(self._path / str(step))
-                self._delete_surplus()
+                best = self._manager.best_step()
+                for old in list(self._manager.all_steps())[: -self._keep]:
+                    if old != best:
+                        self._manager.delete(old)
+                        shutil.rmtree(self._path / _DELETED)
         except MemoryError:
             raise
         except Exception as error:
@@ -119,40 +105,32 @@ class Checkpoints:
             ) from error
 
     def restore_latest(
-        self, like: Any, misfit: Callable[[int], str] = lambda step: ""
-    ) -> tuple[int, Any]:
-        """The newest whole checkpoint: its step, and the pytree; `(0, like)` where there is none.
+        self, like: Any, misfit: Callable[[Mapping[str, Any]], str] = lambda notes: ""
+    ) -> tuple[int, Any, Mapping[str, Any]]:
+        """The newest whole checkpoint: its step, pytree and notes; `(0, like, {})` without one.
 
         A damaged one is reported, set aside under another name, and the one before it is used; so
-        is one that does not fit.
-
-        Args:
-          like: a pytree of the shapes and dtypes that were saved.
-          misfit: says why the checkpoint of a step cannot be used; nothing if it can.
+        is one of whose notes `misfit` says why it cannot be. To be called before anything is saved.
 
         Raises:
           RunFolderError: if there are checkpoints but none can be used, if one holds arrays of
             other shapes or dtypes than `like`, or if the machine cannot read it now. All are then
             left as they are.
         """
-        with orbax_silent():
-            return self._restore_latest(like, misfit)
-
-    def _restore_latest(self, like: Any, misfit: Callable[[int], str]) -> tuple[int, Any]:
         found, aside = None, {}
         for step in (steps := self.steps()[::-1]):
             try:
+                metrics = self._metrics(step)
                 if found is not None:
-                    self._record(step)
-                elif why := misfit(step):
+                    continue  # it is only compared with others
+                if why := misfit(metrics["notes"]):
                     aside[step] = "unused", why
                 else:
-                    found = step, self._restored(step, like)
-            except (ImportError, MemoryError, RunFolderError):
+                    found = step, self._restored(step, metrics, like), metrics["notes"]
+            except (MemoryError, RunFolderError):
                 raise
             except Exception as error:
                 if not isinstance(error, _DAMAGE) or _PASSING.match(str(error)):
-                    # Too many open files, say, or a disk that is away: it may be sound.
                     raise RunFolderError(
                         f"the checkpoint of step {step} in {self._path} cannot be read "
                         f"({shortened(error)}). It was left as it is: give the same command again "
@@ -160,81 +138,70 @@ class Checkpoints:
                     ) from error
                 aside[step] = "damaged", shortened(error) or type(error).__name__
         if steps and found is None:
-            self._refuse(steps[0], *aside[steps[0]])
+            what, why = aside[steps[0]]
+            raise RunFolderError(
+                f"no checkpoint in {self._path} can be used; that of step {steps[0]} is {what} "
+                f"({why}). Everything was left as it is: put back what is missing from a copy, and "
+                f"remove what is there twice; or rename {self._path.parent} and give the same "
+                "command to begin anew."
+            )
         for step, (what, why) in aside.items():
             self._set_aside(step, what, why)
-        if aside:
-            self._manager.reload()
-        return found or (0, like)
+        return found or (0, like, {})
 
-    def _restored(self, step: int, like: Any) -> Any:
+    def _restored(self, step: int, metrics: Mapping[str, Any], like: Any) -> Any:
         import orbax.checkpoint as ocp
 
-        expected = by_number(like)
-        for file in files_of(self._path / str(step)):
-            read(file)  # what cannot be read now raises an OSError here, not TensorStore's errors
-        record = self._record(step)
-        if record["arrays"] != described(expected):
+        options = _processes()
+        handler = ocp.StandardCheckpointHandler(multiprocessing_options=options)
+        with (
+            _orbax_silent(),
+            ocp.Checkpointer(handler, multiprocessing_options=options) as reader,
+        ):
+            path = self._path / str(step) / "state"
+            leaves = _leaves(reader.restore(path, args=ocp.args.StandardRestore()))
+        if metrics["sha256"] != _digest(step, leaves):
+            raise ValueError("its arrays do not have the digest that was written with them")
+        if [(x.dtype, x.shape) for x in leaves] != [(x.dtype, x.shape) for x in _leaves(like)]:
             raise RunFolderError(
                 f"the checkpoint of step {step} in {self._path} holds other arrays than this "
                 "version of edl_jax keeps: resume with the versions in environment.json, or begin "
                 "in another folder."
             )
-        abstract = {key: jax.ShapeDtypeStruct(x.shape, x.dtype) for key, x in expected.items()}
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        restored = self._manager.restore(step, args=args)["state"]
-        arrays = {key: np.asarray(x) for key, x in restored.items()}
-        if record["sha256"] != digest(step, arrays):
-            raise ValueError("its arrays do not have the digest that was written with them")
-        return jax.tree.unflatten(jax.tree.structure(like), [arrays[key] for key in expected])
+        return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
-    def _record(self, step: int) -> dict[str, Any]:
-        """What is written beside a checkpoint's arrays; its score is remembered."""
-        import orbax.checkpoint as ocp
+    def _metrics(self, step: int) -> dict[str, Any]:
+        """What was saved beside a checkpoint's arrays; its files can be read, and are files."""
 
-        files_of(self._path / str(step))
-        args = ocp.args.Composite(record=ocp.args.JsonRestore())
-        record = dict(self._manager.restore(step, args=args)["record"])
-        of_record = record.pop("of_record", None)  # version 0.1.0 wrote none
-        if of_record not in (None, digest_of_record(record)):
-            raise ValueError("its record does not have the digest that was written with it")
-        score = record.get("score")
-        self._scores[step] = -math.inf if score is None else float(score)
-        return record
+        def fail(error: OSError) -> NoReturn:
+            raise error
 
-    def _delete_surplus(self) -> None:
-        steps = self.steps()
-        for step in steps:
-            if step not in self._scores:
-                self._record(step)
-        best = max(steps, key=lambda step: (self._scores[step], step))
-        for step in steps[: -self._keep]:
-            if step != best:
-                remove_folder(self._path / str(step))
+        path = self._path / str(step)
+        for folder, _, names in os.walk(path, onerror=fail):
+            for file in (Path(folder) / name for name in names):
+                if not stat.S_ISREG(file.stat().st_mode):
+                    # Orbax would wait for ever for the other end of a pipe.
+                    raise ValueError(f"{file.name} is no file")
+                with file.open("rb") as stream:  # an OSError here, not TensorStore's errors later
+                    while stream.read(1 << 24):
+                        pass
+        metrics = json.loads((path / "metrics" / "metrics").read_bytes())
+        found = {name: metrics[name] for name in ("sha256", "notes")}
+        return {**found, "score": float(metrics["score"])}
 
-    def _open(self) -> Any:
+    @functools.cached_property
+    def _manager(self) -> Any:
         import orbax.checkpoint as ocp  # slow to import, and only runs with a folder need it
 
         options = ocp.CheckpointManagerOptions(
+            best_fn=lambda metrics: metrics["score"],
             # Not in the background: the next steps take over the buffers.
             enable_async_checkpointing=False,
             create=False,  # Orbax creates none for a part of the processes; it is there already
-            # The first process alone writes; the others must not be waited for.
-            multiprocessing_options=ocp.options.MultiprocessingOptions(
-                primary_host=0, active_processes={0}
-            )
-            if jax.process_count() > 1
-            else ocp.options.MultiprocessingOptions(),
+            todelete_subdir=_DELETED,
+            multiprocessing_options=_processes(),
         )
         return ocp.CheckpointManager(self._path, options=options)
-
-    def _refuse(self, step: int, what: str, why: str) -> NoReturn:
-        raise RunFolderError(
-            f"no checkpoint in {self._path} can be used; that of step {step} is {what} ({why}). "
-            "Everything was left as it is: put back what is missing from a copy, and remove what "
-            f"is there twice; or rename {self._path.parent} and give the same command to begin "
-            "anew."
-        )
 
     def _set_aside(self, step: int, what: str, why: str) -> None:
         names = (f"{what}-checkpoint-{step}-{number}" for number in itertools.count())
@@ -252,6 +219,41 @@ class Checkpoints:
         )
 
 
-def open_checkpoints(folder: RunFolder | None, keep: int) -> Checkpoints | None:
-    """The checkpoints of a run folder, if there is one."""
-    return None if folder is None else Checkpoints(folder.path / "checkpoints", keep=keep)
+def _leaves(tree: Any) -> list[np.ndarray]:
+    return [np.asarray(x) for x in jax.tree.leaves(tree)]
+
+
+def _digest(step: int, leaves: Sequence[np.ndarray]) -> str:
+    """SHA-256 of a step and its arrays."""
+    found = hashlib.sha256(str(step).encode())
+    for x in leaves:
+        found.update(f"{x.dtype}{x.shape}".encode())
+        found.update(np.ascontiguousarray(x).tobytes())
+    return found.hexdigest()
+
+
+def _processes() -> Any:
+    """Orbax's options: the first process alone reads and writes, and must not be waited for."""
+    import orbax.checkpoint as ocp
+
+    alone = {"primary_host": 0, "active_processes": {0}} if jax.process_count() > 1 else {}
+    return ocp.options.MultiprocessingOptions(**alone)
+
+
+@contextlib.contextmanager
+def _orbax_silent() -> Iterator[None]:
+    """Keep Orbax's threads from printing tracebacks: the caller reports what they raise."""
+
+    def nothing(_: logging.LogRecord) -> bool:
+        return False
+
+    loggers, hook = [logging.getLogger(name) for name in ("absl", "asyncio")], sys.unraisablehook
+    for logger in loggers:
+        logger.addFilter(nothing)
+    sys.unraisablehook = lambda _: None
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        for logger in loggers:
+            logger.removeFilter(nothing)

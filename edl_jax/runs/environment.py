@@ -57,18 +57,12 @@ def described() -> dict[str, Any]:
 
 
 def noted(path: Path, content: bytes) -> dict[str, Any] | None:
-    """A run's environment with what it resumes with added; a line says so.
+    """What `environment.json`, which holds `content`, is to hold now; None if nothing is new.
 
-    Args:
-      path: of `environment.json`.
-      content: what it holds.
-
-    Returns:
-      What it is to hold now, where each commit and its versions that worked on the run are in
-      `resumed_with`; None where nothing is new.
+    Each commit that worked on the run, with its versions, is in `resumed_with`; a line says so.
 
     Raises:
-      RunFolderError: if it is damaged.
+      RunFolderError: if the content is damaged.
     """
     now = {"commit": commit(), "versions": versions()}
     try:
@@ -91,11 +85,12 @@ def noted(path: Path, content: bytes) -> dict[str, Any] | None:
     return environment
 
 
-def difference(old: Any, new: Any) -> str:
-    """Where two JSON values differ: `a.b is 1 there and 2 here`."""
+def difference(old: Any, new: Any, but: str = "") -> str:
+    """Where two JSON values differ, but for keys `but`: `a.b is 1 there and 2 here`."""
     return ", ".join(
         f"{name} is {shortened(repr(there), 200)} there and {shortened(repr(here), 200)} here"
         for name, there, here in differences(old, new)
+        if name.rpartition(".")[2] != but or not but
     )
 
 

@@ -16,6 +16,9 @@ from edl_jax.runs import environment
 from edl_jax.runs.locks import LOCK, locked
 from edl_jax.runs.storage import append, check_regular, sweep, user_path, write_atomically
 
+METRICS = "metrics.jsonl"
+Row = dict[str, Any]
+_PLACE = "data_dir"  # a setting that says where something lies, not what it is
 _NO_MEMORY = re.compile("RESOURCE_EXHAUSTED")  # how JAX's message begins
 
 
@@ -27,9 +30,7 @@ def default_run_dir(command: str) -> Path:
 
 @contextlib.contextmanager
 def open_run(run_dir: str | os.PathLike[str], config: Mapping[str, Any]) -> Iterator["RunFolder"]:
-    """Open a run folder, and keep other runs out of it until the block ends.
-
-    What killed runs left half-written there is removed.
+    """Open a run folder, sweep it, and keep other runs out of it until the block ends.
 
     Args:
       run_dir: the folder, as a user gave it; `~` is the home folder.
@@ -48,7 +49,7 @@ def open_run(run_dir: str | os.PathLike[str], config: Mapping[str, Any]) -> Iter
     with locked(path):
         folder = RunFolder(path, config)
         try:
-            # But in no run folder within, which another run may have now.
+            # What killed runs left; but in no run folder within, which another run may have now.
             within = [x for x in path.iterdir() if x.is_dir() and not (x / LOCK).exists()]
             for each in (path, *within):
                 sweep(each)
@@ -72,29 +73,26 @@ class RunFolder:
     """A folder that belongs to one configuration.
 
     Holds `config.json`, `environment.json`, `metrics.jsonl` and whatever the run adds. A run opens
-    it by `open_run`, which keeps other runs out.
+    it by `open_run`, which keeps other runs out. What cannot be read or written is a
+    `RunFolderError`.
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any]):
         """Create the folder, or take up the one that is there.
 
-        Args:
-          path: the folder.
-          config: all that shapes the run's result, as JSON data.
-
         Raises:
-          RunFolderError: if the folder belongs to another configuration, is damaged, or cannot be
-            written. All that write to it raise this too.
+          RunFolderError: if it belongs to another configuration, or is damaged.
         """
         self.path = path
-        config = json.loads(json.dumps(config))  # as it reads back: tuples become lists
+        # As it reads back (tuples become lists), and without the place of the data, which is known
+        # by its digest and may be moved.
+        config = json.loads(json.dumps(config), object_hook=_placeless)
         if (path / "config.json").exists():
             found = read_json(path / "config.json")
-            if found != config:
-                what = shortened(environment.difference(found, config))
+            if what := environment.difference(found, config, but=_PLACE):
                 raise RunFolderError(
-                    f"{path} belongs to a run with another configuration: {what}. Choose another "
-                    "folder, or the same settings."
+                    f"{path} belongs to a run with another configuration: {shortened(what)}. "
+                    "Choose another folder, or the same settings."
                 )
             path = path / "environment.json"
             if noted := environment.noted(path, read_bytes(path) if path.exists() else b"{}"):
@@ -112,15 +110,13 @@ class RunFolder:
         """Write `value` to the file `name`, whole or not at all."""
         self.write_text(name, json.dumps(value, indent=2) + "\n")
 
-    def append_rows(self, rows: Iterable[Mapping[str, Any]], name: str = "metrics.jsonl") -> None:
+    def append_rows(self, rows: Iterable[Mapping[str, Any]], name: str = METRICS) -> None:
         """Append one JSON line for each row."""
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         with writing(name, self.path):
             append(self.path / name, lines.encode())  # a checkpoint counts on it
 
-    def read_rows(
-        self, name: str = "metrics.jsonl", *, check: Callable[[dict[str, Any]], Any] = id
-    ) -> list[dict[str, Any]]:
+    def read_rows(self, name: str = METRICS, *, check: Callable[[Row], Any] = id) -> list[Row]:
         """The rows written so far; a last line cut short by a kill is dropped.
 
         Cut short is a last line that is no JSON, or has no line break and fails the check.
@@ -131,8 +127,7 @@ class RunFolder:
             is damaged.
 
         Raises:
-          RunFolderError: if another line is no JSON, is no object or fails the check, or the file
-            cannot be read.
+          RunFolderError: if another line is no JSON, is no object or fails the check.
         """
         path = self.path / name
         lines = read_bytes(path).splitlines(keepends=True) if path.exists() else []
@@ -158,28 +153,20 @@ class RunFolder:
 
     def resume_rows(
         self,
-        is_kept: Callable[[dict[str, Any]], bool] = lambda row: True,
-        name: str = "metrics.jsonl",
+        is_kept: Callable[[Row], bool] = lambda row: True,
+        name: str = METRICS,
         *,
-        check: Callable[[dict[str, Any]], Any] = id,
-    ) -> list[dict[str, Any]]:
+        check: Callable[[Row], Any] = id,
+    ) -> list[Row]:
         """The rows to resume from; the others, and a line cut short, are removed from the file."""
         rows = [row for row in self.read_rows(name, check=check) if is_kept(row)]
-        self.rewrite_rows(rows, name)
-        return rows
-
-    def rewrite_rows(self, rows: Iterable[Mapping[str, Any]], name: str = "metrics.jsonl") -> None:
-        """Write these rows in place of all that are there."""
         self.write_text(name, "".join(json.dumps(row) + "\n" for row in rows))
+        return rows
 
 
 @contextlib.contextmanager
 def writing(name: str, folder: Path) -> Iterator[None]:
-    """Tell what could not be written where, and how to resume.
-
-    Raises:
-      RunFolderError: instead of an `OSError`.
-    """
+    """Raise a `RunFolderError` that says how to resume in place of an `OSError`."""
     try:
         yield
     except OSError as error:
@@ -190,11 +177,7 @@ def writing(name: str, folder: Path) -> Iterator[None]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """What a file of a run folder holds.
-
-    Raises:
-      RunFolderError: if it cannot be read.
-    """
+    """What a file of a run folder holds; a `RunFolderError` if it cannot be read."""
     try:
         check_regular(path)
         return path.read_bytes()
@@ -203,15 +186,15 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in a file of a run folder.
-
-    Raises:
-      RunFolderError: if the file cannot be read, or is no JSON.
-    """
+    """The JSON value in a file of a run folder; a `RunFolderError` if it is none."""
     try:
         return json.loads(read_bytes(path))
     except (ValueError, RecursionError) as error:
         raise RunFolderError(f"{path} is damaged ({error}); remove the run folder.") from error
+
+
+def _placeless(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name != _PLACE}
 
 
 def as_json(config: Any) -> dict[str, Any]:

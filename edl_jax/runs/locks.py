@@ -27,9 +27,12 @@ def locked(folder: Path) -> Iterator[None]:
       RunFolderError: if another run, of this process or of another, has the folder, naming its host
         and process; or if the folder cannot be written.
     """
+    path = folder / LOCK
     try:
         make_folder(folder)
-        file = _open(folder / LOCK)
+        if path.exists():
+            check_regular(path)
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+")
     except OSError as error:
         raise RunFolderError(
             f"{folder} cannot be written ({error}); choose another folder, or give the same "
@@ -56,12 +59,6 @@ def locked(folder: Path) -> Iterator[None]:
             file.write(json.dumps(owner) + "\n")
             file.flush()
         yield
-
-
-def _open(path: Path) -> IO[str]:
-    if path.exists():
-        check_regular(path)
-    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+")
 
 
 def _owner(file: IO[str]) -> str:

@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from edl_jax.errors import Preempted
-
 EXIT_REFUSED = 2  # what was asked for cannot be done, as of argparse
 EXIT_PREEMPTED = 75  # sysexits' EX_TEMPFAIL: the same command, given again, resumes
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell says it
@@ -45,32 +43,6 @@ def stop_once() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:  # such as of a job in the background
             signal.signal(number, stop)
-
-
-@contextlib.contextmanager
-def preemptible(resumes: bool) -> Iterator[Callable[[], None]]:
-    """Notice SIGTERM where a study can resume, instead of dying of it.
-
-    Args:
-      resumes: whether there is a run folder to resume from; without one nothing is noticed.
-
-    Yields:
-      A function that raises `Preempted` once SIGTERM has come; to be called, in any thread, where
-      nothing is half done.
-    """
-    if not resumes:
-        yield lambda: None
-        return
-    with sigterm_noticed() as terminated:
-
-        def check() -> None:
-            if terminated():
-                raise Preempted(
-                    "told to stop by SIGTERM; what had ended by then is saved. The same command "
-                    "resumes from there."
-                )
-
-        yield check
 
 
 @contextlib.contextmanager

@@ -1,19 +1,19 @@
 """Several processes, on one host or many, that run one program together by `jax.distributed`.
 
-The first process (of index 0) owns the run folder; the others need none, nor a shared disk: what
-they must know of it, it sends them. What exchanges something is called by every process, in the
-same order.
+The first process (of index 0) owns the run folder; what the others must know of it, it sends them:
+arrays and JSON, never code. What exchanges something is called by every process, in the same order.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
+import re
 import reprlib
 import sys
-import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn, TypeVar
 
 import jax
@@ -24,15 +24,6 @@ from edl_jax import errors
 from edl_jax.errors import EDLError, ProcessError
 from edl_jax.runs.devices import device_mesh, on_every_device
 from edl_jax.runs.environment import commit, differences, versions
-from edl_jax.runs.exchange import (
-    arrays_from_first,
-    as_row,
-    in_any,
-    json_from,
-    not_as_sent,
-    others_needed,
-    rows_of_all,
-)
 
 Value = TypeVar("Value")
 
@@ -41,8 +32,7 @@ _ERRORS = {
     for name, kind in vars(errors).items()
     if isinstance(kind, type) and issubclass(kind, EDLError)
 }
-_BUSY, _DONE, _FAILED = range(3)
-_SECONDS_BETWEEN_SIGNS = 1.0  # of life, while others wait
+_STATUS = re.compile(r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED): ")
 _SECONDS_TO_SPEAK = 2  # how long the first process, when all fail, lets the others say why
 _MOST_DIFFERENCES = 6  # that are told
 _SHORT = reprlib.Repr()
@@ -52,6 +42,68 @@ _SHORT.maxstring = 60
 def is_first() -> bool:
     """Whether this process owns the run folder."""
     return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def others_needed() -> Iterator[None]:
+    """Tell of a process that is gone, where one of several fails to exchange data.
+
+    Raises:
+      ProcessError: instead of JAX's error.
+    """
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        # JAX raises some failures of its collectives as a ValueError that begins like a status.
+        if jax.process_count() == 1 or not _STATUS.match(str(error)):
+            raise
+        raise ProcessError(
+            f"a process of the run is gone, or cannot be reached ({str(error).splitlines()[0]}). "
+            "What was saved until then is in the run folder, if there is one: start all processes "
+            "again with the same command to resume."
+        ) from error
+
+
+def of_all(tree: Any) -> Any:
+    """The arrays of all processes: each of the pytree's with an axis of processes in front.
+
+    Raises:
+      ProcessError: if a process is gone.
+    """
+    from jax.experimental import multihost_utils
+
+    with others_needed():
+        return jax.tree.map(np.asarray, multihost_utils.process_allgather(tree))
+
+
+def in_any(flag: bool) -> bool:
+    """Whether the flag is true in any process."""
+    return flag if jax.process_count() == 1 else bool(of_all(np.array(flag)).any())
+
+
+def arrays_from_first(tree: Any) -> Any:
+    """The first process's pytree of arrays; in every process one of the same form is given."""
+    return tree if jax.process_count() == 1 else jax.tree.map(lambda x: x[0], of_all(tree))
+
+
+def json_from(index: int, value: Any) -> Any:
+    """The JSON data of the process of an index; `value` is looked at in that process only.
+
+    Raises:
+      ProcessError: if what comes is not JSON; or a process is gone.
+    """
+    data = json.dumps(value).encode() if jax.process_index() == index else b""
+    size = int(of_all(np.array(len(data)))[index])
+    # Few sizes, as each is a program of its own.
+    row = np.zeros(max(4096, 1 << (size - 1).bit_length()), np.uint8)
+    row[: len(data)] = np.frombuffer(data, np.uint8)
+    try:
+        return json.loads(of_all(row)[index, :size].tobytes())
+    except (ValueError, RecursionError) as error:
+        raise ProcessError(
+            f"process {index} of the run sent no JSON: another program takes part. Let only the "
+            "processes of the run reach the coordinator's port and one another."
+        ) from error
 
 
 @functools.cache
@@ -100,7 +152,7 @@ def agree(identity: Callable[[], Mapping[str, Any]]) -> None:
     if in_any(code is None):  # git cannot be asked there, which does not make the code another
         code = None
     text = json.dumps({**identity(), "versions": versions(), "commit": code}, sort_keys=True)
-    digests = rows_of_all(as_row(hashlib.sha256(text.encode()).digest()))
+    digests = of_all(np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8))
     others = np.flatnonzero((digests != digests[0]).any(axis=1))
     if not others.size:
         return
@@ -122,6 +174,8 @@ def agree(identity: Callable[[], Mapping[str, Any]]) -> None:
 def all_do(function: Callable[[], Value]) -> Value:
     """Let every process do something that may take long or fail; all wait for all.
 
+    On CPU devices JAX waits for half an hour.
+
     Args:
       function: what to do; it exchanges nothing with the others.
 
@@ -132,51 +186,29 @@ def all_do(function: Callable[[], Value]) -> Value:
     """
     if jax.process_count() == 1:
         return function()
-    state, finished = [_BUSY], threading.Event()
-    seen: list[np.ndarray | Exception] = []
-
-    def show() -> None:
-        # One exchange would have to wait for the slowest process, which JAX does for 30 minutes.
-        try:
-            while True:
-                finished.wait(_SECONDS_BETWEEN_SIGNS)
-                states = rows_of_all(np.array(state, np.uint8))
-                if (states == _FAILED).any() or (states == _DONE).all():
-                    return seen.append(states)
-        except Exception as error:
-            seen.append(error)
-
-    shower = threading.Thread(target=show, daemon=True)
-    shower.start()
-    value, failure = None, None
+    value: Any = None
+    failure, told = None, None
     try:
         value = function()
-        state[0] = _DONE
     except Exception as error:
-        failure, state[0] = error, _FAILED
-    except BaseException:  # such as Ctrl-C; the others learn no more than that
-        state[0] = _FAILED
-        finished.set()
-        raise
-    finished.set()
-    shower.join()
-    if isinstance(seen[0], Exception):
-        raise failure or seen[0]
-    if not (failed := np.flatnonzero(seen[0] == _FAILED)).size:
-        return value  # pyright: ignore[reportReturnType]
-    which = int(failed[0])
-    kind, text = _checked(json_from(which, failure and _told(failure, which)))
-    raise failure or _ERRORS[kind](text)
+        failure, kinds = error, [x.__name__ for x in type(error).__mro__]
+        told = [next((x for x in kinds if x in _ERRORS), None), str(error)]
+        if told[0] is None:
+            what = f"{type(error).__name__}: {error}"
+            told = ["ProcessError", f"process {jax.process_index()} failed ({what})."]
+    failed = np.flatnonzero(of_all(np.array(failure is not None)))
+    if not failed.size:
+        return value
+    kind, text = json_from(int(failed[0]), told)
+    raise failure or _ERRORS.get(kind, ProcessError)(text)
 
 
-def first_does(function: Callable[[], Value], *, share: bool = True, like: Any = None) -> Value:
+def first_does(function: Callable[[], Value], *, share: bool = True) -> Value:
     """Let the first process do something that may take long or fail; the others wait.
 
     Args:
-      function: what to do; the others do not call it. Without `like` it gives JSON data, with it a
-        pair of JSON data and a pytree of arrays.
-      share: whether the others get what it gives, or None.
-      like: a pytree of arrays of the same structure, shapes and dtypes, in every process.
+      function: what to do; the others do not call it.
+      share: whether the others get what it gives, as JSON data, or None.
 
     Returns:
       What the function gave; where it is shared, tuples have become lists.
@@ -188,12 +220,7 @@ def first_does(function: Callable[[], Value], *, share: bool = True, like: Any =
     if jax.process_count() == 1:
         return function()
     value: Any = all_do(function if is_first() else lambda: None)
-    if not share:
-        return value
-    if like is None:
-        return json_from(0, value)
-    plain, tree = value if is_first() else (None, like)
-    return json_from(0, plain), arrays_from_first(tree, like)  # pyright: ignore[reportReturnType]
+    return json_from(0, value) if share else value
 
 
 def leave(status: int) -> NoReturn:
@@ -204,17 +231,3 @@ def leave(status: int) -> NoReturn:
     if jax.distributed.is_initialized() and is_first():
         time.sleep(_SECONDS_TO_SPEAK)
     os._exit(status)
-
-
-def _told(error: Exception, index: int) -> list[str]:
-    """An error as JSON: its kind, or the next wider one of `_ERRORS`, and its message."""
-    if not isinstance(error, EDLError):
-        return ["ProcessError", f"process {index} failed ({type(error).__name__}: {error})."]
-    return [next(x.__name__ for x in type(error).__mro__ if x.__name__ in _ERRORS), str(error)]
-
-
-def _checked(told: Any) -> list[str]:
-    match told:
-        case [str(kind), str(text)] if kind in _ERRORS:
-            return [kind, text]
-    raise not_as_sent("an error of no known kind")

@@ -1,4 +1,7 @@
-"""Files that are whole or absent, and that outlive the machine once they are written."""
+"""Files that are whole or absent, and that outlive the machine once they are written.
+
+Whatever cannot be read or written here raises an `OSError`, and is left as it was.
+"""
 
 import contextlib
 import os
@@ -18,7 +21,7 @@ from edl_jax.runs.preemption import interrupt_deferred
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 _ADDRESS = re.compile("[a-z][a-z0-9+.-]+:/")  # such as gs://..., in a Path gs:/...
-_TEMPORARY = ".edl-tmp"  # ends the name of a file that is being written
+TEMPORARY = ".edl-tmp"  # ends the name of what is being written or removed
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
@@ -50,10 +53,7 @@ def user_path(path: str | os.PathLike[str]) -> Path:
 
 
 def user_cache() -> Path | None:
-    """The user's cache folder of this package: `$XDG_CACHE_HOME` or `~/.cache`, `/edl_jax`.
-
-    None for a user without a home.
-    """
+    """`$XDG_CACHE_HOME` or `~/.cache`, `/edl_jax`; None for a user without a home."""
     try:
         return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "edl_jax"
     except ConfigError:
@@ -62,16 +62,12 @@ def user_cache() -> Path | None:
 
 @contextlib.contextmanager
 def open_atomically(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file beside `path` for writing; rename it at the end: never half a file.
-
-    Raises:
-      OSError: if it cannot be written; `path` is then as it was, as after any exception.
-    """
+    """Open a temporary file beside `path` for writing; rename it at the end: never half a file."""
     make_folder(path.parent)
     temporary = None
     try:
         with interrupt_deferred():
-            handle, temporary = tempfile.mkstemp(_TEMPORARY, f".{path.name}.", path.parent)
+            handle, temporary = tempfile.mkstemp(TEMPORARY, f".{path.name}.", path.parent)
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
@@ -89,23 +85,13 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` to a temporary file beside `path`, then rename it: never half a file.
-
-    Ctrl-C and SIGTERM wait until it is written.
-
-    Raises:
-      OSError: if it cannot be written; `path` is then as it was.
-    """
+    """Write a file, never half of it; Ctrl-C and SIGTERM wait until it is written."""
     with interrupt_deferred(), open_atomically(path) as file:
         file.write(data)
 
 
 def append(path: Path, data: bytes) -> None:
-    """Append to a file, which is created if it is not there; both outlive the machine.
-
-    Raises:
-      OSError: if it cannot be written, or is no regular file.
-    """
+    """Append to a file, which is created if it is not there."""
     is_new = not path.exists()
     if not is_new:
         check_regular(path)
@@ -118,11 +104,7 @@ def append(path: Path, data: bytes) -> None:
 
 
 def check_regular(path: Path) -> None:
-    """Refuse a path that is not a regular file: opening a pipe would wait for its other end.
-
-    Raises:
-      OSError: if it is none, or is not there.
-    """
+    """Refuse a path that is not a regular file: opening a pipe would wait for its other end."""
     mode = path.stat().st_mode
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(f"{path} is a folder; expected a file")
@@ -131,15 +113,7 @@ def check_regular(path: Path) -> None:
 
 
 def make_folder(path: Path, mode: int = 0o777) -> None:
-    """Make a folder and its parents where they are missing, so that they outlive the machine.
-
-    Args:
-      path: the folder.
-      mode: what it is made with, less the umask; its parents get the usual one.
-
-    Raises:
-      OSError: if one cannot be made.
-    """
+    """Make a folder, with a mode less the umask, and its parents where they are missing."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     for folder in missing:
         if folder.is_symlink():  # of which the system says only that it exists
@@ -152,11 +126,7 @@ def make_folder(path: Path, mode: int = 0o777) -> None:
 
 
 def sync(path: Path) -> None:
-    """Let what a file holds, or the names in a folder, outlive the machine.
-
-    Raises:
-      OSError: if it cannot be opened or synced.
-    """
+    """Let what a file holds, or the names in a folder, outlive the machine."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -165,34 +135,15 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(path: Path) -> None:
-    """Let a folder, all that is in it, and its own name outlive the machine.
-
-    Raises:
-      OSError: if something cannot be opened or synced.
-    """
+    """Let a folder, all that is in it, and its own name outlive the machine."""
     with ThreadPoolExecutor() as pool:  # a disk syncs many in little more than the time of one
         list(pool.map(sync, [path, *path.rglob("*")]))
     sync(path.parent)
 
 
-def remove_folder(path: Path) -> None:
-    """Remove a folder: a kill leaves it whole, or under a name that `sweep` looks for.
-
-    Raises:
-      OSError: if it cannot be removed.
-    """
-    doomed = path.with_name(f".{path.name}{_TEMPORARY}")
-    path.rename(doomed)
-    shutil.rmtree(doomed)
-
-
 def sweep(path: Path) -> None:
-    """Remove what killed processes were writing or removing in a folder, not in those in it.
-
-    Raises:
-      OSError: if something cannot be removed.
-    """
-    for left in path.glob(f".*{_TEMPORARY}"):
+    """Remove what killed processes were writing or removing in a folder, not in those in it."""
+    for left in path.glob(f".*{TEMPORARY}"):
         if left.is_dir():
             shutil.rmtree(left)
         else:

@@ -8,12 +8,11 @@ import jax
 import optax
 from evosax.algorithms import algorithms
 from evosax.algorithms.base import EvolutionaryAlgorithm
-from evosax.algorithms.population_based.base import PopulationBasedAlgorithm
 from evosax.types import Solution
 
 from edl_jax.errors import ConfigError
 from edl_jax.registry import Registry
-from edl_jax.strategies.chaotic_es import STEP_SIZE_RULES, ChaoticES
+from edl_jax.strategies.chaotic_es import ChaoticES
 from edl_jax.strategies.chaotic_snes import ChaoticSNES
 
 # The state, or the work, of these grows with the square of the number of parameters.
@@ -26,8 +25,6 @@ WITHOUT_STD = (
     "PSO",
     "RandomSearch",
 )
-SCHEDULES = ("constant", "cosine", "exponential")
-
 
 # A `PretrainConfig`, which is of a later stage: a strategy reads of it what it needs.
 Settings = Any
@@ -40,19 +37,14 @@ STRATEGIES: Registry[Factory] = Registry("strategy")
 @STRATEGIES.register("ChaoticES")
 def chaotic_es(settings: Settings, solution: Solution) -> ChaoticES:
     """The evolution strategy with chaotic mutation."""
-    rule = settings.step_size
-    step_size = "success_rule" if rule == "auto" else rule
+    constant = optax.constant_schedule(settings.std_init)
     return ChaoticES(
         settings.population_size,
         solution,
         mutation=settings.mutation,
         elite_ratio=settings.elite_ratio,
         selection=settings.selection,
-        use_crossover=settings.use_crossover,
-        # Generation 0 is not mutated, and generation 1 is at the schedule's beginning.
-        step_size=step_size
-        if step_size in STEP_SIZE_RULES
-        else schedule(settings, settings.generations - 2),
+        std_schedule=constant if settings.step_size == "constant" else None,
     )
 
 
@@ -65,17 +57,14 @@ def chaotic_snes(settings: Settings, solution: Solution) -> ChaoticSNES:
 def _of_evosax(name: str) -> Factory:
     kind = algorithms[name]
     accepted = inspect.signature(kind.__init__).parameters
-    # The first two generations that evosax mutates are at the schedule's beginning, and of a
-    # population generation 0 is not mutated.
-    late = 3 if issubclass(kind, PopulationBasedAlgorithm) else 2
 
     def build(settings: Settings, solution: Solution) -> EvolutionaryAlgorithm:
         size = settings.population_size
         offered = {
-            "std_schedule": schedule(settings, settings.generations - late),
+            "std_schedule": optax.constant_schedule(settings.std_init),
             "num_generations": settings.generations,
             "num_groups": _divisor_near_root(size - 1),
-            "sampling_fn": settings.architecture().initial_state,
+            "sampling_fn": None,  # `build_strategy` has it
         }
         given = {key: value for key, value in offered.items() if key in accepted}
         if "num_populations" not in accepted:
@@ -94,12 +83,14 @@ for _name in sorted(algorithms):
 STRATEGIES.protect()
 
 
-def build_strategy(settings: Settings, solution: Solution) -> tuple[EvolutionaryAlgorithm, Any]:
+def build_strategy(
+    settings: Settings, sample: Callable[[jax.Array], Solution]
+) -> tuple[EvolutionaryAlgorithm, Any]:
     """The strategy that settings name, and its parameters.
 
     Args:
       settings: a `PretrainConfig`, say.
-      solution: a solution, any pytree of arrays; gives the shapes.
+      sample: `(key) -> solution`, a fresh solution: any pytree of arrays.
 
     Returns:
       The algorithm and its `Params`, with `std_init` set where it has one.
@@ -108,7 +99,8 @@ def build_strategy(settings: Settings, solution: Solution) -> tuple[Evolutionary
       ConfigError: if the name is unknown, the strategy refuses the population size, or its cost
         grows with the square of a dimension above `MAX_DIMS_OF_QUADRATIC`.
     """
-    name, num_dims = settings.strategy, sum(x.size for x in jax.tree.leaves(solution))
+    name, solution = settings.strategy, sample(jax.random.key(0))
+    num_dims = sum(x.size for x in jax.tree.leaves(solution))
     if name in QUADRATIC and num_dims > MAX_DIMS_OF_QUADRATIC:
         raise ConfigError(
             f"strategy is {name!r}, whose cost grows with the square of the {num_dims} parameters "
@@ -128,36 +120,12 @@ def build_strategy(settings: Settings, solution: Solution) -> tuple[Evolutionary
             f"strategy {name!r} gave {type(algorithm).__name__} of a population of {size}; "
             f"expected an evosax algorithm of a population of {settings.population_size}."
         )
+    if name == "RandomSearch":
+        algorithm.sampling_fn = sample  # pyright: ignore[reportAttributeAccessIssue]
     params = algorithm.default_params
     if hasattr(params, "std_init"):
         params = params.replace(std_init=settings.std_init)
     return algorithm, params
-
-
-def schedule(settings: Settings, steps: int) -> optax.Schedule:
-    """The step size from `std_init` to `std_final`, so many steps later; `std_final` if none."""
-    first, last = settings.std_init, settings.std_final
-    if settings.step_size not in SCHEDULES[1:]:
-        return optax.constant_schedule(first)
-    if steps < 1:
-        return optax.constant_schedule(last)
-    if settings.step_size == "cosine":
-        return optax.cosine_decay_schedule(first, steps, alpha=last / first)
-    return optax.exponential_decay(first, steps, last / first, end_value=last)
-
-
-def is_built_in(name: str) -> bool:
-    """Whether the strategy of that name is this package's or evosax's, and no user's."""
-    return name in ("ChaoticES", "ChaoticSNES") or name in algorithms
-
-
-def takes_schedule(name: str) -> bool:
-    """Whether the strategy of that name keeps to a schedule of the step size."""
-    if name == "SV_Open_ES":  # it accepts one, but stays at its beginning
-        return False
-    kind = ChaoticES if name == "ChaoticES" else algorithms.get(name)
-    parameters = inspect.signature(kind.__init__).parameters if kind else {}
-    return "std_schedule" in parameters or kind is ChaoticES
 
 
 def _divisor_near_root(number: int) -> int:

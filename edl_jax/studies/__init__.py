@@ -1,24 +1,24 @@
-"""Stage 8: studies over finished parts: comparisons, ablations, plots and the demonstration."""
+"""Studies: sweeps over configurations, and what they say of losses and of the evolution."""
 
-from edl_jax.studies.ablation.config import AblateConfig
-from edl_jax.studies.ablation.study import AblateResult, ablate
-from edl_jax.studies.comparison.config import CompareConfig
-from edl_jax.studies.comparison.study import CompareResult, compare
-from edl_jax.studies.demonstration import DemoConfig, demo
-from edl_jax.studies.inspection.study import InspectConfig, inspect
-from edl_jax.studies.transferability.study import TransferConfig, transfer
+from edl_jax.studies.ablate import AblateConfig, ablate
+from edl_jax.studies.card import CardConfig, card
+from edl_jax.studies.compare import CompareConfig, compare
+from edl_jax.studies.coverage import CoverageConfig, coverage
+from edl_jax.studies.demo import DemoConfig, demo
+from edl_jax.studies.sweep import sweep
+from edl_jax.studies.tables import Study
 
 __all__ = [
     "AblateConfig",
-    "AblateResult",
+    "CardConfig",
     "CompareConfig",
-    "CompareResult",
+    "CoverageConfig",
     "DemoConfig",
-    "InspectConfig",
-    "TransferConfig",
+    "Study",
     "ablate",
+    "card",
     "compare",
+    "coverage",
     "demo",
-    "inspect",
-    "transfer",
+    "sweep",
 ]

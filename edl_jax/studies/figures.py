@@ -1,93 +1,177 @@
-"""How all figures look and how they are written; needs matplotlib when used, not when imported."""
+"""How all figures look and are written, and those of single runs; matplotlib loads when used."""
 
 import importlib.util
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+import numpy as np
 
 from edl_jax.errors import EDLError
+from edl_jax.runs.folder import writing
 from edl_jax.runs.preemption import interrupt_deferred
-from edl_jax.runs.storage import open_atomically
+from edl_jax.runs.storage import open_atomically, write_atomically
 
+PAGE = "README.md"
 
-class Style(NamedTuple):
-    """How one series is drawn: told apart by any colour vision, and in grey by dash and marker."""
-
-    color: str
-    dash: Any
-    marker: str
-
-
-# Colours of Okabe and Ito (2008), https://jfly.uni-koeln.de/color/
+# Colours of Okabe and Ito (2008), https://jfly.uni-koeln.de/color/; with dashes and markers, lines
+# differ for any colour vision and in grey, 77 of them.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 2)))
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h")
 
 
-def styles() -> Iterator[Style]:
-    """Styles without end; the first 77 differ, and neighbours in all three ways."""
-    looks = zip(_COLORS, _DASHES, strict=True)
-    for (color, dash), marker in zip(itertools.cycle(looks), itertools.cycle(_MARKERS)):
-        yield Style(color, dash, marker)
+def line_styles() -> list[dict[str, Any]]:
+    """Looks of the lines of a plot, in their order; the cycle of every axis of `panels`."""
+    return [
+        {"color": _COLORS[i % 7], "linestyle": _DASHES[i % 7], "marker": _MARKERS[i % 11]}
+        for i in range(77)
+    ]
 
 
-def labels_of(losses: Sequence[str]) -> dict[str, str]:
+def check_libraries(*names: str) -> None:
+    """Refuse to begin a study whose end would fail.
+
+    Raises:
+      EDLError: if matplotlib, or one of the modules named, is not installed.
+    """
+    for name in ("matplotlib", *names):
+        if importlib.util.find_spec(name) is None:
+            extra = "studies" if names else "plots"
+            raise EDLError(f'this needs {name}: pip install "edl_jax[{extra}]"')
+
+
+def panels(
+    count: int, *, columns: int = 3, width: float = 5.2, height: float = 3.8
+) -> tuple[Any, list[Any]]:
+    """A figure with so many axes, row by row, of a width and height in inches each.
+
+    Raises:
+      EDLError: if matplotlib is not installed.
+    """
+    check_libraries()
+    from cycler import cycler
+    from matplotlib.figure import Figure
+
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for surplus in axes[count:]:
+        surplus.remove()
+    looks = line_styles()
+    cycle = {name: [look[name] for look in looks] for name in looks[0]}
+    for axis in axes[:count]:
+        axis.set_prop_cycle(cycler(**cycle))
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes[:count]
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure as PNG; the same figure, the same bytes.
+
+    Raises:
+      OSError: if it cannot be written.
+    """
+    with interrupt_deferred(), open_atomically(path) as file:
+        figure.savefig(file, format="png", dpi=150)
+
+
+def write_page(
+    folder: Path,
+    title: str,
+    parts: Sequence[str],
+    figures: Mapping[str, tuple[str, Any]],
+    notes: Sequence[str] = (),
+) -> None:
+    """Write figures and, last, `README.md`, which shows them and all the rest.
+
+    Args:
+      folder: the run folder.
+      title: one line.
+      parts: Markdown, such as tables, of which the first comes before the figures.
+      figures: by file name, without ending, the caption and a `matplotlib.figure.Figure`.
+      notes: sentences that say how it was done.
+
+    Raises:
+      RunFolderError: if something cannot be written.
+    """
+    images = [f"![{caption}]({name}.png)\n\n{caption}" for name, (caption, _) in figures.items()]
+    page = [f"# {title}", *parts[:1], *images, *parts[1:]]
+    if notes:
+        page += ["## How it was done", "\n".join(f"- {' '.join(x.split())}" for x in notes)]
+    with writing("the page or a figure", folder):
+        for name, (_, figure) in figures.items():
+            save(figure, folder / f"{name}.png")
+        write_atomically(folder / PAGE, ("\n\n".join(page) + "\n").encode())
+
+
+def short_names(losses: Sequence[str]) -> dict[str, str]:
     """Short names of losses: a file's without folder and ending, unless two would be the same."""
     short = {loss: Path(loss).stem if loss.endswith(".safetensors") else loss for loss in losses}
     return short if len(set(short.values())) == len(short) else {loss: loss for loss in losses}
 
 
-def check_matplotlib() -> None:
-    """Refuse to begin where no plot can be drawn.
+def legend_below(figure: Any, axis: Any) -> None:
+    """One legend for all panels, of the lines of one of them."""
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+
+
+def plot_evolution(history: Mapping[str, np.ndarray], held_out: Mapping[str, np.ndarray]) -> Any:
+    """Fitness, held-out pairwise accuracy and step size over the generations.
+
+    Args:
+      history: `PretrainResult.history`.
+      held_out: `PretrainResult.held_out`.
+
+    Returns:
+      A `matplotlib.figure.Figure`.
 
     Raises:
       EDLError: if matplotlib is not installed.
     """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise EDLError('plots need matplotlib: pip install "edl_jax[plots]"')
+    figure, (left, middle, right) = panels(3, width=4.2)
+    generations = np.arange(1, len(history["best_fitness"]) + 1)
+    for name in ("best", "mean"):
+        left.plot(generations, history[f"{name}_fitness"], marker="", label=name)
+    left.set(yscale="log", title="Fitness on fresh pairs (lower is better)")
+    left.legend()
+    middle.plot(1 + held_out["generation"], held_out["pairwise_accuracy"], markersize=4)
+    middle.set(title="Pairwise accuracy of the best, held-out pairs")
+    right.plot(generations, history["step_size"], marker="")
+    right.set(yscale="log", title="Mutation step size (standard deviation)")
+    for axis in (left, middle, right):
+        axis.set_xlabel("generation")
+    return figure
 
 
-def subplots(columns: int = 1, rows: int = 1, *, width: float = 5.2, height: float = 3.8) -> Any:
-    """A figure and its axes, `[rows, columns]`; `width` and `height` of each in inches.
+def plot_training(history: Sequence[Mapping[str, Any]]) -> Any:
+    """The loss and accuracy on training images, and the accuracy on others, over the epochs.
+
+    Args:
+      history: `TrainResult.history`.
+
+    Returns:
+      A `matplotlib.figure.Figure`.
 
     Raises:
       EDLError: if matplotlib is not installed.
     """
-    check_matplotlib()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat:
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def panels(count: int, *, width: float = 5.2, height: float = 3.8) -> tuple[Any, list[Any]]:
-    """A figure with so many axes, three in a row, each of a size as for `subplots`.
-
-    Raises:
-      EDLError: if matplotlib is not installed.
-    """
-    columns = min(3, count)
-    figure, axes = subplots(columns, -(-count // columns), width=width, height=height)
-    for surplus in axes.flat[count:]:
-        surplus.remove()
-    return figure, list(axes.flat[:count])
-
-
-def save(figure: Any, path: Path) -> None:
-    """Write a figure as its file's ending says, `.png` or `.svg`; the same figure, the same bytes.
-
-    Raises:
-      OSError: if it cannot be written.
-    """
-    import matplotlib
-
-    # Without a date, and with names of parts that do not change from one time to the next.
-    metadata = {"Date": None} if path.suffix == ".svg" else None
-    salted = matplotlib.rc_context({"svg.hashsalt": path.stem})
-    with interrupt_deferred(), salted, open_atomically(path) as file:
-        figure.savefig(file, format=path.suffix[1:], dpi=150, metadata=metadata)
+    figure, (left, right) = panels(2)
+    epochs = [row["epoch"] for row in history]
+    split = {"test": "test", "val": "validation"}[history[-1]["evaluated_on"]]
+    for axis, name, unit, label in (
+        (left, "train_loss", 1, "training"),
+        (right, "train_accuracy", 100, "training, while it learns"),
+        (right, "accuracy", 100, split),
+    ):
+        values = [unit * row[name] for row in history]
+        axis.plot(epochs, values, markersize=4, label=f"{label}: {values[-1]:.4g} at the end")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.set_xlabel("epoch")
+        axis.legend()
+    left.set(ylabel="mean loss over the epoch", title="Loss")
+    right.set(ylabel="accuracy, %", title="Accuracy")
+    return figure

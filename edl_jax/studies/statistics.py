@@ -1,22 +1,22 @@
-"""Statistics of studies: plain functions of arrays, computed by scipy and statsmodels.
-
-Whatever is not defined for the numbers given, such as a deviation of one value, is NaN.
-"""
+"""Statistics of studies, by scipy and statsmodels. What is not defined is NaN."""
 
 import math
-import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import scipy
 
-LEVEL = 0.05  # at which something is said to differ
-INTERVALS = "95 % intervals of means: Student's t below 10 values, BCa bootstrap from 10 on"
+LEVEL = 0.05
+METHOD = (
+    "± is the sample standard deviation; 95 % intervals of means are Student's t below 10 values "
+    "and BCa bootstrap intervals from 10 on; p of paired t-tests, two-sided, corrected by Holm's "
+    f"method for all tests of the table; significant below {LEVEL}. *Could have found* is the "
+    "smallest true difference that the test finds four times in five, before correction."
+)
 _FEW_VALUES = 10  # below, a bootstrap's interval is too short, and depends on the resampling
 _RESAMPLES = 5000
 _RANK_RESAMPLES = 2000
-_FEW_POINTS = 8  # below, all orders are tried: 2 / n! is the least that a p-value can be
 _ROUNDING = 1e-9  # a spread below this share of the values is rounding: they are all the same
 
 
@@ -26,38 +26,29 @@ class Sample(NamedTuple):
     Attributes:
       n: how many.
       mean: their mean.
-      deviation: sample standard deviation (n - 1).
-      standard_error: of the mean.
-      low: lower end of a 95 % interval of the mean (`describe`).
+      std: sample standard deviation (n - 1).
+      low: lower end of a 95 % interval of the mean.
       high: its upper end.
     """
 
     n: int
     mean: float
-    deviation: float
-    standard_error: float
+    std: float
     low: float
     high: float
 
 
 class Paired(NamedTuple):
-    """What is different between two sets of numbers, `[n]` each, paired by their index.
+    """The difference between two sets of numbers, paired by their index.
 
     Attributes:
       difference: the differences in short.
-      effect_size: Cohen's d of paired differences, mean over standard deviation (d_z).
-      p_t: two-sided p-value of the paired t-test.
-      p_wilcoxon: of Wilcoxon's signed-rank test; with n below 6 it cannot be below 0.05.
-      p_welch: of Welch's t-test, which does not use the pairing.
-      detectable: smallest true difference that the paired t-test finds with this n and deviation
-        four times in five, at the 5 % level.
+      p: two-sided p-value of the paired t-test.
+      detectable: the `minimum_detectable_effect` of so many differences.
     """
 
     difference: Sample
-    effect_size: float
-    p_t: float
-    p_wilcoxon: float
-    p_welch: float
+    p: float
     detectable: float
 
 
@@ -70,25 +61,7 @@ class Correlation(NamedTuple):
     p: float
 
 
-class Waiting(NamedTuple):
-    """Times until something happened, of which some ended before it did (Kaplan-Meier).
-
-    Attributes:
-      n: how many were watched.
-      reached: how many got there.
-      median: time by which half have got there; infinite if fewer did.
-      low: lower end of its 95 % interval (Brookmeyer and Crowley).
-      high: upper end.
-    """
-
-    n: int
-    reached: int
-    median: float
-    low: float
-    high: float
-
-
-def describe(values: np.ndarray) -> Sample:
+def describe(values: np.ndarray | Sequence[float]) -> Sample:
     """Mean, deviation and interval of values `[n]`; all but the mean are NaN below two values.
 
     The order of the values has no effect. The interval is Student's t below 10 values, and from
@@ -102,69 +75,49 @@ def describe(values: np.ndarray) -> Sample:
     n = len(values)
     mean = float(values.mean()) if n else math.nan
     if n < 2 or not math.isfinite(mean):
-        return Sample(n, mean, math.nan, math.nan, math.nan, math.nan)
-    deviation = float(values.std(ddof=1))
-    error = deviation / math.sqrt(n)
+        return Sample(n, mean, math.nan, math.nan, math.nan)
+    std = float(values.std(ddof=1))
     if _is_constant(values):
-        return Sample(n, mean, deviation, error, mean, mean)
+        return Sample(n, mean, std, mean, mean)
     if n < _FEW_VALUES:
-        low, high = scipy.stats.t.interval(1 - LEVEL, n - 1, loc=mean, scale=error)
-        return Sample(n, mean, deviation, error, float(low), float(high))
+        low, high = scipy.stats.t.interval(1 - LEVEL, n - 1, loc=mean, scale=std / math.sqrt(n))
+        return Sample(n, mean, std, float(low), float(high))
     ends = scipy.stats.bootstrap(
         (values,), np.mean, n_resamples=_RESAMPLES, method="BCa", rng=np.random.default_rng(0)
     ).confidence_interval
-    return Sample(n, mean, deviation, error, float(ends.low), float(ends.high))
+    return Sample(n, mean, std, float(ends.low), float(ends.high))
 
 
-def compare_paired(values: np.ndarray, baseline: np.ndarray) -> Paired:
-    """Tests of whether values and baseline, `[n]` paired by index, differ.
+def compare_paired(
+    values: np.ndarray | Sequence[float], baseline: np.ndarray | Sequence[float]
+) -> Paired:
+    """The paired t-test of whether values and baseline, `[n]` each, differ.
 
-    Differences that are all the same leave the t-tests undefined: everything is then NaN.
-
-    References:
-      Wilcoxon, "Individual comparisons by ranking methods", Biometrics Bulletin 1945.
-      Welch, "The generalization of Student's problem when several different population variances
-      are involved", Biometrika 1947.
-      Cohen, "Statistical power analysis for the behavioral sciences", 1988.
+    It is not defined where all differences are the same: p is then NaN.
     """
     values, baseline = np.asarray(values, float), np.asarray(baseline, float)
-    differences = values - baseline
-    short = describe(differences)
-    if math.isnan(short.deviation) or _is_constant(differences, values, baseline):
-        return Paired(short, *[math.nan] * 5)
-    with warnings.catch_warnings():
-        # Of one group whose values are all the same, such as of times that were watched in vain.
-        warnings.filterwarnings("ignore", "Precision loss", RuntimeWarning)
-        # Typed as Any: scipy's results have no types that a checker could follow.
-        t: Any = scipy.stats.ttest_rel(values, baseline)
-        wilcoxon: Any = scipy.stats.wilcoxon(differences)
-        welch: Any = scipy.stats.ttest_ind(values, baseline, equal_var=False)
-    return Paired(
-        short,
-        effect_size=short.mean / short.deviation,
-        p_t=float(t.pvalue),
-        p_wilcoxon=float(wilcoxon.pvalue),
-        p_welch=float(welch.pvalue),
-        detectable=detectable_difference(short.deviation, len(values)),
-    )
+    found = describe(values - baseline)
+    if math.isnan(found.std) or _is_constant(values - baseline, values, baseline):
+        return Paired(found, math.nan, math.nan)
+    p = float(scipy.stats.ttest_rel(values, baseline).pvalue)  # pyright: ignore
+    return Paired(found, p, minimum_detectable_effect(found.std, found.n))
 
 
-def detectable_difference(deviation: float, n: int) -> float:
+def minimum_detectable_effect(std: float, n: int) -> float:
     """Smallest true mean that a two-sided t-test of n values at `LEVEL` finds four times in five.
 
     Args:
-      deviation: standard deviation of the values.
+      std: standard deviation of the values.
       n: how many there are.
     """
     from statsmodels.stats.power import TTestPower
 
     if n < 2:
         return math.nan
-    size = TTestPower().solve_power(nobs=n, alpha=LEVEL, power=0.8)
-    return float(np.squeeze(size)) * deviation
+    return std * float(np.squeeze(TTestPower().solve_power(nobs=n, alpha=LEVEL, power=0.8)))
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
     """P-values adjusted for having been so many (Holm, Scandinavian Journal of Statistics 1979).
 
     NaN, a test that was not defined, is not counted and stays NaN.
@@ -175,77 +128,39 @@ def holm(p_values: Sequence[float]) -> list[float]:
     defined = ~np.isnan(found)
     if defined.any():
         found[defined] = multipletests(found[defined], method="holm")[1]
-    return found.tolist()
+    return found
 
 
-def rank_correlation(x: np.ndarray, y: np.ndarray, *, method: Callable[..., Any]) -> Correlation:
-    """A rank correlation of `[n]` and `[n]`, such as `scipy.stats.spearmanr` or `kendalltau`."""
+def verdict(difference: float, p: float, detectable: float) -> str:
+    """A test in words: higher, lower, not significant (and what could have been found), or none."""
+    if math.isnan(p):
+        return "not tested"
+    if p < LEVEL:
+        return "higher" if difference > 0 else "lower"
+    return f"no significant difference, could have found {detectable:.2g}"
+
+
+def rank_correlation(x: np.ndarray, y: np.ndarray) -> Correlation:
+    """Spearman's rank correlation of `[n]` and `[n]`; p is that of a permutation test."""
     x, y = np.asarray(x, float), np.asarray(y, float)
-    is_defined = not (np.isnan(x).any() or np.isnan(y).any())
-    if len(x) < 3 or not is_defined or np.all(x == x[0]) or np.all(y == y[0]):
+    is_defined = np.isfinite(x).all() and np.isfinite(y).all()
+    if len(x) < 3 or not is_defined or np.ptp(x) == 0 or np.ptp(y) == 0:
         return Correlation(*[math.nan] * 4)
+
+    def spearman(x: np.ndarray, y: np.ndarray) -> float:
+        return float(scipy.stats.spearmanr(x, y).statistic)  # pyright: ignore
+
     order = np.lexsort((y, x))  # the interval is of the points, in whatever order they come
     x, y = x[order], y[order]
-    found = method(x, y)
-
     points = np.random.default_rng(0).integers(len(x), size=(_RANK_RESAMPLES, len(x)))
-    with warnings.catch_warnings():
-        # A draw of one point many times has no correlation; such draws are left out.
-        warnings.simplefilter("ignore", scipy.stats.ConstantInputWarning)
-        draws = [method(x[drawn], y[drawn]).statistic for drawn in points]
-    low, high = np.nanpercentile(draws, [2.5, 97.5])
-    p = found.pvalue
-    if len(x) < _FEW_POINTS:  # Spearman's would be 0 where all are in order
-        p = scipy.stats.permutation_test(
-            (x,), lambda shuffled: method(shuffled, y).statistic, permutation_type="pairings",
-            n_resamples=math.factorial(len(x)), vectorized=False,
-        ).pvalue  # fmt: skip
-    return Correlation(float(found.statistic), float(low), float(high), float(p))
-
-
-def waiting_time(times: np.ndarray, reached: np.ndarray) -> Waiting:
-    """Kaplan-Meier's estimate of how long something takes.
-
-    Args:
-      times: `[n]`, when it happened, or how long was watched in vain.
-      reached: `[n]` booleans, whether it happened.
-
-    References:
-      Kaplan and Meier, "Nonparametric estimation from incomplete observations", JASA 1958.
-      Brookmeyer and Crowley, "A confidence interval for the median survival time", Biometrics 1982.
-    """
-    if not len(times):
-        return Waiting(0, 0, *[math.nan] * 3)
-    survival = scipy.stats.ecdf(_censored(times, reached)).sf
-    steps, left = survival.quantiles, survival.probabilities
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # at the last step nobody is left
-        band = survival.confidence_interval(method="log-log")
-
-    def first(probabilities: np.ndarray) -> float:
-        below = np.flatnonzero(probabilities <= 0.5 + _ROUNDING)
-        return float(steps[below[0]]) if len(below) else math.inf
-
-    reached = np.asarray(reached, bool)
-    # The band is not defined where all or none are left; there its lower end is the estimate.
-    ends = first(np.fmin(band.low.probabilities, left)), first(band.high.probabilities)
-    return Waiting(len(reached), int(reached.sum()), first(left), *ends)
-
-
-def logrank(
-    times: np.ndarray, reached: np.ndarray, other_times: np.ndarray, other_reached: np.ndarray
-) -> float:
-    """P-value of the log-rank test that two groups take equally long; as `waiting_time`."""
-    if not (np.any(reached) or np.any(other_reached)):
-        return math.nan
-    groups = _censored(times, reached), _censored(other_times, other_reached)
-    with np.errstate(invalid="ignore"):  # NaN where never two groups were watched at once
-        return float(scipy.stats.logrank(*groups).pvalue)
-
-
-def _censored(times: np.ndarray, reached: np.ndarray) -> "scipy.stats.CensoredData":
-    times, reached = np.asarray(times, float), np.asarray(reached, bool)
-    return scipy.stats.CensoredData(uncensored=times[reached], right=times[~reached])
+    # A draw of one point many times has no correlation; such draws are left out.
+    drawn = [row for row in points if np.ptp(x[row]) and np.ptp(y[row])]
+    low, high = np.percentile([spearman(x[row], y[row]) for row in drawn], [2.5, 97.5])
+    p = scipy.stats.permutation_test(
+        (x,), lambda shuffled: spearman(shuffled, y), permutation_type="pairings",
+        n_resamples=_RANK_RESAMPLES, vectorized=False, rng=np.random.default_rng(0),
+    ).pvalue  # fmt: skip
+    return Correlation(spearman(x, y), float(low), float(high), float(p))
 
 
 def _is_constant(values: np.ndarray, *sources: np.ndarray) -> bool:

@@ -22,12 +22,14 @@ def make_schedule(learning_rate: float, *, warmup_steps: int, total_steps: int) 
     Step `t` of `w = warmup_steps`, counted from 0, takes `(t + 1) / w` of the peak: none is lost on
     a rate of 0. The decay begins at the peak, and the step after the last would have 0.
     """
-    return optax.schedules.warmup_cosine_decay_schedule(
+    schedule = optax.schedules.warmup_cosine_decay_schedule(
         init_value=learning_rate / max(warmup_steps, 1),
         peak_value=learning_rate,
         warmup_steps=max(warmup_steps - 1, 0),
         decay_steps=total_steps,
     )
+    # As a float: a strict promotion of dtypes refuses what optax does with whole numbers.
+    return lambda step: schedule(jnp.asarray(step, jnp.float32))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +87,9 @@ class OptimizerConfig(Checked):
         try:
             optimizer = optax.chain(*parts, make(learning_rate, **options, **decay))
             toy = {MODEL: jnp.ones(2), LOSS: jnp.ones(2)}
-            _, state = jax.eval_shape(lambda x: optimizer.update(x, optimizer.init(x), x), toy)
+            # What a strict promotion of dtypes would refuse is no option's fault.
+            with jax.numpy_dtype_promotion("standard"):
+                _, state = jax.eval_shape(lambda x: optimizer.update(x, optimizer.init(x), x), toy)
         except (TypeError, ValueError, NotImplementedError) as error:
             raise ConfigError(
                 f"optimizer {self.name!r} with options {dict(options)} cannot be used ({error}); "

@@ -13,7 +13,6 @@ from jax.sharding import Mesh, PartitionSpec
 from edl_jax.data.dataset import Dataset
 from edl_jax.data.streaming import prefetch_to_device, stream_batches
 from edl_jax.errors import ConfigError
-from edl_jax.losses.by_name import Loss
 from edl_jax.runs.devices import on_every_device, rows_divided, to_every_device
 from edl_jax.training.config import TrainConfig
 from edl_jax.training.evaluation import make_evaluate
@@ -36,15 +35,12 @@ class TrainFunctions(NamedTuple):
     """The functions of a training, compiled on first use; one set serves every seed.
 
     Attributes:
-      init: `(keys) -> state`, on all devices. A key, or with `num_seeds` so many; the state's
-        arrays then have an axis of seeds in front.
-      advance: `(state, keys, count) -> state`: so many steps, within an epoch; donates the state.
-      evaluate: `(state, split) -> metrics`, arrays of seeds, `[num_seeds or 1]`; the split is "val"
-        or "test".
+      init: `(key) -> state`, on all devices.
+      advance: `(state, key, count) -> state`: so many steps, within an epoch; donates the state.
+      evaluate: `(state, split) -> metrics`, arrays `[1]`; the split is "val" or "test".
       steps_per_epoch: whole batches in an epoch.
       learning_rate: `(step) -> learning rate`.
       mesh: the devices.
-      num_seeds: how many networks are trained side by side; None: one, without an axis of seeds.
       outputs: the logits of a state on images of a split; see `make_outputs`.
     """
 
@@ -54,18 +50,10 @@ class TrainFunctions(NamedTuple):
     steps_per_epoch: int
     learning_rate: Callable[[int], Any]
     mesh: Mesh
-    num_seeds: int | None
     outputs: Outputs
 
 
-def make_train(
-    config: TrainConfig,
-    dataset: Dataset,
-    loss: Loss,
-    mesh: Mesh,
-    *,
-    num_seeds: int | None = None,
-) -> TrainFunctions:
+def make_train(config: TrainConfig, dataset: Dataset, loss: Any, mesh: Mesh) -> TrainFunctions:
     """Build the functions of a training.
 
     Data that is in memory lives on every device as uint8; streamed data is read ahead of the
@@ -76,9 +64,8 @@ def make_train(
     Args:
       config: how to train.
       dataset: the images.
-      loss: the loss.
+      loss: a `LossMethod`, or what `as_method` takes.
       mesh: the devices that share each batch; its axis is "data".
-      num_seeds: train so many networks side by side, in one program, from as many keys.
 
     Raises:
       ConfigError: if there are fewer training images than a batch, or the devices and parts cannot
@@ -112,33 +99,20 @@ def make_train(
     steps = make_steps(
         config, dataset, loss, schedule, steps_per_epoch=steps_per_epoch, on_cpu=on_cpu(mesh)
     )
-    init, sums = steps.init, steps.sums
-    if num_seeds is not None:
-        init, sums = jax.vmap(init), jax.vmap(sums, in_axes=(0, None, None))
-    compiled_init = jax.jit(init, compiler_options=_COMPILED_QUICKLY if on_cpu(mesh) else None)
+    init = jax.jit(steps.init, compiler_options=_COMPILED_QUICKLY if on_cpu(mesh) else None)
     order_of = partial(_order, steps_per_epoch=steps_per_epoch, num_train=num_train)
     # Parts are cut first and shared among the devices then, so that a part is of the same images
     # whatever the number of devices. Row d holds the places in the batch of device d's share.
     places = np.arange(config.batch_size).reshape(config.accumulate, mesh.size, -1)
     places = places.swapaxes(0, 1).reshape(mesh.size, -1)
-    if not dataset.streamed:
-        advance = _in_memory(steps, dataset, mesh, places, order_of, steps_per_epoch, num_seeds)
-    elif num_seeds is None:
-        advance = _streamed(steps, dataset, mesh, places, order_of, steps_per_epoch)
-    else:
-        raise ConfigError(
-            f"several seeds in one program ({num_seeds}) with streamed images; expected images in "
-            "memory (stream False), or one seed at a time."
-        )
-
+    make_advance = _streamed if dataset.streamed else _in_memory
     return TrainFunctions(
-        lambda keys: to_every_device(jax.device_get(compiled_init(keys)), mesh),
-        advance,
-        make_evaluate(sums, dataset, mesh),
+        lambda key: to_every_device(jax.device_get(init(key)), mesh),
+        make_advance(steps, dataset, mesh, places, order_of, steps_per_epoch),
+        make_evaluate(steps.sums, dataset, mesh),
         steps_per_epoch,
         schedule,
         mesh,
-        num_seeds,
         make_outputs(steps, dataset, mesh, batch_size=config.batch_size),
     )
 
@@ -155,49 +129,35 @@ def _in_memory(
     places: np.ndarray,
     order_of: Callable[[TrainState, jax.Array], jax.Array],
     steps_per_epoch: int,
-    num_seeds: int | None,
 ) -> Advance:
     """`advance` of images that are all on every device."""
 
     def one(
-        state: TrainState, keys: Keys, order: jax.Array, images: jax.Array, labels: jax.Array
+        state: TrainState, keys: Keys, order: jax.Array, train: Batch, held: tuple[jax.Array, ...]
     ) -> TrainState:
+        images, labels = train
         first = (state.step % steps_per_epoch) * places.size
         mine = jnp.asarray(places)[jax.lax.axis_index(AXIS)]
         rows = jax.lax.dynamic_slice_in_dim(order, first, places.size)[mine]
-        return steps.step(state, keys[1], images[rows], labels[rows], mine)
+        return steps.step(state, keys[1], images[rows], labels[rows], mine, *held)
 
-    def several(
-        state: TrainState, keys: Keys, count: jax.Array, images: jax.Array, labels: jax.Array
-    ) -> TrainState:
+    def several(state: TrainState, keys: Keys, count: jax.Array, *data: Any) -> TrainState:
         order = order_of(state, keys[0])
-        return jax.lax.fori_loop(
-            0, count, lambda _, state: one(state, keys, order, images, labels), state
-        )
+        return jax.lax.fori_loop(0, count, lambda _, state: one(state, keys, order, *data), state)
 
-    def of_seeds(function: Callable[..., Any], num_shared: int) -> Callable[..., Any]:
-        """The function with an axis of seeds on all but its last arguments, if there are seeds."""
-        if num_seeds is None:
-            return function
+    compiled_order = on_every_device(order_of, mesh)
+    compiled_one = on_every_device(one, mesh, donate_argnums=(0,))
+    compiled_several = on_every_device(several, mesh, donate_argnums=(0,))
 
-        def mapped(*args: Any) -> Any:
-            axes = (0,) * (len(args) - num_shared) + (None,) * num_shared
-            return jax.vmap(function, axes)(*args)
-
-        return mapped
-
-    compiled_order = on_every_device(of_seeds(order_of, 0), mesh)
-    compiled_one = on_every_device(of_seeds(one, 2), mesh, donate_argnums=(0,))
-    compiled_several = on_every_device(of_seeds(several, 3), mesh, donate_argnums=(0,))
-
-    def advance(state: TrainState, keys: jax.Array, count: int) -> TrainState:
-        images, labels = _train_data(dataset, mesh)
-        both = _split(keys)
+    def advance(state: TrainState, key: jax.Array, count: int) -> TrainState:
+        train = _on_devices(dataset, "train", mesh)
+        held = _on_devices(dataset, "val", mesh) if steps.validates else ()
+        both = _split(key)
         if not on_cpu(mesh):
-            return compiled_several(state, both, jnp.int32(count), images, labels)
+            return compiled_several(state, both, jnp.int32(count), train, held)
         order = compiled_order(state, both[0])
         for _ in range(count):
-            state = compiled_one(state, both, order, images, labels)
+            state = compiled_one(state, both, order, train, held)
         return state
 
     return advance
@@ -223,8 +183,8 @@ def _streamed(
         fed, mesh, in_specs=(_WHOLE, _WHOLE, _DIVIDED, _DIVIDED), donate_argnums=(0,)
     )
 
-    def advance(state: TrainState, keys: jax.Array, count: int) -> TrainState:
-        key_order, key_step = _split(keys)
+    def advance(state: TrainState, key: jax.Array, count: int) -> TrainState:
+        key_order, key_step = _split(key)
         order = np.asarray(order_of(state, key_order))
         first = int(state.step) % steps_per_epoch * places.size
         rows = order[first : first + count * places.size].reshape(count, places.size)
@@ -237,10 +197,10 @@ def _streamed(
     return advance
 
 
-def _split(keys: jax.Array) -> Keys:
+def _split(key: jax.Array) -> Keys:
     """Keys of the order and of the steps."""
-    pairs = jax.vmap(jax.random.split)(jnp.atleast_1d(keys))
-    return (pairs[:, 0], pairs[:, 1]) if keys.ndim else (pairs[0, 0], pairs[0, 1])
+    order, steps = jax.random.split(key)
+    return order, steps
 
 
 def on_cpu(mesh: Mesh) -> bool:
@@ -248,6 +208,7 @@ def on_cpu(mesh: Mesh) -> bool:
     return mesh.devices.flat[0].platform == "cpu"
 
 
-@functools.lru_cache(maxsize=1)  # several losses, one copy of the images
-def _train_data(dataset: Dataset, mesh: Mesh) -> Batch:
-    return to_every_device((dataset.train_images, dataset.train_labels), mesh)
+@functools.lru_cache(maxsize=2)  # several losses, one copy of the images
+def _on_devices(dataset: Dataset, split: str, mesh: Mesh) -> Batch:
+    images, labels = getattr(dataset, f"{split}_images"), getattr(dataset, f"{split}_labels")
+    return to_every_device((images, labels), mesh)

@@ -1,19 +1,15 @@
 """What a training gives: a row of metrics for each epoch, and in the end a result."""
 
 import dataclasses
-from collections.abc import Sequence
+import math
 from typing import Any
 
-import jax
-import numpy as np
-
+from edl_jax.runs.folder import Row
 from edl_jax.training.config import TrainConfig
 from edl_jax.training.metrics import Metrics
 from edl_jax.training.optimizers import LOSS
 from edl_jax.training.programs import TrainFunctions
 from edl_jax.training.steps import TrainState, evaluated
-
-Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +28,8 @@ class TrainResult:
       params: the classifier's parameters that were evaluated, an NNX state: trained, or their
         moving average.
       statistics: batch-norm statistics likewise.
-      loss_params: trained parameters of the loss, an NNX state; empty for most losses.
-      loss_state: other variables of the loss after the last step, an NNX state; empty for most.
+      loss_params: trained parameters of the loss: its state with None for all else; empty for most.
+      loss_state: the rest of the loss's state after the last step, likewise.
     """
 
     test_accuracy: float
@@ -47,69 +43,54 @@ class TrainResult:
     loss_state: Any
 
 
-def epoch_rows(
-    config: TrainConfig,
-    functions: TrainFunctions,
-    state: TrainState,
-    seeds: Sequence[int],
-    epoch: int,
-    images_per_second: float,
-) -> list[Row]:
-    """The row of an epoch that has just ended, for each seed; see `TrainResult.history`."""
+def epoch_row(
+    config: TrainConfig, functions: TrainFunctions, state: TrainState, images_per_second: float
+) -> Row:
+    """The row of an epoch that has just ended; see `TrainResult.history`."""
     evaluated_on = "val" if config.data.val_examples else "test"
-    metrics = functions.evaluate(state, evaluated_on)
-    loss_sums, corrects, steps = map(
-        np.atleast_1d, jax.device_get((state.loss_sum, state.correct, state.step))
-    )
-    images = functions.steps_per_epoch * config.batch_size
-    return [
-        {
-            "epoch": epoch,
-            "train_loss": float(loss_sums[i]) / functions.steps_per_epoch,
-            "train_accuracy": int(corrects[i]) / images,
-            **{name: float(values[i]) for name, values in metrics._asdict().items()},
-            "evaluated_on": evaluated_on,
-            "learning_rate": float(functions.learning_rate(int(steps[i]) - 1)),
-            "images_per_second": images_per_second,
-        }
-        for i in range(len(seeds))
-    ]
+    step, steps = int(state.step), functions.steps_per_epoch
+    return {
+        "epoch": step // steps,
+        "train_loss": float(state.loss_sum) / steps,
+        "train_accuracy": int(state.correct) / (steps * config.batch_size),
+        **_floats(functions.evaluate(state, evaluated_on)),
+        "evaluated_on": evaluated_on,
+        "learning_rate": float(functions.learning_rate(step - 1)),
+        "images_per_second": images_per_second,
+    }
 
 
-def train_results(
+def train_result(
     config: TrainConfig,
     functions: TrainFunctions,
     state: TrainState,
-    seeds: Sequence[int],
     rows: list[Row],
     source: str,
     test: bool,
-) -> list[TrainResult]:
-    """What a training that has ended gives, for each seed; `rows` are of all epochs.
+) -> TrainResult:
+    """What a training that has ended gives; `rows` are of all epochs.
 
     With validation images and without `test`, nothing looks at the test images: what is measured on
     them is NaN.
     """
-    if not config.data.val_examples:  # measured already, after the last epoch
-        last = rows[-len(seeds) :]
-        metrics = Metrics(*(np.asarray([x[name] for x in last], float) for name in Metrics._fields))
+    if not config.data.val_examples:
+        # Measured already, after the last epoch; JSON has no NaN.
+        metrics = {name: math.nan if x is None else x for name, x in rows[-1].items()}
     elif test:
-        metrics = functions.evaluate(state, "test")
+        metrics = _floats(functions.evaluate(state, "test"))
     else:
-        metrics = Metrics(*[np.full(len(seeds), np.nan)] * 3)
-    results = []
-    for i in range(len(seeds)):
-        mine = state if functions.num_seeds is None else jax.tree.map(lambda x, i=i: x[i], state)
-        params, statistics = evaluated(mine)
-        results.append(
-            TrainResult(
-                **{f"test_{name}": float(x[i]) for name, x in metrics._asdict().items()},
-                history=rows[i :: len(seeds)],
-                source=source,
-                params=params,
-                statistics=statistics,
-                loss_params=mine.params[LOSS],
-                loss_state=mine.loss_state,
-            )
-        )
-    return results
+        metrics = dict.fromkeys(Metrics._fields, math.nan)
+    params, statistics = evaluated(state)
+    return TrainResult(
+        **{f"test_{name}": float(metrics[name]) for name in Metrics._fields},
+        history=rows,
+        source=source,
+        params=params,
+        statistics=statistics,
+        loss_params=state.params[LOSS],
+        loss_state=state.loss_state,
+    )
+
+
+def _floats(metrics: Metrics) -> dict[str, float]:
+    return {name: float(values[0]) for name, values in metrics._asdict().items()}

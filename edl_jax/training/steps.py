@@ -11,16 +11,15 @@ from flax import nnx
 from edl_jax.data.augmentation import normalize
 from edl_jax.data.dataset import Dataset
 from edl_jax.data.mixing import prepare
-from edl_jax.losses.by_name import Loss
-from edl_jax.losses.method import pure_loss
+from edl_jax.losses.method import Student, as_method, check_loss, put_together, take_apart
 from edl_jax.models.by_name import create_model
 from edl_jax.training.config import TrainConfig
 from edl_jax.training.metrics import Sums, sums_of
 from edl_jax.training.optimizers import LOSS, MODEL
 
 AXIS = "data"  # the mapped axis of the devices that share a batch
-Batch = tuple[jax.Array, jax.Array]  # images and labels
-Kept = tuple[Any, Any]  # batch statistics, and what a loss keeps
+Batch = tuple[jax.Array, jax.Array]  # images, or logits, and labels
+_OF_LOSS = 2**32 - 1  # folded into the key of the initial state
 
 
 class TrainState(NamedTuple):
@@ -30,8 +29,7 @@ class TrainState(NamedTuple):
       params: `{"model": ..., "loss": ...}`, the trained parameters of the classifier and of a loss
         that has some, float32.
       statistics: batch-norm statistics, float32.
-      loss_state: what a loss holds besides parameters and updates itself, such as a counter; floats
-        are averaged over the devices, all else has to come out equal on each.
+      loss_state: what a loss holds besides parameters and updates itself, such as a counter.
       average: moving average of the classifier's parameters and statistics, float32; empty without
         `ema_decay`.
       optimizer: optax state.
@@ -57,29 +55,31 @@ class Steps(NamedTuple):
 
     Attributes:
       init: `(key) -> state`.
-      step: `(state, key, images, labels, index) -> state`: one step on this device's share of a
-        batch, images `[share, h, w, c]` uint8, labels `[share]` int32, and their places in the
-        whole batch, `[share]` int32. With several devices it runs under the mapped axis "data".
-        The key is the same in every step.
+      step: `(state, key, images, labels, index, *held) -> state`: one step on this device's share
+        of a batch, images `[share, h, w, c]` uint8, labels `[share]` int32, and their places in the
+        whole batch, `[share]` int32; and all validation images and labels, if `validates`. With
+        several devices it runs under the mapped axis "data". The key is the same in every step.
       sums: `(state, images, labels) -> sums` over the images of all devices, from which the
         metrics follow; a label of -1 takes no part.
       seen: as `step`, but gives the logits that its loss would see, `[share, num_classes]`: of
         augmented images, the model in training mode. With `accumulate`, batch statistics are those
         of the whole share.
       logits: `(state, images) -> logits`, `[share, num_classes]`, as in an evaluation.
+      validates: whether the loss looks at validation images.
     """
 
     init: Callable[[jax.Array], TrainState]
-    step: Callable[[TrainState, jax.Array, jax.Array, jax.Array, jax.Array], TrainState]
+    step: Callable[..., TrainState]
     sums: Callable[[TrainState, jax.Array, jax.Array], Sums]
     seen: Callable[[TrainState, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
     logits: Callable[[TrainState, jax.Array], jax.Array]
+    validates: bool
 
 
 def make_steps(
     config: TrainConfig,
     dataset: Dataset,
-    loss: Loss,
+    loss: Any,
     schedule: optax.Schedule,
     *,
     steps_per_epoch: int,
@@ -90,8 +90,7 @@ def make_steps(
     Args:
       config: how to train.
       dataset: shapes, classes and the channels' mean and deviation.
-      loss: maps logits and labels to the losses of the examples; where it is an `nnx.Module`, its
-        `nnx.Param` are trained too, and its other variables are as its calls leave them.
+      loss: a `LossMethod`, or what `as_method` takes.
       schedule: the learning rate.
       steps_per_epoch: after so many steps the sums over an epoch begin anew.
       on_cpu: whether loops are written out, and "auto" precision is float32.
@@ -99,7 +98,7 @@ def make_steps(
     auto = jnp.float32 if on_cpu else jnp.bfloat16
     dtype = auto if config.precision == "auto" else jnp.dtype(config.precision)
     optimizer = config.optimizer.make(schedule)
-    pure = pure_loss(loss)
+    method = as_method(loss)
 
     def build(key: jax.Array) -> nnx.Module:
         return create_model(
@@ -118,11 +117,13 @@ def make_steps(
 
     def init(key: jax.Array) -> TrainState:
         _, params, statistics = nnx.split(build(key), nnx.Param, ...)
-        trained = {MODEL: params, LOSS: pure.params}
+        given = method.init(jax.random.fold_in(key, _OF_LOSS), dataset.num_classes)
+        loss_params, loss_state = take_apart(given)
+        trained = {MODEL: params, LOSS: loss_params}
         return TrainState(
             trained,
             statistics,
-            pure.state,
+            loss_state,
             jax.tree.map(jnp.copy, (params, statistics)) if config.ema_decay else (),
             optimizer.init(trained),
             step=jnp.zeros((), jnp.int32),
@@ -140,69 +141,61 @@ def make_steps(
         return logits, nnx.state(model, nnx.Not(nnx.Param))
 
     def gradient(
-        params: Any, kept: Kept, key: jax.Array, images: jax.Array, part: Batch
-    ) -> tuple[Any, Kept, jax.Array, jax.Array]:
-        """Gradient, what is kept after, mean loss and correct images of a part of the share."""
+        state: TrainState, statistics: Any, key: jax.Array, images: jax.Array, part: Batch
+    ) -> tuple[Any, Any, Batch]:
+        """Of a part of the share: gradient, mean loss and correct; statistics; logits, labels."""
         images, targets = prepare(key, images, *part, dataset, config.augmentation, dtype)
 
-        def objective(params: Any) -> tuple[jax.Array, tuple[Kept, jax.Array]]:
-            logits, statistics = forward(params[MODEL], kept[0], images)
-            losses, loss_state = pure.losses(params[LOSS], kept[1], logits, targets)
-            return losses.mean(dtype=jnp.float32), ((statistics, loss_state), logits)
+        def objective(params: Any) -> tuple[jax.Array, tuple[Any, jax.Array]]:
+            logits, after = forward(params[MODEL], statistics, images)
+            losses = method.losses(put_together(params[LOSS], state.loss_state), logits, targets)
+            return losses.mean(dtype=jnp.float32), (after, logits)
 
         value_and_grad = jax.value_and_grad(objective, has_aux=True)
-        (value, (kept, logits)), found = value_and_grad(params)
-        is_correct = jnp.argmax(logits, axis=-1) == part[0]
-        return found, kept, value, jnp.sum(is_correct, dtype=jnp.int32)
+        (value, (statistics, logits)), found = value_and_grad(state.params)
+        correct = jnp.sum(jnp.argmax(logits, axis=-1) == part[0], dtype=jnp.int32)
+        return (found, value, correct), statistics, (logits, targets)
 
     def accumulated(
         state: TrainState, key: jax.Array, images: jax.Array, part: Batch
-    ) -> tuple[Any, Kept, jax.Array, jax.Array]:
+    ) -> tuple[Any, Any, Batch]:
         """As `gradient`, of the whole share, one part after the other."""
-        kept = state.statistics, state.loss_state
         if config.accumulate == 1:
-            return gradient(state.params, kept, key, images, part)
+            return gradient(state, state.statistics, key, images, part)
         parts = jax.tree.map(
             lambda x: x.reshape(config.accumulate, -1, *x.shape[1:]), (images, part)
         )
 
-        def add(carry: Any, part: Any) -> tuple[Any, None]:
-            sums, kept = carry
-            found, kept, value, correct = gradient(state.params, kept, key, *part)
-            return (jax.tree.map(jnp.add, sums, (found, value, correct)), kept), None
+        def add(carry: Any, part: Any) -> tuple[Any, Batch]:
+            found, statistics, outputs = gradient(state, carry[1], key, *part)
+            return (jax.tree.map(jnp.add, carry[0], found), statistics), outputs
 
-        zeros = (
-            jax.tree.map(jnp.zeros_like, state.params),
-            jnp.zeros((), jnp.float32),
-            jnp.zeros((), jnp.int32),
-        )
+        zeros = jax.tree.map(jnp.zeros_like, (state.params, state.loss_sum, state.correct))
         # On the CPU a convolution inside a loop is many times slower than outside.
         unroll = config.accumulate if on_cpu else 1
-        (sums, kept), _ = jax.lax.scan(add, (zeros, kept), parts, unroll=unroll)
+        (sums, statistics), outputs = jax.lax.scan(
+            add, (zeros, state.statistics), parts, unroll=unroll
+        )
         found, value = jax.tree.map(lambda x: x / config.accumulate, sums[:2])
-        return found, kept, value, sums[2]
+        outputs = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)
+        return (found, value, sums[2]), statistics, outputs
 
-    def step(
-        state: TrainState,
-        key: jax.Array,
-        images: jax.Array,
-        labels: jax.Array,
-        index: jax.Array,
-    ) -> TrainState:
-        key = jax.random.fold_in(key, state.step)
-        found, kept, value, correct = accumulated(state, key, images, (labels, index))
+    def step(state: TrainState, key: jax.Array, images: jax.Array, *rest: jax.Array) -> TrainState:
+        key, (labels, index, *held) = jax.random.fold_in(key, state.step), rest
+        share = accumulated(state, key, images, (labels, index))
+        (found, value, correct), statistics, outputs = share
         found, value = jax.lax.pmean((found, value), AXIS)
-        statistics, loss_state = jax.tree.map(_mean_of_floats, kept)
+        statistics = jax.tree.map(_mean_of_floats, statistics)
         correct = jax.lax.psum(correct, AXIS)
         updates, optimizer_state = optimizer.update(found, state.optimizer, state.params)
         params: Any = optax.apply_updates(state.params, updates)
         finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(found))
         failed_now = ~finite & (state.failed_step < 0)
         going = state.step % steps_per_epoch > 0  # the epoch has begun before
-        return TrainState(
+        after = TrainState(
             params,
             statistics,
-            loss_state,
+            state.loss_state,
             averaged(state, (params[MODEL], statistics)),
             optimizer_state,
             step=state.step + 1,
@@ -210,6 +203,18 @@ def make_steps(
             correct=jnp.where(going, state.correct, 0) + correct,
             failed_step=jnp.where(failed_now, state.step, state.failed_step),
         )
+
+        def validation() -> Batch:
+            images, labels = held
+            size = min(config.batch_size, len(labels))
+            rows = (state.step % len(labels) * size + jnp.arange(size)) % len(labels)
+            return logits_of(after, images[rows]), labels[rows]
+
+        progress = after.step / jnp.float32(config.epochs * steps_per_epoch)
+        student = Student(after.step, progress, *outputs, validation)
+        updated = method.update(put_together(params[LOSS], state.loss_state), student)
+        loss_params, loss_state = jax.tree.map(_mean_of_floats, take_apart(updated))
+        return after._replace(params={**params, LOSS: loss_params}, loss_state=loss_state)
 
     def averaged(state: TrainState, new: Any) -> Any:
         """The moving average; it follows closely at first, so that it forgets the initial weights.
@@ -222,14 +227,8 @@ def make_steps(
         decay = jnp.minimum(config.ema_decay, (1 + step) / (10 + step))
         return optax.tree.update_moment(new, state.average, decay, 1)
 
-    def seen(
-        state: TrainState,
-        key: jax.Array,
-        images: jax.Array,
-        labels: jax.Array,
-        index: jax.Array,
-    ) -> jax.Array:
-        key = jax.random.fold_in(key, state.step)
+    def seen(state: TrainState, key: jax.Array, images: jax.Array, *rest: jax.Array) -> jax.Array:
+        key, (labels, index) = jax.random.fold_in(key, state.step), rest
         images, _ = prepare(key, images, labels, index, dataset, config.augmentation, dtype)
         return forward(state.params[MODEL], state.statistics, images)[0]
 
@@ -242,7 +241,8 @@ def make_steps(
     def sums(state: TrainState, images: jax.Array, labels: jax.Array) -> Sums:
         return jax.lax.psum(sums_of(logits_of(state, images), labels), AXIS)
 
-    return Steps(init, step, sums, seen, logits_of)
+    validates = check_loss(loss, dataset.num_classes, soft=config.augmentation.mixes)
+    return Steps(init, step, sums, seen, logits_of, validates)
 
 
 def _mean_of_floats(x: jax.Array) -> jax.Array:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +14,7 @@ from edl_jax.data.datasets import Dataset, load_dataset
 from edl_jax.errors import ConfigError
 from edl_jax.losses import MARGIN_LOSSES
 from edl_jax.losses.by_name import Loss, resolve_loss, split_loss_name
-from edl_jax.losses.method import check_callable, check_loss
+from edl_jax.losses.method import LossMethod, as_method, check_loss
 from edl_jax.runs.describing import describe
 from edl_jax.runs.devices import device_mesh
 from edl_jax.runs.folder import as_finite, as_json, open_run
@@ -24,7 +23,7 @@ from edl_jax.runs.storage import user_path
 from edl_jax.training.config import TrainConfig
 from edl_jax.training.loop import run_training
 from edl_jax.training.metrics import Metrics
-from edl_jax.training.programs import TrainFunctions, make_train
+from edl_jax.training.programs import make_train
 from edl_jax.training.result import Row, TrainResult
 from edl_jax.training.steps import AXIS
 
@@ -32,7 +31,7 @@ from edl_jax.training.steps import AXIS
 def train(
     config: TrainConfig | None = None,
     *,
-    loss: Loss | str | os.PathLike[str] | None = None,
+    loss: Loss | LossMethod | str | os.PathLike[str] | None = None,
     run_dir: str | os.PathLike[str] | None = None,
     devices: Sequence[Any] | None = None,
     progress: bool = False,
@@ -43,17 +42,18 @@ def train(
 
     Args:
       config: how to train; the defaults unless given.
-      loss: in place of the one that `config.loss` names, another name, the path of a loss file, or
-        the loss itself, such as `pretrain(...).loss`; takes logits `[batch, num_classes]` float32
-        and labels, `[batch]` int32 or, with mixup or cutmix, `[batch, num_classes]` float32, and
-        gives losses `[batch]`, floating point. The `nnx.Param` of an `nnx.Module` are trained too;
-        other variables that its call updates are carried from step to step.
+      loss: in place of the one that `config.loss` names, another name, the path of a loss file,
+        or the loss itself, such as `pretrain(...).loss`; takes logits `[batch, num_classes]`
+        float32 and labels, `[batch]` int32 or, with mixup or cutmix, `[batch, num_classes]`
+        float32, and gives losses `[batch]`, floating point. The `nnx.Param` of an `nnx.Module` are
+        trained too; other variables that its call updates are carried from step to step, and
+        updated once a step. A `LossMethod` says itself what it keeps.
       run_dir: where to keep configuration, metrics, checkpoints and the result; a run that was
         stopped there resumes from its last checkpoint, and of one that is finished the result is
         given again. Nothing is written unless given. Of several processes the first alone writes.
       devices: some of `jax.devices()`, which share every batch; all, of all processes, unless
         given.
-      progress: whether to show a progress bar.
+      progress: whether to tell how far it is: by a bar on a terminal, by lines elsewhere.
 
     Raises:
       ConfigError, DataError, LossFileError: if a name, the data or a file cannot be used.
@@ -84,10 +84,10 @@ def train(
             ),
             share=False,
         )
-        (result,) = run_training(
+        result = run_training(
             config,
             functions,
-            [config.seed],
+            config.seed,
             source=dataset.source,
             folder=folder,
             progress=progress and is_first(),
@@ -102,10 +102,9 @@ def train(
 def make_trainer(
     config: TrainConfig,
     *,
-    loss: Loss | str | os.PathLike[str] | None = None,
+    loss: Loss | LossMethod | str | os.PathLike[str] | None = None,
     dataset: Dataset | None = None,
     devices: Sequence[Any] | None = None,
-    seeds_at_a_time: int = 1,
 ) -> Callable[..., list[TrainResult]]:
     """Build a function that trains from any seeds, compiled on first use.
 
@@ -117,8 +116,6 @@ def make_trainer(
       dataset: what `config` names, where it is loaded already: several trainers of one data set
         then hold one copy of it. Loaded unless given.
       devices: as of `train`.
-      seeds_at_a_time: seeds in one program, for images in memory. More than one pays only where a
-        step is too small to keep the device busy: see docs/speed.md.
 
     Returns:
       `(seeds, *, report, progress, test) -> results`, in the order of the seeds; `report` is called
@@ -130,19 +127,13 @@ def make_trainer(
         function, and a `ConfigError` for a seed that is given twice, or is not a whole number of at
         least 0 and below 2^32.
     """
-    if type(seeds_at_a_time) is not int or seeds_at_a_time < 1:
-        raise ConfigError(
-            f"seeds_at_a_time is {seeds_at_a_time!r}; expected a whole number of at least 1."
-        )
     config = _naming(config, loss)
     mesh = device_mesh(AXIS, devices)
     _agree_on_config(config, mesh)
     dataset = dataset or load_shared(config.data)
     loss = _usable_loss(config, loss, dataset)
 
-    @functools.cache
-    def made(count: int) -> TrainFunctions:
-        return make_train(config, dataset, loss, mesh, num_seeds=None if count == 1 else count)
+    functions = make_train(config, dataset, loss, mesh)
 
     def run(
         seeds: Sequence[int],
@@ -153,20 +144,17 @@ def make_trainer(
     ) -> list[TrainResult]:
         seeds = _different_seeds(seeds)
         agree(lambda: {"data": dataset.identity, "loss": describe(loss), "seeds": seeds})
-        firsts = range(0, len(seeds), seeds_at_a_time)
-        groups = [seeds[first : first + seeds_at_a_time] for first in firsts]
         return [
-            result
-            for group in groups
-            for result in run_training(
+            run_training(
                 config,
-                made(len(group)),
-                group,
+                functions,
+                seed,
                 source=dataset.source,
                 progress=progress and is_first(),
                 report=report,
                 test=test,
             )
+            for seed in seeds
         ]
 
     return run
@@ -177,15 +165,22 @@ def _naming(config: TrainConfig, loss: Any) -> TrainConfig:
     if isinstance(loss, str | os.PathLike):
         return dataclasses.replace(config, loss=loss)
     if loss is not None:
-        check_callable(loss)
+        as_method(loss)  # refuses what is none before data is loaded
     return config
 
 
-def _usable_loss(config: TrainConfig, loss: Any, dataset: Dataset) -> Loss:
+def _usable_loss(config: TrainConfig, loss: Any, dataset: Dataset) -> Loss | LossMethod:
     """The loss that is given, or the one that `config` names, checked."""
     if loss is None or isinstance(loss, str | os.PathLike):
         loss = resolve_config_loss(config, dataset)
-    check_loss(loss, dataset.num_classes, soft=config.augmentation.mixes)
+    validates = check_loss(loss, dataset.num_classes, soft=config.augmentation.mixes)
+    if validates and (dataset.streamed or not config.val_examples):
+        raise ConfigError(
+            f"the loss {type(loss).__qualname__} looks at validation images; TrainConfig has "
+            f"val_examples {config.val_examples} and images are "
+            f"{'streamed' if dataset.streamed else 'in memory'}; expected val_examples of at least "
+            "1, and images in memory (stream False)."
+        )
     return loss
 
 

@@ -8,13 +8,19 @@ from pathlib import Path
 
 import numpy as np
 
-from edl_jax.studies.results import interval, mean_and_deviation
-from edl_jax.studies.statistics import compare_paired, describe, holm
+from edl_jax.studies.statistics import Sample, compare_paired, describe, holm
 
 HERE = Path(__file__).parent
-plain = mean_and_deviation("mean", "deviation")
-signed = mean_and_deviation("mean", "deviation", "+.2f")
-ends = interval("low", "high")
+
+
+def with_std(found: Sample, form: str = ".2f") -> str:
+    """Mean and standard deviation."""
+    return f"{found.mean:{form}} ± {found.std:.2f}"
+
+
+def ends(found: Sample) -> str:
+    """The 95 % interval."""
+    return f"{found.low:+.2f} to {found.high:+.2f}"
 
 
 def accuracies(*paths: Path) -> dict[str, dict[int, float]]:
@@ -40,17 +46,22 @@ def of_edl() -> list[str]:
     tests = [compare_paired(mine, theirs) for mine, theirs in pairs]
     rows = []
     for name, (mine, theirs), found, corrected in zip(
-        recipes, pairs, tests, holm([x.p_t for x in tests]), strict=True
+        recipes, pairs, tests, holm([x.p for x in tests]), strict=True
     ):
-        reached = [plain(describe(values)._asdict()) for values in (theirs, mine)]
-        d = found.difference._asdict()
-        cells = [str(len(mine)), *reached, signed(d), ends(d), f"{found.p_t:.2f} ({corrected:.2f})"]
+        reached = [with_std(describe(values)) for values in (theirs, mine)]
+        d = found.difference
+        cells = [
+            str(len(mine)),
+            *reached,
+            with_std(d, "+.2f"),
+            ends(d),
+            f"{found.p:.2f} ({corrected:.2f})",
+        ]
         rows.append(f"| `{name}` | {' | '.join(cells)} |")
     found = compare_paired(*np.transpose([(mine.mean(), theirs.mean()) for mine, theirs in pairs]))
-    d = found.difference._asdict()
-    rows.append(
-        f"| all {len(pairs)}, their means | | | | {signed(d)} | {ends(d)} | {found.p_t:.2f} |"
-    )
+    d = found.difference
+    cells = [with_std(d, "+.2f"), ends(d), f"{found.p:.2f}"]
+    rows.append(f"| all {len(pairs)}, their means | | | | {' | '.join(cells)} |")
     return [text.replace("-", "−") for text in rows]
 
 
@@ -65,10 +76,10 @@ def of_other_rate() -> list[str]:
         for values in losses.values()
     ]
     rows = []
-    for name, found, corrected in zip(losses, paired, holm([x.p_t for x in paired]), strict=True):
-        d = found.difference._asdict()
-        p = f"{found.p_t:.3f} ({corrected:.3f})"
-        rows.append(f"| {name} | {signed(d)} | {ends(d)} | {p} |".replace("-", "−"))
+    for name, found, corrected in zip(losses, paired, holm([x.p for x in paired]), strict=True):
+        d = found.difference
+        p = f"{found.p:.3f} ({corrected:.3f})"
+        rows.append(f"| {name} | {with_std(d, '+.2f')} | {ends(d)} | {p} |".replace("-", "−"))
     return rows
 
 

@@ -2,6 +2,7 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+
 from edl_jax.data.label_noise import (
     asymmetric_noise,
     asymmetric_targets,
@@ -9,7 +10,6 @@ from edl_jax.data.label_noise import (
     imbalanced_rows,
     symmetric_noise,
 )
-
 from edl_jax.errors import ConfigError
 from tests.data.conftest import CIFAR10_NAMES
 

@@ -1,0 +1,266 @@
+"""Evolve the solutions of any evosax problem with any evosax strategy, on one device or several.
+
+Every device runs the whole generation on its own copy of the small state, with the same keys: it
+breeds the same population, and all solutions meet what the problem draws of one key. Only the
+costly part is divided: each device scores its share, and fitness is all that crosses between them.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from evosax.algorithms.base import EvolutionaryAlgorithm
+from evosax.problems import Problem
+from evosax.types import Fitness, Population, Solution
+from flax import struct
+from jax.sharding import Mesh
+
+from edl_jax.errors import ConfigError, EDLError
+from edl_jax.evolution.search import Search, without_failures
+from edl_jax.runs.devices import device_mesh, on_every_device, to_every_device
+from edl_jax.runs.folder import METRICS, Row
+
+AXIS = "pop"
+HELD_OUT_FILE = "held_out.jsonl"
+
+
+@struct.dataclass
+class State:
+    """State of an evolution.
+
+    Attributes:
+      key: the data of the key of all generations; that of a generation is `fold_in(key, index)`, so
+        that any can be replayed.
+      generation: generations done, an int32 scalar.
+      strategy: the state of the strategy.
+      problem: the state of the problem.
+      population: the solutions scored last, `[population_size, ...]`.
+      fitness: their fitness, `[population_size]` float32, lower is better.
+      impl: the kind of the key.
+    """
+
+    key: jax.Array
+    generation: jax.Array
+    strategy: Any
+    problem: Any
+    population: Population
+    fitness: Fitness
+    impl: Any = struct.field(pytree_node=False)
+
+
+class Evolution:
+    """An evolution, which `fit` drives; see `edl_jax.runs.fit.Run`.
+
+    Args:
+      problem: any evosax problem.
+      strategy: any evosax algorithm, for solutions like the problem's.
+      params: its parameters; its own defaults unless given.
+      generations: how many to evolve.
+      chunk: most generations that stay on the devices between two reports to the host.
+      mesh: the devices among which the population is divided, along the axis "pop"; all by default.
+      watch: `(solution) -> metrics`, by which `measure` measures the best of a generation.
+
+    Raises:
+      ConfigError: if the devices cannot share the population equally.
+    """
+
+    name, unit, files = "evolve", "generation", (METRICS, HELD_OUT_FILE)
+
+    def __init__(
+        self,
+        problem: Problem,
+        strategy: EvolutionaryAlgorithm,
+        params: Any = None,
+        *,
+        generations: int,
+        chunk: int = 25,
+        mesh: Mesh | None = None,
+        watch: Callable[[Solution], Row] | None = None,
+    ):
+        params = strategy.default_params if params is None else params
+        self.problem = problem
+        self.search = Search(strategy, params, problem.sample)
+        self.population_size = self.search.population_size
+        self.mesh = device_mesh(AXIS) if mesh is None else mesh
+        check_share(self.population_size, self.mesh.size)
+        self.total, self.watch = generations, watch
+        self.period = self.chunk = chunk
+        self._advance = on_every_device(self._generations, self.mesh, donate_argnums=(0,))
+
+    def begin(self, key: jax.Array) -> State:
+        """The state before the first generation; pure."""
+        key_init, key_run = jax.random.split(key)
+        with jax.numpy_rank_promotion("allow"):  # which evosax counts on
+            strategy, population = self.search.init(key_init)
+            problem = self.problem.init(key_init)
+        return State(
+            key=jax.random.key_data(key_run),
+            generation=jnp.zeros((), jnp.int32),
+            strategy=strategy,
+            problem=jax.tree.map(jnp.asarray, problem),
+            population=population,
+            fitness=jnp.full((self.population_size,), jnp.inf, jnp.float32),
+            impl=jax.random.key_impl(key),
+        )
+
+    def generation(self, state: State) -> tuple[State, dict[str, jax.Array]]:
+        """A generation: the state after it, and scalars that tell of it.
+
+        Pure. On several devices it must run on each of them, under `jax.shard_map`.
+        """
+        key = jax.random.fold_in(
+            jax.random.wrap_key_data(state.key, impl=state.impl), state.generation
+        )
+        key_eval, _, _, key_ask, key_tell = jax.random.split(key, 5)
+        if getattr(self.problem, "spares_key", False):
+            key_eval = key
+        is_first = state.generation == 0
+        with jax.numpy_rank_promotion("allow"):
+            population, asked = self.search.ask(key_ask, state.strategy, state.population, is_first)
+            scored, problem, metrics = self.problem.eval(
+                key_eval, self._my_share(population), state.problem
+            )
+            raw = self._of_all(scored)
+            finite = jnp.isfinite(raw)
+            population, fitness = without_failures(population, raw)
+            told = self.search.tell(key_tell, population, fitness, asked, is_first)
+        best = jnp.argmin(fitness)
+        log = {
+            "best_fitness": fitness[best],
+            "mean_fitness": jnp.mean(raw, where=finite),
+            "step_size": self.search.step_size(told),
+            "failed": jnp.sum(~finite, dtype=jnp.int32),
+        }
+        for name, values in metrics.items():
+            if jnp.shape(values) == scored.shape:  # a value for each solution
+                log[name] = self._of_all(values)[best]
+        after = state.replace(
+            generation=state.generation + 1,
+            strategy=told,
+            problem=problem,
+            population=population,
+            fitness=fitness,
+        )
+        return after, log
+
+    def init(self, key: jax.Array) -> State:
+        """The state before the first generation, whole on every device."""
+        return to_every_device(jax.device_get(jax.jit(self.begin)(key)), self.mesh)
+
+    def advance(self, state: State, n: int) -> tuple[State, list[Row]]:
+        """`n` generations more, at most a chunk, on the devices. Donates the state.
+
+        Returns:
+          The state after them, and for each its index `generation`, `best_fitness`, `mean_fitness`,
+          `step_size`, `failed` (solutions whose fitness is not finite) and what of the problem's
+          metrics has a value for each solution, of the best one.
+
+        Raises:
+          EDLError: if every solution of a generation fails.
+        """
+        state, log = self._advance(state, np.int32(n))
+        log, done = jax.device_get((log, state.generation))
+        rows = [
+            {
+                "generation": int(done) - n + index,
+                **{name: float(values[index]) for name, values in log.items()},
+            }
+            for index in range(n)
+        ]
+        for row in rows:
+            self._check_alive(row)
+        return state, rows
+
+    def measure(self, state: State) -> Row:
+        """What `watch` says of the best of the last generation."""
+        row = {"generation": int(state.generation) - 1}
+        if self.watch is None:
+            return row
+        candidates = jax.jit(self.candidates)(jax.device_get(state))
+        return row | self.watch(jax.tree.map(lambda x: x[0], candidates))
+
+    def score(self, row: Row) -> float:
+        """The best of losses ranks best."""
+        return row.get("pairwise_accuracy", 0.0)
+
+    def summary(self, row: Row) -> str:
+        """The best fitness."""
+        return f"best fitness {row['best_fitness']:.3g}"
+
+    def candidates(self, state: State) -> Population:
+        """The best quarter of the last generation, best first, and what the strategy keeps."""
+        best = jnp.argsort(state.fitness)[: max(1, self.population_size // 4)]
+        return jax.tree.map(
+            lambda x, kept: jnp.concatenate([x[best], kept]),
+            state.population,
+            self.search.kept(state.strategy),
+        )
+
+    def best(self, state: State, key: jax.Array, draws: int) -> tuple[Solution, float]:
+        """The candidate with the best mean fitness over fresh draws of the problem.
+
+        The best fitness that was ever seen is optimistic where fitness is noisy: it keeps the
+        luckiest draw.
+
+        Returns:
+          The solution, and its mean fitness.
+        """
+        state = jax.device_get(state)
+        candidates, total = jax.jit(self.candidates)(state), 0.0
+        with jax.numpy_rank_promotion("allow"):
+            for index in range(draws):
+                key_eval = jax.random.fold_in(key, index)
+                total += self.problem.eval(key_eval, candidates, state.problem)[0]
+        fitness = np.asarray(total) / draws
+        index = int(np.argmin(np.where(np.isfinite(fitness), fitness, np.inf)))
+        return jax.tree.map(lambda x: x[index], candidates), float(fitness[index])
+
+    def _generations(self, state: State, count: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+        """So many generations, at most a chunk: one program for any number. The log is padded."""
+        shapes = jax.eval_shape(self.generation, state)[1]
+        empty = jax.tree.map(lambda x: jnp.zeros((self.chunk, *x.shape), x.dtype), shapes)
+
+        def body(index: jax.Array, carry: Any) -> Any:
+            state, log = carry
+            state, new = self.generation(state)
+            return state, jax.tree.map(lambda all_, x: all_.at[index].set(x), log, new)
+
+        return jax.lax.fori_loop(0, count, body, (state, empty))
+
+    def _my_share(self, population: Population) -> Population:
+        """This device's share of the population."""
+        if self.mesh.size == 1:
+            return population
+        size = self.population_size // self.mesh.size
+        first = jax.lax.axis_index(AXIS) * size
+        return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, size), population)
+
+    def _of_all(self, values: jax.Array) -> jax.Array:
+        """Values of the whole population, from each device's share."""
+        return values if self.mesh.size == 1 else jax.lax.all_gather(values, AXIS, tiled=True)
+
+    def _check_alive(self, row: Row) -> None:
+        if row["failed"] >= self.population_size or not math.isfinite(row["best_fitness"]):
+            raise EDLError(
+                f"all {self.population_size} solutions of generation {row['generation']} failed "
+                f"(fitness not finite; step size {row['step_size']:.3g}). Lower std_init, or use "
+                "another severity or margin."
+            )
+
+
+def check_share(population_size: int, num_devices: int) -> None:
+    """Refuse a population that so many devices cannot share equally.
+
+    Raises:
+      ConfigError: naming sizes that they can.
+    """
+    if population_size % num_devices:
+        lower = population_size // num_devices * num_devices
+        raise ConfigError(
+            f"population_size is {population_size}, which {num_devices} devices cannot share "
+            f"equally; expected a multiple of {num_devices}, such as {lower + num_devices}"
+            + (f" or {lower}." if lower else ".")
+        )

@@ -1,0 +1,285 @@
+"""Ablate the evolution: any fields of `PretrainConfig`, in all combinations, over many seeds."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from typing import Any
+
+import numpy as np
+
+from edl_jax.errors import ConfigError
+from edl_jax.evolution import PretrainConfig
+from edl_jax.evolution.pretraining import own_parts, pretrain
+from edl_jax.runs.folder import as_json
+from edl_jax.runs.storage import user_path
+from edl_jax.strategies import MUTATIONS
+from edl_jax.studies.figures import check_libraries, legend_below, panels
+from edl_jax.studies.statistics import METHOD, holm, rank_correlation
+from edl_jax.studies.sweep import Grid, Row, check_grid, points, sweeps_of, with_fields
+from edl_jax.studies.tables import Contrasts, Frame, Study, contrast, frame, other_settings, summary
+from edl_jax.studies.trainings import measure_training
+from edl_jax.training import TrainConfig
+from edl_jax.training.training import load_config_dataset
+from edl_jax.validation import check_seed_count, check_types, config_or_default
+
+MUTATION = "pretrain.mutation"
+# Which mutation is compared with which. The controls tell apart what chaos brings: an orbit instead
+# of independent draws (the dynamics, of the same marginal), and the distribution of its values (the
+# marginal, of independent draws).
+MUTATION_CONTRASTS = (
+    ("logistic", "gaussian"),  # chaos
+    ("logistic", "arcsine"),  # the dynamics
+    ("logistic_gaussian", "gaussian"),  # the dynamics
+    ("arcsine", "gaussian"),  # the marginal
+    ("uniform", "gaussian"),  # the marginal
+)
+# Each value asks for margins, or draws pairs, of its own: what is missed cannot be compared.
+_OWN_OBJECTIVE = ("pretrain.severity", "pretrain.margin", "pretrain.class_counts")
+FINAL, AREA, ACCURACY = "violated_margins", "area", "accuracy"
+RANKING = (FINAL, "pairwise_accuracy", "kendall_tau", "spearman_rho")
+GRADIENT = ("descent_rate", "gradient_ratio/0.0-0.1", "gradient_ratio/0.9-1.0")
+
+
+@dataclasses.dataclass(frozen=True)
+class AblateConfig:
+    """Which settings of the evolution are compared, and over how many seeds. Checked when made.
+
+    All combinations are evolved from the same seeds, on the same pairs and from the same fresh
+    networks as far as their numbers are the same. Differences are therefore paired by seed.
+
+    Raises:
+      ConfigError: naming the first field that cannot work, its value and what was expected.
+    """
+
+    grid: Grid = dataclasses.field(default_factory=lambda: {MUTATION: tuple(MUTATIONS)})
+    """Settings that are compared, in all combinations: values of fields by the name of their flag,
+    such as pretrain.mutation=logistic,gaussian pretrain.hidden=[16,16],[64]; with `downstream` also
+    of train, such as train.learning_rate=0.05,0.1."""
+    num_seeds: int = 30
+    """Evolutions of each combination, with the seeds pretrain.seed, pretrain.seed + 1, ..."""
+    pretrain: PretrainConfig = PretrainConfig(
+        network="pair",
+        class_counts=(10,),
+        population_size=64,
+        pairs_per_generation=1024,
+        generations=300,
+        generations_per_chunk=10,
+        held_out_pairs=8192,
+    )
+    """All other settings of the evolution. With the class-agnostic network, which reads -log p_y,
+    evolution has little left to do."""
+    downstream: bool = False
+    """Also train a classifier with each evolved loss, and correlate the metrics of pretraining with
+    its accuracy. A grid over pretrain.generations gives losses from bad to good."""
+    train: TrainConfig = TrainConfig(
+        dataset="digits", val_examples=360, batch_size=64, learning_rate=0.05
+    )
+    """How a classifier is trained with each; accuracies are of the validation images."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_grid(self, "pretrain.seed", "train.loss")
+        check_seed_count(self, "num_seeds", self.pretrain.seed, low=2)
+        if self.downstream and not self.train.val_examples:
+            raise ConfigError(
+                "AblateConfig.train.val_examples is 0; expected some images to measure accuracy "
+                "on, as test images are not for choosing what predicts it."
+            )
+        for point in points(self.grid):  # refuses names and sizes that cannot work
+            if point and not all(name.startswith(("pretrain.", "train.")) for name in point):
+                raise ConfigError(
+                    f"AblateConfig.grid has {', '.join(point)}; expected fields of pretrain or "
+                    "train, such as pretrain.mutation."
+                )
+            with_fields(self.base(), point)
+        if not self.downstream and any(name.startswith("train.") for name in self.grid):
+            raise ConfigError(
+                f"AblateConfig.grid has {', '.join(self.grid)} without downstream trainings; "
+                "expected downstream to be true, or no field of train."
+            )
+
+    def base(self) -> "Cell":
+        """The cell that the grid's values change."""
+        return Cell(self.pretrain, self.train, self.downstream)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One evolution, and the training with what it gave."""
+
+    pretrain: PretrainConfig
+    train: TrainConfig
+    downstream: bool
+
+    def run(self) -> Row:
+        """Evolve, measure on held-out pairs, and train.
+
+        Returns:
+          The metrics of `PretrainResult.metrics`, over all pairs (those of the gradient of the
+          middle class count); `generations` and `curve`, the `violated_margins` of the best on
+          held-out pairs after each chunk of generations, and `area`, their mean; with downstream
+          trainings what `measure_training` gives.
+        """
+        result = _evolved(self.pretrain)
+        counts = self.pretrain.class_counts
+        prefix = f"{counts[len(counts) // 2]} classes: "
+        metrics = {name: result.metrics.get(name) for name in RANKING}
+        metrics |= {name: result.metrics.get(prefix + name) for name in GRADIENT}
+        curve = result.held_out[FINAL]
+        row = {
+            **metrics,
+            AREA: float(curve.mean()),
+            "generations": (1 + result.held_out["generation"]).astype(int).tolist(),
+            "curve": [x if np.isfinite(x) else None for x in curve.tolist()],
+        }
+        if self.downstream:
+            row |= measure_training(self.train, test=False, loss=result.loss)
+        return row
+
+
+_evolved = functools.lru_cache(maxsize=1)(pretrain)  # combinations of training settings share one
+
+
+def ablate(
+    config: AblateConfig | None = None,
+    *,
+    run_dir: str | os.PathLike[str] | None = None,
+    executor: Executor | str | None = None,
+    progress: bool = False,
+) -> Study:
+    """Evolve every combination of a grid over all seeds, and compare.
+
+    Args:
+      config: what to compare; the defaults unless given.
+      run_dir: where cells are kept as they finish, and where the table and figures go; a cell
+        found there is not run again. Nothing is written unless given.
+      executor: where evolutions run; see `sweep`.
+      progress: whether to show progress bars.
+
+    Raises:
+      ConfigError, DataError: if a strategy refuses the configuration, or the data cannot be used.
+      RunFolderError: if `run_dir` holds another ablation, is in use by another run, is damaged, or
+        cannot be read or written.
+      EDLError: if a library that studies need is missing, or as `sweep`.
+    """
+    config = config_or_default(config, AblateConfig)
+    run_dir = None if run_dir is None else user_path(run_dir)
+    check_libraries("pandas", "statsmodels")
+    identity: dict[str, Any] = {"ablate": as_json(config)}
+    cells = [with_fields(config.base(), point).pretrain for point in points(config.grid)]
+    if parts := own_parts(*cells):
+        identity["parts"] = parts
+    if config.downstream:
+        identity["data"] = [data.identity for data in _datasets(config).values()]
+    with sweeps_of(run_dir, identity, executor, progress) as (run, folder):
+        seeds = range(config.pretrain.seed, config.pretrain.seed + config.num_seeds)
+        rows = run(
+            config.base(),
+            config.grid,
+            seeds,
+            Cell.run,
+            seed_field="pretrain.seed",
+            measures=(FINAL, AREA),
+        )
+        return _study(config, rows).written(folder)
+
+
+def _datasets(config: AblateConfig) -> dict[str, Any]:
+    """The data sets of the downstream trainings, which the losses have to serve."""
+    found = {}
+    for point in points(config.grid):
+        cell = with_fields(config.base(), point)
+        data, served = load_config_dataset(cell.train), cell.pretrain.class_counts
+        if cell.pretrain.network == "pair" and data.num_classes != served[0]:
+            raise ConfigError(
+                f"AblateConfig.pretrain.class_counts is {served} with network 'pair', and "
+                f"{data.name} has {data.num_classes} classes; expected ({data.num_classes},)."
+            )
+        found[data.digest] = data
+    return found
+
+
+def contrasts(cells: Frame, grid: Sequence[str]) -> Contrasts:
+    """What is compared along each axis: `MUTATION_CONTRASTS`, else each value with the first."""
+    found = {}
+    for axis in grid:
+        first, *others = dict.fromkeys(cells[axis])
+        found[axis] = [(value, first) for value in others]
+    if MUTATION in found:
+        found[MUTATION] = MUTATION_CONTRASTS
+    return found
+
+
+def _study(config: AblateConfig, rows: list[Row]) -> Study:
+    by = list(config.grid)
+    cells = frame(rows, by)
+    measures = [FINAL, AREA, "pairwise_accuracy"]
+    if config.downstream:
+        cells[ACCURACY] = 100 * cells[ACCURACY].astype(float)
+        measures.append(ACCURACY)
+    tables = {
+        "Each combination over its seeds (violated margins: lower is better)": summary(
+            cells, by, measures
+        )
+    }
+    pairs = contrasts(cells, by)
+    ranked = {axis: found for axis, found in pairs.items() if axis not in _OWN_OBJECTIVE}
+    asked = {FINAL: ranked, AREA: ranked} | ({ACCURACY: pairs} if config.downstream else {})
+    tests = contrast(cells, by, asked)
+    if len(tests):
+        tables["Differences, paired by seed"] = tests
+    figures = {
+        "curves": (
+            "Share of margins violated by the best of each generation on held-out pairs: mean over "
+            "the seeds.",
+            _plot_curves(cells, by),
+        )
+    }
+    if config.downstream:
+        tables["Rank correlations with validation accuracy"] = correlations(cells)
+    notes = [
+        f"Evolutions on synthetic pairs alone, seeds {config.pretrain.seed} to "
+        f"{config.pretrain.seed + config.num_seeds - 1}, the same for all combinations.",
+        "Violated margins: share of the asked margins that the winner does not keep, on "
+        f"{config.pretrain.held_out_pairs} held-out pairs that nothing was chosen on; area: that "
+        "of the best so far, mean over the generations.",
+        METHOD,
+        other_settings(config.pretrain),
+    ]
+    if config.downstream:
+        notes.append(f"Trainings, accuracy on validation images. {other_settings(config.train)}")
+    return Study("Ablation of the evolution", notes, tables, figures, rows)
+
+
+def correlations(cells: Frame) -> Frame:
+    """Spearman's rank correlation of each metric of pretraining with accuracy, over all cells."""
+    import pandas as pd
+
+    rows = []
+    for name in (*RANKING, *GRADIENT):
+        pair = cells[[name, ACCURACY]].astype(float).dropna()
+        found = rank_correlation(pair[name].to_numpy(), pair[ACCURACY].to_numpy())
+        rows.append({"metric": name, "n": len(pair), "spearman": found.value})
+        rows[-1] |= {"low": found.low, "high": found.high, "p": found.p}
+    table = pd.DataFrame(rows)
+    table["p"] = holm(table["p"].to_numpy())
+    return table
+
+
+def _plot_curves(cells: Frame, by: Sequence[str]) -> Any:
+    """A panel for each combination of all axes but the first, whose values are its lines."""
+    others = list(by[1:])
+    groups = list(cells.groupby(others, sort=False)) if others else [((), cells)]
+    figure, axes = panels(len(groups))
+    for axis, (values, group) in zip(axes, groups, strict=True):
+        for name, mine in group.groupby(by[0], sort=False) if by else [("", group)]:
+            mean = np.nanmean(np.asarray(mine["curve"].tolist(), float), axis=0)
+            label = f"{name}, n = {len(mine)}"
+            axis.plot(mine["generations"].iloc[0], mean, markersize=3, label=label)
+        named = zip(others, values, strict=True)
+        title = ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in named)
+        axis.set(xlabel="generation", ylabel="violated margins, share", yscale="log", title=title)
+    legend_below(figure, axes[0])
+    return figure

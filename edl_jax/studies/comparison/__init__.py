@@ -1,1 +1,0 @@
-"""Losses compared: the same trainings with each, over the same seeds."""

@@ -1,0 +1,259 @@
+"""Do synthetic pairs cover what training visits? Outputs of real trainings beside the pairs."""
+
+import dataclasses
+import os
+from concurrent.futures import Executor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from edl_jax.errors import ConfigError
+from edl_jax.losses import EvolvedLoss
+from edl_jax.losses.by_name import check_loss_name, resolve_loss
+from edl_jax.pairs import Mixture
+from edl_jax.runs.describing import describe
+from edl_jax.runs.folder import as_json
+from edl_jax.runs.storage import user_path
+from edl_jax.studies.distances import SUMMARIES, summarise_pairs
+from edl_jax.studies.figures import check_libraries, legend_below, panels, short_names
+from edl_jax.studies.outputs import (
+    MIXTURE,
+    RANKING,
+    compare_outputs,
+    draw_references,
+    quartiles,
+    record,
+)
+from edl_jax.studies.sweep import Row, sweeps_of
+from edl_jax.studies.tables import Frame, Study, frame, other_settings, summary
+from edl_jax.training import TrainConfig
+from edl_jax.training.training import load_config_dataset, resolve_config_loss
+from edl_jax.validation import (
+    check_different,
+    check_seed_count,
+    check_types,
+    check_whole,
+    check_wholes,
+    config_or_default,
+)
+
+CONTROL = "fresh synthetic pairs"
+BY = ("loss", "part", "epoch")
+DISTANCES = {"coverage": "share of outputs covered", "mmd": "squared maximum mean discrepancy"}
+
+
+@dataclasses.dataclass(frozen=True)
+class CoverageConfig:
+    """Which trainings are watched, when, and what they are compared with. Checked when made.
+
+    Raises:
+      ConfigError: naming the first field that cannot work, its value and what was expected.
+    """
+
+    losses: tuple[str, ...] = ("cross_entropy", "edl")
+    """Losses to train with, each named as in TrainConfig.loss."""
+    epochs: tuple[int, ...] = (0, 1, 2, 4, 6)
+    """Epochs after which outputs are recorded, increasing; 0 is at initialisation."""
+    num_seeds: int = 3
+    """Trainings of each loss, with the seeds train.seed, train.seed + 1, ..."""
+    num_outputs: int = 2048
+    """Outputs recorded at each epoch: of train images, in whole batches, and of held-out images;
+    fewer where there are fewer images."""
+    num_synthetic: int = 2048
+    """Synthetic pairs of the mixture, and of each regime, that they are compared with."""
+    mixture: Mixture = Mixture()
+    """Weights of the regimes in the mixture."""
+    evolved: str = "edl"
+    """Evolved loss whose ranking is measured on the outputs: a shipped one or a loss file."""
+    train: TrainConfig = TrainConfig()
+    """Settings of every training; its loss is replaced by each of `losses`."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if not self.losses:
+            raise ConfigError("CoverageConfig.losses is (); expected one or more losses.")
+        check_different(self, "losses", "losses")
+        for name in (*self.losses, self.evolved):
+            check_loss_name(name)
+        check_wholes(self, "epochs", 0)
+        if not self.epochs or list(self.epochs) != sorted({*self.epochs}):
+            raise ConfigError(
+                f"CoverageConfig.epochs is {self.epochs}; expected one or more, increasing."
+            )
+        if self.epochs[-1] > self.train.epochs:
+            raise ConfigError(
+                f"CoverageConfig.epochs is {self.epochs} with trainings of {self.train.epochs} "
+                "epochs; expected none later than the last."
+            )
+        check_seed_count(self, "num_seeds", self.train.seed)
+        check_whole(self, "num_outputs", 16)
+        check_whole(self, "num_synthetic", 16)
+        if self.train.augmentation.mixes:
+            raise ConfigError(
+                "CoverageConfig.train.augmentation has mixup or cutmix; expected neither: the "
+                "output for a mixed image has no one true class."
+            )
+
+    def run(self) -> Row:
+        """Train once, and compare the outputs: `outputs`, rows of `compare_outputs`."""
+        found, evolved = [], _evolved(self)
+        outputs = record(self.train, epochs=self.epochs, num_outputs=self.num_outputs)
+        for epoch, parts in outputs.items():
+            for part, pairs in parts.items():
+                count = pairs.probabilities.shape[-1]
+                references, _ = draw_references(self.num_synthetic, count, self.mixture)
+                rows = compare_outputs(pairs, references, evolved)
+                found += [{"epoch": epoch, "part": part, **row} for row in rows]
+        return {"outputs": found}
+
+
+def coverage(
+    config: CoverageConfig | None = None,
+    *,
+    run_dir: str | os.PathLike[str] | None = None,
+    executor: Executor | str | None = None,
+    progress: bool = False,
+) -> Study:
+    """Record outputs of real trainings and compare them with the synthetic pairs.
+
+    Args:
+      config: what to record and compare; the defaults unless given.
+      run_dir: where cells, the table and figures are kept; a training found there is not run
+        again. Nothing is written unless given.
+      executor: where trainings run; see `sweep`.
+      progress: whether to show progress bars.
+
+    Raises:
+      ConfigError, DataError, LossFileError: if a name, the data or a file cannot be used.
+      InputError: if the evolved loss is for another class count than the data's.
+      RunFolderError: if `run_dir` holds another study, is in use by another run, is damaged, or
+        cannot be read or written.
+      EDLError: if a library that studies need is missing, or as `sweep`.
+    """
+    config = config_or_default(config, CoverageConfig)
+    run_dir = None if run_dir is None else user_path(run_dir)
+    check_libraries("pandas", "statsmodels")
+    dataset = load_config_dataset(config.train)
+    losses = {
+        name: describe(resolve_config_loss(dataclasses.replace(config.train, loss=name), dataset))
+        for name in config.losses
+    }
+    evolved = _evolved(config)
+    one = jax.ShapeDtypeStruct((1, dataset.num_classes), jnp.float32)
+    jax.eval_shape(evolved, one, jax.ShapeDtypeStruct((1,), jnp.int32))  # refuses a class count
+    identity = {"coverage": as_json(config), "data": dataset.identity, "losses": losses}
+    identity["evolved"] = describe(evolved)
+    with sweeps_of(run_dir, identity, executor, progress) as (run, folder):
+        seeds = range(config.train.seed, config.train.seed + config.num_seeds)
+        grid = {"train.loss": config.losses}
+        rows = run(config, grid, seeds, CoverageConfig.run, seed_field="train.seed")
+        return _study(config, dataset, rows).written(folder)
+
+
+def _evolved(config: CoverageConfig) -> EvolvedLoss:
+    loss = resolve_loss(config.evolved)
+    if not isinstance(loss, EvolvedLoss):
+        raise ConfigError(
+            f"CoverageConfig.evolved is {config.evolved!r}; expected an evolved loss, such as edl "
+            "or a file *.safetensors."
+        )
+    return loss
+
+
+def _study(config: CoverageConfig, dataset: Any, rows: list[Row]) -> Study:
+    references, fresh = draw_references(config.num_synthetic, dataset.num_classes, config.mixture)
+    names = short_names(config.losses)
+    control = compare_outputs(fresh, references, _evolved(config))
+    mine = {"loss": CONTROL, "seed": 0, "part": "", "epoch": ""}
+    outputs = [
+        {"loss": names[row["train.loss"]], "seed": row["seed"], **output}
+        for row in rows
+        for output in row.get("outputs", ())
+    ]
+    cells = frame([*({**mine, **row} for row in control), *outputs])
+    figures = {
+        "drift": (
+            "Outputs as the loss sees them over training: medians and quartiles, mean over the "
+            "seeds; grey: the quartiles of the synthetic mixture.",
+            _plot_drift(cells, quartiles(summarise_pairs(references[MIXTURE]))),
+        ),
+        "distances": (
+            "Outputs as the loss sees them beside the synthetic mixture (black) and each regime, "
+            "mean over the seeds; dotted: fresh pairs of the mixture, what chance alone does.",
+            _plot_distances(cells),
+        ),
+    }
+    notes = [
+        f"Data: {dataset.source}.",
+        f"Seeds {config.train.seed} to {config.train.seed + config.num_seeds - 1}; up to "
+        f"{config.num_outputs} outputs of train images, augmented and with the statistics of the "
+        "batch, and of held-out images, after the epochs of the table.",
+        f"{config.num_synthetic} synthetic pairs of the mixture and of each regime. Coverage: "
+        "share of the outputs inside the support of the pairs. Distances are those of "
+        "`edl_jax.studies.distances`; the nearest regime is that of the least mmd.",
+        f"Pairwise accuracy, violated margins and the gradient beside cross-entropy's are those of "
+        f"{config.evolved} on the outputs.",
+        other_settings(config, but=["losses", "train.loss"]),
+    ]
+    table = overview(cells)
+    title = "Outputs of trainings beside the synthetic mixture"
+    return Study(
+        "Coverage of real outputs by synthetic pairs", notes, {title: table}, figures, rows
+    )
+
+
+def overview(cells: Frame) -> Frame:
+    """For each loss, part and epoch, and for the control: the mixture, and the nearest regime."""
+    mixture = cells[cells["reference"] == MIXTURE]
+    table = summary(mixture, BY, [*DISTANCES, "correct", *RANKING])
+    regimes = summary(cells[cells["reference"] != MIXTURE], [*BY, "reference"], ["mmd"])
+    nearest = regimes.loc[regimes.groupby(list(BY), sort=False)["mmd_mean"].idxmin()]
+    table.insert(len(BY), "nearest regime", nearest["reference"].to_numpy())
+    return table
+
+
+def _plot_drift(cells: Frame, mixture: dict[str, list[float]]) -> Any:
+    figure, axes = panels(len(SUMMARIES))
+    seen = cells[(cells["reference"] == MIXTURE) & (cells["part"] == "train")]
+    for axis, (name, label) in zip(axes, SUMMARIES.items(), strict=True):
+        axis.axhspan(mixture[name][0], mixture[name][2], color="0.88", label="synthetic mixture")
+        for loss, mine in seen.groupby("loss", sort=False):
+            values = mine.groupby("epoch")["quartiles"]
+            found = values.apply(lambda x, n=name: np.mean([q[n] for q in x], axis=0))
+            low, middle, high = np.stack(found.to_list()).T
+            axis.errorbar(
+                found.index.astype(int),
+                middle,
+                [middle - low, high - middle],
+                capsize=4,
+                label=loss,
+            )
+        _over_epochs(axis, label)
+    legend_below(figure, axes[0])
+    return figure
+
+
+def _plot_distances(cells: Frame) -> Any:
+    losses = [name for name in dict.fromkeys(cells["loss"]) if name != CONTROL]
+    figure, axes = panels(len(losses) * len(DISTANCES), columns=len(DISTANCES))
+    control = cells[(cells["loss"] == CONTROL) & (cells["reference"] == MIXTURE)]
+    for index, loss in enumerate(losses):
+        mine = cells[(cells["loss"] == loss) & (cells["part"] == "train")]
+        line = axes[index * len(DISTANCES) : (index + 1) * len(DISTANCES)]
+        for axis, (measure, label) in zip(line, DISTANCES.items(), strict=True):
+            axis.axhline(control[measure].iloc[0], color="0.35", ls=":", label=CONTROL)
+            for reference, group in mine.groupby("reference", sort=False):
+                means = group.groupby("epoch")[measure].mean()
+                look = {"color": "black", "lw": 2.5} if reference == MIXTURE else {}
+                axis.plot(means.index.astype(int), means, markersize=4, label=reference, **look)
+            _over_epochs(axis, label)
+            axis.set_title(loss)
+    legend_below(figure, axes[0])
+    return figure
+
+
+def _over_epochs(axis: Any, label: str) -> None:
+    axis.set(xlabel="epoch", ylabel=label)
+    axis.xaxis.get_major_locator().set_params(integer=True)

@@ -1,1 +1,0 @@
-"""A loss's card: what it is and what shape it has."""

@@ -1,0 +1,191 @@
+"""The shape of a loss: what it and its gradient do as the prediction changes."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from edl_jax.studies.figures import panels
+
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
+
+_VANISHING = 0.01  # of cross-entropy's gradient: below it, descent would hardly move
+_FEWEST = 1e-12  # probability of a class that is to have none: its logarithm stays finite
+# An even number, so that no two classes tie: there a largest class has no gradient of its own.
+_LOGITS = np.linspace(-1, 1, 368) * np.log(0.9999 / 0.0001)
+_TICKS = (0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
+
+
+class Response(NamedTuple):
+    """A loss on some predictions, all `[n]` float64.
+
+    Attributes:
+      losses: its values.
+      own: its gradient by the true class's logit.
+      norms: Euclidean norm of its gradient by all logits.
+      reference: the same of cross-entropy's, `|p - onehot(y)|`.
+    """
+
+    losses: np.ndarray
+    own: np.ndarray
+    norms: np.ndarray
+    reference: np.ndarray
+
+    def vanishes(self) -> np.ndarray:
+        """Where the gradient is below 1 % of cross-entropy's, `[n]` bool."""
+        return self.norms < _VANISHING * self.reference
+
+    def turns(self) -> np.ndarray:
+        """Where descent does not raise the true class's logit, unless the gradient vanishes."""
+        return (self.own >= 0) & ~self.vanishes()
+
+    def falls(self) -> bool:
+        """Whether the loss falls, or stays, at every step along a path, but for rounding."""
+        rounding = 1e-6 * (1 + np.abs(self.losses).max())
+        return bool(np.all(np.diff(self.losses) <= rounding))
+
+
+def respond(loss: Loss, logits: np.ndarray, labels: np.ndarray | None = None) -> Response:
+    """A loss and its gradient on predictions.
+
+    Args:
+      loss: of logits `[n, num_classes]` and classes `[n]`.
+      logits: `[n, num_classes]`.
+      labels: true classes, `[n]`; 0 unless given.
+    """
+
+    @jax.jit
+    def measure(x: jax.Array, labels: jax.Array) -> tuple[jax.Array, ...]:
+        def total(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+            losses = loss(x, labels)
+            return losses.sum(), losses
+
+        gradient, losses = jax.grad(total, has_aux=True)(x)
+        one_hot = jax.nn.one_hot(labels, x.shape[-1])
+        reference = jax.nn.softmax(x) - one_hot
+        own = jnp.sum(gradient * one_hot, axis=-1)
+        return losses, own, *(jnp.linalg.norm(g, axis=-1) for g in (gradient, reference))
+
+    labels = np.zeros(len(logits), np.int32) if labels is None else labels
+    return Response(*(np.asarray(x, np.float64) for x in measure(jnp.asarray(logits), labels)))
+
+
+def path_probabilities() -> np.ndarray:
+    """Probabilities of the true class along the paths, `[n]` from 0.0001 to 0.9999."""
+    return 1 / (1 + np.exp(-_LOGITS))
+
+
+def paths(num_classes: int) -> dict[str, np.ndarray]:
+    """Logits `[n, num_classes]` along which class 0 gains, evenly in its log-odds.
+
+    The rest of the probability goes to one other class, or is spread evenly over all others.
+    """
+    one = np.full((len(_LOGITS), num_classes), np.log(_FEWEST) if num_classes > 2 else 0.0)
+    one[:, 0], one[:, 1] = _LOGITS, 0.0
+    even = np.full((len(_LOGITS), num_classes), -np.log(num_classes - 1))
+    even[:, 0] = _LOGITS
+    found = {"one other": one} | ({"all alike": even} if num_classes > 2 else {})
+    return {name: x.astype(np.float32) for name, x in found.items()}
+
+
+def perfect(num_classes: int) -> np.ndarray:
+    """Logits `[1, num_classes]` of class 0 with all the probability."""
+    return np.where(np.arange(num_classes) == 0, 0.0, np.log(_FEWEST))[None].astype(np.float32)
+
+
+def runner_up_grid(num_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Predictions by the probabilities of the true class (0) and of the largest other (1).
+
+    What they leave is spread evenly over the other classes, each of which may have as much as the
+    largest at most.
+
+    Args:
+      num_classes: at least 3.
+
+    Returns:
+      The two probabilities, `[61, 31]` each, and logits `[61 * 31, num_classes]`.
+    """
+    own = np.linspace(0.005, 0.995, 61)[:, None]
+    low, high = (1 - own) / (num_classes - 1), 1 - own
+    other = low + (high - low) * np.linspace(0, 1, 31)
+    own = np.broadcast_to(own, other.shape)
+    rest = np.maximum(1 - own - other, 0) / (num_classes - 2)
+    others = np.repeat(rest[..., None], num_classes - 2, axis=-1)
+    probabilities = np.concatenate([own[..., None], other[..., None], others], axis=-1)
+    logits = np.log(np.maximum(probabilities, _FEWEST)).reshape(-1, num_classes)
+    return own, other, logits.astype(np.float32)
+
+
+def plot_loss(losses: Mapping[str, Loss], *, num_classes: int = 10) -> Any:
+    """Loss, pull on the true class and gradient beside cross-entropy's, against its probability.
+
+    Args:
+      losses: losses by name, each of logits `[n, num_classes]` and integer labels `[n]`; they are
+        drawn beside cross-entropy.
+      num_classes: class count of the predictions.
+
+    Returns:
+      A `matplotlib.figure.Figure`.
+
+    Raises:
+      EDLError: if matplotlib is not installed.
+    """
+    figure, axes = panels(3, width=4.6)
+    own = path_probabilities()
+    for name, loss in _beside_cross_entropy(losses).items():
+        for path, logits in paths(num_classes).items():
+            found = respond(loss, logits)
+            rows = (found.losses, -found.own, found.norms / found.reference)
+            for axis, values in zip(axes, rows, strict=True):
+                axis.plot(own, values, marker="", label=f"{name}, the rest to {path}")
+    titles = ("loss", "pull on the true class's logit", "gradient's norm ÷ cross-entropy's")
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set_xscale("logit")
+        axis.set(xlim=(own[0], own[-1]), xticks=_TICKS, xticklabels=[f"{x:g}" for x in _TICKS])
+        axis.set_xticks([], minor=True)
+        axis.set(xlabel="probability of the true class", ylabel=title)
+    axes[0].legend(fontsize=8)
+    return figure
+
+
+def plot_surface(losses: Mapping[str, Loss], *, num_classes: int = 10) -> Any:
+    """Loss and gradient over the probabilities of the true class and the largest other one.
+
+    Args:
+      losses: as of `plot_loss`.
+      num_classes: class count of the predictions, at least 3.
+
+    Returns:
+      A `matplotlib.figure.Figure`.
+
+    Raises:
+      EDLError: if matplotlib is not installed.
+    """
+    own, other, logits = runner_up_grid(num_classes)
+    found = {name: respond(loss, logits) for name, loss in _beside_cross_entropy(losses).items()}
+    figure, axes = panels(2 * len(found), columns=len(found), width=3.5, height=3.2)
+    rows = (("losses", "loss", "viridis"), ("norms", "norm of the logit gradient", "cividis"))
+    for index, (field, label, colors) in enumerate(rows):
+        values = np.stack([getattr(response, field) for response in found.values()])
+        known = values[-1]  # cross-entropy's: the scale ends one range beyond it, where wild
+        low, high = 2 * known.min() - known.max(), 2 * known.max() - known.min()
+        levels = np.linspace(max(low, values.min()), min(high, values.max()) + 1e-9, 13)
+        line, filled = axes[index * len(found) : (index + 1) * len(found)], None
+        for axis, name, each in zip(line, found, values, strict=True):
+            each = each.reshape(own.shape)
+            filled = axis.contourf(own, other, each, levels, cmap=colors, extend="both")
+            axis.plot([0, 0.5], [0, 0.5], color="black", ls=":", lw=1)  # the argmax changes here
+            axis.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", title=name)
+            axis.set(xlabel="true class", ylabel="largest other class")
+            axis.grid(False)
+        figure.colorbar(filled, ax=line, label=label, shrink=0.85)
+    figure.suptitle(f"Probabilities of {num_classes} classes, the rest spread evenly")
+    return figure
+
+
+def _beside_cross_entropy(losses: Mapping[str, Loss]) -> dict[str, Loss]:
+    cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels
+    return {**losses, "cross-entropy": cross_entropy}

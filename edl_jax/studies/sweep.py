@@ -1,0 +1,279 @@
+"""One sweep for all studies: a base configuration, a grid over any of its fields, and seeds."""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, Executor, Future
+from typing import Annotated, Any, TypeVar
+
+import tyro
+from tqdm import tqdm
+
+from edl_jax.errors import ConfigError, EDLError, shortened
+from edl_jax.runs.folder import RunFolder, as_finite, open_run
+from edl_jax.studies.executors import InProcess, open_executor, register_parts, registered_parts
+
+CELLS = "cells.jsonl"
+Config = TypeVar("Config")
+Row = dict[str, Any]
+Point = Mapping[str, Any]  # values of some fields by dotted name
+
+
+def _grid_of(words: Sequence[str]) -> dict[str, tuple[Any, ...]]:
+    """A grid as the command line has it: `train.width=8,16 pretrain.hidden=[16,16],[64]`."""
+    found = {}
+    for word in words:
+        name, is_there, text = word.partition("=")
+        if not is_there or not text:
+            raise ValueError(f"{word!r} is no FIELD=VALUE,VALUE,...")
+        # Commas within brackets, such as of poly(epsilon=1,alpha=2), do not separate values.
+        found[name] = tuple(map(_value_of, re.split(r",(?![^(\[]*[)\]])", text)))
+    return found
+
+
+def _value_of(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+Grid = Annotated[
+    dict[str, tuple[Any, ...]],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="FIELD=VALUE,VALUE,...",
+        instance_from_str=_grid_of,
+        is_instance=lambda grid: isinstance(grid, dict),
+        str_from_instance=lambda grid: [
+            f"{name}={','.join(x if isinstance(x, str) else json.dumps(x) for x in values)}"
+            for name, values in grid.items()
+        ],
+    ),
+]
+
+
+def sweep(
+    base: Any,
+    grid: Mapping[str, Sequence[Any]] | Sequence[Point],
+    seeds: Sequence[int],
+    run: Callable[[Any], Row],
+    executor: Executor | str | None = None,
+    *,
+    seed_field: str = "seed",
+    folder: RunFolder | None = None,
+    measures: Sequence[str] = (),
+    progress: bool = False,
+) -> list[Row]:
+    """Run a function on every combination of a grid and seeds, each once.
+
+    A cell that fails does not stop the others: its row has `error`, what was raised, in place of
+    measures. In a run folder, rows are kept in `cells.jsonl` as cells end; what is there is not run
+    again, unless it failed. Ctrl-C, SIGTERM or a kill loses the cells under way only.
+
+    Args:
+      base: a frozen dataclass, whose fields may be such dataclasses.
+      grid: values by field, all combinations of which are run: `{"train.width": (8, 16)}`; or a
+        list of combinations: `[{"train.width": 8}, {"train.width": 16}]`.
+      seeds: values of the field `seed_field`.
+      run: `(config) -> row`: a dictionary of JSON data. Where cells run in other processes it is
+        sent there by cloudpickle, as is what you registered, such as a severity.
+      executor: where cells run: any `concurrent.futures.Executor`, or one of submitit, which is
+        left open; the number of processes, such as "4", of which "1" is this one; the address of a
+        Dask scheduler, `dask://HOST:PORT`; or None: this process on an accelerator, one process a
+        core on a CPU.
+      seed_field: dotted name of the field that takes the seeds.
+      folder: where rows are kept; nothing is written unless given. Sweeps may share it.
+      measures: names of numbers that every row has, None for one that is not defined.
+      progress: whether to show a progress bar.
+
+    Returns:
+      A row for each cell, by combination and then by seed: the values that it was made with, by
+      dotted name, `seed`, and what `run` gave.
+
+    Raises:
+      ConfigError: if a name is no field of `base`, or a combination cannot work.
+      RunFolderError: if `cells.jsonl` is damaged or cannot be written.
+      EDLError: if a process of the executor is gone, or every cell failed.
+
+    >>> from edl_jax import TrainConfig
+    >>> def area(config):
+    ...     return {"area": config.batch_size * config.epochs}
+    >>> rows = sweep(TrainConfig(), {"epochs": (1, 2)}, (0, 1), area, executor="1")
+    >>> [(row["epochs"], row["seed"], row["area"]) for row in rows]
+    [(1, 0, 128), (1, 1, 128), (2, 0, 256), (2, 1, 256)]
+    """
+    # Seeds outermost: what runs at the same time is not compiled twice at the same time.
+    cells = [({**point}, seed) for seed in seeds for point in points(grid)]
+    configs = {
+        _key(point, seed): with_fields(base, {**point, seed_field: seed}) for point, seed in cells
+    }
+    found: dict[str, Row] = {}
+    if folder is not None:
+        for row in folder.resume_rows(name=CELLS, check=lambda row: _check(row, measures)):
+            found[row["key"]] = row
+    missing = [(p, s) for p, s in cells if "error" in found.get(_key(p, s), {"error": ""})]
+
+    def keep(cell: tuple[Point, int], future: Future[Row]) -> None:
+        try:
+            given = future.result()
+        except BrokenExecutor as error:
+            raise EDLError(
+                f"a process that ran cells is gone ({shortened(error)}), perhaps for lack of "
+                "memory. What had ended is kept: the same command, with fewer processes "
+                "(--executor), resumes from there."
+            ) from error
+        except Exception as error:  # such as of a cluster that lost the cell too often
+            given = _failed(error)
+        key = _key(*cell)
+        row = {"key": key, **_plain(cell[0]), "seed": cell[1], **_plain(as_finite(given))}
+        _check(row, measures)
+        if folder is not None:
+            folder.append_rows([row], CELLS)
+        found[key] = row
+        bar.update()
+
+    with (
+        open_executor(executor) as pool,
+        tqdm(total=len(missing), desc="cells", unit="cell", disable=not progress) as bar,
+    ):
+        waiting = {}
+        try:
+            for cell in missing:
+                config = configs[_key(*cell)]
+                if isinstance(pool, InProcess):
+                    keep(cell, pool.submit(_attempt, run, config))
+                else:
+                    waiting[pool.submit(_attempt_packed, _packed(run, config))] = cell
+            # Looked at in turn: jobs of submitit are no futures of the standard library.
+            while waiting:
+                for future in [x for x in waiting if x.done()]:
+                    keep(waiting.pop(future), future)
+                time.sleep(0.05)
+        finally:
+            for future in waiting:
+                future.cancel()
+    rows = [found[_key(point, seed)] for point in points(grid) for seed in seeds]
+    failures = [row["error"] for row in rows if "error" in row]
+    if failures and len(failures) == len(rows):
+        raise EDLError(f"all {len(rows)} cells failed, the first with {failures[0]}")
+    return rows
+
+
+@contextlib.contextmanager
+def sweeps_of(
+    run_dir: str | os.PathLike[str] | None,
+    identity: Mapping[str, Any],
+    executor: Executor | str | None,
+    progress: bool,
+) -> Iterator[tuple[Callable[..., list[Row]], RunFolder | None]]:
+    """`sweep` for all sweeps of a study, in one run folder and on one executor; and the folder.
+
+    Args:
+      run_dir: the run folder, held until the end of the block; None for none.
+      identity: all that shapes the study's result, as JSON data.
+      executor: as of `sweep`.
+      progress: as of `sweep`.
+    """
+    with contextlib.ExitStack() as stack:
+        folder = None if run_dir is None else stack.enter_context(open_run(run_dir, identity))
+        pool = stack.enter_context(open_executor(executor))
+        yield functools.partial(sweep, executor=pool, folder=folder, progress=progress), folder
+
+
+def points(grid: Mapping[str, Sequence[Any]] | Sequence[Point]) -> list[Point]:
+    """Every combination of a grid; a list of combinations as it is."""
+    if not isinstance(grid, Mapping):
+        return list(grid)
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def with_fields(config: Config, values: Point) -> Config:
+    """A copy of a dataclass with other values of some fields, by dotted name.
+
+    Raises:
+      ConfigError: if a name is no field, or as the dataclass does.
+    """
+    own: dict[str, Any] = {}
+    nested: dict[str, dict[str, Any]] = {}
+    names = [field.name for field in dataclasses.fields(config)]  # pyright: ignore
+    for name, value in values.items():
+        first, _, rest = name.partition(".")
+        inner = getattr(config, first) if first in names else None
+        if first not in names or (rest and not dataclasses.is_dataclass(inner)):
+            raise ConfigError(
+                f"{type(config).__name__} has no field {name!r}; expected one of "
+                f"{', '.join(names)}, or a field of one of these, after a dot."
+            )
+        if rest:
+            nested.setdefault(first, {})[rest] = value
+        else:
+            own[first] = value
+    for first, inner in nested.items():
+        own[first] = with_fields(own.get(first, getattr(config, first)), inner)
+    return dataclasses.replace(config, **own)  # pyright: ignore
+
+
+def check_grid(config: Any, *reserved: str) -> None:
+    """Refuse a field `grid` with an axis of no values, of equal ones, or that has its own field.
+
+    Raises:
+      ConfigError: naming the axis, its values and what was expected.
+    """
+    for name, values in config.grid.items():
+        where = f"{type(config).__name__}.grid[{name!r}]"
+        if name in reserved:
+            raise ConfigError(f"{where} is given; expected it left out: another field sets it.")
+        if not values or len({_key({}, x) for x in values}) < len(values):
+            raise ConfigError(f"{where} is {values!r}; expected different values, at least one.")
+
+
+def _key(point: Point, seed: Any) -> str:
+    return json.dumps([_plain(point), _plain(seed)], sort_keys=True)
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON gives it back: tuples as lists, dataclasses as dictionaries."""
+    return json.loads(json.dumps(value, default=dataclasses.asdict))
+
+
+def _check(row: Row, measures: Sequence[str]) -> None:
+    for name in ("key", "seed", *(() if "error" in row else measures)):
+        if not isinstance(row[name], str if name == "key" else float | int | None):
+            raise ValueError(f"{name} is {row[name]!r}")
+
+
+def _attempt(run: Callable[[Any], Row], config: Any) -> Row:
+    try:
+        return run(config)
+    except Exception as error:  # whatever it is, it is this cell's alone
+        return _failed(error)
+
+
+def _failed(error: Exception) -> Row:
+    return {"error": f"{type(error).__name__}: {shortened(error)}"}
+
+
+def _packed(run: Callable[[Any], Row], config: Any) -> bytes:
+    """A cell for another process, with all that the user defined in this one."""
+    import cloudpickle
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("edl_config_"):  # a file for --config, which others cannot import
+            cloudpickle.register_pickle_by_value(module)
+    return cloudpickle.dumps((run, config, registered_parts()))
+
+
+def _attempt_packed(packed: bytes) -> Row:
+    import cloudpickle
+
+    run, config, parts = cloudpickle.loads(packed)
+    register_parts(parts)
+    return _attempt(run, config)

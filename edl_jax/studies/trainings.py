@@ -1,0 +1,47 @@
+"""One training as a cell of a sweep."""
+
+import dataclasses
+import functools
+import pickle
+from typing import Any
+
+from edl_jax.errors import DivergedError
+from edl_jax.losses.by_name import Loss
+from edl_jax.training import TrainConfig, make_trainer
+from edl_jax.training.training import load_config_dataset
+
+MEASURES = ("accuracy", "nll", "calibration_error")
+
+
+def measure_training(
+    config: TrainConfig, *, test: bool, loss: Loss | None = None
+) -> dict[str, Any]:
+    """Train once, and measure after the last epoch.
+
+    Args:
+      config: how to train.
+      test: whether on the test images; otherwise on the validation images, and nothing looks at
+        the test images.
+      loss: in place of the one that the configuration names.
+
+    Returns:
+      `accuracy`, `nll` and `calibration_error`; `diverged`, whether the training diverged, which
+      counts with the accuracy of guessing and no other metric; and `epochs`, the accuracy after
+      each epoch.
+    """
+    rows: list[dict[str, Any]] = []
+    kind = dataclasses.replace(config, seed=0)
+    train = _trainer(pickle.dumps(kind)) if loss is None else make_trainer(kind, loss=loss)
+    try:
+        (result,) = train([config.seed], report=rows.append, test=test)
+        last = rows[-1]
+        found = {x: getattr(result, f"test_{x}") if test else last[x] for x in MEASURES}
+    except DivergedError:
+        guessing = 1 / load_config_dataset(config).num_classes
+        found = {"accuracy": guessing, "nll": None, "calibration_error": None, "diverged": True}
+    return {"diverged": False, **found, "epochs": [row["accuracy"] for row in rows]}
+
+
+@functools.lru_cache(maxsize=2)  # each holds compiled programs, which serve every seed
+def _trainer(pickled: bytes) -> Any:
+    return make_trainer(pickle.loads(pickled))

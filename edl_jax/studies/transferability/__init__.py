@@ -1,1 +1,0 @@
-"""Outputs of real trainings beside the synthetic pairs."""

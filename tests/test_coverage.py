@@ -1,0 +1,188 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from edl_jax import Pairs, load_pretrained
+from edl_jax.errors import ConfigError
+from edl_jax.objective import MARGINS, SEVERITIES, rank_metrics
+from edl_jax.pairs import REGIMES, Mixture
+from edl_jax.pairs.sampler import log_probabilities
+from edl_jax.studies import CoverageConfig, coverage
+from edl_jax.studies.outputs import compare_outputs, draw_references, rank_outputs, record
+from edl_jax.training import Augmentation
+from tests.test_training import CROSS_ENTROPY, DIGITS, functions_of, load_config_dataset, order_of
+
+TINY = dataclasses.replace(
+    DIGITS, epochs=2, data=dataclasses.replace(DIGITS.data, train_examples=256)
+)
+SMALL = CoverageConfig(
+    losses=("cross_entropy",),
+    epochs=(0, 2),
+    num_seeds=2,
+    num_outputs=128,
+    num_synthetic=128,
+    train=TINY,
+)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return load_config_dataset(TINY)
+
+
+@pytest.fixture(scope="module")
+def functions(dataset):
+    return functions_of(TINY, dataset)
+
+
+@pytest.fixture(scope="module")
+def references():
+    return draw_references(128, 10, Mixture())
+
+
+def test_outputs_of_train_images_are_what_the_loss_sees(functions, dataset):
+    """The mean loss of the logits is the loss that the next steps find in the same images."""
+    key_init, key = jax.random.split(jax.random.key(0))
+    state = functions.init(key_init)
+    order = order_of(key, 0, len(dataset.train_labels))
+    logits = functions.outputs(state, key, "train", order[: 2 * TINY.batch_size])
+    first = logits[: TINY.batch_size]
+    assert logits.shape == (2 * TINY.batch_size, 10)
+    assert logits.dtype == np.float32
+    later = state._replace(step=state.step + 1)
+    second = functions.outputs(later, key, "train", order[TINY.batch_size : 2 * TINY.batch_size])
+    np.testing.assert_array_equal(logits[TINY.batch_size :], second)
+    stepped = functions.advance(state, key, 1)
+    losses = CROSS_ENTROPY(jnp.asarray(first), dataset.train_labels[order[: len(first)]])
+    np.testing.assert_allclose(losses.mean(), stepped.loss_sum, rtol=1e-5)
+    # Batch by batch: each with its own statistics and augmentation.
+    again = functions.outputs(stepped, key, "train", order[TINY.batch_size : 2 * TINY.batch_size])
+    both = functions.advance(stepped, key, 1)
+    second = CROSS_ENTROPY(
+        jnp.asarray(again), dataset.train_labels[order[TINY.batch_size : 2 * TINY.batch_size]]
+    ).mean()
+    np.testing.assert_allclose(both.loss_sum, losses.mean() + second, rtol=1e-5)
+
+
+def test_outputs_of_test_images_are_those_of_the_accuracy(functions, dataset):
+    key_init, key = jax.random.split(jax.random.key(0))
+    state = functions.advance(functions.init(key_init), key, 3)
+    rows = np.arange(len(dataset.test_labels))  # no whole number of batches
+    predicted = functions.outputs(state, key, "test", rows).argmax(axis=-1)
+    (accuracy,) = functions.evaluate(state, "test").accuracy
+    assert (predicted == dataset.test_labels).mean() == accuracy
+    some = functions.outputs(state, key, "test", rows[[7, 3]])
+    np.testing.assert_array_equal(some.argmax(axis=-1), predicted[[7, 3]])
+
+
+def test_a_recording_has_the_same_images_at_every_epoch(functions, dataset):
+    seen = functools.partial(record, TINY, epochs=(0, 2), num_outputs=200)
+    found = seen()
+    assert list(found) == [0, 2]
+    first, last = found[0]["train"], found[2]["train"]
+    assert first.probabilities.shape == (192, 10)  # whole batches of 64
+    np.testing.assert_allclose(first.probabilities.sum(axis=-1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(first.labels, last.labels)
+    assert not np.array_equal(first.probabilities, last.probabilities)
+    assert found[0]["held_out"].probabilities.shape == (200, 10)
+    # Two epochs later it is the classifier of two epochs' steps.
+    key_init, key = jax.random.split(jax.random.key(TINY.seed))
+    state = functions.init(key_init)
+    for _ in range(2):
+        state = functions.advance(state, key, functions.steps_per_epoch)
+    rows = np.random.default_rng(0).permutation(len(dataset.test_labels))[:200]
+    logits = functions.outputs(state, key, "test", rows)
+    np.testing.assert_allclose(
+        found[2]["held_out"].probabilities, jax.nn.softmax(logits), atol=1e-5
+    )
+    other = record(dataclasses.replace(TINY, seed=1), epochs=(0,), num_outputs=200)
+    np.testing.assert_array_equal(other[0]["train"].labels, first.labels)
+    assert not np.array_equal(other[0]["train"].probabilities, first.probabilities)
+
+
+def test_references_are_equally_many_pairs_and_the_control_is_near(references):
+    references, fresh = references
+    assert list(references) == ["mixture", *REGIMES]
+    for index, (name, pairs) in enumerate(references.items()):
+        assert len(pairs.labels) == 128
+        if name != "mixture":
+            assert (pairs.regimes == index - 1).all()
+    near, *others = compare_outputs(fresh, references, load_pretrained())
+    assert [row["reference"] for row in (near, *others)] == list(references)
+    assert near["coverage"] > 0.9
+    sure = references["confident_wrong"]
+    far = compare_outputs(sure, references, load_pretrained())[0]
+    assert far["mmd"] > 4 * abs(near["mmd"])
+    assert far["correct"] == 0
+    assert list(near["quartiles"]["true_probability"]) == sorted(
+        near["quartiles"]["true_probability"]
+    )
+
+
+def test_ranking_is_that_of_held_out_pairs(references):
+    loss, pairs = load_pretrained(), references[0]["mixture"]
+    found = rank_outputs(pairs, loss)
+    log_p = log_probabilities(pairs.probabilities)
+    expected = rank_metrics(
+        loss(log_p, pairs.labels) / loss.scale,  # the network's own scale, as when evolved
+        SEVERITIES["surprisal"](log_p, pairs.labels),
+        pairs.regimes,
+        margin=MARGINS["proportional"],
+    )
+    for name in ("pairwise_accuracy", "violated_margins"):
+        assert found[name] == pytest.approx(expected[name], abs=2e-3), name
+    worse = rank_outputs(pairs, loss.replace(params=jax.tree.map(jnp.negative, loss.params)))
+    assert worse["pairwise_accuracy"] < 0.9
+    unknown = Pairs(pairs.probabilities, pairs.labels, np.full_like(pairs.regimes, -1))
+    assert rank_outputs(unknown, loss) == pytest.approx(found)
+
+
+def test_study_writes_its_page_and_trains_nothing_twice(tmp_path, monkeypatch):
+    study = coverage(SMALL, run_dir=tmp_path, executor="1")
+    rows = study.table.to_dict("records")
+    assert [(row["part"], row["epoch"], row["n"]) for row in rows] == [
+        ("", "", 1),
+        *[(part, epoch, 2) for epoch in (0, 2) for part in ("train", "held_out")],
+    ]
+    assert rows[0]["loss"] == "fresh synthetic pairs"
+    assert all(row["nearest regime"] in REGIMES for row in rows)
+    assert len(study.cells[0]["outputs"]) == 2 * 2 * (1 + len(REGIMES))
+    for name in ("drift", "distances"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "README.md").read_text()
+    assert "num_outputs=128" in page
+    assert "train.dataset='digits'" in page
+    monkeypatch.setitem(coverage.__globals__, "record", None)  # would fail
+    assert coverage(SMALL, run_dir=tmp_path, executor="1").table.equals(study.table)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"losses": ()}, "losses is"),
+        ({"losses": ("edl", "edl")}, "different losses"),
+        ({"epochs": ()}, "epochs is"),
+        ({"epochs": (2, 1)}, "increasing"),
+        ({"epochs": (0, 3)}, "none later than the last"),
+        ({"num_outputs": 3}, "num_outputs is 3"),
+        ({"num_seeds": 0}, "num_seeds is 0"),
+        (
+            {"train": dataclasses.replace(TINY, augmentation=Augmentation(mixup=0.2))},
+            "has mixup or cutmix",
+        ),
+    ],
+)
+def test_config_refuses(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(SMALL, **changes)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "gce(q=0.5)"])
+def test_a_formula_has_no_ranking_to_measure(name, tmp_path):
+    with pytest.raises(ConfigError, match="expected an evolved loss"):
+        coverage(dataclasses.replace(SMALL, evolved=name), run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,52 @@
+"""Run folders: their names, and rows and files in them that are damaged or cannot be read."""
+
+import errno
+import re
+from pathlib import Path
+
+import pytest
+
+from edl_jax.errors import RunFolderError
+from edl_jax.runs.folder import RunFolder, default_run_dir
+
+
+def test_runs_begun_together_have_folders_of_their_own():
+    one, other = default_run_dir("train"), default_run_dir("train")
+    assert one != other
+    assert re.fullmatch(r"train-\d{8}-\d{6}-\d{6}", one.name)
+
+
+def test_a_damaged_row_is_named_and_nothing_is_lost(tmp_path):
+    folder = RunFolder(tmp_path, {})
+    folder.append_rows([{"n": n} for n in range(4)])
+    path = tmp_path / "metrics.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-3])  # cut short by a kill
+    assert folder.read_rows() == [{"n": 0}, {"n": 1}, {"n": 2}]
+    for damage in (b'{"n": ', b"\xff\xff", b"3"):
+        damaged = whole.replace(b'{"n": 1}', damage)
+        path.write_bytes(damaged)
+        for read in (folder.read_rows, folder.resume_rows):
+            with pytest.raises(RunFolderError, match=r"line 2 of 4 of .*metrics\.jsonl is damaged"):
+                read()
+        assert path.read_bytes() == damaged
+    path.write_bytes(whole.replace(b'{"n": 1}\n', b""))  # as the message says
+    assert folder.resume_rows() == [{"n": 0}, {"n": 2}, {"n": 3}]
+
+
+def test_what_cannot_be_read_now_is_not_called_damaged(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path, {})
+    folder.append_rows([{"n": 0}])
+
+    def refuse(path):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", refuse)
+        for read in (lambda: RunFolder(tmp_path, {}), folder.read_rows, folder.resume_rows):
+            with pytest.raises(RunFolderError, match=r"cannot be read .*Too many.*left as it is"):
+                read()
+    assert folder.read_rows() == [{"n": 0}]
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(RunFolderError, match=r"config\.json is damaged .*remove the run folder"):
+        RunFolder(tmp_path, {})
