@@ -185,7 +185,8 @@ def _example(hint: Any, low: int = 1) -> Any:
     """A value that fits a tuple's annotation, such as (1,) or ((1,), (2,))."""
     kind, parts = get_origin(hint), get_args(hint)
     if kind is Annotated:
-        return _example(parts[0], max([low, *(x.ge for x in parts[1:] if isinstance(x, Ge))]))
+        lows: list[Any] = [low, *(x.ge for x in parts[1:] if isinstance(x, Ge))]
+        return _example(parts[0], max(lows))
     if kind is tuple and get_origin(parts[0]) is tuple:
         return _example(parts[0]), _example(parts[0], 2)
     if kind is tuple:

@@ -107,7 +107,7 @@ def _contents(folder: Path) -> dict[str, bytes]:
 _COMMANDS: dict[str, type] = {name: kind for name, (kind, *_) in cli._COMMANDS.items()}
 CONFIGS = (Augmentation, Mixture, SlopeConfig, TaskConfig, Processes, *_COMMANDS.values())
 # Strings that are looked at when the run begins.
-_FREE = {"data_dir", "dataset", "datasets", "coordinator"}
+_FREE = {"data_dir", "coordinator"}
 _NAMES = st.text(max_size=12).filter(lambda x: x not in ("static",))
 _COUNTS = st.one_of(
     st.integers(max_value=-1), st.floats(), st.text(max_size=3), st.booleans(), st.binary()

@@ -14,7 +14,7 @@ from edl_jax.pairs.sampler import log_probabilities
 from edl_jax.studies import CoverageConfig, coverage
 from edl_jax.studies.outputs import compare_outputs, draw_references, rank_outputs, record
 from edl_jax.training import Augmentation
-from tests.test_training import CROSS_ENTROPY, DIGITS, functions_of, load_config_dataset, order_of
+from tests.test_training import CROSS_ENTROPY, DIGITS, functions_of, load_shared, order_of
 
 TINY = dataclasses.replace(
     DIGITS, epochs=2, data=dataclasses.replace(DIGITS.data, train_examples=256)
@@ -31,7 +31,7 @@ SMALL = CoverageConfig(
 
 @pytest.fixture(scope="module")
 def dataset():
-    return load_config_dataset(TINY)
+    return load_shared(TINY.data)
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def test_study_writes_its_page_and_trains_nothing_twice(tmp_path, monkeypatch):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "README.md").read_text()
     assert "num_outputs=128" in page
-    assert "train.dataset='digits'" in page
+    assert "train.data.name='digits'" in page
     monkeypatch.setitem(coverage.__globals__, "record", None)  # would fail
     assert coverage(SMALL, run_dir=tmp_path, executor="1").table.equals(study.table)
 

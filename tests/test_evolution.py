@@ -382,9 +382,9 @@ def test_what_means_the_same_is_the_same_configuration():
     assert given == PretrainConfig(class_counts=(3,), std_init=0.5, hidden=(4,))
     assert hash(given) == hash(PretrainConfig(class_counts=(3,), std_init=0.5, hidden=(4,)))
     assert type(given.class_counts[0]) is int
-    assert TrainConfig(data=DataConfig(data_dir=Path("data"))).data_dir == "data"
+    assert TrainConfig(data=DataConfig(data_dir=Path("data"))).data.data_dir == "data"
     momentum = TrainConfig(
         optimizer=OptimizerConfig(options={"momentum": np.float32(0.5)})
-    ).optimizer_options
+    ).optimizer.options
     assert momentum == {"momentum": 0.5}
     assert type(momentum["momentum"]) is float

@@ -17,7 +17,7 @@ from edl_jax.losses.method import check_loss
 from edl_jax.runs.checkpoints import Checkpoints
 from edl_jax.runs.describing import describe
 from edl_jax.training import Augmentation, make_trainer, training
-from edl_jax.training.training import load_config_dataset
+from edl_jax.training.training import load_shared
 from tests.test_training import DIGITS, PLAIN, assert_close
 
 SMALL = dataclasses.replace(
@@ -170,7 +170,7 @@ def test_validation_batches_take_all_images_in_turn():
         VALIDATED, epochs=2, data=dataclasses.replace(VALIDATED.data, val_examples=48)
     )
     found = train(config, loss=Watching()).loss_state
-    in_turn = np.resize(load_config_dataset(config).val_labels, (4, 32))
+    in_turn = np.resize(load_shared(config.data).val_labels, (4, 32))
     np.testing.assert_array_equal(found, [np.bincount(x, minlength=10) for x in in_turn])
 
 
@@ -200,7 +200,8 @@ def test_a_method_sees_the_whole_share_of_a_batch_in_order():
 
 @pytest.mark.parametrize("changes", [{}, {"val_examples": 32, "stream": True}])
 def test_a_loss_that_looks_at_validation_images_needs_them_in_memory(changes):
-    config = dataclasses.replace(SMALL, **changes)
+    data = dataclasses.replace(SMALL.data, **changes)
+    config = dataclasses.replace(SMALL, data=data)
     with pytest.raises(ConfigError, match=r"Following looks at validation images.* val_ex"):
         make_trainer(config, loss=Following(4))
 

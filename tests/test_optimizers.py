@@ -14,8 +14,8 @@ from edl_jax.losses.formulas.robust_barron import AdaptiveBarron
 from edl_jax.models import by_name as models
 from edl_jax.models.vit import ViTArchitecture
 from edl_jax.training import Augmentation
-from edl_jax.training.optimizers import make_optimizer, make_schedule
-from edl_jax.training.training import load_config_dataset
+from edl_jax.training.optimizers import OptimizerConfig, make_schedule
+from edl_jax.training.training import load_shared
 from tests.test_training import CROSS_ENTROPY, DIGITS, PLAIN, assert_close, functions_of
 
 TREE = {"model": {"w": jnp.array([3.0, -4.0])}, "loss": {"shape": jnp.array([2.0])}}
@@ -24,9 +24,7 @@ GRADIENT = jax.tree.map(jnp.ones_like, TREE)
 
 @pytest.fixture(scope="module")
 def dataset():
-    return load_config_dataset(
-        dataclasses.replace(DIGITS, data=dataclasses.replace(DIGITS.data, train_examples=256))
-    )
+    return load_shared(dataclasses.replace(DIGITS.data, train_examples=256))
 
 
 @pytest.fixture
@@ -40,6 +38,10 @@ def small_vit(monkeypatch):
         epochs=1,
         data=dataclasses.replace(DIGITS.data, train_examples=256),
     )
+
+
+def make_optimizer(name, options, learning_rate, *, weight_decay=0.0, clip_norm=None):
+    return OptimizerConfig(name, options, weight_decay, clip_norm).make(learning_rate)
 
 
 def updates(optimizer):

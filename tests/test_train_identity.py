@@ -17,7 +17,7 @@ from edl_jax.studies import (
     coverage,
 )
 from edl_jax.training import make_trainer
-from edl_jax.training.training import load_config_dataset
+from edl_jax.training.training import load_shared
 from tests.test_training import DIGITS
 
 SMALL = dataclasses.replace(
@@ -36,12 +36,12 @@ def test_a_run_folder_knows_its_data(tmp_path):
     with DATASETS.restored():
         register(0)
         first = train(SMALL, run_dir=tmp_path)
-        identity = load_config_dataset(SMALL).identity
+        identity = load_shared(SMALL.data).identity
         assert read_json(tmp_path / "config.json")["data"] == identity
         written = (tmp_path / "config.json").read_text()
         assert "data_dir" not in written
         # Version 0.1.0 wrote it.
-        written = written.replace('"dataset"', '"data_dir": null, "dataset"')
+        written = written.replace('"name"', '"data_dir": null, "name"', 1)
         (tmp_path / "config.json").write_text(written)
         register(0)
         moved = dataclasses.replace(

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from edl_jax.data.config import DataConfig
+from edl_jax.data.datasets import load_dataset
 from edl_jax.errors import ConfigError
 from edl_jax.evolution import PretrainConfig
 from edl_jax.evolution.pretraining import own_parts, pretrain
@@ -21,7 +23,6 @@ from edl_jax.studies.sweep import Grid, Row, check_grid, points, sweeps_of, with
 from edl_jax.studies.tables import Contrasts, Frame, Study, contrast, frame, other_settings, summary
 from edl_jax.studies.trainings import measure_training
 from edl_jax.training import TrainConfig
-from edl_jax.training.training import load_config_dataset
 from edl_jax.validation import check_seed_count, check_types, config_or_default
 
 MUTATION = "pretrain.mutation"
@@ -74,7 +75,7 @@ class AblateConfig:
     """Also train a classifier with each evolved loss, and correlate the metrics of pretraining with
     its accuracy. A grid over pretrain.generations gives losses from bad to good."""
     train: TrainConfig = TrainConfig(
-        dataset="digits", val_examples=360, batch_size=64, learning_rate=0.05
+        data=DataConfig(name="digits", val_examples=360), batch_size=64, learning_rate=0.05
     )
     """How a classifier is trained with each; accuracies are of the validation images."""
 
@@ -82,10 +83,10 @@ class AblateConfig:
         check_types(self)
         check_grid(self, "pretrain.seed", "train.loss")
         check_seed_count(self, "num_seeds", self.pretrain.seed, low=2)
-        if self.downstream and not self.train.val_examples:
+        if self.downstream and not self.train.data.val_examples:
             raise ConfigError(
-                "AblateConfig.train.val_examples is 0; expected some images to measure accuracy "
-                "on, as test images are not for choosing what predicts it."
+                "AblateConfig.train.data.val_examples is 0; expected some images to measure "
+                "accuracy on, as test images are not for choosing what predicts it."
             )
         for point in points(self.grid):  # refuses names and sizes that cannot work
             if point and not all(name.startswith(("pretrain.", "train.")) for name in point):
@@ -191,7 +192,7 @@ def _datasets(config: AblateConfig) -> dict[str, Any]:
     found = {}
     for point in points(config.grid):
         cell = with_fields(config.base(), point)
-        data, served = load_config_dataset(cell.train), cell.pretrain.class_counts
+        data, served = load_dataset(cell.train.data), cell.pretrain.class_counts
         if cell.pretrain.network == "pair" and data.num_classes != served[0]:
             raise ConfigError(
                 f"AblateConfig.pretrain.class_counts is {served} with network 'pair', and "

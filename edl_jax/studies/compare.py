@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from edl_jax.data.dataset import Dataset
+from edl_jax.data.datasets import load_dataset
 from edl_jax.errors import ConfigError
 from edl_jax.losses import LOSSES, MARGIN_LOSSES
 from edl_jax.losses.by_name import check_loss_name
@@ -23,7 +24,7 @@ from edl_jax.studies.tables import Frame, Study, contrast, frame, other_settings
 from edl_jax.studies.trainings import MEASURES, measure_training
 from edl_jax.studies.tuning import MAX_EXTENSIONS, RATE, tune
 from edl_jax.training import TrainConfig
-from edl_jax.training.training import load_config_dataset, resolve_config_loss
+from edl_jax.training.training import resolve_config_loss
 from edl_jax.validation import (
     check_different,
     check_seed_count,
@@ -53,17 +54,17 @@ class CompareConfig:
     `static` stands for all losses without parameters of their own that suit a linear head."""
     grid: Grid = dataclasses.field(default_factory=dict)
     """Settings in all combinations of which losses are compared: values of fields by the name of
-    their flag, such as train.model=resnet8,resnet20 train.noise_rate=0,0.4."""
+    their flag, such as train.model=resnet8,resnet20 train.data.noise_rate=0,0.4."""
     num_seeds: int = 5
     """Trainings of each loss in each setting, with the seeds train.seed, train.seed + 1, ..."""
     learning_rates: tuple[float, ...] = ()
     """Every loss takes the best of these learning rates by accuracy on validation images (needs
-    train.val_examples), or a better one beyond an end of them; none: train.learning_rate."""
+    train.data.val_examples), or a better one beyond an end of them; none: train.learning_rate."""
     tuning_seeds: int = 1
     """Trainings at each of `learning_rates`, with the seeds that follow those of the comparison."""
     split: Literal["test", "val"] = "test"
-    """Images that losses are compared on: test; or val (which needs train.val_examples), to choose
-    among losses without a look at the test images."""
+    """Images that losses are compared on: test; or val (which needs train.data.val_examples), to
+    choose among losses without a look at the test images."""
     train: TrainConfig = TrainConfig()
     """Settings of every training; what is compared replaces its own."""
 
@@ -85,10 +86,10 @@ class CompareConfig:
                 f"CompareConfig.learning_rates is {self.learning_rates}; expected two or more to "
                 "choose from, or none and this one as train.learning_rate."
             )
-        if (self.split == "val" or self.learning_rates) and not self.train.val_examples:
+        if (self.split == "val" or self.learning_rates) and not self.train.data.val_examples:
             raise ConfigError(
                 f"CompareConfig.split is {self.split!r} and learning_rates {self.learning_rates}; "
-                "expected train.val_examples of more than 0 to compare on or to choose by."
+                "expected train.data.val_examples of more than 0 to compare on or to choose by."
             )
         for setting, loss in itertools.product(points(self.grid), self.loss_names()):
             for rate in self.learning_rates or (None,):  # refuses names and rates that cannot work
@@ -157,7 +158,7 @@ def compare(
     names, settings, data, losses = config.loss_names(), points(config.grid), {}, {}
     for setting in settings:  # here, so that a data set is prepared once
         train = with_fields(Cell(config.train, config.split), setting).train
-        dataset = load_config_dataset(train)
+        dataset = load_dataset(train.data)
         data[dataset.digest] = dataset
         for name in names:
             loss = resolve_config_loss(dataclasses.replace(train, loss=name), dataset)

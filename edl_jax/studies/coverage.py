@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from edl_jax.data.datasets import load_dataset
 from edl_jax.errors import ConfigError
 from edl_jax.losses import EvolvedLoss
 from edl_jax.losses.by_name import check_loss_name, resolve_loss
@@ -29,7 +30,7 @@ from edl_jax.studies.outputs import (
 from edl_jax.studies.sweep import Row, sweeps_of
 from edl_jax.studies.tables import Frame, Study, frame, other_settings, summary
 from edl_jax.training import TrainConfig
-from edl_jax.training.training import load_config_dataset, resolve_config_loss
+from edl_jax.training.training import resolve_config_loss
 from edl_jax.validation import (
     check_different,
     check_seed_count,
@@ -135,7 +136,7 @@ def coverage(
     config = config_or_default(config, CoverageConfig)
     run_dir = None if run_dir is None else user_path(run_dir)
     check_libraries("pandas", "statsmodels")
-    dataset = load_config_dataset(config.train)
+    dataset = load_dataset(config.train.data)
     losses = {
         name: describe(resolve_config_loss(dataclasses.replace(config.train, loss=name), dataset))
         for name in config.losses

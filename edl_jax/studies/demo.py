@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from edl_jax.data.config import DataConfig
 from edl_jax.data.datasets import load_dataset
 from edl_jax.errors import ConfigError
 from edl_jax.evolution import PretrainConfig
@@ -77,7 +78,8 @@ def _demo(
 ) -> tuple[PretrainResult, Study]:
     """Demonstrate in a folder that is held."""
     # Looked up first: a missing data set should not cost a minute of evolution.
-    data = load_dataset("auto", data_dir=config.data_dir, train_examples=1, test_examples=1)
+    few = DataConfig(data_dir=config.data_dir, train_examples=1, test_examples=1)
+    data = load_dataset(few)
     check_libraries("pandas", "statsmodels")
     say(f"Data: {data.source}.")
     say(f"Evolving a loss on synthetic pairs for {config.pretrain.generations} generations ...")
@@ -100,7 +102,6 @@ def _demo(
 def _small_training(dataset: str, data_dir: str | None) -> TrainConfig:
     """About half a minute on two cores with CIFAR-10, a few seconds with digits."""
     if dataset == "digits":
-        return TrainConfig(dataset="digits", epochs=10, batch_size=64)
-    return TrainConfig(
-        dataset=dataset, data_dir=data_dir, train_examples=5000, test_examples=2000, epochs=4
-    )
+        return TrainConfig(data=DataConfig(name="digits"), epochs=10, batch_size=64)
+    data = DataConfig(name=dataset, data_dir=data_dir, train_examples=5000, test_examples=2000)
+    return TrainConfig(data=data, epochs=4)

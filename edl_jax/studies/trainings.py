@@ -5,10 +5,10 @@ import functools
 import pickle
 from typing import Any
 
+from edl_jax.data.datasets import load_dataset
 from edl_jax.errors import DivergedError
 from edl_jax.losses.by_name import Loss
 from edl_jax.training import TrainConfig, make_trainer
-from edl_jax.training.training import load_config_dataset
 
 MEASURES = ("accuracy", "nll", "calibration_error")
 
@@ -37,7 +37,7 @@ def measure_training(
         last = rows[-1]
         found = {x: getattr(result, f"test_{x}") if test else last[x] for x in MEASURES}
     except DivergedError:
-        guessing = 1 / load_config_dataset(config).num_classes
+        guessing = 1 / load_dataset(config.data).num_classes
         found = {"accuracy": guessing, "nll": None, "calibration_error": None, "diverged": True}
     return {"diverged": False, **found, "epochs": [row["accuracy"] for row in rows]}
 

@@ -174,10 +174,10 @@ def _usable_loss(config: TrainConfig, loss: Any, dataset: Dataset) -> Loss | Los
     if loss is None or isinstance(loss, str | os.PathLike):
         loss = resolve_config_loss(config, dataset)
     validates = check_loss(loss, dataset.num_classes, soft=config.augmentation.mixes)
-    if validates and (dataset.streamed or not config.val_examples):
+    if validates and (dataset.streamed or not config.data.val_examples):
         raise ConfigError(
-            f"the loss {type(loss).__qualname__} looks at validation images; TrainConfig has "
-            f"val_examples {config.val_examples} and images are "
+            f"the loss {type(loss).__qualname__} looks at validation images; TrainConfig.data has "
+            f"val_examples {config.data.val_examples} and images are "
             f"{'streamed' if dataset.streamed else 'in memory'}; expected val_examples of at least "
             "1, and images in memory (stream False)."
         )
