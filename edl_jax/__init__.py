@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from edl_jax.networks import ClassAgnosticNetwork, PairNetwork
     from edl_jax.objective import MARGINS, SEVERITIES
     from edl_jax.pairs import Mixture, Pairs, sample_pairs
-    from edl_jax.strategies import MUTATIONS, STRATEGIES, ChaoticES, ChaoticSNES
+    from edl_jax.strategies import MUTATIONS, STRATEGIES, ChaoticES, ChaoticSNES, StrategyConfig
     from edl_jax.training import OptimizerConfig, TrainConfig, TrainResult, train
 
 # Loaded when first asked for: importing evosax starts JAX's backend, and several processes must
@@ -41,6 +41,7 @@ _HOMES = {
     "RankingProblem": "evolution.problems",
     "SEVERITIES": "objective",
     "STRATEGIES": "strategies",
+    "StrategyConfig": "strategies",
     "Student": "losses",
     "TaskProblem": "evolution.problems",
     "TrainConfig": "training",
@@ -74,6 +75,7 @@ __all__ = [
     "PretrainConfig",
     "PretrainResult",
     "RankingProblem",
+    "StrategyConfig",
     "Student",
     "TaskProblem",
     "TrainConfig",

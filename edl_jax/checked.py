@@ -79,6 +79,20 @@ def check(name: str, value: Any, hint: Any) -> Any:
     return plain
 
 
+def check_seeds(config: Any, field: str, first: int) -> None:
+    """Refuse a number of seeds `first, first + 1, ...` of which one would wrap.
+
+    Raises:
+      ConfigError: naming the field, its value, the first seed and what was expected.
+    """
+    count = getattr(config, field)
+    if first + count - 1 > MAX_SEED:
+        raise ConfigError(
+            f"{type(config).__name__}.{field} is {count} with seeds from {first} on; expected "
+            f"none above {MAX_SEED}: fewer, or a lower first seed."
+        )
+
+
 def config_or_default(config: Config | None, kind: type[Config]) -> Config:
     """The configuration, or the default one where None is given.
 
@@ -123,10 +137,12 @@ def _plain(value: Any) -> Any:
 
 def _fits(value: Any, hint: Any) -> bool:
     kind, parts = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
     if kind is Annotated:
-        return _fits(value, parts[0]) and all(_BOUNDS[type(x)][0](value, x) for x in parts[1:])
+        return _fits(value, parts[0]) and all(_BOUNDS[type(x)][0](value, x) for x in _bounds(parts))
     if kind is Literal:
-        return value in parts
+        return any(type(value) is type(part) and value == part for part in parts)
     if kind in (Union, types.UnionType):
         return any(_fits(value, part) for part in parts)
     if kind is tuple:
@@ -154,7 +170,18 @@ _BOUNDS: dict[type, tuple[Callable[[Any, Any], bool], Callable[[Any], str]]] = {
     Distinct: (lambda value, _: len(set(value)) == len(value), lambda _: "all different"),
     OneOf: (lambda value, bound: value in bound.table, lambda _: ""),
 }
-_WORDS = {int: "whole number", float: "finite number", str: "string", bool: "truth value"}
+_WORDS = {
+    int: "whole number",
+    float: "finite number",
+    str: "string",
+    bool: "truth value",
+    Any: "value",
+}
+
+
+def _bounds(parts: tuple[Any, ...]) -> list[Any]:
+    """The bounds of an annotation's parts, which may hold others' notes, such as tyro's."""
+    return [part for part in parts[1:] if type(part) in _BOUNDS]
 
 
 def _in_words(hint: Any, plural: bool = False) -> str:
@@ -166,8 +193,9 @@ def _in_words(hint: Any, plural: bool = False) -> str:
         tables = [x.table for x in parts[1:] if isinstance(x, OneOf)]
         if tables:
             return f"{'names among' if plural else 'one of'} {', '.join(tables[0])}"
-        bounds = " and ".join(_BOUNDS[type(bound)][1](bound) for bound in parts[1:])
-        return f"{_in_words(parts[0], plural)}, {'each ' if plural else ''}{bounds}"
+        bounds = " and ".join(_BOUNDS[type(bound)][1](bound) for bound in _bounds(parts))
+        words = _in_words(parts[0], plural)
+        return f"{words}, {'each ' if plural else ''}{bounds}" if bounds else words
     if kind is tuple:
         of_what, example = _in_words(parts[0], plural=True), _example(hint)
         return f"tuples of {of_what}" if plural else f"a tuple of {of_what}, such as {example}"

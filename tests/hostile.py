@@ -45,8 +45,10 @@ from edl_jax.networks import Architecture
 from edl_jax.objective import TaskConfig
 from edl_jax.runs.folder import RunFolder
 from edl_jax.runs.joining import Processes
+from edl_jax.strategies import StrategyConfig
 from edl_jax.studies import ablate, card, compare, coverage
 from edl_jax.studies.report import write_report
+from edl_jax.training.optimizers import OptimizerConfig
 from tests.baseline_losses import takes_counts
 
 SECONDS_FOR_ONE = 120  # an attempt that takes longer hangs
@@ -105,7 +107,17 @@ def _contents(folder: Path) -> dict[str, bytes]:
 # --- configurations ------------------------------------------------------------------------------
 
 _COMMANDS: dict[str, type] = {name: kind for name, (kind, *_) in cli._COMMANDS.items()}
-CONFIGS = (Augmentation, Mixture, SlopeConfig, TaskConfig, Processes, *_COMMANDS.values())
+CONFIGS = (
+    Augmentation,
+    Mixture,
+    SlopeConfig,
+    TaskConfig,
+    StrategyConfig,
+    DataConfig,
+    OptimizerConfig,
+    Processes,
+    *_COMMANDS.values(),
+)
 # Strings that are looked at when the run begins.
 _FREE = {"data_dir", "coordinator"}
 _NAMES = st.text(max_size=12).filter(lambda x: x not in ("static",))
@@ -148,7 +160,8 @@ def configurations(draw: st.DrawFn) -> Attempt:
     """A field of a configuration that holds what it cannot."""
     kind = draw(st.sampled_from(CONFIGS))
     name = draw(st.sampled_from([field.name for field in dataclasses.fields(kind)]))
-    value = draw(bad_values(typing.get_type_hints(kind)[name], name))
+    free = (kind, name) == (DataConfig, "name")  # looked for when the data is loaded
+    value = draw(bad_values(typing.get_type_hints(kind)[name], "data_dir" if free else name))
     what = f"{kind.__name__}({name}={value!r})"
     return Attempt("configuration", what, lambda _: kind(**{name: value}))
 

@@ -345,7 +345,7 @@ def test_an_argument_without_its_value_says_how_the_command_is_used(argument, us
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["pretrain", "--mutation", "no_such"], "mutation is 'no_such'; expected one of"),
+        (["pretrain", "--strategy.mutation", "no_such"], "mutation is 'no_such'; expected one of"),
         (["train", "--epochs", "0"], "epochs is 0"),
         (["train", "--data.name", "digits", "--loss", "hinge"], "loss is 'hinge'"),
         (["train", "--config", "none.py"], "there is no config file at none.py"),

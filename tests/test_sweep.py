@@ -109,7 +109,7 @@ def test_a_grid_on_the_command_line_is_the_one_in_a_file():
         "train.loss": ("edl", "poly(epsilon=1,alpha=2.5)"),
         "pretrain.hidden": ((16, 16), (64,)),
         "train.width": (8, None),
-        "pretrain.std_init": (0.1, 1),
+        "pretrain.strategy.std_init": (0.1, 1),
         "pretrain.use_crossover": (True, False),
     }
     words = spec.str_from_instance(grid)

@@ -16,7 +16,7 @@ from edl_jax.models.resnet import ResNetArchitecture
 from edl_jax.models.vit import ViTArchitecture
 from edl_jax.runs.devices import device_mesh, on_every_device
 from edl_jax.training import Augmentation
-from edl_jax.training.optimizers import make_schedule
+from edl_jax.training.optimizers import OptimizerConfig, make_schedule
 from edl_jax.training.steps import AXIS, make_steps
 from edl_jax.training.training import load_shared
 from tests.test_training import DIGITS

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from edl_jax.checked import Checked, Count, check_seeds
 from edl_jax.data.config import DataConfig
 from edl_jax.data.datasets import load_dataset
 from edl_jax.errors import ConfigError
@@ -18,12 +19,11 @@ from edl_jax.studies.figures import check_libraries, plot_evolution, save
 from edl_jax.studies.shape import plot_loss
 from edl_jax.studies.tables import Study
 from edl_jax.training import TrainConfig
-from edl_jax.validation import check_seed_count, check_types
 
 
 @dataclasses.dataclass(frozen=True)
-class DemoConfig:
-    """What the demonstration may be told. Checked when made.
+class DemoConfig(Checked):
+    """What the demonstration may be told.
 
     Raises:
       ConfigError: naming the first field that cannot work, its value and what was expected.
@@ -31,14 +31,14 @@ class DemoConfig:
 
     data_dir: str | None = None
     """TFDS directory that holds CIFAR-10; else where TFDS looks, a download, or digits."""
-    num_seeds: int = 3
+    num_seeds: Count = 3
     """Trainings of each loss."""
     pretrain: PretrainConfig = PretrainConfig()
     """How the loss is evolved."""
 
     def __post_init__(self) -> None:
-        check_types(self)
-        check_seed_count(self, "num_seeds", TrainConfig.seed)
+        super().__post_init__()
+        check_seeds(self, "num_seeds", TrainConfig.seed)
         if self.pretrain.network == "pair" and self.pretrain.class_counts != (10,):
             raise ConfigError(
                 f"DemoConfig.pretrain.class_counts is {self.pretrain.class_counts} with network "
