@@ -10,18 +10,20 @@ Result:   not measured yet; the aim is a test accuracy of 94 % after the last ep
 
 from edl_jax import TrainConfig
 from edl_jax.data.augmentation import Augmentation
+from edl_jax.data.config import DataConfig
+from edl_jax.training.optimizers import OptimizerConfig
 
 
 def get_config() -> TrainConfig:
     """The training configuration."""
     return TrainConfig(
-        dataset="cifar10",
         model="resnet18",
         augmentation=Augmentation(cutout=8),
         precision="bfloat16",
         epochs=24,
         batch_size=512,
-        learning_rate=0.4,  # 0.1 for every 128 images of a batch
+        learning_rate=0.4,
         warmup_epochs=5,
-        weight_decay=5e-4,
+        data=DataConfig(name="cifar10"),
+        optimizer=OptimizerConfig(weight_decay=5e-4),
     )

@@ -11,6 +11,7 @@ Result:   evolved losses 0.38 to 0.65 points above cross-entropy, poly 0.84; see
 """
 
 from edl_jax import TrainConfig
+from edl_jax.data.config import DataConfig
 from edl_jax.studies import CompareConfig
 
 
@@ -32,5 +33,7 @@ def get_config() -> CompareConfig:
         num_seeds=10,
         learning_rates=(0.1, 0.2, 0.4, 0.8),
         tuning_seeds=2,
-        train=TrainConfig(dataset="cifar10", val_examples=5_000, epochs=10, seed=2000),
+        train=TrainConfig(
+            epochs=10, seed=2000, data=DataConfig(name="cifar10", val_examples=5_000)
+        ),
     )

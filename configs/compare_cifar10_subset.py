@@ -10,6 +10,7 @@ Result:   see results/cifar10_subset/.
 """
 
 from edl_jax import TrainConfig
+from edl_jax.data.config import DataConfig
 from edl_jax.studies import CompareConfig
 
 
@@ -27,6 +28,8 @@ def get_config() -> CompareConfig:
         learning_rates=(0.2, 0.4, 0.8, 1.6),
         tuning_seeds=2,
         train=TrainConfig(
-            dataset="cifar10", train_examples=10_000, val_examples=2_000, epochs=6, seed=2000
+            epochs=6,
+            seed=2000,
+            data=DataConfig(name="cifar10", train_examples=10_000, val_examples=2_000),
         ),
     )

@@ -11,6 +11,7 @@ Result:   see results/recipes/.
 """
 
 from edl_jax import TrainConfig
+from edl_jax.data.config import DataConfig
 from edl_jax.studies import CompareConfig
 
 
@@ -20,6 +21,9 @@ def get_config() -> CompareConfig:
         losses=("cross_entropy", "results/search/underfit.safetensors"),
         num_seeds=5,
         train=TrainConfig(
-            dataset="cifar10", val_examples=5_000, epochs=10, learning_rate=0.2, seed=2000
+            epochs=10,
+            learning_rate=0.2,
+            seed=2000,
+            data=DataConfig(name="cifar10", val_examples=5_000),
         ),
     )

@@ -7,6 +7,7 @@ Result:   not measured yet.
 """
 
 from edl_jax import TrainConfig
+from edl_jax.data.config import DataConfig
 from edl_jax.studies import CompareConfig
 
 
@@ -15,5 +16,7 @@ def get_config() -> CompareConfig:
     return CompareConfig(
         losses=("cross_entropy", "edl"),
         num_seeds=5,
-        train=TrainConfig(dataset="cifar10", model="resnet18", epochs=100, warmup_epochs=5),
+        train=TrainConfig(
+            model="resnet18", epochs=100, warmup_epochs=5, data=DataConfig(name="cifar10")
+        ),
     )

@@ -8,6 +8,7 @@ Result:   of version 0.1.0 see results/transfer_cifar10/. One training of each l
 """
 
 from edl_jax import TrainConfig
+from edl_jax.data.config import DataConfig
 from edl_jax.studies import CoverageConfig
 
 
@@ -17,5 +18,5 @@ def get_config() -> CoverageConfig:
         losses=("cross_entropy", "edl"),
         epochs=(0, 1, 2, 5, 10),
         num_seeds=1,
-        train=TrainConfig(dataset="cifar10", epochs=10),
+        train=TrainConfig(epochs=10, data=DataConfig(name="cifar10")),
     )

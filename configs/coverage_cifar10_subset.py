@@ -7,6 +7,7 @@ Result:   of version 0.1.0 see results/transfer_cifar10_subset/.
 """
 
 from edl_jax import TrainConfig
+from edl_jax.data.config import DataConfig
 from edl_jax.studies import CoverageConfig
 
 
@@ -16,5 +17,7 @@ def get_config() -> CoverageConfig:
         losses=("cross_entropy", "edl"),
         epochs=(0, 1, 2, 4, 6),
         num_seeds=3,
-        train=TrainConfig(dataset="cifar10", train_examples=5_000, test_examples=2_048, epochs=6),
+        train=TrainConfig(
+            epochs=6, data=DataConfig(name="cifar10", train_examples=5_000, test_examples=2_048)
+        ),
     )

@@ -7,8 +7,11 @@ Result:   not measured yet.
 """
 
 from edl_jax import TrainConfig
+from edl_jax.data.config import DataConfig
 
 
 def get_config() -> TrainConfig:
     """The training configuration."""
-    return TrainConfig(dataset="cifar10", model="resnet18", epochs=100, warmup_epochs=5)
+    return TrainConfig(
+        model="resnet18", epochs=100, warmup_epochs=5, data=DataConfig(name="cifar10")
+    )

@@ -71,7 +71,16 @@ def test_pretrain_from_a_config_file_with_overrides(tmp_path, capsys):
 
 
 def test_train_and_compare_on_digits(tmp_path, capsys):
-    small = ["dataset", "digits", "model", DIGITS.model, "epochs", "1", "train-examples", "256"]
+    small = [
+        "data.name",
+        "digits",
+        "model",
+        DIGITS.model,
+        "epochs",
+        "1",
+        "data.train-examples",
+        "256",
+    ]
     flags = [f"--{x}" if i % 2 == 0 else x for i, x in enumerate(small)]
     assert cli.main(["train", *flags, "--run-dir", str(tmp_path / "train")]) == 0
     assert "Test accuracy after the last epoch" in capsys.readouterr().out
@@ -169,7 +178,7 @@ STRANGE = "mean ± deviation ÷ 2 − ∞ — σ"  # none of it is ASCII, some i
         ["coverage"],
         ["demo"],
         ["pretrain"],
-        ["train", "--dataset", "digits"],
+        ["train", "--data.name", "digits"],
         ["train", "--help"],
         ["losses"],
         ["export", "edl"],
@@ -337,9 +346,9 @@ def test_an_argument_without_its_value_says_how_the_command_is_used(argument, us
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["pretrain", "--mutation", "no_such"], "mutation is 'no_such'; expected one of"),
+        (["pretrain", "--strategy.mutation", "no_such"], "mutation is 'no_such'; expected one of"),
         (["train", "--epochs", "0"], "epochs is 0"),
-        (["train", "--dataset", "digits", "--loss", "hinge"], "loss is 'hinge'"),
+        (["train", "--data.name", "digits", "--loss", "hinge"], "loss is 'hinge'"),
         (["train", "--config", "none.py"], "there is no config file at none.py"),
         (["train", "--config", "x" * 300], "there is no config file at xxx"),
         (["compare", "--losses", "edl", "edl"], "different losses"),
@@ -458,7 +467,7 @@ def test_an_interrupted_command_ends_with_one_line_and_its_status(capsys, monkey
 
         with monkeypatch.context() as patch:
             patch.setattr(cli, "train", stopped)
-            assert cli.main(["train", "--dataset", "digits"]) == status
+            assert cli.main(["train", "--data.name", "digits"]) == status
             assert f"edl train: stopped by {by}. What was saved is kept" in capsys.readouterr().err
             patch.setattr(cli, "compare", preempted)
             assert cli.main(["compare", "--run-dir", "mine"]) == 75
@@ -604,7 +613,7 @@ def test_a_backend_that_is_not_there_is_one_line(error, capsys, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(jax, "devices", fail)
-        assert main(["train", "--dataset", "digits"]) == 2
+        assert main(["train", "--data.name", "digits"]) == 2
     said = capsys.readouterr().err
     assert re.match(r"edl: JAX_PLATFORMS is .*, and JAX cannot use it here", said)
     assert ("(No 'tpu')" in said) == (str(error) != "")

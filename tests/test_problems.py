@@ -22,6 +22,7 @@ from edl_jax.evolution import SlopeConfig
 from edl_jax.evolution.problems import SlopeProblem, problem_of
 from edl_jax.evolution.sums import WeightedSum
 from edl_jax.objective import TaskConfig
+from edl_jax.strategies import StrategyConfig
 from tests.test_evolution import TINY
 
 TASKS = TaskConfig(
@@ -151,7 +152,7 @@ def test_evolve_refuses_what_is_no_key_and_no_strategy():
     problem = BBOBProblem("sphere")
     with pytest.raises(InputError, match="expected a key"):
         evolve(problem, "SNES", 0, generations=1)
-    with pytest.raises(ConfigError, match="strategy is 'Annealing'"):
+    with pytest.raises(ConfigError, match="name is 'Annealing'"):
         evolve(problem, "Annealing", KEY, generations=1)
 
 
@@ -159,7 +160,7 @@ def test_pretrain_takes_a_strategy_and_a_problem_of_your_own(tmp_path):
     ranking, tasks = RankingProblem(CONFIG), TaskProblem(CONFIG)
     strategy = SNES(16, ranking.sample(KEY))
     mine = pretrain(CONFIG, strategy=strategy, problem=0.7 * ranking + 0.3 * tasks)
-    named = pretrain(dataclasses.replace(CONFIG, strategy="SNES", std_init=1.0))
+    named = pretrain(dataclasses.replace(CONFIG, strategy=StrategyConfig("SNES", std_init=1.0)))
     assert mine.history["task_error"].shape == (5,)
     assert "slope_violation" not in mine.history
     # The same strategy and keys: only what is asked for differs.

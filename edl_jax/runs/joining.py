@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 
 import jax
 
+from edl_jax.checked import Checked, Positive
 from edl_jax.errors import ConfigError, ProcessError
 from edl_jax.runs.processes import connect_devices
-from edl_jax.validation import check_range, check_types
 
 _SECONDS_BETWEEN_TRIES = 0.2
 _SECONDS_LONGER = 1.0  # that the others wait: the first process knows who is missing
@@ -29,7 +29,7 @@ _LONGEST = 2_000  # characters of what one says
 
 
 @dataclasses.dataclass(frozen=True)
-class Processes:
+class Processes(Checked):
     """How this process finds the others. Alone by default.
 
     Raises:
@@ -46,12 +46,11 @@ class Processes:
     """How many processes there are, with `coordinator`."""
     process_id: int | None = None
     """Index of this process, from 0, with `coordinator`."""
-    timeout: float = 60.0
+    timeout: Positive = 60.0
     """Seconds to wait for the other processes at the start."""
 
     def __post_init__(self) -> None:
-        check_types(self)
-        check_range(self, "timeout", 0.0, open_low=True)
+        super().__post_init__()
         given = [self.coordinator, self.num_processes, self.process_id]
         if any(x is not None for x in given) and (None in given or self.auto):
             raise ConfigError(
@@ -105,7 +104,7 @@ class Processes:
         connect_devices()
 
 
-def _detected(timeout: float) -> tuple[Any, Any, Any]:
+def _detected(timeout: Positive) -> tuple[Any, Any, Any]:
     """What JAX finds of the others: address, number and this one's index; None if nothing."""
     try:
         from jax._src.clusters import ClusterEnv  # it has no public name
