@@ -635,7 +635,7 @@ def test_a_setting_that_jax_refuses_is_one_line(name, value):
     assert re.fullmatch(rf"(?i)edl: JAX cannot be loaded \(.*{name}.*\). Unset .*\n", found.stderr)
 
 
-@pytest.mark.parametrize("command", [["train", "--dataset", "none_such"], ["card"]])
+@pytest.mark.parametrize("command", [["train", "--data.name", "none_such"], ["card"]])
 def test_a_setting_that_matplotlib_refuses_is_one_line(command, tmp_path, capsys, monkeypatch):
     """Before the run begins, not once it has ended."""
 
