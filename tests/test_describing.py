@@ -150,6 +150,7 @@ def test_code_and_provenance_are_not_looked_at():
     assert describe(evolved.replace(provenance=Provenance())) == describe(evolved)
 
 
+@pytest.mark.slow
 def test_descriptions_do_not_differ_from_process_to_process():
     code = (
         "from tests.test_describing import *\n"

@@ -67,7 +67,10 @@ def transformed(transformation):
 
 
 @pytest.mark.parametrize("name", EVERY)
-@pytest.mark.parametrize("transformation", [in_shard_map, in_vmap, in_scan])
+@pytest.mark.parametrize(
+    "transformation",
+    [in_vmap, *(pytest.param(x, marks=pytest.mark.slow) for x in (in_shard_map, in_scan))],
+)
 def test_values_and_gradients_under_transformations(transformation, name):
     for found, wanted in zip(transformed(transformation), expected(), strict=True):
         np.testing.assert_allclose(found[name][0], wanted[name][0], rtol=1e-5, atol=1e-6)

@@ -168,6 +168,7 @@ def test_edl_losses_lists_them_all(capsys, monkeypatch):
     assert "  losses  " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "start"),
     [("losses", "cross_entropy\n    Cross-entropy"), ("train --help", "usage: edl train")],

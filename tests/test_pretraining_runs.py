@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +24,8 @@ def same_params(one, other) -> bool:
     return all(np.array_equal(a, b) for a, b in pairs)
 
 
-def test_same_key_same_loss_bit_for_bit():
-    first, same = pretrain(TINY, key=jax.random.key(5)), pretrain(TINY, key=jax.random.key(5))
+def test_same_key_same_loss_bit_for_bit(tiny_pretraining):
+    first, same = tiny_pretraining[1], pretrain(TINY, key=jax.random.key(TINY.seed))
     assert same_params(first.loss, same.loss)
     np.testing.assert_array_equal(first.history["best_fitness"], same.history["best_fitness"])
     assert first.metrics == same.metrics
@@ -84,8 +85,9 @@ def test_a_pair_network_is_evolved_for_its_class_count():
     assert loss(jax.numpy.zeros((2, 4)), jax.numpy.asarray([0, 3])).shape == (2,)
 
 
-def test_run_folder_holds_config_versions_metrics_and_loss(tmp_path):
-    result = pretrain(TINY, run_dir=tmp_path)
+def test_run_folder_holds_config_versions_metrics_and_loss(tmp_path, tiny_pretraining):
+    run_dir, result = tiny_pretraining
+    shutil.copytree(run_dir, tmp_path, dirs_exist_ok=True)
     assert json.loads((tmp_path / "config.json").read_text())["pretrain"]["generations"] == 5
     environment = json.loads((tmp_path / "environment.json").read_text())
     assert environment["versions"]["jax"] == jax.__version__
