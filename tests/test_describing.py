@@ -31,6 +31,7 @@ from edl_jax.losses import Provenance
 from edl_jax.runs.describing import describe
 from edl_jax.studies import Study, ablate
 from edl_jax.studies.ablate import Cell
+from edl_jax.studies.sweep import with_fields
 from tests.test_ablate import SMALL
 from tests.test_evolution import TINY
 
@@ -101,6 +102,12 @@ def power(exponent, x):
     return x**exponent
 
 
+def holding_itself(value):
+    part = Weighted(value)
+    part.own = part
+    return part
+
+
 # What makes a part, and two values that make different ones.
 DIFFERENT = {
     "a default": (with_default, 1.0, 2.0),
@@ -117,6 +124,10 @@ DIFFERENT = {
     "a tree of many numbers": (lambda x: Weighted(Tree(jnp.asarray(x))), MANY, OTHER),
     "a variable": (lambda x: Module(nnx.Param(jnp.asarray(x))), MANY, OTHER),
     "a random stream": (lambda x: Module(nnx.Rngs(noise=x)), 1, 2),
+    "a number of NumPy": (with_option, np.int64(1), np.int64(2)),
+    "keys of several types": (lambda x: Weighted({1: 0, "a": x}), 1.0, 2.0),
+    "an object that holds itself": (holding_itself, 1.0, 2.0),
+    "a generator": (lambda x: Weighted([x, (i for i in "a")]), 1.0, 2.0),
     "a set": (lambda x: Weighted({"a", x}), "b", "c"),
     "a module's shapes": (lambda x: Module(nnx.Param(jnp.ones(x))), (2, 3), (3, 2)),
     "a module in a module": (lambda x: Module(Module(nnx.Param(jnp.ones(2) * x))), 2, 3),
@@ -181,10 +192,9 @@ def test_a_run_folder_knows_the_parts_that_a_user_has_registered(kind, tmp_path,
     monkeypatch.setattr(Study, "written", lambda *_: None)
     with registry.restored():
         registry.register("mine")(make(1.0))
-        config = dataclasses.replace(TINY, **{kind: "mine"})
-        small = dataclasses.replace(
-            SMALL, grid={}, pretrain=dataclasses.replace(SMALL.pretrain, **{kind: "mine"})
-        )
+        field = {"mutation": "strategy.mutation", "strategy": "strategy.name"}.get(kind, kind)
+        config = with_fields(TINY, {field: "mine"})
+        small = with_fields(SMALL, {"grid": {}, f"pretrain.{field}": "mine"})
         before = own_parts(config)
         assert list(before) == [f"{kind} mine"]
         if kind == "severity":  # which alone is evolved with here

@@ -52,6 +52,12 @@ def test_refuses_known_soft_labels_that_are_no_distributions(name, labels):
     assert masked[2] == 0
 
 
+def test_refuses_a_tensor_that_asks_for_its_gradient():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(InputError, match=r"logits is tensor\(.*; expected an array of numbers"):
+        loss_of("edl")(torch.zeros(3, requires_grad=True), jnp.asarray(0))
+
+
 def test_refuses_the_class_id_of_a_single_example():
     with pytest.raises(InputError, match=r"labels\[0\] is \[ 7\. -7\.  9\.\]"):
         loss_of("edl")(jnp.zeros((1, 3)), jnp.array([[7, -7, 9]]))

@@ -46,6 +46,15 @@ def in_scan(*arguments):
     return jax.lax.scan(lambda carry, row: (carry, both_kinds(*row)), None, arguments)[1]
 
 
+def test_every_loss_takes_arrays_whose_types_hold_a_sharding():
+    mesh = jax.make_mesh((1,), ("batch",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        arrays = logits_of(), HARD, SOFT, jnp.ones(SHAPE, bool)
+        placed = [jax.device_put(x, PartitionSpec("batch")) for x in arrays]
+        for found in jax.eval_shape(both_kinds, *placed):
+            assert {values.shape for values, _ in found.values()} == {(6,)}
+
+
 @functools.cache
 def expected():
     where = jnp.ones(SHAPE, bool)

@@ -126,5 +126,5 @@ def test_run_folder_holds_config_versions_metrics_and_loss(tmp_path):
     assert same_params(pretrain(TINY, run_dir=tmp_path).loss, result.loss)
     assert path.read_text() == lines
     path.unlink()
-    with pytest.raises(RunFolderError, match="generation 5 but held_out of 0 generations"):
+    with pytest.raises(RunFolderError, match=r"step 5 is unused .*held_out\.jsonl are not"):
         pretrain(TINY, run_dir=tmp_path)

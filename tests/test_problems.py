@@ -151,7 +151,7 @@ def test_evolve_refuses_what_is_no_key_and_no_strategy():
     problem = BBOBProblem("sphere")
     with pytest.raises(InputError, match="expected a key"):
         evolve(problem, "SNES", 0, generations=1)
-    with pytest.raises(ConfigError, match="strategy is 'Annealing'"):
+    with pytest.raises(ConfigError, match="name is 'Annealing'"):
         evolve(problem, "Annealing", KEY, generations=1)
 
 

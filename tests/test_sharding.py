@@ -14,14 +14,14 @@ ROOT = Path(__file__).parents[1]
 SCRIPT = """
 import dataclasses
 import jax, numpy as np
-from edl_jax import pretrain
+from edl_jax import StrategyConfig, pretrain
 from edl_jax.runs.devices import device_mesh
 from edl_jax.evolution.run import AXIS
 from tests.test_evolution import TINY, evolution_of
 
 assert jax.device_count() == 8
 config = dataclasses.replace(
-    TINY, class_counts=(3, 5), population_size=32, strategy={strategy!r}
+    TINY, class_counts=(3, 5), population_size=32, strategy=StrategyConfig({strategy!r})
 )
 one, eight, again = pretrain(config, devices=jax.devices()[:1]), pretrain(config), pretrain(config)
 for a, b in zip(jax.tree.leaves(one.loss), jax.tree.leaves(eight.loss), strict=True):

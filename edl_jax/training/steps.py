@@ -97,7 +97,7 @@ def make_steps(
     """
     auto = jnp.float32 if on_cpu else jnp.bfloat16
     dtype = auto if config.precision == "auto" else jnp.dtype(config.precision)
-    optimizer = config.make_optimizer(schedule)
+    optimizer = config.optimizer.make(schedule)
     method = as_method(loss)
 
     def build(key: jax.Array) -> nnx.Module:

@@ -8,6 +8,8 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from edl_jax.checked import Seed, check, config_or_default
+from edl_jax.data.config import DataConfig
 from edl_jax.data.datasets import Dataset, load_dataset
 from edl_jax.errors import ConfigError
 from edl_jax.losses import MARGIN_LOSSES
@@ -24,7 +26,6 @@ from edl_jax.training.metrics import Metrics
 from edl_jax.training.programs import make_train
 from edl_jax.training.result import Row, TrainResult
 from edl_jax.training.steps import AXIS
-from edl_jax.validation import check_seed, config_or_default
 
 
 def train(
@@ -66,7 +67,7 @@ def train(
     path = None if run_dir is None else user_path(run_dir)
     mesh = device_mesh(AXIS, devices)
     _agree_on_config(config, mesh)
-    dataset = load_config_dataset(config)
+    dataset = load_shared(config.data)
     loss = _usable_loss(config, loss, dataset)
 
     def known_by() -> dict[str, Any]:  # hashes the images
@@ -126,10 +127,14 @@ def make_trainer(
         function, and a `ConfigError` for a seed that is given twice, or is not a whole number of at
         least 0 and below 2^32.
     """
-    config = _naming(config, loss)
+    if dataset is not None and not isinstance(dataset, Dataset):
+        raise ConfigError(
+            f"dataset is {dataset!r}; expected what load_dataset gives, or None to load it."
+        )
+    config = _naming(config_or_default(config, TrainConfig), loss)
     mesh = device_mesh(AXIS, devices)
     _agree_on_config(config, mesh)
-    dataset = dataset or load_config_dataset(config)
+    dataset = dataset or load_shared(config.data)
     loss = _usable_loss(config, loss, dataset)
 
     functions = make_train(config, dataset, loss, mesh)
@@ -141,6 +146,8 @@ def make_trainer(
         progress: bool = False,
         test: bool = True,
     ) -> list[TrainResult]:
+        if not callable(report):
+            raise ConfigError(f"report is {report!r}; expected a function of a row of metrics.")
         seeds = _different_seeds(seeds)
         agree(lambda: {"data": dataset.identity, "loss": describe(loss), "seeds": seeds})
         return [
@@ -173,10 +180,10 @@ def _usable_loss(config: TrainConfig, loss: Any, dataset: Dataset) -> Loss | Los
     if loss is None or isinstance(loss, str | os.PathLike):
         loss = resolve_config_loss(config, dataset)
     validates = check_loss(loss, dataset.num_classes, soft=config.augmentation.mixes)
-    if validates and (dataset.streamed or not config.val_examples):
+    if validates and (dataset.streamed or not config.data.val_examples):
         raise ConfigError(
-            f"the loss {type(loss).__qualname__} looks at validation images; TrainConfig has "
-            f"val_examples {config.val_examples} and images are "
+            f"the loss {type(loss).__qualname__} looks at validation images; TrainConfig.data has "
+            f"val_examples {config.data.val_examples} and images are "
             f"{'streamed' if dataset.streamed else 'in memory'}; expected val_examples of at least "
             "1, and images in memory (stream False)."
         )
@@ -190,7 +197,7 @@ def _different_seeds(seeds: Sequence[int]) -> list[int]:
         raise ConfigError(
             f"seeds is {seeds!r}; expected a list of seeds, such as [0, 1, 2]."
         ) from error
-    found = [check_seed("seed", seed) for seed in given]
+    found = [check("seed", seed, Seed) for seed in given]
     if len(set(found)) < len(found):
         twice = sorted({seed for seed in found if found.count(seed) > 1})
         raise ConfigError(
@@ -200,34 +207,17 @@ def _different_seeds(seeds: Sequence[int]) -> list[int]:
     return found
 
 
-def load_config_dataset(config: TrainConfig) -> Dataset:
-    """The data set that `config` names; of several processes the first prepares it."""
-
-    def load() -> Dataset:
-        return load_dataset(
-            config.dataset,
-            data_dir=config.data_dir,
-            train_examples=config.train_examples,
-            val_examples=config.val_examples,
-            test_examples=config.test_examples,
-            split_seed=config.split_seed,
-            image_size=config.image_size,
-            label_noise=config.label_noise,
-            noise_rate=config.noise_rate,
-            imbalance=config.imbalance,
-            imbalance_factor=config.imbalance_factor,
-            corruption_seed=config.corruption_seed,
-            stream=config.stream,
-        )
-
-    prepared = first_does(load, share=False)
-    return all_do(lambda: prepared or load())
+def load_shared(config: DataConfig) -> Dataset:
+    """The data set; of several processes the first prepares it."""
+    prepared = first_does(lambda: load_dataset(config), share=False)
+    return all_do(lambda: prepared or load_dataset(config))
 
 
 def _agree_on_config(config: TrainConfig, mesh: Mesh) -> None:
     """Refuse processes with other settings; where the data lies may differ from host to host."""
     devices = [device.id for device in mesh.devices.flat]
-    agree(lambda: {"train": as_json(config) | {"data_dir": None}, "devices": devices})
+    alike = dataclasses.replace(config, data=dataclasses.replace(config.data, data_dir=None))
+    agree(lambda: {"train": as_json(alike), "devices": devices})
 
 
 def resolve_config_loss(config: TrainConfig, dataset: Dataset) -> Loss:
