@@ -103,7 +103,9 @@ def refused(index):
     from edl_jax.training.training import make_trainer
     from tests.test_evolution import TINY
 
-    small = TrainConfig(dataset="digits", epochs=1, train_examples=64, test_examples=64)
+    small = TrainConfig(
+        dataset="digits", epochs=1, batch_size=64, train_examples=64, test_examples=64
+    )
 
     def differing(config, **second):
         return dataclasses.replace(config, **second) if index else config
