@@ -105,7 +105,9 @@ def refused(index):
     from tests.test_evolution import TINY
 
     small = TrainConfig(
-        epochs=1, data=DataConfig(name="digits", train_examples=64, test_examples=64)
+        epochs=1,
+        batch_size=64,
+        data=DataConfig(name="digits", train_examples=64, test_examples=64),
     )
 
     def differing(config, **second):
