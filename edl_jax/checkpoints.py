@@ -70,8 +70,18 @@ class Checkpoints:
         self._manager.close()
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints that are there, damaged ones too, in order."""
-        return sorted(int(x.name) for x in self._path.iterdir() if _STEP.fullmatch(x.name))
+        """Steps of the checkpoints that are there, damaged ones too, in order.
+
+        Raises:
+          RunFolderError: if the folder cannot be read now.
+        """
+        try:
+            return sorted(int(x.name) for x in self._path.iterdir() if _STEP.fullmatch(x.name))
+        except OSError as error:
+            raise RunFolderError(
+                f"{self._path} cannot be read ({error}). Everything was left as it is: give the "
+                "same command again when it can."
+            ) from error
 
     def save(self, step: int, tree: Any, *, score: float) -> None:
         """Save the arrays of a pytree after `step` steps, then delete those not to be kept.

@@ -50,6 +50,16 @@ def test_a_read_that_fails_for_now_moves_and_empties_nothing(run, what, monkeypa
     assert resumed(run) == STEPS
 
 
+def test_checkpoints_that_cannot_be_listed_for_now_are_left_as_they_are(run, monkeypatch):
+    def refuse(*_):
+        raise PASSING["EMFILE"]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", refuse)
+        assert_refused(run, r"checkpoints cannot be read .*not now.*left as it is")
+    assert resumed(run) == STEPS
+
+
 AS_ANOTHER_USER = """
 import re, sys
 from edl_jax import checkpoints
