@@ -134,7 +134,7 @@ if __name__ == "__main__":
         parser.add_argument(f"--{name.replace(' ', '-')}", type=int, default=count)
     most = len(mismatched_processes.CASES)
     parser.add_argument("--mismatched-processes", type=int, default=most)
-    parser.add_argument("--generations", type=int, default=1200)
+    parser.add_argument("--generations", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     counts = {name: getattr(arguments, name.replace(" ", "_")) for name in SCENARIOS}

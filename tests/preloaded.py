@@ -3,6 +3,7 @@
 JAX's backend must not start in it: its threads would be missing in what is forked.
 """
 
+import gc
 from unittest import mock
 
 import numpy as np
@@ -19,3 +20,5 @@ import edl_jax.pretraining  # noqa: F401
 import tests.test_evolution  # noqa: F401
 
 assert not xla_bridge.backends_are_initialized()
+
+gc.freeze()  # so that what is forked shares it
