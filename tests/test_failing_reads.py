@@ -51,8 +51,10 @@ def test_a_read_that_fails_for_now_moves_and_empties_nothing(run, what, monkeypa
 
 
 def test_checkpoints_that_cannot_be_listed_for_now_are_left_as_they_are(run, monkeypatch):
-    def refuse(*_):
-        raise PASSING["EMFILE"]
+    def refuse(path, iterdir=Path.iterdir):
+        if path.name == "checkpoints":
+            raise PASSING["EMFILE"]
+        return iterdir(path)
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "iterdir", refuse)
