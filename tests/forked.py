@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import resource
+import signal
 import sys
 import tempfile
 import time
@@ -29,7 +30,8 @@ class Run:
         """
         self._stderr = tempfile.NamedTemporaryFile("r")  # noqa: SIM115
         arguments = (self._stderr.name, run_dir, generations)
-        self._process = (_SPAWN if plain else _FORK).Process(target=_pretrain, args=arguments)
+        process = _SPAWN.Process if plain else _FORK.Process
+        self._process = process(target=_pretrain, args=arguments)
         self._process.start()
         self.pid = self._process.pid
 
@@ -47,6 +49,10 @@ class Run:
     def starve(self) -> None:
         """Let each file that it opens from now on be one too many."""
         resource.prlimit(self.pid, resource.RLIMIT_NOFILE, (0, 0))
+
+    def stop(self) -> None:
+        """Stop it where it is."""
+        os.kill(self.pid, signal.SIGSTOP)
 
     def kill(self) -> str:
         """Kill it, if it is still there; returns what it wrote to its standard error."""

@@ -63,6 +63,7 @@ def cut_until_done(run_dir: Path, generations: int, cuts: int, chance: random.Ra
             wait_for_checkpoint(disk / "run", run)
             time.sleep(chance.expovariate(1 / 0.3))
             alive, rows = run.alive(), saved(disk / "run")
+            run.stop()  # the process and the disk stop at one moment
             handle = os.open(disk, os.O_RDONLY)
             fcntl.ioctl(handle, _SHUTDOWN, struct.pack("I", _NO_LOG_FLUSH))
             os.close(handle)
