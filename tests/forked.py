@@ -9,7 +9,8 @@ import tempfile
 import time
 from pathlib import Path
 
-_FORK, _SPAWN = (multiprocessing.get_context(x) for x in ("forkserver", "spawn"))
+_FORK = multiprocessing.get_context("forkserver")
+_SPAWN = multiprocessing.get_context("spawn")
 _FORK.set_forkserver_preload(["tests.preloaded"])
 
 
@@ -33,6 +34,7 @@ class Run:
         process = _SPAWN.Process if plain else _FORK.Process
         self._process = process(target=_pretrain, args=arguments)
         self._process.start()
+        assert self._process.pid is not None
         self.pid = self._process.pid
 
     def alive(self) -> bool:

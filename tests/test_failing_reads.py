@@ -1,5 +1,7 @@
 """Reads that fail for now: the run stops, and nothing is moved or emptied."""
 
+import asyncio
+import contextlib
 import errno
 import os
 import shutil
@@ -7,12 +9,14 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
 
 from edl_jax.checkpoints import Checkpoints
 from edl_jax.errors import EDLError
+from edl_jax.orbax_noise import orbax_silent
 from edl_jax.runs import open_run
 from tests.test_resume import ROOT
 from tests.toy_runs import STEPS, assert_refused, contents, resumed, run, toy
@@ -60,6 +64,23 @@ def test_checkpoints_that_cannot_be_listed_for_now_are_left_as_they_are(run, mon
         patch.setattr(Path, "iterdir", refuse)
         assert_refused(run, r"checkpoints cannot be read .*not now.*left as it is")
     assert resumed(run) == STEPS
+
+
+@pytest.mark.parametrize(("failing", "shown"), [(True, 0), (False, 1)])
+def test_what_asyncio_says_after_a_failure_is_not_printed(failing, shown, monkeypatch):
+    """TensorStore still tells the loop that Orbax has closed what it has read or written."""
+    seen = []
+    monkeypatch.setattr(sys, "unraisablehook", seen.append)
+    with contextlib.suppress(OSError), orbax_silent():
+        if failing:
+            raise PASSING["EIO"]
+    loop = asyncio.new_event_loop()
+    loop.close()
+    for late in (lambda: loop.call_soon_threadsafe(print), lambda: {}["other"]):
+        with pytest.raises((RuntimeError, KeyError)) as told:
+            late()
+        sys.unraisablehook(SimpleNamespace(exc_value=told.value, exc_traceback=told.tb))
+    assert [type(x.exc_value) for x in seen] == [RuntimeError] * shown + [KeyError]
 
 
 AS_ANOTHER_USER = """
