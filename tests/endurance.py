@@ -54,12 +54,13 @@ def too_few_files(run_dir: Path, generations: int, tries: int, chance: random.Ra
 
 
 def two_writers(run_dir: Path, generations: int, tries: int, chance: random.Random) -> Outcome:
-    """Start a second run in the folder while the first is under way; it must be refused."""
+    """Start a second run in the folder while the first resumes; it must be refused."""
 
     def meet(plain: bool) -> Harm:
         first = Run(run_dir, generations)
-        wait_for_checkpoint(run_dir, first)
+        first.wait_until_resuming()
         _, refusal = Run(run_dir, generations, plain=plain).end()
+        wait_for_checkpoint(run_dir, first)
         time.sleep(chance.expovariate(1 / 0.15))
         alive, rows = first.alive(), saved(run_dir)
         said = first.kill()
