@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 
@@ -13,8 +14,8 @@ from typing import Any
 def orbax_silent() -> Iterator[None]:
     """Keep Orbax's threads from printing tracebacks: the caller reports what they raise.
 
-    After a failure asyncio is kept silent for good: what was still to be read or written may end
-    later, in a loop that Orbax has closed by then.
+    After a failure they are kept silent for good: some end later, and find the loop closed in which
+    they were to read or write.
     """
     loggers, hook = [logging.getLogger(name) for name in ("absl", "asyncio")], sys.unraisablehook
     after = hook
@@ -25,6 +26,8 @@ def orbax_silent() -> Iterator[None]:
         yield
     except BaseException:
         after = partial(_unless_of_asyncio, hook)
+        for logger in loggers:
+            logger.addFilter(_not_of_orbax)
         raise
     finally:
         sys.unraisablehook = after
@@ -37,6 +40,10 @@ def _unless_of_asyncio(show: Callable[[Any], Any], unraisable: Any) -> None:
     frames = [frame for frame, _ in traceback.walk_tb(unraisable.exc_traceback)]
     if not (frames and frames[-1].f_globals.get("__name__", "").startswith("asyncio.")):
         show(unraisable)
+
+
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    return not {"asyncio", "orbax"} & set(Path(record.pathname).parts)
 
 
 def _nothing(record: logging.LogRecord) -> bool:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import shutil
 import subprocess
@@ -67,10 +68,16 @@ def test_checkpoints_that_cannot_be_listed_for_now_are_left_as_they_are(run, mon
 
 
 @pytest.mark.parametrize(("failing", "shown"), [(True, 0), (False, 1)])
-def test_what_asyncio_says_after_a_failure_is_not_printed(failing, shown, monkeypatch):
-    """TensorStore still tells the loop that Orbax has closed what it has read or written."""
-    seen = []
+def test_what_threads_of_orbax_say_after_a_failure_is_not_printed(
+    failing, shown, monkeypatch, caplog
+):
+    """They end later, and TensorStore still tells a loop that is closed of what it has done."""
+    from orbax.checkpoint._src.futures.future import _SignalingThread
+
+    seen, loggers = [], [logging.getLogger(name) for name in ("absl", "asyncio")]
     monkeypatch.setattr(sys, "unraisablehook", seen.append)
+    for logger in loggers:
+        monkeypatch.setattr(logger, "filters", [])
     with contextlib.suppress(OSError), orbax_silent():
         if failing:
             raise PASSING["EIO"]
@@ -81,6 +88,12 @@ def test_what_asyncio_says_after_a_failure_is_not_printed(failing, shown, monkey
             late()
         sys.unraisablehook(SimpleNamespace(exc_value=told.value, exc_traceback=told.tb))
     assert [type(x.exc_value) for x in seen] == [RuntimeError] * shown + [KeyError]
+    thread = _SignalingThread(send_signals=[], receive_signals=[], target=lambda: {}["late"])
+    thread.start()
+    with pytest.raises(KeyError):
+        thread.join()
+    loggers[0].error("ours")
+    assert [record.levelname for record in caplog.records] == ["ERROR"] * (shown + 1)
 
 
 AS_ANOTHER_USER = """
