@@ -1,6 +1,6 @@
 """Harm a pretraining in every way that a machine and its users know; nothing saved may be lost.
 
-Command:  python -m tests.endurance        (an hour or two on 2 CPU cores; cuts need root)
+Command:  python -m tests.endurance        (an hour or two on 2 idle CPU cores; cuts need root)
 
 Prints a table: of each kind of harm, how often it met a run, how often the run survived it, and how
 many bytes were lost that a checkpoint had. A wrong result or a traceback ends it with an error.

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import pytest
@@ -86,7 +87,8 @@ def test_what_threads_of_orbax_say_after_a_failure_is_not_printed(
     for late in (lambda: loop.call_soon_threadsafe(print), lambda: {}["other"]):
         with pytest.raises((RuntimeError, KeyError)) as told:
             late()
-        sys.unraisablehook(SimpleNamespace(exc_value=told.value, exc_traceback=told.tb))
+        unraisable: Any = SimpleNamespace(exc_value=told.value, exc_traceback=told.tb)
+        sys.unraisablehook(unraisable)
     assert [type(x.exc_value) for x in seen] == [RuntimeError] * shown + [KeyError]
     thread = _SignalingThread(send_signals=[], receive_signals=[], target=lambda: {}["late"])
     thread.start()
