@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.common import Work
-from edl_jax.network import ACTIVATIONS
+from edl_jax.networks import ACTIVATIONS
 
 STEPS = 8  # applications of a function in one call, so that calling costs nothing
 

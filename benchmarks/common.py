@@ -15,11 +15,11 @@ import numpy as np
 
 from benchmarks.cores import num_cores
 from edl_jax import PretrainConfig
-from edl_jax.environment import commit, version
 from edl_jax.errors import RunFolderError
-from edl_jax.network import ACTIVATIONS
+from edl_jax.networks import ACTIVATIONS
 from edl_jax.pairs import Mixture
-from edl_jax.runs import RunFolder, read_json
+from edl_jax.runs.environment import commit, version
+from edl_jax.runs.folder import RunFolder, read_json
 
 # Kernels `[population, fan_in, fan_out]` and biases `[population, fan_out]` of each layer.
 Layers = list[tuple[np.ndarray, np.ndarray]]

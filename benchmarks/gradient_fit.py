@@ -20,8 +20,8 @@ from flax import nnx
 from benchmarks.common import caption, open_folder, parser, stop
 from benchmarks.report import table, write_report
 from edl_jax.evolution import PretrainConfig, make_evolution
-from edl_jax.ranking import MARGINS, margin_violation
-from edl_jax.runs import as_json, read_json
+from edl_jax.objective import MARGINS, margin_violation
+from edl_jax.runs.folder import as_json, read_json
 from edl_jax.studies import AblateConfig
 from edl_jax.studies.ablation.seeds import SeedRuns, keys_of, make_seed_runs
 

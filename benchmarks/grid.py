@@ -21,7 +21,7 @@ from benchmarks.common import (
 from benchmarks.peers import PEERS, numpy_loop, torch_loops
 from benchmarks.report import Panel, draw, number, table, write_report
 from benchmarks.timing import Limits, Row, Subject, measure
-from edl_jax.runs import RunFolder, read_json
+from edl_jax.runs.folder import RunFolder, read_json
 
 Point = tuple[int, int]  # population size, number of pairs
 CEILINGS = "ceilings.jsonl"

@@ -12,7 +12,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from edl_jax.huge_pages import restart_with_huge_pages
+from edl_jax.runs.huge_pages import restart_with_huge_pages
 
 if __name__ == "__main__":  # before JAX starts
     restart_with_huge_pages()
@@ -27,8 +27,8 @@ from benchmarks.common import Run, caption, open_folder, parser
 from benchmarks.report import number, table, write_report
 from benchmarks.timing import Limits, Row, Subject, measure
 from benchmarks.training_work import TrainWork, functions_of, our_run
-from edl_jax.runs import RunFolder, read_json
-from edl_jax.training.losses import Loss, resolve_loss
+from edl_jax.losses.by_name import Loss, resolve_loss
+from edl_jax.runs.folder import RunFolder, read_json
 
 NAME = "loss_overhead"
 EVOLVED, CROSS_ENTROPY, AGAIN = "edl (evolved)", "optax cross-entropy", "cross-entropy again"

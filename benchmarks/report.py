@@ -5,8 +5,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from edl_jax.runs import RunFolder
-from edl_jax.storage import write_atomically
+from edl_jax.runs.folder import RunFolder
+from edl_jax.runs.storage import write_atomically
 
 _MARKERS = "osD^vPX*hp<>"
 _DASHES = ["--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (7, 3)), (0, (5, 4))]

@@ -27,10 +27,10 @@ from benchmarks.grid import evaluation_of
 from benchmarks.report import Panel, draw, number, table, write_report
 from benchmarks.timing import Limits, Row, Subject, measure
 from edl_jax import PretrainConfig
-from edl_jax.devices import device_mesh, on_every_device, to_every_device
 from edl_jax.evolution.engine import make_evolution
 from edl_jax.evolution.sharding import AXIS
-from edl_jax.runs import RunFolder, read_json
+from edl_jax.runs.devices import device_mesh, on_every_device, to_every_device
+from edl_jax.runs.folder import RunFolder, read_json
 
 NAME = "scaling"
 DEVICES = (1, 2, 4, 8)

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import jax
 
 from benchmarks.training_work import QUICK, TrainWork
-from edl_jax.devices import device_mesh
-from edl_jax.training.losses import resolve_loss
+from edl_jax.losses.by_name import resolve_loss
+from edl_jax.runs.devices import device_mesh
 from edl_jax.training.programs import make_train
 from edl_jax.training.steps import AXIS
 

@@ -18,7 +18,7 @@ import os
 from collections.abc import Sequence
 
 from benchmarks.cores import num_cores
-from edl_jax.huge_pages import restart_with_huge_pages
+from edl_jax.runs.huge_pages import restart_with_huge_pages
 
 if __name__ == "__main__":  # before JAX starts
     restart_with_huge_pages()
@@ -34,8 +34,9 @@ from benchmarks.peers.torch_training import torch_training
 from benchmarks.report import number, table, write_report
 from benchmarks.timing import Limits, Row, Subject, measure
 from benchmarks.training_work import TrainWork, our_training, patch
-from edl_jax.runs import read_json
-from edl_jax.training import layers, programs
+from edl_jax.models import layers
+from edl_jax.runs.folder import read_json
+from edl_jax.training import programs
 
 NAME = "train_throughput"
 CEILINGS = "ceilings.jsonl"
@@ -69,7 +70,7 @@ def subjects_of(work: TrainWork, *, quick: bool = False) -> list[Subject]:
             plain = patch(layers, "convolve", jax.lax.conv_general_dilated)
             found.append(Subject(XLA_GRADIENTS, our_training(work, steps, patched=plain), steps))
         else:
-            print(f"skipped {XLA_GRADIENTS}: edl_jax.training.layers.convolve does not exist")
+            print(f"skipped {XLA_GRADIENTS}: edl_jax.models.layers.convolve does not exist")
         if work.model == "resnet8":
             # "auto" would be bfloat16 where the backend is not taken for a CPU.
             loop = our_training(

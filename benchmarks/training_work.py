@@ -15,11 +15,11 @@ from flax import nnx
 from benchmarks.common import Run
 from benchmarks.flops import product_flops, training_flops
 from edl_jax import TrainConfig
-from edl_jax.devices import device_mesh
-from edl_jax.training.augmentation import Augmentation
-from edl_jax.training.dataset import Dataset
-from edl_jax.training.losses import resolve_loss
-from edl_jax.training.models import create_model
+from edl_jax.data.augmentation import Augmentation
+from edl_jax.data.dataset import Dataset
+from edl_jax.losses.by_name import resolve_loss
+from edl_jax.models.by_name import create_model
+from edl_jax.runs.devices import device_mesh
 from edl_jax.training.programs import TrainFunctions, make_train
 from edl_jax.training.steps import AXIS
 

@@ -28,10 +28,10 @@ from benchmarks.common import Run, Work, caption, open_folder, parser, random_la
 from benchmarks.grid import CEILINGS, batch_of
 from benchmarks.report import number, table, write_report
 from benchmarks.timing import Limits, Row, Subject, measure
-from edl_jax.devices import device_mesh
 from edl_jax.evolution.sharding import AXIS
-from edl_jax.network import ACTIVATIONS, LossNetwork, fused_from_features
-from edl_jax.runs import read_json
+from edl_jax.networks import ACTIVATIONS, LossNetwork, fused_from_features
+from edl_jax.runs.devices import device_mesh
+from edl_jax.runs.folder import read_json
 
 NAME = "variants"
 POINTS = ((256, 4096), (2048, 4096))

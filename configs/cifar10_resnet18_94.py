@@ -9,7 +9,7 @@ Result:   not measured yet; the aim is a test accuracy of 94 % after the last ep
 """
 
 from edl_jax import TrainConfig
-from edl_jax.training.augmentation import Augmentation
+from edl_jax.data.augmentation import Augmentation
 
 
 def get_config() -> TrainConfig:

@@ -11,7 +11,7 @@ Result:   error on fresh tasks 34.8 %, cross-entropy's 36.8 %; of CIFAR-10 with 
 """
 
 from edl_jax import PretrainConfig
-from edl_jax.tasks import TaskConfig
+from edl_jax.objective import TaskConfig
 
 
 def get_config() -> PretrainConfig:

@@ -7,7 +7,7 @@ Result:   error on 64 fresh tasks 39.0 %, cross-entropy's 40.2 % (results/pretra
 """
 
 from edl_jax import PretrainConfig
-from edl_jax.tasks import TaskConfig
+from edl_jax.objective import TaskConfig
 
 
 def get_config() -> PretrainConfig:

@@ -4,41 +4,41 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edl_jax.baselines import LOSSES
+    from edl_jax.data import DATASETS, ArraySource
     from edl_jax.errors import EDLError
     from edl_jax.evolution import PretrainConfig
-    from edl_jax.frozen import EvolvedLoss, load_pretrained
-    from edl_jax.network import ClassAgnosticNetwork, PairNetwork
+    from edl_jax.evolution.pretraining import PretrainResult, pretrain
+    from edl_jax.losses import LOSSES, EvolvedLoss, load_pretrained
+    from edl_jax.networks import ClassAgnosticNetwork, PairNetwork
+    from edl_jax.objective import MARGINS, SEVERITIES
     from edl_jax.pairs import Mixture, Pairs, sample_pairs
-    from edl_jax.pretraining import PretrainResult, pretrain
-    from edl_jax.ranking import MARGINS, SEVERITIES
-    from edl_jax.strategy import MUTATIONS, STRATEGIES, ChaoticES, ChaoticSNES
-    from edl_jax.training import DATASETS, ArraySource, TrainConfig, TrainResult, train
+    from edl_jax.strategies import MUTATIONS, STRATEGIES, ChaoticES, ChaoticSNES
+    from edl_jax.training import TrainConfig, TrainResult, train
 
 # Loaded when first asked for: importing evosax starts JAX's backend, and several processes must
-# have joined (`edl_jax.joining`) before that.
+# have joined (`edl_jax.runs.joining`) before that.
 _HOMES = {
-    "ArraySource": "training",
-    "ChaoticES": "strategy",
-    "ChaoticSNES": "strategy",
-    "ClassAgnosticNetwork": "network",
-    "DATASETS": "training",
+    "ArraySource": "data",
+    "ChaoticES": "strategies",
+    "ChaoticSNES": "strategies",
+    "ClassAgnosticNetwork": "networks",
+    "DATASETS": "data",
     "EDLError": "errors",
-    "EvolvedLoss": "frozen",
-    "LOSSES": "baselines",
-    "MARGINS": "ranking",
-    "MUTATIONS": "strategy",
+    "EvolvedLoss": "losses",
+    "LOSSES": "losses",
+    "MARGINS": "objective",
+    "MUTATIONS": "strategies",
     "Mixture": "pairs",
-    "PairNetwork": "network",
+    "PairNetwork": "networks",
     "Pairs": "pairs",
     "PretrainConfig": "evolution",
-    "PretrainResult": "pretraining",
-    "SEVERITIES": "ranking",
-    "STRATEGIES": "strategy",
+    "PretrainResult": "evolution.pretraining",
+    "SEVERITIES": "objective",
+    "STRATEGIES": "strategies",
     "TrainConfig": "training",
     "TrainResult": "training",
-    "load_pretrained": "frozen",
-    "pretrain": "pretraining",
+    "load_pretrained": "losses",
+    "pretrain": "evolution.pretraining",
     "sample_pairs": "pairs",
     "train": "training",
 }

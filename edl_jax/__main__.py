@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 
 from edl_jax.errors import ConfigError, EDLError
-from edl_jax.huge_pages import restart_with_huge_pages
-from edl_jax.preemption import exit_status, stop_once
+from edl_jax.runs.huge_pages import restart_with_huge_pages
+from edl_jax.runs.preemption import exit_status, stop_once
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,9 +20,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         restart_with_huge_pages()
         argv = sys.argv[1:]
     argv = list(argv)
-    from edl_jax.devices import check_backend
-    from edl_jax.joining import Processes  # loads JAX
-    from edl_jax.processes import leave
+    from edl_jax.runs.devices import check_backend
+    from edl_jax.runs.joining import Processes  # loads JAX
+    from edl_jax.runs.processes import leave
 
     parser = argparse.ArgumentParser(
         add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS

@@ -13,19 +13,21 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
-from edl_jax.compile_cache import keep_compiled
 from edl_jax.config_files import load_config
 from edl_jax.errors import EDLError, Preempted, ProcessError, RunFolderError
 from edl_jax.evolution import PretrainConfig
-from edl_jax.exchange import in_any
-from edl_jax.frozen import PRETRAINED, EvolvedLoss
-from edl_jax.joining import Processes
-from edl_jax.locks import locked
-from edl_jax.preemption import EXIT_PREEMPTED, Terminated, exit_status
-from edl_jax.pretraining import pretrain
-from edl_jax.processes import is_first
-from edl_jax.runs import default_run_dir, writing
-from edl_jax.storage import user_path
+from edl_jax.evolution.pretraining import pretrain
+from edl_jax.losses import PRETRAINED, EvolvedLoss
+from edl_jax.losses.by_name import resolve_loss
+from edl_jax.runs.compile_cache import keep_compiled
+from edl_jax.runs.exchange import in_any
+from edl_jax.runs.folder import default_run_dir, writing
+from edl_jax.runs.joining import Processes
+from edl_jax.runs.locks import locked
+from edl_jax.runs.preemption import EXIT_PREEMPTED, Terminated, exit_status
+from edl_jax.runs.processes import is_first
+from edl_jax.runs.storage import user_path
+from edl_jax.runs.tensorboard import add_results
 from edl_jax.studies import (
     AblateConfig,
     CompareConfig,
@@ -42,10 +44,8 @@ from edl_jax.studies.figures import check_matplotlib, save
 from edl_jax.studies.plots import plot_evolution, plot_loss, plot_surface, plot_training
 from edl_jax.studies.results import StudyResults
 from edl_jax.studies.screen import on_screen
-from edl_jax.tensorboard import add_results
 from edl_jax.tools import EXIT_REFUSED, TOOLS, run_tool
 from edl_jax.training import TrainConfig, train
-from edl_jax.training.losses import resolve_loss
 
 Config = TypeVar("Config")
 

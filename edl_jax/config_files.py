@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import TypeVar
 
 from edl_jax.errors import ConfigError, EDLError
-from edl_jax.storage import user_path
+from edl_jax.runs.storage import user_path
 
 Config = TypeVar("Config")
 

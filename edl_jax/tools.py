@@ -7,13 +7,13 @@ import textwrap
 from collections.abc import Callable, Sequence
 
 from edl_jax.errors import ConfigError, EDLError
-from edl_jax.frozen import EvolvedLoss
-from edl_jax.frozen.export import export_loss
-from edl_jax.frozen.pretrained import PRETRAINED
-from edl_jax.storage import user_path
+from edl_jax.losses import EvolvedLoss
+from edl_jax.losses.by_name import resolve_loss
+from edl_jax.losses.export import export_loss
+from edl_jax.losses.listing import list_losses
+from edl_jax.losses.pretrained import PRETRAINED
+from edl_jax.runs.storage import user_path
 from edl_jax.studies.report import write_report
-from edl_jax.training.loss_list import list_losses
-from edl_jax.training.losses import resolve_loss
 
 EXIT_REFUSED = 2
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from edl_jax import LOSSES, EvolvedLoss, load_pretrained
-from edl_jax.network import Architecture
+from edl_jax.networks import Architecture
 
 COUNTS = (50, 40, 1, 7, 30)
 NAMES = tuple(LOSSES)

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["edl_jax.frozen", "edl_jax.network"]):
+with atheris.instrument_imports(include=["edl_jax.losses", "edl_jax.networks"]):
     import jax.numpy as jnp
     import numpy as np
 
     from edl_jax import EvolvedLoss, load_pretrained
     from edl_jax.errors import LossFileError
-    from edl_jax.frozen import loss_file
+    from edl_jax.losses import loss_file
 
 PATH = Path(tempfile.mkdtemp()) / "loss.safetensors"
 

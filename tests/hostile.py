@@ -35,17 +35,17 @@ from safetensors.numpy import save
 
 import edl_jax
 from edl_jax import EDLError, EvolvedLoss, Mixture, cli
+from edl_jax.data.augmentation import Augmentation
+from edl_jax.data.datasets import load_dataset
 from edl_jax.evolution import SlopeConfig
-from edl_jax.frozen import loss_file
-from edl_jax.joining import Processes
-from edl_jax.network import Architecture
-from edl_jax.runs import RunFolder
+from edl_jax.losses import loss_file
+from edl_jax.losses.by_name import resolve_loss
+from edl_jax.networks import Architecture
+from edl_jax.objective import TaskConfig
+from edl_jax.runs.folder import RunFolder
+from edl_jax.runs.joining import Processes
 from edl_jax.studies import ablate, compare, inspect, transfer
 from edl_jax.studies.report import write_report
-from edl_jax.tasks import TaskConfig
-from edl_jax.training.augmentation import Augmentation
-from edl_jax.training.datasets import load_dataset
-from edl_jax.training.losses import resolve_loss
 from tests.baseline_losses import takes_counts
 
 SECONDS_FOR_ONE = 120  # an attempt that takes longer hangs

@@ -16,7 +16,7 @@ import orbax.checkpoint  # noqa: F401
 from tensorboardX import event_file_writer, summary  # noqa: F401
 from tensorboardX.proto import event_pb2, summary_pb2  # noqa: F401
 
-import edl_jax.pretraining  # noqa: F401
+import edl_jax.evolution.pretraining  # noqa: F401
 import tests.test_evolution  # noqa: F401
 
 assert not xla_bridge.backends_are_initialized()

@@ -38,23 +38,25 @@ from edl_jax import (
 )
 from edl_jax.evolution import SlopeConfig, make_run
 from edl_jax.evolution.search import make_search
-from edl_jax.frozen import PRETRAINED
-from edl_jax.frozen.export import to_stablehlo
-from edl_jax.pairs import log_probabilities
-from edl_jax.ranking import (
+from edl_jax.losses import PRETRAINED
+from edl_jax.losses.export import to_stablehlo
+from edl_jax.models import by_name as models
+from edl_jax.models.resnet import ResNetArchitecture
+from edl_jax.objective import (
     MARGINS,
     SEVERITIES,
+    TaskConfig,
     apply_severity,
+    draw_tasks,
     gradient_metrics,
     logit_gradients,
     margin_violation,
     rank_metrics,
     slope_violations,
+    task_errors,
 )
-from edl_jax.strategy import build_strategy
-from edl_jax.tasks import TaskConfig, draw_tasks, task_errors
-from edl_jax.training import models
-from edl_jax.training.resnet import ResNetArchitecture
+from edl_jax.pairs import log_probabilities
+from edl_jax.strategies import build_strategy
 from tests.baseline_losses import loss_of, quick_jit
 
 WORKLOADS: dict[str, Callable[[], Any]] = {}

@@ -13,9 +13,9 @@ import pytest
 
 from edl_jax import Mixture, load_pretrained, pretrain
 from edl_jax.errors import ConfigError, DivergedError, Preempted, RunFolderError
-from edl_jax.frozen import Provenance
-from edl_jax.network import Architecture
-from edl_jax.runs import RunFolder
+from edl_jax.losses import Provenance
+from edl_jax.networks import Architecture
+from edl_jax.runs.folder import RunFolder
 from edl_jax.studies import AblateConfig, ablate
 from edl_jax.studies.ablation import downstream, downstream_results, study as ablation
 from edl_jax.studies.ablation.axes import AXES, Cell

@@ -10,8 +10,8 @@ from jax.test_util import check_vjp
 from scipy import integrate, special
 
 from edl_jax import LOSSES
-from edl_jax.baselines.adaptive import AdaptiveBarron, log_partition
 from edl_jax.errors import ConfigError
+from edl_jax.losses.adaptive import AdaptiveBarron, log_partition
 from tests.baseline_losses import logits_of, quick_jit
 
 LABELS = np.asarray([0, 1, 2, 3, 4, 0])

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from edl_jax.training.models import create_model
-from edl_jax.training.resnet import ResNet, ResNetArchitecture
-from edl_jax.training.vit import VisionTransformer, ViTArchitecture
-from edl_jax.training.wide_resnet import WideResNet, WideResNetArchitecture
+from edl_jax.models.by_name import create_model
+from edl_jax.models.resnet import ResNet, ResNetArchitecture
+from edl_jax.models.vit import VisionTransformer, ViTArchitecture
+from edl_jax.models.wide_resnet import WideResNet, WideResNetArchitecture
 from tests.network_tools import fill, images_of, quick_jit
 
 torch = pytest.importorskip("torch")

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from edl_jax.data.augmentation import Augmentation, augment, normalize
 from edl_jax.errors import ConfigError
-from edl_jax.training.augmentation import Augmentation, augment, normalize
 
 MEAN = np.array([0.49, 0.48, 0.45], np.float32)
 COLOUR = [125, 122, 115]  # the mean in pixels

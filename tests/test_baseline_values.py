@@ -9,9 +9,9 @@ from jax.test_util import check_grads
 from scipy import optimize, special
 
 from edl_jax import LOSSES
-from edl_jax.baselines.evolved import CROSS_ENTROPY_EXPANSION
-from edl_jax.baselines.tempered import log_tempered_softmax
 from edl_jax.errors import ConfigError, InputError
+from edl_jax.losses.discovered import CROSS_ENTROPY_EXPANSION
+from edl_jax.losses.tempered import log_tempered_softmax
 from tests.baseline_losses import COUNTS, NAMES, compiled, logits_of, quick_jit
 
 LABELS = np.asarray([0, 1, 2, 3, 4, 0])

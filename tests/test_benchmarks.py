@@ -13,10 +13,10 @@ from benchmarks.grid import arguments_of, batch_of, run_grid
 from benchmarks.peers import PEERS, evosax_loop, numpy_loop, torch_loops
 from benchmarks.timing import Limits, Subject, measure
 from edl_jax.evolution.engine import make_evolution
-from edl_jax.network import ACTIVATIONS
+from edl_jax.networks import ACTIVATIONS
+from edl_jax.objective import SEVERITIES
 from edl_jax.pairs import log_probabilities
-from edl_jax.ranking import SEVERITIES
-from edl_jax.runs import RunFolder
+from edl_jax.runs.folder import RunFolder
 from edl_jax.studies.ablation.seeds import keys_of, make_seed_runs
 
 WORK = Work(population_size=32, num_pairs=64)

@@ -7,8 +7,8 @@ from evosax.algorithms.population_based.base import PopulationBasedAlgorithm
 
 from edl_jax import ChaoticES
 from edl_jax.errors import ConfigError
-from edl_jax.strategy import MUTATIONS
-from edl_jax.strategy.chaotic_es import adapt_std, crossover, select
+from edl_jax.strategies import MUTATIONS
+from edl_jax.strategies.chaotic_es import adapt_std, crossover, select
 
 DIMENSIONS, POPULATION = 10, 64
 

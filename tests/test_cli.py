@@ -18,9 +18,10 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from edl_jax import Mixture, PretrainConfig, TrainConfig, cli, preemption, tools
+from edl_jax import Mixture, PretrainConfig, TrainConfig, cli, tools
 from edl_jax.__main__ import main
 from edl_jax.errors import ConfigError, Preempted, RunFolderError
+from edl_jax.runs import preemption
 from edl_jax.studies import (
     AblateConfig,
     CompareConfig,
@@ -445,8 +446,8 @@ def test_an_interrupted_command_ends_with_one_line_and_its_status(capsys, monkey
 SAVING = """
 import signal, sys, time
 from pathlib import Path
-from edl_jax.preemption import exit_status, stop_once
-from edl_jax.storage import open_atomically
+from edl_jax.runs.preemption import exit_status, stop_once
+from edl_jax.runs.storage import open_atomically
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
 stop_once()
 try:

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from edl_jax.baselines import LOSSES, MARGIN_LOSSES
 from edl_jax.errors import ConfigError, DivergedError, EDLError, Preempted
+from edl_jax.losses import LOSSES, MARGIN_LOSSES
 from edl_jax.studies import CompareConfig, compare
 from edl_jax.studies.comparison import results as comparison_results, study as comparison
 from edl_jax.studies.comparison.config import Setting

@@ -11,15 +11,15 @@ import jax
 import numpy as np
 import pytest
 
-from edl_jax import compile_cache
-from edl_jax.compile_cache import keep_compiled
-from edl_jax.training.array_cache import cached_array
+from edl_jax.data.array_cache import cached_array
+from edl_jax.runs import compile_cache
+from edl_jax.runs.compile_cache import keep_compiled
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = """
 import sys, jax
 from pathlib import Path
-from edl_jax.compile_cache import keep_compiled
+from edl_jax.runs.compile_cache import keep_compiled
 
 def entry():
     jax.clear_caches()

@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 from jax.test_util import check_grads
 
-from edl_jax.training.convolution import convolve
+from edl_jax.models.convolution import convolve
 
 
 def plain(images, kernel, stride):

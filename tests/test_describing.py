@@ -15,9 +15,9 @@ import pytest
 from flax import nnx, struct
 
 from edl_jax import MARGINS, MUTATIONS, SEVERITIES, STRATEGIES, ChaoticES, pretrain
-from edl_jax.describing import describe
 from edl_jax.errors import RunFolderError
-from edl_jax.pretraining import own_parts
+from edl_jax.evolution.pretraining import own_parts
+from edl_jax.runs.describing import describe
 from edl_jax.studies.ablation import study
 from tests.test_ablation import SMALL
 from tests.test_evolution import TINY

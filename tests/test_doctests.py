@@ -5,7 +5,7 @@ import pytest
 
 import edl_jax
 from edl_jax import registry
-from edl_jax.frozen import evolved_loss
+from edl_jax.losses import evolved_loss
 from edl_jax.pairs import sampler
 
 

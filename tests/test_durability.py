@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edl_jax.checkpoints import Checkpoints
 from edl_jax.evolution import loop
-from edl_jax.runs import RunFolder, open_run
-from edl_jax.storage import append, open_atomically, write_atomically
+from edl_jax.runs.checkpoints import Checkpoints
+from edl_jax.runs.folder import RunFolder, open_run
+from edl_jax.runs.storage import append, open_atomically, write_atomically
 from tests import power_cut
 from tests.test_resume import heeds_ctrl_c
 
@@ -152,7 +152,7 @@ def test_every_commit_that_worked_on_a_run_is_kept_and_another_one_is_said(
     tmp_path, monkeypatch, caplog
 ):
     now = ["first"]
-    monkeypatch.setattr("edl_jax.environment.commit", lambda: now[0])
+    monkeypatch.setattr("edl_jax.runs.environment.commit", lambda: now[0])
     for name in ("first", "first", "second", "second", "third"):
         now[0] = name
         caplog.clear()

@@ -10,7 +10,6 @@ from evosax.algorithms.population_based.base import PopulationBasedAlgorithm
 from flax import nnx
 
 from edl_jax import Mixture, PretrainConfig, TrainConfig
-from edl_jax.devices import device_mesh, to_every_device
 from edl_jax.errors import ConfigError, EDLError
 from edl_jax.evolution import (
     SlopeConfig,
@@ -25,9 +24,9 @@ from edl_jax.evolution.monitor import make_monitor
 from edl_jax.evolution.scoring import make_score, without_failures
 from edl_jax.evolution.search import make_search
 from edl_jax.evolution.sharding import AXIS
+from edl_jax.objective import MARGINS, SEVERITIES, TaskConfig, margin_violation, rank_metrics
 from edl_jax.pairs import REGIMES, log_probabilities
-from edl_jax.ranking import MARGINS, SEVERITIES, margin_violation, rank_metrics
-from edl_jax.tasks import TaskConfig
+from edl_jax.runs.devices import device_mesh, to_every_device
 
 TINY = PretrainConfig(
     hidden=(4,),

@@ -11,8 +11,8 @@ from jax.test_util import check_grads
 
 from edl_jax import Mixture, load_pretrained, sample_pairs
 from edl_jax.errors import ConfigError, InputError
-from edl_jax.frozen import PRETRAINED, Provenance, calibrated
-from edl_jax.runs import as_json
+from edl_jax.losses import PRETRAINED, Provenance, calibrated
+from edl_jax.runs.folder import as_json
 from tests.baseline_losses import random_loss
 
 LOSSES = {"edl": load_pretrained(), "random": random_loss(), "pair": random_loss(1, 5)}

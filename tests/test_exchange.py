@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from edl_jax import exchange, processes
 from edl_jax.errors import ProcessError
-from edl_jax.exchange import arrays_from_first, in_any, json_from
-from edl_jax.processes import all_do, first_does
+from edl_jax.runs import exchange, processes
+from edl_jax.runs.exchange import arrays_from_first, in_any, json_from
+from edl_jax.runs.processes import all_do, first_does
 
 
 @contextlib.contextmanager

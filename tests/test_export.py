@@ -15,8 +15,8 @@ import pytest
 from safetensors import safe_open
 
 from edl_jax import cli, load_pretrained
-from edl_jax.frozen import export
-from edl_jax.frozen.export import PLATFORMS, export_loss, to_stablehlo
+from edl_jax.losses import export
+from edl_jax.losses.export import PLATFORMS, export_loss, to_stablehlo
 from tests.test_evolved_loss import LABELS, LOSSES, logits_of
 
 

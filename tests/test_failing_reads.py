@@ -16,10 +16,10 @@ from typing import Any
 import jax
 import pytest
 
-from edl_jax.checkpoints import Checkpoints
 from edl_jax.errors import EDLError
-from edl_jax.orbax_noise import orbax_silent
-from edl_jax.runs import open_run
+from edl_jax.runs.checkpoints import Checkpoints
+from edl_jax.runs.folder import open_run
+from edl_jax.runs.orbax_noise import orbax_silent
 from tests.test_resume import ROOT
 from tests.toy_runs import STEPS, assert_refused, contents, resumed, run, toy
 
@@ -100,7 +100,7 @@ def test_what_threads_of_orbax_say_after_a_failure_is_not_printed(
 
 AS_ANOTHER_USER = """
 import re, sys
-from edl_jax import checkpoints
+from edl_jax.runs import checkpoints
 from pathlib import Path
 import pytest
 from edl_jax.errors import RunFolderError

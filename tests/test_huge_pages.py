@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from edl_jax import huge_pages
+from edl_jax.runs import huge_pages
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux only")
 
 SHOW = """
 import os, sys
-from edl_jax.huge_pages import restart_with_huge_pages
+from edl_jax.runs.huge_pages import restart_with_huge_pages
 print(os.getpid(), flush=True)
 restart_with_huge_pages()
 print(os.environ.get("GLIBC_TUNABLES"), *sys.argv[1:], "jax" in sys.modules)

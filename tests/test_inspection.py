@@ -7,10 +7,10 @@ import pytest
 from flax import nnx
 
 from edl_jax import EvolvedLoss, cli, load_pretrained
-from edl_jax.baselines.adaptive import AdaptiveBarron
-from edl_jax.baselines.cross_entropies import cross_entropy
 from edl_jax.errors import ConfigError, LossFileError
-from edl_jax.network import Architecture
+from edl_jax.losses.adaptive import AdaptiveBarron
+from edl_jax.losses.cross_entropies import cross_entropy
+from edl_jax.networks import Architecture
 from edl_jax.pairs import Pairs
 from edl_jax.studies.inspection import loss_shape as shape, study as inspection
 from edl_jax.studies.inspection.study import InspectConfig, inspect

@@ -14,10 +14,10 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from edl_jax import joining
 from edl_jax.errors import ConfigError, ProcessError
-from edl_jax.joining import Processes, meet
-from edl_jax.processes import connect_devices
+from edl_jax.runs import joining
+from edl_jax.runs.joining import Processes, meet
+from edl_jax.runs.processes import connect_devices
 from tests.test_processes import ROOT, free_port
 
 

@@ -9,8 +9,8 @@ from hypothesis import given, strategies as st
 from hypothesis.extra.numpy import arrays
 from jax.test_util import check_grads
 
-from edl_jax.training.layers import NormalizedHead
-from edl_jax.training.models import create_model
+from edl_jax.models.by_name import create_model
+from edl_jax.models.layers import NormalizedHead
 from tests.network_tools import fill, images_of, quick_jit
 
 SCALE = 30.0

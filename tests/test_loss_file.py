@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from edl_jax import EvolvedLoss, load_pretrained
 from edl_jax.errors import LossFileError
-from edl_jax.frozen import loss_file
+from edl_jax.losses import loss_file
 
 LOGITS = jnp.asarray([[1.0, -2.0, 0.5], [0.0, 30.0, 2.0]])
 LABELS = jnp.asarray([2, 0])
@@ -163,7 +163,7 @@ def test_a_failed_save_leaves_the_old_file(saved, monkeypatch):
     def full_disk(_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("edl_jax.storage.os.fsync", full_disk)
+    monkeypatch.setattr("edl_jax.runs.storage.os.fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
         load_pretrained().replace(scale=jnp.asarray(9.0)).save(saved)
     assert saved.read_bytes() == before

@@ -11,9 +11,9 @@ from hypothesis import given, settings, strategies as st
 
 from edl_jax import EvolvedLoss, load_pretrained
 from edl_jax.errors import ConfigError, InputError, LossFileError
-from edl_jax.frozen import Provenance, loss_file
-from edl_jax.frozen.export import export_loss, to_stablehlo
-from edl_jax.network import Architecture
+from edl_jax.losses import Provenance, loss_file
+from edl_jax.losses.export import export_loss, to_stablehlo
+from edl_jax.networks import Architecture
 
 
 def stacked(loss):

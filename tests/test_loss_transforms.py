@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from edl_jax import ClassAgnosticNetwork, PairNetwork
-from edl_jax.network import fused_from_features
+from edl_jax.networks import fused_from_features
 from tests.baseline_losses import (
     EVERY,
     NAMES,
@@ -190,7 +190,7 @@ def test_soft_labels_in_blocks_of_classes(num_classes, monkeypatch):
         return quick_jit(gradients)(logits, soft)
 
     whole = both()
-    monkeypatch.setattr("edl_jax.network.loss_network.BLOCK", 12)  # 2 classes of 6 examples
+    monkeypatch.setattr("edl_jax.networks.loss_network.BLOCK", 12)  # 2 classes of 6 examples
     blocks = both()
     for found, wanted in zip(jax.tree.leaves(blocks), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-7)

@@ -13,12 +13,12 @@ import pytest
 from flax import nnx
 
 from edl_jax import LOSSES, cli
-from edl_jax.baselines.adaptive import AdaptiveBarron
-from edl_jax.describing import describe
 from edl_jax.errors import ConfigError
-from edl_jax.frozen import PRETRAINED, EvolvedLoss, load_pretrained
-from edl_jax.training.loss_list import list_losses
-from edl_jax.training.losses import check_loss_name, resolve_loss
+from edl_jax.losses import PRETRAINED, EvolvedLoss, load_pretrained
+from edl_jax.losses.adaptive import AdaptiveBarron
+from edl_jax.losses.by_name import check_loss_name, resolve_loss
+from edl_jax.losses.listing import list_losses
+from edl_jax.runs.describing import describe
 from tests.baseline_losses import quick_jit
 
 LOGITS, LABELS = jnp.asarray([[1.0, 2.0, 0.5]]), jnp.asarray([0])

@@ -10,7 +10,7 @@ import pytest
 from safetensors import safe_open
 from scipy.special import expit
 
-from edl_jax.frozen import PRETRAINED, load_pretrained
+from edl_jax.losses import PRETRAINED, load_pretrained
 
 PAGE = " ".join((Path(__file__).parents[1] / "docs" / "method.md").read_text("utf-8").split())
 QUOTES = [  # what the functions below follow
@@ -45,7 +45,7 @@ def features(network, log_p, y):
 
 
 def loss_by_the_page(name, z, y):
-    path = resources.files("edl_jax.frozen") / f"{name}.safetensors"
+    path = resources.files("edl_jax.losses") / f"{name}.safetensors"
     with safe_open(str(path), framework="numpy") as file:
         architecture = json.loads(file.metadata()["architecture"])
         names = list(file.keys())

@@ -10,9 +10,9 @@ import pytest
 from flax import nnx
 
 from edl_jax.errors import ConfigError
-from edl_jax.training.models import MODELS, create_model
-from edl_jax.training.resnet import ResNet
-from edl_jax.training.vit import VisionTransformer, ViTArchitecture
+from edl_jax.models.by_name import MODELS, create_model
+from edl_jax.models.resnet import ResNet
+from edl_jax.models.vit import VisionTransformer, ViTArchitecture
 from tests.network_tools import fill, images_of, logits_of
 
 PUBLISHED = {

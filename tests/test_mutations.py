@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from edl_jax.strategy import MUTATIONS, Mutation
-from edl_jax.strategy.mutations import (
+from edl_jax.strategies import MUTATIONS, Mutation
+from edl_jax.strategies.mutations import (
     SINE_MEAN,
     SINE_STD,
     arcsine_noise,

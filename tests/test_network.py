@@ -9,7 +9,7 @@ from scipy.special import log_softmax
 
 from edl_jax import ClassAgnosticNetwork, PairNetwork
 from edl_jax.errors import ConfigError, InputError
-from edl_jax.network import ACTIVATIONS, Architecture, fused_from_features
+from edl_jax.networks import ACTIVATIONS, Architecture, fused_from_features
 
 
 def agnostic(seed: int = 0, **options) -> ClassAgnosticNetwork:

@@ -9,12 +9,13 @@ import optax
 import pytest
 from flax import nnx
 
-from edl_jax.baselines.adaptive import AdaptiveBarron
 from edl_jax.errors import ConfigError
-from edl_jax.training import Augmentation, models
+from edl_jax.losses.adaptive import AdaptiveBarron
+from edl_jax.models import by_name as models
+from edl_jax.models.vit import ViTArchitecture
+from edl_jax.training import Augmentation
 from edl_jax.training.optimizers import make_optimizer, make_schedule
 from edl_jax.training.training import load_config_dataset
-from edl_jax.training.vit import ViTArchitecture
 from tests.test_training import CROSS_ENTROPY, DIGITS, PLAIN, assert_close, functions_of
 
 TREE = {"model": {"w": jnp.array([3.0, -4.0])}, "loss": {"shape": jnp.array([2.0])}}

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from edl_jax import PretrainConfig, load_pretrained, pretrain, sample_pairs
+from edl_jax.objective import MARGINS, SEVERITIES, rank_metrics
 from edl_jax.pairs import REGIMES, log_probabilities
-from edl_jax.ranking import MARGINS, SEVERITIES, rank_metrics
 
 
 @pytest.fixture(scope="module")

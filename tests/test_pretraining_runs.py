@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edl_jax import pretrain, pretraining
+from edl_jax import pretrain
 from edl_jax.errors import InputError, RunFolderError
-from edl_jax.evolution import engine, make_evolution
+from edl_jax.evolution import engine, make_evolution, pretraining
 from edl_jax.evolution.terms import Term
 from edl_jax.pairs import sample_pairs
 from tests.event_files import shown

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from edl_jax import EvolvedLoss
-from edl_jax.joining import _SECONDS_TO_PART
+from edl_jax.runs.joining import _SECONDS_TO_PART
 
 ROOT = Path(__file__).parents[1]
 CONFIG = """

@@ -10,14 +10,13 @@ import pytest
 from flax import nnx
 
 from edl_jax import train
-from edl_jax.baselines import LOSSES
-from edl_jax.baselines.adaptive import AdaptiveBarron
-from edl_jax.checkpoints import Checkpoints
-from edl_jax.describing import describe
 from edl_jax.errors import ConfigError, InputError
-from edl_jax.frozen import load_pretrained
+from edl_jax.losses import LOSSES, load_pretrained
+from edl_jax.losses.adaptive import AdaptiveBarron
+from edl_jax.losses.method import check_loss
+from edl_jax.runs.checkpoints import Checkpoints
+from edl_jax.runs.describing import describe
 from edl_jax.training import Augmentation, make_trainer, training
-from edl_jax.training.pure_loss import check_loss
 from tests.test_training import DIGITS, PLAIN, assert_close
 
 SMALL = dataclasses.replace(

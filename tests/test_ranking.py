@@ -11,8 +11,7 @@ from scipy import stats
 
 from edl_jax import sample_pairs
 from edl_jax.errors import InputError
-from edl_jax.pairs import REGIMES, Pairs, log_probabilities
-from edl_jax.ranking import (
+from edl_jax.objective import (
     MARGINS,
     SEVERITIES,
     GradientSample,
@@ -23,6 +22,7 @@ from edl_jax.ranking import (
     metrics as metrics_module,
     rank_metrics,
 )
+from edl_jax.pairs import REGIMES, Pairs, log_probabilities
 
 # Few distinct values, so that ties are common; all sums and differences are exact in float32.
 VALUES = st.integers(-3, 3).map(lambda n: n / 2)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from edl_jax.training.models import create_model
-from edl_jax.training.resnet import ResNet, ResNetArchitecture
+from edl_jax.models.by_name import create_model
+from edl_jax.models.resnet import ResNet, ResNetArchitecture
 from tests.network_tools import fill, logits_of, quick_jit
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edl_jax.errors import RunFolderError
-from edl_jax.runs import RunFolder, default_run_dir
+from edl_jax.runs.folder import RunFolder, default_run_dir
 from edl_jax.studies.figures import save, styles, subplots
 from edl_jax.studies.results import (
     STUDY,

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from edl_jax import pretrain
-from edl_jax.checkpoints import Checkpoints
 from edl_jax.errors import RunFolderError
+from edl_jax.runs.checkpoints import Checkpoints
 from tests.kill_and_resume import ROOT, differences, kill_until_done
 from tests.test_evolution import TINY
 
@@ -149,7 +149,7 @@ def test_whatever_file_of_the_newest_checkpoint_is_damaged_the_result_is_right(
         shutil.copytree(tmp_path / "sound", copy)
         damage(copy / name)
         caplog.clear()
-        with caplog.at_level(logging.WARNING, logger="edl_jax.checkpoints"):
+        with caplog.at_level(logging.WARNING, logger="edl_jax.runs.checkpoints"):
             step, found = restored(copy / "checkpoints")
         np.testing.assert_array_equal(found["a"], tree(step)["a"])
         if step == 2:

@@ -18,7 +18,7 @@ import jax, numpy as np
 from edl_jax import pretrain
 from edl_jax.evolution import make_evolution
 from edl_jax.evolution.loop import make_chunk
-from edl_jax.devices import device_mesh, to_every_device
+from edl_jax.runs.devices import device_mesh, to_every_device
 from edl_jax.evolution.sharding import AXIS
 from tests.test_evolution import TINY
 

@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 from edl_jax import PretrainConfig, pretrain
 from edl_jax.errors import ConfigError
 from edl_jax.evolution import SlopeConfig, make_evolution
-from edl_jax.ranking import SEVERITIES, slope_violations
+from edl_jax.objective import SEVERITIES, slope_violations
 from tests.test_evolution import TINY
 from tests.test_ranking import mean_absolute_error, some_pairs
 

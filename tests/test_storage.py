@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from edl_jax.errors import ConfigError
-from edl_jax.storage import user_path
+from edl_jax.runs.storage import user_path
 from edl_jax.validation import MAX_SEED, check_seed
 
 

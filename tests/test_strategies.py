@@ -13,8 +13,8 @@ from evosax.algorithms.distribution_based.snes import SNES
 from edl_jax import STRATEGIES, ChaoticES, ChaoticSNES
 from edl_jax.errors import ConfigError
 from edl_jax.evolution import make_evolution
-from edl_jax.strategy import MUTATIONS, build_strategy
-from edl_jax.strategy.strategies import QUADRATIC, WITHOUT_STD, takes_schedule
+from edl_jax.strategies import MUTATIONS, build_strategy
+from edl_jax.strategies.by_name import QUADRATIC, WITHOUT_STD, takes_schedule
 from tests.test_evolution import TINY
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from edl_jax import SEVERITIES, Mixture, PretrainConfig, TrainConfig, load_pretrained, pretrain
+from edl_jax.data import download
 from edl_jax.errors import ConfigError, RunFolderError
 from edl_jax.evolution import SlopeConfig
 from edl_jax.evolution.monitor import check_ranks
@@ -27,7 +28,7 @@ from edl_jax.studies.ablation.seeds import keys_of
 from edl_jax.studies.comparison import study as comparison
 from edl_jax.studies.comparison.results import protocol as comparison_protocol
 from edl_jax.studies.transferability.results import protocol as transfer_protocol
-from edl_jax.training import Augmentation, download
+from edl_jax.training import Augmentation
 from tests.test_evolution import TINY
 from tests.test_training import DIGITS
 

@@ -2,11 +2,11 @@
 
 import pytest
 
-from edl_jax.checkpoints import Checkpoints
 from edl_jax.errors import RunFolderError
 from edl_jax.evolution import loop as evolution_loop
 from edl_jax.evolution.loop import HELD_OUT_FILE
-from edl_jax.runs import RunFolder
+from edl_jax.runs.checkpoints import Checkpoints
+from edl_jax.runs.folder import RunFolder
 from edl_jax.training import loop as training_loop
 from tests.toy_runs import tree
 

@@ -11,8 +11,8 @@ from flax import nnx
 from edl_jax import Mixture, PretrainConfig, pretrain
 from edl_jax.errors import ConfigError
 from edl_jax.evolution import make_evolution
-from edl_jax.tasks import TaskConfig, draw_tasks, task_errors
-from edl_jax.tasks.problems import draw_problem
+from edl_jax.objective import TaskConfig, draw_tasks, task_errors
+from edl_jax.objective.task_problems import draw_problem
 from tests.test_evolution import TINY
 
 SMALL = TaskConfig(

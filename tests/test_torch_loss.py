@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edl_jax.frozen import loss_file
-from edl_jax.frozen.export import export_loss
+from edl_jax.losses import loss_file
+from edl_jax.losses.export import export_loss
 from tests.test_evolved_loss import LABELS, LOSSES, logits_of, random_loss
 from tests.test_export import value_and_gradient
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from edl_jax.devices import device_mesh
 from edl_jax.errors import ConfigError
+from edl_jax.runs.devices import device_mesh
 from edl_jax.training import Augmentation
 from edl_jax.training.programs import make_train
 from edl_jax.training.steps import AXIS
@@ -23,8 +23,8 @@ ROOT = Path(__file__).parents[1]
 SCRIPT = """
 import dataclasses
 import jax, numpy as np
-from edl_jax.devices import device_mesh
-from edl_jax.frozen import load_pretrained
+from edl_jax.runs.devices import device_mesh
+from edl_jax.losses import load_pretrained
 from edl_jax.training import Augmentation
 from edl_jax.training.programs import make_train
 from edl_jax.training.steps import AXIS

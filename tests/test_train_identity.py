@@ -7,7 +7,7 @@ import pytest
 
 from edl_jax import DATASETS, SEVERITIES, ArraySource, PretrainConfig, train
 from edl_jax.errors import ConfigError, RunFolderError
-from edl_jax.runs import RunFolder, read_json
+from edl_jax.runs.folder import RunFolder, read_json
 from edl_jax.studies.ablation import downstream, seeds
 from edl_jax.studies.ablation.config import AblateConfig
 from edl_jax.studies.comparison import study as comparison

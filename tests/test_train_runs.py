@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from edl_jax import train
-from edl_jax.checkpoints import Checkpoints
 from edl_jax.errors import EDLError, Preempted, RunFolderError
-from edl_jax.runs import RunFolder, read_json
+from edl_jax.runs.checkpoints import Checkpoints
+from edl_jax.runs.folder import RunFolder, read_json
 from edl_jax.training import Augmentation, loop
 from tests.event_files import shown
 from tests.test_processes import finish, free_port

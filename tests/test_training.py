@@ -9,19 +9,20 @@ import pytest
 from flax import nnx
 
 from edl_jax import TrainConfig, load_pretrained, train
-from edl_jax.baselines import LOSSES
-from edl_jax.devices import device_mesh
+from edl_jax.data.augmentation import normalize
+from edl_jax.data.datasets import load_dataset
 from edl_jax.errors import ConfigError, EDLError, LossFileError
-from edl_jax.runs import read_json
-from edl_jax.training import Augmentation, evaluation, make_trainer, models, programs, training
-from edl_jax.training.augmentation import normalize
-from edl_jax.training.datasets import load_dataset
+from edl_jax.losses import LOSSES
+from edl_jax.losses.by_name import resolve_loss
+from edl_jax.models import by_name as models
+from edl_jax.models.by_name import create_model
+from edl_jax.models.resnet import ResNetArchitecture
+from edl_jax.runs.devices import device_mesh
+from edl_jax.runs.folder import read_json
+from edl_jax.training import Augmentation, evaluation, make_trainer, programs, training
 from edl_jax.training.loop import run_training
-from edl_jax.training.losses import resolve_loss
 from edl_jax.training.metrics import Metrics
-from edl_jax.training.models import create_model
 from edl_jax.training.programs import make_train
-from edl_jax.training.resnet import ResNetArchitecture
 from edl_jax.training.steps import AXIS
 from edl_jax.training.training import load_config_dataset
 from tests.test_training_metrics import reference

@@ -12,10 +12,11 @@ from benchmarks import loss_overhead, seeds_together, train_throughput, training
 from benchmarks.flops import product_flops, training_flops
 from benchmarks.peers import torch_loops
 from benchmarks.training_work import TrainWork, functions_of, our_run, our_training, patch
-from edl_jax.training import layers, programs
-from edl_jax.training.models import MODELS, create_model
+from edl_jax.models import layers
+from edl_jax.models.by_name import MODELS, create_model
+from edl_jax.models.resnet import ResNetArchitecture
+from edl_jax.training import programs
 from edl_jax.training.optimizers import MODEL
-from edl_jax.training.resnet import ResNetArchitecture
 from edl_jax.training.steps import TrainState
 
 # One block only: compiling takes most of these tests' time.

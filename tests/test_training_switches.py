@@ -11,14 +11,15 @@ import optax
 import pytest
 
 from edl_jax import train
-from edl_jax.devices import device_mesh, on_every_device
-from edl_jax.training import Augmentation, models
+from edl_jax.models import by_name as models
+from edl_jax.models.resnet import ResNetArchitecture
+from edl_jax.models.vit import ViTArchitecture
+from edl_jax.models.wide_resnet import WideResNetArchitecture
+from edl_jax.runs.devices import device_mesh, on_every_device
+from edl_jax.training import Augmentation
 from edl_jax.training.optimizers import make_schedule
-from edl_jax.training.resnet import ResNetArchitecture
 from edl_jax.training.steps import AXIS, make_steps
 from edl_jax.training.training import load_config_dataset
-from edl_jax.training.vit import ViTArchitecture
-from edl_jax.training.wide_resnet import WideResNetArchitecture
 from tests.test_training import DIGITS
 
 EVERYTHING = Augmentation(cutout=2, mixup=1.0, cutmix=1.0)

@@ -14,9 +14,9 @@ import pytest
 
 from edl_jax import Pairs, load_pretrained
 from edl_jax.errors import ConfigError, EDLError, Preempted, RunFolderError
+from edl_jax.objective import MARGINS, SEVERITIES, rank_metrics
 from edl_jax.pairs import REGIMES, Mixture
 from edl_jax.pairs.sampler import log_probabilities
-from edl_jax.ranking import MARGINS, SEVERITIES, rank_metrics
 from edl_jax.studies import TransferConfig, transfer
 from edl_jax.studies.results import StudyResults
 from edl_jax.studies.transferability import recording

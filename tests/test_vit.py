@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 
 from edl_jax.errors import ConfigError, InputError
-from edl_jax.training.models import MODELS, create_model
-from edl_jax.training.vit import ViTArchitecture
+from edl_jax.models.by_name import MODELS, create_model
+from edl_jax.models.vit import ViTArchitecture
 from tests.network_tools import fill, images_of, logits_of, quick_jit
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edl_jax.checkpoints import Checkpoints
 from edl_jax.errors import RunFolderError
-from edl_jax.resuming import RowLog, resume
-from edl_jax.runs import RunFolder, open_run
+from edl_jax.runs.checkpoints import Checkpoints
+from edl_jax.runs.folder import RunFolder, open_run
+from edl_jax.runs.resuming import RowLog, resume
 
 STEPS = 6
 LOGS = (

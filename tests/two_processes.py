@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from edl_jax import exchange, processes
 from edl_jax.errors import DataError, EDLError, RunFolderError
-from edl_jax.joining import Processes, host_and_port
-from edl_jax.processes import agree, all_do, first_does
+from edl_jax.runs import exchange, processes
+from edl_jax.runs.joining import Processes, host_and_port
+from edl_jax.runs.processes import agree, all_do, first_does
 
 
 class Odd(DataError):
@@ -49,7 +49,7 @@ def open_sockets():
 
 
 def sum_on_all():
-    from edl_jax.devices import device_mesh, on_every_device
+    from edl_jax.runs.devices import device_mesh, on_every_device
 
     return float(on_every_device(lambda: jax.lax.psum(jnp.ones(()), "x"), device_mesh("x"))())
 

@@ -6,7 +6,7 @@ import numpy as np
 from evosax.algorithms import SimpleGA
 
 from benchmarks.common import Contestant, Layers, Run, Work, random_layers
-from edl_jax.network import ACTIVATIONS
+from edl_jax.networks import ACTIVATIONS
 
 
 def sample(key: jax.Array, num_pairs: int, num_classes: int) -> tuple[jax.Array, jax.Array]:

@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.common import Run
 from benchmarks.peers.torch_loops import Tensor, device, load, set_up, wait
 from benchmarks.training_work import TrainWork
-from edl_jax.training.models import MODELS
+from edl_jax.models.by_name import MODELS
 
 
 def augment(images: Tensor, padding: int) -> Tensor:

@@ -6,14 +6,13 @@ from typing import Literal
 import jax
 
 from edl_jax.errors import ConfigError
-from edl_jax.network import Architecture
-from edl_jax.network.fused import check_widths
+from edl_jax.networks import Architecture
+from edl_jax.networks.fused import check_widths
+from edl_jax.objective import MARGINS, SEVERITIES, TaskConfig
 from edl_jax.pairs import Mixture
-from edl_jax.ranking import MARGINS, SEVERITIES
-from edl_jax.strategy import MUTATIONS, STRATEGIES
-from edl_jax.strategy.chaotic_es import STEP_SIZE_RULES
-from edl_jax.strategy.strategies import SCHEDULES, WITHOUT_STD, is_built_in, takes_schedule
-from edl_jax.tasks import TaskConfig
+from edl_jax.strategies import MUTATIONS, STRATEGIES
+from edl_jax.strategies.by_name import SCHEDULES, WITHOUT_STD, is_built_in, takes_schedule
+from edl_jax.strategies.chaotic_es import STEP_SIZE_RULES
 from edl_jax.validation import (
     MAX_SEED,
     check_choice,
@@ -34,7 +33,7 @@ _ONLY_FOR = {
 
 @dataclasses.dataclass(frozen=True)
 class SlopeConfig:
-    """How much a loss's slope counts in its fitness (`edl_jax.ranking.slope`). Checked when made.
+    """How much a loss's slope counts in its fitness (`edl_jax.objective.slope`). Checked when made.
 
     Raises:
       ConfigError: naming the first field that cannot work, its value and what was expected.

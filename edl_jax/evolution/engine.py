@@ -22,9 +22,9 @@ from edl_jax.evolution.scoring import Batch, make_score, without_failures
 from edl_jax.evolution.search import make_search
 from edl_jax.evolution.sharding import my_share, of_all
 from edl_jax.evolution.terms import Term, make_terms
+from edl_jax.objective import MARGINS, SEVERITIES, apply_severity
 from edl_jax.pairs import Pairs, log_probabilities, sample_pairs
-from edl_jax.ranking import MARGINS, SEVERITIES, apply_severity
-from edl_jax.strategy import build_strategy
+from edl_jax.strategies import build_strategy
 
 Log = dict[str, jax.Array]
 FINAL_DRAWS = 8  # of every term of the fitness, when the winner is chosen

@@ -13,17 +13,17 @@ from flax import nnx
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from edl_jax.checkpoints import Checkpoints, open_checkpoints
-from edl_jax.devices import on_every_device, to_every_device
 from edl_jax.errors import EDLError, Preempted
 from edl_jax.evolution.config import PretrainConfig
 from edl_jax.evolution.engine import Evolution, Log, State
-from edl_jax.exchange import in_any, others_needed
-from edl_jax.preemption import sigterm_noticed
-from edl_jax.processes import first_does
-from edl_jax.resuming import RowLog, resume
-from edl_jax.runs import RunFolder, as_finite
-from edl_jax.tensorboard import Write, open_events
+from edl_jax.runs.checkpoints import Checkpoints, open_checkpoints
+from edl_jax.runs.devices import on_every_device, to_every_device
+from edl_jax.runs.exchange import in_any, others_needed
+from edl_jax.runs.folder import RunFolder, as_finite
+from edl_jax.runs.preemption import sigterm_noticed
+from edl_jax.runs.processes import first_does
+from edl_jax.runs.resuming import RowLog, resume
+from edl_jax.runs.tensorboard import Write, open_events
 
 Row = dict[str, Any]
 HELD_OUT_FILE = "held_out.jsonl"

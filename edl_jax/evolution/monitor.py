@@ -10,8 +10,7 @@ from edl_jax.errors import ConfigError
 from edl_jax.evolution.config import PretrainConfig
 from edl_jax.evolution.engine import Evolution
 from edl_jax.evolution.scoring import Batch
-from edl_jax.pairs import Pairs
-from edl_jax.ranking import (
+from edl_jax.objective import (
     MARGINS,
     SEVERITIES,
     GradientSample,
@@ -20,6 +19,7 @@ from edl_jax.ranking import (
     margin_violation,
     rank_metrics,
 )
+from edl_jax.pairs import Pairs
 
 
 def check_ranks(config: PretrainConfig, severities: jax.Array) -> None:

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from edl_jax.network import LossNetwork, fused_from_features
-from edl_jax.ranking import margin_violation
-from edl_jax.ranking.severity import Margin
+from edl_jax.networks import LossNetwork, fused_from_features
+from edl_jax.objective import margin_violation
+from edl_jax.objective.severity import Margin
 
 
 class Batch(NamedTuple):

@@ -9,9 +9,8 @@ from flax import nnx
 
 from edl_jax.evolution.config import PretrainConfig
 from edl_jax.evolution.scoring import in_blocks
+from edl_jax.objective import SEVERITIES, draw_tasks, slope_violations, task_errors
 from edl_jax.pairs import Pairs
-from edl_jax.ranking import SEVERITIES, slope_violations
-from edl_jax.tasks import draw_tasks, task_errors
 
 Score = Callable[[nnx.State, jax.Array], jax.Array]
 

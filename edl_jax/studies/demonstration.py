@@ -4,18 +4,18 @@ import dataclasses
 import os
 from collections.abc import Callable
 
+from edl_jax.data.datasets import load_dataset
 from edl_jax.errors import ConfigError
 from edl_jax.evolution import PretrainConfig
-from edl_jax.pretraining import PretrainResult, pretrain
-from edl_jax.runs import writing
-from edl_jax.storage import user_path
+from edl_jax.evolution.pretraining import PretrainResult, pretrain
+from edl_jax.runs.folder import writing
+from edl_jax.runs.storage import user_path
 from edl_jax.studies.comparison.config import CompareConfig
 from edl_jax.studies.comparison.study import CompareResult, compare
 from edl_jax.studies.figures import save
 from edl_jax.studies.plots import plot_evolution, plot_loss
 from edl_jax.studies.results import check_libraries
 from edl_jax.training import TrainConfig
-from edl_jax.training.datasets import load_dataset
 from edl_jax.validation import check_seed_count, check_types
 
 

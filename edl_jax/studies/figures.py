@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edl_jax.errors import EDLError
-from edl_jax.preemption import interrupt_deferred
-from edl_jax.storage import open_atomically
+from edl_jax.runs.preemption import interrupt_deferred
+from edl_jax.runs.storage import open_atomically
 
 
 class Style(NamedTuple):

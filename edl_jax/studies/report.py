@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from edl_jax.errors import ConfigError, RunFolderError
-from edl_jax.runs import writing
-from edl_jax.storage import check_regular, user_path, write_atomically
+from edl_jax.runs.folder import writing
+from edl_jax.runs.storage import check_regular, user_path, write_atomically
 from edl_jax.studies import report_page as page
 from edl_jax.studies.results import STUDY
 

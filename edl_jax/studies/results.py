@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edl_jax.errors import EDLError
-from edl_jax.runs import RunFolder, writing
+from edl_jax.runs.folder import RunFolder, writing
+from edl_jax.runs.tensorboard import add_results, config_text
 from edl_jax.studies.figures import save
-from edl_jax.tensorboard import add_results, config_text
 
 Row = Mapping[str, Any]
 STUDY = "study.json"

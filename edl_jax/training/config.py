@@ -3,12 +3,12 @@
 import dataclasses
 from typing import Any
 
-from edl_jax.baselines import COSINE_LOSSES
+from edl_jax.data.augmentation import Augmentation
+from edl_jax.data.corruption import Corruption
 from edl_jax.errors import ConfigError
-from edl_jax.training.augmentation import Augmentation
-from edl_jax.training.corruption import Corruption
-from edl_jax.training.losses import check_loss_name, split_loss_name
-from edl_jax.training.models import MODELS
+from edl_jax.losses import COSINE_LOSSES
+from edl_jax.losses.by_name import check_loss_name, split_loss_name
+from edl_jax.models.by_name import MODELS
 from edl_jax.training.optimizers import make_optimizer
 from edl_jax.validation import MAX_SEED, check_choice, check_range, check_types, check_whole
 

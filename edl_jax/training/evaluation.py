@@ -8,11 +8,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from edl_jax.devices import on_every_device, rows_divided
-from edl_jax.training.dataset import Dataset
+from edl_jax.data.dataset import Dataset
+from edl_jax.data.streaming import prefetch_to_device, stream_batches
+from edl_jax.runs.devices import on_every_device, rows_divided
 from edl_jax.training.metrics import Metrics, Sums, metrics_of
 from edl_jax.training.steps import AXIS, Batch, TrainState
-from edl_jax.training.streaming import prefetch_to_device, stream_batches
 
 _EVAL_BATCH = 1000
 _WHOLE, _DIVIDED = PartitionSpec(), PartitionSpec(AXIS)

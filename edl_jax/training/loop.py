@@ -9,15 +9,15 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from edl_jax.checkpoints import Checkpoints, open_checkpoints
-from edl_jax.devices import to_every_device
 from edl_jax.errors import DivergedError, Preempted
-from edl_jax.exchange import in_any, others_needed
-from edl_jax.preemption import sigterm_noticed
-from edl_jax.processes import first_does
-from edl_jax.resuming import RowLog, resume
-from edl_jax.runs import RunFolder, as_finite
-from edl_jax.tensorboard import Write, open_events
+from edl_jax.runs.checkpoints import Checkpoints, open_checkpoints
+from edl_jax.runs.devices import to_every_device
+from edl_jax.runs.exchange import in_any, others_needed
+from edl_jax.runs.folder import RunFolder, as_finite
+from edl_jax.runs.preemption import sigterm_noticed
+from edl_jax.runs.processes import first_does
+from edl_jax.runs.resuming import RowLog, resume
+from edl_jax.runs.tensorboard import Write, open_events
 from edl_jax.training.config import TrainConfig
 from edl_jax.training.programs import TrainFunctions
 from edl_jax.training.result import Row, TrainResult, epoch_rows, train_results

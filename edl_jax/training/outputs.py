@@ -6,8 +6,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from edl_jax.devices import on_every_device, rows_divided
-from edl_jax.training.dataset import Dataset
+from edl_jax.data.dataset import Dataset
+from edl_jax.runs.devices import on_every_device, rows_divided
 from edl_jax.training.steps import AXIS, Steps, TrainState
 
 Outputs = Callable[[TrainState, jax.Array, str, np.ndarray], np.ndarray]

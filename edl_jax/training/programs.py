@@ -10,17 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from edl_jax.devices import on_every_device, rows_divided, to_every_device
+from edl_jax.data.dataset import Dataset
+from edl_jax.data.streaming import prefetch_to_device, stream_batches
 from edl_jax.errors import ConfigError
+from edl_jax.losses.by_name import Loss
+from edl_jax.runs.devices import on_every_device, rows_divided, to_every_device
 from edl_jax.training.config import TrainConfig
-from edl_jax.training.dataset import Dataset
 from edl_jax.training.evaluation import make_evaluate
-from edl_jax.training.losses import Loss
 from edl_jax.training.metrics import Metrics
 from edl_jax.training.optimizers import make_schedule
 from edl_jax.training.outputs import Outputs, make_outputs
 from edl_jax.training.steps import AXIS, Batch, Steps, TrainState, make_steps
-from edl_jax.training.streaming import prefetch_to_device, stream_batches
 
 Advance = Callable[[TrainState, jax.Array, int], TrainState]
 Keys = tuple[jax.Array, jax.Array]  # of the order and of the steps

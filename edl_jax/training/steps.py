@@ -8,15 +8,15 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from edl_jax.training.augmentation import normalize
+from edl_jax.data.augmentation import normalize
+from edl_jax.data.dataset import Dataset
+from edl_jax.data.mixing import prepare
+from edl_jax.losses.by_name import Loss
+from edl_jax.losses.method import pure_loss
+from edl_jax.models.by_name import create_model
 from edl_jax.training.config import TrainConfig
-from edl_jax.training.dataset import Dataset
-from edl_jax.training.losses import Loss
 from edl_jax.training.metrics import Sums, sums_of
-from edl_jax.training.mixing import prepare
-from edl_jax.training.models import create_model
 from edl_jax.training.optimizers import LOSS, MODEL
-from edl_jax.training.pure_loss import pure_loss
 
 AXIS = "data"  # the mapped axis of the devices that share a batch
 Batch = tuple[jax.Array, jax.Array]  # images and labels

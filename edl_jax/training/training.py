@@ -9,20 +9,20 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from edl_jax.baselines import MARGIN_LOSSES
-from edl_jax.describing import describe
-from edl_jax.devices import device_mesh
+from edl_jax.data.datasets import Dataset, load_dataset
 from edl_jax.errors import ConfigError
-from edl_jax.processes import agree, all_do, first_does, is_first
-from edl_jax.runs import as_finite, as_json, open_run
-from edl_jax.storage import user_path
+from edl_jax.losses import MARGIN_LOSSES
+from edl_jax.losses.by_name import Loss, resolve_loss, split_loss_name
+from edl_jax.losses.method import check_callable, check_loss
+from edl_jax.runs.describing import describe
+from edl_jax.runs.devices import device_mesh
+from edl_jax.runs.folder import as_finite, as_json, open_run
+from edl_jax.runs.processes import agree, all_do, first_does, is_first
+from edl_jax.runs.storage import user_path
 from edl_jax.training.config import TrainConfig
-from edl_jax.training.datasets import Dataset, load_dataset
 from edl_jax.training.loop import run_training
-from edl_jax.training.losses import Loss, resolve_loss, split_loss_name
 from edl_jax.training.metrics import Metrics
 from edl_jax.training.programs import TrainFunctions, make_train
-from edl_jax.training.pure_loss import check_callable, check_loss
 from edl_jax.training.result import Row, TrainResult
 from edl_jax.training.steps import AXIS
 from edl_jax.validation import check_seed, config_or_default

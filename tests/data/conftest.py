@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from edl_jax.training import datasets, download
+from edl_jax.data import datasets, download
 
 NO_SERVER = "http://127.0.0.1:9/archive.tar.gz"  # the discard port: refused at once
 CIFAR10_NAMES = (

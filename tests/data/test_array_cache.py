@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edl_jax.data import array_cache, datasets
+from edl_jax.data.array_cache import cached_array
+from edl_jax.data.datasets import load_dataset
+from edl_jax.data.tfds_catalog import prepared_files
 from edl_jax.errors import DataError
-from edl_jax.storage import user_cache
-from edl_jax.training import array_cache, datasets
-from edl_jax.training.array_cache import cached_array
-from edl_jax.training.datasets import load_dataset
-from edl_jax.training.tfds_catalog import prepared_files
+from edl_jax.runs.storage import user_cache
 
 ORIGIN = {"set": "some", "files": [["a", 1, 2]]}
 ARRAY = np.arange(24, dtype=np.int32).reshape(6, 4)
@@ -243,7 +243,7 @@ def test_decoded_images_are_kept_in_the_users_cache_alone(copy_of, caches, monke
     def decode(*args, **kwargs):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr("edl_jax.training.tfds_source.decode_image", decode)
+    monkeypatch.setattr("edl_jax.data.tfds_source.decode_image", decode)
     again = load_cells(root, val_examples=9)
     for name in ("train_images", "val_images", "test_images", "train_labels", "test_labels"):
         np.testing.assert_array_equal(getattr(again, name), getattr(first, name))
@@ -314,7 +314,7 @@ def test_nothing_writable_does_without_a_cache(copy_of, caches, tmp_path, monkey
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked(tmp_path)))
     np.testing.assert_array_equal(load_cells(root).train_images, expected.train_images)
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr("edl_jax.training.tfds_catalog.user_cache", lambda: None)
+    monkeypatch.setattr("edl_jax.data.tfds_catalog.user_cache", lambda: None)
     np.testing.assert_array_equal(load_cells(root).train_images, expected.train_images)
     assert len(caches()) == 1
 

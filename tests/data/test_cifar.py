@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edl_jax.data import datasets, download
+from edl_jax.data.datasets import load_dataset
 from edl_jax.errors import ConfigError, DataError
-from edl_jax.training import datasets, download
-from edl_jax.training.datasets import load_dataset
 from tests.data.conftest import (
     CIFAR10_NAMES,
     COARSE_NAMES,

@@ -3,14 +3,14 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from edl_jax.errors import ConfigError
-from edl_jax.training.corruption import (
+from edl_jax.data.corruption import (
     asymmetric_noise,
     asymmetric_targets,
     imbalanced_counts,
     imbalanced_rows,
     symmetric_noise,
 )
+from edl_jax.errors import ConfigError
 from tests.data.conftest import CIFAR10_NAMES
 
 

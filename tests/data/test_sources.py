@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from edl_jax.data import dataset, datasets
+from edl_jax.data.augmentation import normalize
+from edl_jax.data.datasets import load_dataset
+from edl_jax.data.sources import DATASETS, ArraySource
+from edl_jax.data.tfds_source import TfdsSource, advice
 from edl_jax.errors import ConfigError, DataError
-from edl_jax.training import dataset, datasets
-from edl_jax.training.augmentation import normalize
-from edl_jax.training.datasets import load_dataset
-from edl_jax.training.sources import DATASETS, ArraySource
-from edl_jax.training.tfds_source import TfdsSource, advice
 from tests.data.conftest import same_images
 
 

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 import pytest
 
+from edl_jax.data import datasets, streaming
+from edl_jax.data.datasets import load_dataset
+from edl_jax.data.streaming import fits_device, prefetch_to_device, stream_batches
 from edl_jax.errors import DataError, InputError
-from edl_jax.training import datasets, streaming
-from edl_jax.training.datasets import load_dataset
-from edl_jax.training.streaming import fits_device, prefetch_to_device, stream_batches
 
 needs_grain = pytest.mark.skipif(
     importlib.util.find_spec("grain") is None, reason="grain is not installed"

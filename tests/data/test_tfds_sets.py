@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edl_jax.data import datasets
+from edl_jax.data.datasets import load_dataset
+from edl_jax.data.images import fit_square
 from edl_jax.errors import ConfigError, DataError
-from edl_jax.training import datasets
-from edl_jax.training.datasets import load_dataset
-from edl_jax.training.images import fit_square
 
 pytest.importorskip("tensorflow_datasets")
 from tests.data import tiny
@@ -66,7 +66,7 @@ def test_prepared_sets_need_neither_their_builder_nor_tensorflow(prepared, tmp_p
     """With a tensorflow that could be imported, so that the test means something."""
     (tmp_path / "tensorflow.py").write_text("")
     code = (
-        "import sys; from edl_jax.training.datasets import load_dataset\n"
+        "import sys; from edl_jax.data.datasets import load_dataset\n"
         "assert not {'tensorflow_datasets', 'sklearn', 'grain', 'PIL'} & set(sys.modules)\n"
         "data = load_dataset('tiny_cells', data_dir=sys.argv[1], train_examples=5)\n"
         "assert data.class_names == ('square', 'circle', 'cross')\n"

@@ -8,7 +8,7 @@ import tyro
 
 from edl_jax.errors import ConfigError
 from edl_jax.evolution import PretrainConfig
-from edl_jax.strategy import MUTATIONS
+from edl_jax.strategies import MUTATIONS
 from edl_jax.studies.ablation.axes import AXES, Axis, Cell
 from edl_jax.training import TrainConfig
 from edl_jax.validation import check_different, check_seed_count, check_types, check_wholes

@@ -12,11 +12,11 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
-from edl_jax.environment import versions
 from edl_jax.errors import ConfigError, DivergedError
 from edl_jax.evolution import run_keys
-from edl_jax.frozen import EvolvedLoss, Provenance, calibrated
-from edl_jax.runs import RunFolder, as_finite, as_json, writing
+from edl_jax.losses import EvolvedLoss, Provenance, calibrated
+from edl_jax.runs.environment import versions
+from edl_jax.runs.folder import RunFolder, as_finite, as_json, writing
 from edl_jax.studies.ablation.config import AblateConfig
 from edl_jax.studies.ablation.seeds import keys_of, make_seed_runs
 from edl_jax.training import make_trainer

@@ -17,10 +17,9 @@ from flax import nnx
 from edl_jax.evolution import PretrainConfig, make_evolution, run_keys
 from edl_jax.evolution.engine import WATCHED, State
 from edl_jax.evolution.monitor import check_ranks
+from edl_jax.evolution.pretraining import held_out_pairs
 from edl_jax.evolution.scoring import Batch
-from edl_jax.pairs import Pairs
-from edl_jax.pretraining import held_out_pairs
-from edl_jax.ranking import (
+from edl_jax.objective import (
     MARGINS,
     SEVERITIES,
     GradientSample,
@@ -29,7 +28,8 @@ from edl_jax.ranking import (
     margin_violation,
     rank_metrics,
 )
-from edl_jax.strategy import STRATEGIES
+from edl_jax.pairs import Pairs
+from edl_jax.strategies import STRATEGIES
 from edl_jax.validation import check_seed
 
 WATCHED_PAIRS = 1024  # at least so many; the objective of every generation is measured on them

@@ -12,9 +12,9 @@ import numpy as np
 from tqdm import tqdm
 
 from edl_jax.evolution import PretrainConfig
-from edl_jax.preemption import preemptible
-from edl_jax.pretraining import own_parts
-from edl_jax.runs import RunFolder, as_json, open_run
+from edl_jax.evolution.pretraining import own_parts
+from edl_jax.runs.folder import RunFolder, as_json, open_run
+from edl_jax.runs.preemption import preemptible
 from edl_jax.studies.ablation.axes import Cell
 from edl_jax.studies.ablation.config import AblateConfig
 from edl_jax.studies.ablation.downstream import train_downstream

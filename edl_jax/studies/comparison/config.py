@@ -4,10 +4,10 @@ import dataclasses
 import itertools
 from typing import Literal, NamedTuple
 
-from edl_jax.baselines import LOSSES, MARGIN_LOSSES
 from edl_jax.errors import ConfigError
+from edl_jax.losses import LOSSES, MARGIN_LOSSES
+from edl_jax.losses.by_name import check_loss_name
 from edl_jax.training import TrainConfig
-from edl_jax.training.losses import check_loss_name
 from edl_jax.validation import check_different, check_seed_count, check_types, check_whole
 
 STATIC = "static"

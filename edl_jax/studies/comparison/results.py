@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edl_jax.data.dataset import Dataset
 from edl_jax.studies.comparison.config import SPLITS, CompareConfig, Setting
 from edl_jax.studies.comparison.finding import finding
 from edl_jax.studies.comparison.plots import (
@@ -32,7 +33,6 @@ from edl_jax.studies.results import (
 )
 from edl_jax.studies.settings import told_settings
 from edl_jax.studies.statistics import INTERVALS
-from edl_jax.training.dataset import Dataset
 from edl_jax.training.metrics import NUM_BINS
 
 Row = Mapping[str, Any]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from edl_jax.errors import DivergedError
-from edl_jax.runs import as_finite
+from edl_jax.runs.folder import as_finite
 from edl_jax.studies.comparison.config import SPLITS
 from edl_jax.training import TrainResult
 from edl_jax.training.result import Row

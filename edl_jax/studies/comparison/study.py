@@ -8,11 +8,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from edl_jax.describing import describe
 from edl_jax.errors import ConfigError
-from edl_jax.preemption import preemptible
-from edl_jax.runs import as_json, open_run
-from edl_jax.storage import user_path
+from edl_jax.runs.describing import describe
+from edl_jax.runs.folder import as_json, open_run
+from edl_jax.runs.preemption import preemptible
+from edl_jax.runs.storage import user_path
 from edl_jax.studies.comparison.config import CompareConfig, Setting
 from edl_jax.studies.comparison.results import comparison_results
 from edl_jax.studies.comparison.rows import (

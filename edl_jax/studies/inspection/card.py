@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edl_jax.describing import describe
-from edl_jax.environment import NOT_INSTALLED
-from edl_jax.frozen import EvolvedLoss
+from edl_jax.losses import EvolvedLoss
+from edl_jax.losses.by_name import Loss
 from edl_jax.pairs import REGIMES
+from edl_jax.runs.describing import describe
+from edl_jax.runs.environment import NOT_INSTALLED
 from edl_jax.studies.inspection import loss_shape as shape
 from edl_jax.studies.results import ABSENT, Column, Row, Table, number, span
-from edl_jax.training.losses import Loss
 
 PAIRS = 1000 * len(REGIMES)
 POINTS = (0.01, 0.1, 0.5, 0.9, 0.99)  # of the true class's probability, where gradients are listed

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
 
-from edl_jax.frozen import EvolvedLoss
+from edl_jax.losses import EvolvedLoss
 from edl_jax.pairs import REGIMES
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]

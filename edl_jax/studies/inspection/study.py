@@ -9,14 +9,14 @@ import jax
 import numpy as np
 import tyro
 
-from edl_jax.describing import describe
-from edl_jax.frozen import EvolvedLoss
+from edl_jax.losses import EvolvedLoss
+from edl_jax.losses.by_name import Loss, check_loss_name, resolve_loss
 from edl_jax.pairs import log_probabilities, sample_pairs
-from edl_jax.runs import as_json, open_run
+from edl_jax.runs.describing import describe
+from edl_jax.runs.folder import as_json, open_run
 from edl_jax.studies.figures import check_matplotlib, labels_of
 from edl_jax.studies.inspection import card, loss_shape as shape, plots
 from edl_jax.studies.results import Figure, Row, StudyResults
-from edl_jax.training.losses import Loss, check_loss_name, resolve_loss
 from edl_jax.validation import check_types, config_or_default
 
 CLASS_COUNTS = (2, 10, 100)

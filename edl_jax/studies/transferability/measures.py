@@ -8,9 +8,8 @@ import jax
 import numpy as np
 import scipy
 
-from edl_jax.frozen import EvolvedLoss
-from edl_jax.pairs import REGIMES, Mixture, Pairs, log_probabilities, sample_pairs
-from edl_jax.ranking import (
+from edl_jax.losses import EvolvedLoss
+from edl_jax.objective import (
     MARGINS,
     SEVERITIES,
     GradientSample,
@@ -19,7 +18,8 @@ from edl_jax.ranking import (
     logit_gradients,
     rank_metrics,
 )
-from edl_jax.ranking.severity import Severity
+from edl_jax.objective.severity import Severity
+from edl_jax.pairs import REGIMES, Mixture, Pairs, log_probabilities, sample_pairs
 from edl_jax.studies.transferability import distances
 
 MIXTURE = "mixture"

@@ -9,12 +9,12 @@ import jax
 import numpy as np
 from scipy.special import log_softmax
 
+from edl_jax.data.dataset import Dataset
 from edl_jax.errors import RunFolderError
 from edl_jax.pairs import Pairs
-from edl_jax.runs import RunFolder, read_bytes, writing
-from edl_jax.storage import open_atomically
+from edl_jax.runs.folder import RunFolder, read_bytes, writing
+from edl_jax.runs.storage import open_atomically
 from edl_jax.training import TrainConfig
-from edl_jax.training.dataset import Dataset
 from edl_jax.training.loop import run_training
 from edl_jax.training.programs import TrainFunctions
 from edl_jax.training.result import Row

@@ -9,15 +9,21 @@ import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
-from edl_jax.baselines import LOSSES
-from edl_jax.describing import describe
-from edl_jax.devices import device_mesh
+from edl_jax.data.dataset import Dataset
 from edl_jax.errors import ConfigError
-from edl_jax.frozen import EvolvedLoss
+from edl_jax.losses import LOSSES, EvolvedLoss
+from edl_jax.losses.by_name import (
+    Loss,
+    check_loss_name,
+    resolve_loss,
+    split_loss_name,
+)
 from edl_jax.pairs import Mixture, Pairs
-from edl_jax.preemption import preemptible
-from edl_jax.runs import RunFolder, as_finite, as_json, open_run
-from edl_jax.storage import user_path
+from edl_jax.runs.describing import describe
+from edl_jax.runs.devices import device_mesh
+from edl_jax.runs.folder import RunFolder, as_finite, as_json, open_run
+from edl_jax.runs.preemption import preemptible
+from edl_jax.runs.storage import user_path
 from edl_jax.studies.results import StudyResults, check_libraries
 from edl_jax.studies.transferability import distances
 from edl_jax.studies.transferability.measures import (
@@ -36,13 +42,6 @@ from edl_jax.studies.transferability.recording import (
 from edl_jax.studies.transferability.results import report_transfer
 from edl_jax.studies.transferability.rows import CONTROL, Row, cell_of, check_row
 from edl_jax.training import TrainConfig
-from edl_jax.training.dataset import Dataset
-from edl_jax.training.losses import (
-    Loss,
-    check_loss_name,
-    resolve_loss,
-    split_loss_name,
-)
 from edl_jax.training.programs import make_train
 from edl_jax.training.steps import AXIS
 from edl_jax.training.training import load_config_dataset, resolve_config_loss

@@ -1,0 +1,1 @@
+"""What a run needs around its computation: its folder, checkpoints, signals and processes."""

@@ -1,0 +1,86 @@
+"""Compiled programs, kept for the next run in a folder that only the user can write."""
+
+import contextlib
+import glob
+import hashlib
+import logging
+import os
+import platform
+import re
+import stat
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from edl_jax.runs.storage import user_cache
+
+_LOGGER = logging.getLogger(__name__)
+_UNREADABLE = re.compile("Error reading persistent compilation cache entry for '(.*?)'")
+
+
+def keep_compiled() -> None:
+    """Keep compiled programs in the user's cache folder, unless JAX was told where to.
+
+    What is kept there runs as it is, so the folder must be the user's own, and closed to all
+    others; if it is not, nothing is kept, and a line says so. An entry that cannot be read, such as
+    half of one that a killed process left, is removed, so that it is written anew.
+    """
+    if jax.config.jax_compilation_cache_dir is not None:  # pyright: ignore
+        return
+    folder = user_cache()
+    if folder is None:
+        return
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for each, others_may in (folder, 0o755), (folder / "compiled", 0o700):
+            each.mkdir(mode=0o700, exist_ok=True)
+            _check_own(each, others_may)
+        folder = folder / "compiled" / _kind()
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        _LOGGER.warning(
+            "Compiled programs are not kept (%s). Make that a folder of your own, closed to "
+            "others, or set JAX_COMPILATION_CACHE_DIR to one.",
+            error,
+        )
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    _replace_unreadable(folder)
+
+
+def _kind() -> str:
+    """A name for programs that run here: XLA's for a CPU run on its like only."""
+    about = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        flags = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x[:5] == "flags"]
+        about += flags[0] if flags else ""
+    return f"jax-{jax.__version__}-{hashlib.sha256(about.encode()).hexdigest()[:8]}"
+
+
+def _check_own(folder: Path, most: int) -> None:
+    """Refuse a folder that is a link, another user's, or open to others beyond a mode."""
+    found = folder.lstat()
+    mode = stat.S_IMODE(found.st_mode)
+    if not stat.S_ISDIR(found.st_mode):
+        raise NotADirectoryError(f"{folder} is no folder, or a link to one")
+    if found.st_uid != os.geteuid():
+        raise PermissionError(f"{folder} belongs to user {found.st_uid}")
+    if mode & ~most:
+        raise PermissionError(f"{folder} has mode {mode:o}; expected {most:o} or less")
+
+
+def _replace_unreadable(folder: Path) -> None:
+    """Remove the entries that JAX warns of: it compiles again, but never writes over an entry."""
+    show = warnings.showwarning
+
+    def remove_or_show(message: Warning | str, *arguments: Any, **options: Any) -> None:
+        if (found := _UNREADABLE.match(str(message))) is None:
+            return show(message, *arguments, **options)
+        for entry in folder.glob(f"{glob.escape(found[1])}-*"):
+            with contextlib.suppress(OSError):
+                entry.unlink()
+
+    warnings.filterwarnings("always", _UNREADABLE.pattern)  # each time, not each text once
+    warnings.showwarning = remove_or_show
