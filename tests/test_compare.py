@@ -304,7 +304,7 @@ def test_static_stands_for_the_losses_without_parameters_and_margins():
     ("change", "message"),
     [
         ({"losses": ()}, "losses is"),
-        ({"losses": ("edl", "edl")}, "expected a tuple of different losses"),
+        ({"losses": ("edl", "edl")}, "not empty and all different"),
         ({"losses": ("hinge",)}, "loss is 'hinge'; expected one of .*, static, or a file"),
         ({"num_seeds": 0}, "num_seeds is 0"),
         ({"grid": {"train.model": ("resnet9",)}}, "model is 'resnet9'"),
