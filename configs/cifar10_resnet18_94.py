@@ -1,7 +1,7 @@
 """An ordinary ResNet-18 to 94 % on CIFAR-10 in as few seconds as one GPU allows.
 
 Command:  edl train --config configs/cifar10_resnet18_94.py --run-dir runs/resnet18_94 \
-              --data-dir DIR
+              --data.data-dir DIR
           (and `--loss cross_entropy` for the baseline)
 Time:     not measured yet. It is 1.2 million images, 4 x 10^15 FLOP of
           convolutions; `python -m benchmarks.train_throughput` measures a GPU's images/s.

@@ -4,7 +4,7 @@
 test images over 10 seeds that no search has used.
 
 Command:  edl compare --config configs/compare_cifar10_full.py --run-dir runs/full \
-              --train.data-dir DIR
+              --train.data.data-dir DIR
 Time:     a training of 450,000 images takes 3 s on an H200, and about 12 minutes on 2 CPU cores.
 Result:   evolved losses 0.38 to 0.65 points above cross-entropy, poly 0.84; see
           results/cifar10_full/, and results/recipes/ for what is left of it beside another rate.

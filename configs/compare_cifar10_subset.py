@@ -4,7 +4,7 @@ Each takes the best of four learning rates by 2,000 other images of the train sp
 compared on the test images over 10 seeds that no search has used.
 
 Command:  edl compare --config configs/compare_cifar10_subset.py --run-dir runs/subset \
-              --train.data-dir DIR
+              --train.data.data-dir DIR
 Time:     a training of 60,000 images takes a second on an H200, and two minutes on 2 CPU cores.
 Result:   see results/cifar10_subset/.
 """

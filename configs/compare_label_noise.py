@@ -4,7 +4,7 @@ Each takes the best of four learning rates by 5,000 train images that are held o
 right.
 
 Command:  edl compare --config configs/compare_label_noise.py --run-dir runs/noise \
-              --train.data-dir DIR
+              --train.data.data-dir DIR
 Time:     a training of 450,000 images takes 3 s on an H200, and about 12 minutes on 2 CPU cores.
 Result:   results/label_noise_full/; of 10,000 images results/label_noise/.
 """

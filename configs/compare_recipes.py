@@ -5,7 +5,7 @@ What results/recipes has is this with `--num-seeds 3` and one flag each: `--trai
 `--train.epochs` halved and doubled are the others that were planned.
 
 Command:  edl compare --config configs/compare_recipes.py --run-dir runs/recipe \
-              --train.data-dir DIR
+              --train.data.data-dir DIR
 Time:     a training of 450,000 images takes 3 s on an H200, and about 12 minutes on 2 CPU cores.
 Result:   see results/recipes/.
 """

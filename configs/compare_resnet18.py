@@ -1,7 +1,7 @@
 """The evolved loss beside cross-entropy, ResNet-18 on all of CIFAR-10, 5 seeds, for a GPU or TPU.
 
 Command:  edl compare --config configs/compare_resnet18.py --run-dir runs/compare_resnet18 \
-              --train.data-dir DIR
+              --train.data.data-dir DIR
 Time:     not measured yet. It is 10 times what train_resnet18.py takes.
 Result:   not measured yet.
 """

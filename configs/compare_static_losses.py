@@ -4,7 +4,7 @@
 rates by 2,000 other images of the train split, with a seed that the comparison does not use.
 
 Command:  edl compare --config configs/compare_static_losses.py --run-dir runs/static \
-              --train.data-dir DIR
+              --train.data.data-dir DIR
 Time:     about 5 hours on 2 CPU cores: 162 trainings of 2 minutes.
 Result:   see results/static_losses/.
 """

@@ -1,7 +1,7 @@
 """Outputs of trainings on the whole of CIFAR-10 beside the synthetic pairs: ResNet-8, 10 epochs.
 
 Command:  edl coverage --config configs/coverage_cifar10.py --run-dir runs/coverage \
-              --train.data-dir DIR
+              --train.data.data-dir DIR
 Time:     see results/README.md; 1 million images through ResNet-8.
 Result:   of version 0.1.0 see results/transfer_cifar10/. One training of each loss: the spread
           over seeds is that of coverage_cifar10_subset.py.

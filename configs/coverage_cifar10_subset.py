@@ -1,7 +1,7 @@
 """As coverage_cifar10, on 5,000 images of CIFAR-10, 6 epochs, 3 seeds.
 
 Command:  edl coverage --config configs/coverage_cifar10_subset.py --run-dir runs/coverage_subset \
-              --train.data-dir DIR
+              --train.data.data-dir DIR
 Time:     17 minutes on one CPU core.
 Result:   of version 0.1.0 see results/transfer_cifar10_subset/.
 """

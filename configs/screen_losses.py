@@ -3,7 +3,7 @@
 No test image is looked at, and the seeds are far from those of any comparison that is reported.
 
 Command:  edl compare --config configs/screen_losses.py --run-dir runs/screen \
-              --train.data-dir DIR
+              --train.data.data-dir DIR
 Time:     a training of 450,000 images takes 3 s on an H200, and about 12 minutes on 2 CPU cores.
 Result:   see results/search/.
 """

@@ -1,6 +1,6 @@
 """ResNet-18 on the whole of CIFAR-10 with the shipped loss, for a GPU or TPU.
 
-Command:  edl train --config configs/train_resnet18.py --run-dir runs/resnet18 --data-dir DIR
+Command:  edl train --config configs/train_resnet18.py --run-dir runs/resnet18 --data.data-dir DIR
           (and `--loss cross_entropy` for the baseline)
 Time:     not measured yet. On 2 CPU cores it takes days.
 Result:   not measured yet.

@@ -18,7 +18,6 @@ include_patterns = [
     "results/README.md",
     "results/*/README.md",
     "results/benchmarks/gradient_fit.md",
-    "results/benchmarks/seeds_together.md",
 ]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3

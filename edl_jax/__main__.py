@@ -12,7 +12,7 @@ from typing import Any
 
 from edl_jax.errors import ConfigError, EDLError
 from edl_jax.runs.huge_pages import restart_with_huge_pages
-from edl_jax.runs.preemption import EXIT_REFUSED, exit_status, stop_once
+from edl_jax.runs.preemption import EXIT_REFUSED, exit_status, stop_once, stop_silently
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,8 +26,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             argv = sys.argv[1:]
         argv = list(argv)
         options = _of_processes(argv)
-        from edl_jax.runs.devices import check_backend
-        from edl_jax.runs.joining import Processes  # loads JAX
+        try:
+            from edl_jax.runs.devices import check_backend  # loads JAX, which reads its settings
+        except ValueError as error:
+            raise EDLError(
+                f"JAX cannot be loaded ({error}). Unset that environment variable (the flag in "
+                "capitals), or give it another value."
+            ) from error
+        from edl_jax.runs.joining import Processes
 
         processes = Processes(**options)
         if processes.several and argv[:1] not in (["pretrain"], ["train"]):
@@ -57,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:  # before there is a run to tell of
         print("\nedl: stopped.", file=sys.stderr)
         status = exit_status(stop)
+    finally:
+        if is_command and not several:
+            stop_silently()
     if status and several:
         from edl_jax.runs.processes import leave
 

@@ -35,7 +35,7 @@ NotNegative = Annotated[float, Ge(0)]
 Count = Annotated[int, Ge(1)]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # by identity: a table has no hash
 class OneOf:
     """Bound of a name: a key of a table to which users may add."""
 

@@ -170,6 +170,9 @@ def _pretrain(config: PretrainConfig, run_dir: Path, progress: bool) -> None:
 def _train(config: TrainConfig, run_dir: Path, progress: bool) -> None:
     is_evolved = config.loss in PRETRAINED or config.loss.endswith(".safetensors")
     loss = resolve_loss(config.loss) if is_evolved else None
+    has_plots = importlib.util.find_spec("matplotlib") is not None
+    if has_plots:
+        check_libraries()
     result = train(config, loss=loss, run_dir=run_dir, progress=progress)
     if not is_first():
         return
@@ -179,7 +182,7 @@ def _train(config: TrainConfig, run_dir: Path, progress: bool) -> None:
     print(f"Expected calibration error: {100 * result.test_calibration_error:.2f} %")
     print(f"Run folder: {run_dir}")
     figures = {}
-    if importlib.util.find_spec("matplotlib"):
+    if has_plots:
         figures["training"] = ("Loss and accuracy over the epochs.", plot_training(result.history))
         if isinstance(loss, EvolvedLoss) and (loss.architecture.num_classes or 10) > 2:
             figures["surface"] = _surface(loss, loss.architecture.num_classes or 10)

@@ -67,6 +67,12 @@ def train_with_it() -> None:
     edl_jax.train(edl_jax.TrainConfig(), loss=MethodOfOnesOwn())
 
 
+def evolve_any_problem(key: jax.Array) -> None:
+    problem = 0.5 * edl_jax.RankingProblem() + 0.5 * edl_jax.TaskProblem()
+    found = edl_jax.evolve(problem, "SNES", key, generations=2)
+    assert_type(found.fitness, float)
+
+
 def catch_errors() -> str:
     try:
         edl_jax.load_pretrained("none")

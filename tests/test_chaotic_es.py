@@ -87,7 +87,13 @@ def test_where_few_are_finite_they_take_all_places():
     assert select(jnp.arange(5.0), 3).tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS)
+@pytest.mark.parametrize(
+    "mutation",
+    [
+        "logistic",
+        *(pytest.param(x, marks=pytest.mark.slow) for x in MUTATIONS if x != "logistic"),
+    ],
+)
 def test_reaches_the_sphere_minimum_under_jit_scan_and_vmap_over_seeds(mutation):
     strategy = ChaoticES(POPULATION, jnp.zeros(DIMENSIONS), mutation=mutation)
     assert isinstance(strategy, PopulationBasedAlgorithm)

@@ -1,6 +1,7 @@
 import ast
 import contextlib
 import dataclasses
+import importlib.util
 import inspect
 import io
 import itertools
@@ -94,7 +95,7 @@ def test_train_and_compare_on_digits(tmp_path, capsys):
         == 0
     )
     out = capsys.readouterr().out
-    assert re.search(r" edl +1 +\d+\.\d\d .* not tested", out)
+    assert re.search(r" edl +1 +\d+(\.\d+)? .* not tested", out)
     assert (run_dir / "accuracy.png").exists()
     assert "| edl | 1 |" in (run_dir / "README.md").read_text()
     report = tmp_path / "report.html"
@@ -229,7 +230,7 @@ def test_quiet_prints_nothing_but_errors_and_a_folder_that_was_not_given(
         assert re.fullmatch(r"runs/card-[\d-]+\n", capfd.readouterr().out)
         assert cli.main(arguments) == 0
         out, err = capfd.readouterr()
-        assert " loss      x\nmine 0.1235\n\nTables, figures and how it was done:" in out
+        assert "loss      x\nmine 0.1235\n\nTables, figures and how it was done:" in out
         assert err == ""
     assert cli.main(["card", "none.safetensors", "--quiet"]) == 2
     assert "there is no loss file at" in capfd.readouterr().err
@@ -551,6 +552,31 @@ def test_signals_at_once_end_a_command_once(signals, pause, statuses, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+ENDING = """
+import atexit, sys, time
+from edl_jax.__main__ import main
+atexit.register(lambda: (print("ending", flush=True), time.sleep(30)))
+sys.argv = ["edl", *sys.argv[1:]]
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("arguments", [["none_such"], ["train", "--none-such"]])
+def test_a_signal_while_a_command_ends_leaves_no_traceback(arguments):
+    process = subprocess.Popen(
+        [sys.executable, "-c", ENDING, *arguments],
+        env={**os.environ, "GLIBC_TUNABLES": ""},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    while process.stdout.readline() != "ending\n":
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=20)
+    assert "Traceback" not in error
+    assert process.returncode == -signal.SIGTERM
+
+
 def test_signals_wait_for_what_they_would_leave_half_done():
     """Whatever handles them: Python itself, `sigterm_noticed`, or `stop_once` of a command."""
     before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
@@ -592,6 +618,35 @@ def test_a_backend_that_is_not_there_is_one_line(error, capsys, monkeypatch):
     assert re.match(r"edl: JAX_PLATFORMS is .*, and JAX cannot use it here", said)
     assert ("(No 'tpu')" in said) == (str(error) != "")
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("JAX_ENABLE_X64", "maybe"), ("JAX_COMPILATION_CACHE_MAX_SIZE", "all")],
+)
+def test_a_setting_that_jax_refuses_is_one_line(name, value):
+    found = subprocess.run(
+        [sys.executable, "-m", "edl_jax", "none_such"],
+        env={**os.environ, name: value, "GLIBC_TUNABLES": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 2
+    assert re.fullmatch(rf"(?i)edl: JAX cannot be loaded \(.*{name}.*\). Unset .*\n", found.stderr)
+
+
+@pytest.mark.parametrize("command", [["train", "--data.name", "none_such"], ["card"]])
+def test_a_setting_that_matplotlib_refuses_is_one_line(command, tmp_path, capsys, monkeypatch):
+    """Before the run begins, not once it has ended."""
+
+    def refuse(name):
+        raise ValueError("Key backend: 'none_such' is not a valid value for backend")
+
+    own = SimpleNamespace(util=importlib.util, import_module=refuse)
+    monkeypatch.setattr("edl_jax.studies.figures.importlib", own)
+    assert cli.main([*command, "--run-dir", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert re.search(r"matplotlib, which cannot be loaded \(Key .*\): unset MPLBACKEND\.\n$", said)
 
 
 def test_the_command_itself_refuses_a_backend_that_is_not_there():

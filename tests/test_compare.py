@@ -52,11 +52,10 @@ class Trainings:
         self, monkeypatch, accuracy=planted, diverges=lambda config, seed: False, figures=False
     ):
         self.ran, self.accuracy, self.diverges = [], accuracy, diverges
-        trainings._trainer.cache_clear()
         monkeypatch.setattr(trainings, "make_trainer", self.make)
         if not figures:  # which take most of the time
             monkeypatch.setattr("edl_jax.studies.tables.write_page", lambda *_: None)
-            monkeypatch.setitem(compare.__globals__, "_plot_epochs", lambda *_: None)
+            monkeypatch.setitem(compare.__globals__, "plot_curves", lambda *_: None)
 
     def make(self, config):
         return lambda seeds, **options: [self.train(config, seed, **options) for seed in seeds]
@@ -240,7 +239,7 @@ def test_a_diverged_training_counts_as_guessing_and_is_shown(monkeypatch, tmp_pa
     assert row["accuracy_mean"] == pytest.approx(100 * (sum(own) + 0.1) / 5)
     assert row["nll_mean"] == pytest.approx(1 - np.mean(own))
     (cell,) = [cell for cell in study.cells if cell["diverged"]]
-    assert (cell["nll"], len(cell["epochs"])) == (None, 1)
+    assert (cell["nll"], cell["epochs"][1:]) == (None, [0.1])
     count = len(made.ran)
     assert run(PLAIN, run_dir=tmp_path).table.equals(study.table)
     assert len(made.ran) == count  # nor is it tried again
@@ -293,6 +292,22 @@ def test_a_folder_of_another_comparison_is_refused(monkeypatch, tmp_path):
         run(dataclasses.replace(PLAIN, num_seeds=4), run_dir=tmp_path)
 
 
+def test_a_loss_of_the_same_name_that_is_another_now_is_trained_anew(monkeypatch):
+    """Trainers are kept for the seeds of a comparison, not for the next one."""
+    made = Trainings(monkeypatch)
+    built = []
+    monkeypatch.setattr(trainings, "make_trainer", lambda x: built.append(x) or made.make(x))
+    with LOSSES.restored():
+        for factor in (1.0, 2.0):
+
+            @LOSSES.register("mine")
+            def mine(logits, labels, factor=factor):
+                return factor * logits.sum(axis=-1)
+
+            run(dataclasses.replace(PLAIN, losses=("cross_entropy", "mine"), num_seeds=2))
+            assert [x.loss for x in built] == ["cross_entropy", "mine"] * int(factor)
+
+
 def test_static_stands_for_the_losses_without_parameters_and_margins():
     names = CompareConfig(losses=("cross_entropy", "edl", "static")).loss_names()
     assert names[:2] == ("cross_entropy", "edl")
@@ -305,6 +320,8 @@ def test_static_stands_for_the_losses_without_parameters_and_margins():
     [
         ({"losses": ()}, "losses is"),
         ({"losses": ("edl", "edl")}, "not empty and all different"),
+        ({"losses": ("edl", "mae", "mae()")}, r"losses has 'mae\(\)' twice, in two ways"),
+        ({"losses": ("focal(gamma=1)", "focal(gamma=1.0)")}, "losses has .* twice"),
         ({"losses": ("hinge",)}, "loss is 'hinge'; expected one of .*, static, or a file"),
         ({"num_seeds": 0}, "num_seeds is 0"),
         ({"grid": {"train.model": ("resnet9",)}}, "model is 'resnet9'"),
@@ -333,7 +350,6 @@ def test_a_training_of_a_cell_is_the_training_itself(tmp_path):
     """Without stand-ins: a comparison's rows are what `train` gives with the same seed."""
     from edl_jax import train
 
-    trainings._trainer.cache_clear()
     config = CompareConfig(
         losses=("cross_entropy",), num_seeds=2, train=dataclasses.replace(TRAIN, epochs=1)
     )

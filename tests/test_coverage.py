@@ -17,7 +17,10 @@ from edl_jax.training import Augmentation
 from tests.test_training import CROSS_ENTROPY, DIGITS, functions_of, load_shared, order_of
 
 TINY = dataclasses.replace(
-    DIGITS, epochs=2, data=dataclasses.replace(DIGITS.data, train_examples=256)
+    DIGITS,
+    loss="cross_entropy",
+    epochs=2,
+    data=dataclasses.replace(DIGITS.data, train_examples=256),
 )
 SMALL = CoverageConfig(
     losses=("cross_entropy",),

@@ -102,6 +102,12 @@ def power(exponent, x):
     return x**exponent
 
 
+def holding_itself(value):
+    part = Weighted(value)
+    part.own = part
+    return part
+
+
 # What makes a part, and two values that make different ones.
 DIFFERENT = {
     "a default": (with_default, 1.0, 2.0),
@@ -118,6 +124,10 @@ DIFFERENT = {
     "a tree of many numbers": (lambda x: Weighted(Tree(jnp.asarray(x))), MANY, OTHER),
     "a variable": (lambda x: Module(nnx.Param(jnp.asarray(x))), MANY, OTHER),
     "a random stream": (lambda x: Module(nnx.Rngs(noise=x)), 1, 2),
+    "a number of NumPy": (with_option, np.int64(1), np.int64(2)),
+    "keys of several types": (lambda x: Weighted({1: 0, "a": x}), 1.0, 2.0),
+    "an object that holds itself": (holding_itself, 1.0, 2.0),
+    "a generator": (lambda x: Weighted([x, (i for i in "a")]), 1.0, 2.0),
     "a set": (lambda x: Weighted({"a", x}), "b", "c"),
     "a module's shapes": (lambda x: Module(nnx.Param(jnp.ones(x))), (2, 3), (3, 2)),
     "a module in a module": (lambda x: Module(Module(nnx.Param(jnp.ones(2) * x))), 2, 3),
@@ -140,6 +150,7 @@ def test_code_and_provenance_are_not_looked_at():
     assert describe(evolved.replace(provenance=Provenance())) == describe(evolved)
 
 
+@pytest.mark.slow
 def test_descriptions_do_not_differ_from_process_to_process():
     code = (
         "from tests.test_describing import *\n"

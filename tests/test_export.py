@@ -29,7 +29,7 @@ def exported(request, tmp_path_factory):
 
 
 def value_and_gradient(loss, logits, labels):
-    return jax.value_and_grad(lambda x: loss(x, labels).sum())(logits)
+    return jax.jit(jax.value_and_grad(lambda x, y: loss(x, y).sum()))(logits, labels)
 
 
 def test_stablehlo_is_the_loss_and_its_gradient(exported):

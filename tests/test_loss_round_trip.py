@@ -1,6 +1,7 @@
 """What may be saved may be loaded, and is the same loss."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +79,7 @@ def test_what_load_refuses_is_neither_saved_nor_exported(case, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("records", "message"),
     [
+        ({"config": {"a": "x" * 4_000_000}}, r"takes 4000\d+ bytes; expected at most 4000000"),
         ({"config": [1]}, "'config' is a list; expected an object"),
         ({"metrics": {"a": object()}}, "its provenance is no JSON data"),
         ({"versions": {(1,): 2}}, "its provenance is no JSON data"),
@@ -88,6 +90,20 @@ def test_refuses_to_save_a_provenance_that_is_no_json(records, message, tmp_path
     loss = load_pretrained().replace(provenance=Provenance(**records))
     with pytest.raises(InputError, match=message):
         loss.save(tmp_path / "loss.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("field", "value"), [("provenance", None), ("architecture", "pair")])
+def test_refuses_to_save_a_loss_whose_parts_are_of_another_kind(field, value, tmp_path):
+    with pytest.raises(InputError, match=f"its {field} is {value!r}; expected one of the class"):
+        load_pretrained().replace(**{field: value}).save(tmp_path / "loss.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_refuses_to_export_what_is_no_evolved_loss(tmp_path):
+    loss: Any = "edl"
+    with pytest.raises(InputError, match="the loss is 'edl'; expected an EvolvedLoss"):
+        export_loss(loss, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 

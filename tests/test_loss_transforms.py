@@ -46,6 +46,15 @@ def in_scan(*arguments):
     return jax.lax.scan(lambda carry, row: (carry, both_kinds(*row)), None, arguments)[1]
 
 
+def test_every_loss_takes_arrays_whose_types_hold_a_sharding():
+    mesh = jax.make_mesh((1,), ("batch",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        arrays = logits_of(), HARD, SOFT, jnp.ones(SHAPE, bool)
+        placed = [jax.device_put(x, PartitionSpec("batch")) for x in arrays]
+        for found in jax.eval_shape(both_kinds, *placed):
+            assert {values.shape for values, _ in found.values()} == {(6,)}
+
+
 @functools.cache
 def expected():
     where = jnp.ones(SHAPE, bool)
@@ -58,7 +67,10 @@ def transformed(transformation):
 
 
 @pytest.mark.parametrize("name", EVERY)
-@pytest.mark.parametrize("transformation", [in_shard_map, in_vmap, in_scan])
+@pytest.mark.parametrize(
+    "transformation",
+    [in_vmap, *(pytest.param(x, marks=pytest.mark.slow) for x in (in_shard_map, in_scan))],
+)
 def test_values_and_gradients_under_transformations(transformation, name):
     for found, wanted in zip(transformed(transformation), expected(), strict=True):
         np.testing.assert_allclose(found[name][0], wanted[name][0], rtol=1e-5, atol=1e-6)

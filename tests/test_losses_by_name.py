@@ -2,6 +2,7 @@ import inspect
 import pickle
 import subprocess
 import sys
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +53,13 @@ def test_options_and_class_counts_reach_the_loss():
         ("mae", {"q": 1}, "has no option 'q'; it has none"),
         ("gce", {"q": 2.0}, "the loss 'gce': q is 2.0; expected a finite number"),
         ("focal", {"gamma": [1, 2]}, r"gamma is \[1, 2\]"),
+        ("focal", {"gamma": 10**400}, "the loss 'focal': gamma is 1000"),
+        (f"focal(gamma={10**400})", {}, "the loss 'focal': gamma is 1000"),
+        ("gce", {"q": Fraction(1, 2)}, r"q is Fraction\(1, 2\); expected a finite number"),
+        ("taylor_glo", {"parameters": [10**400] * 8}, "a parameter is 1000"),
+        ("taylor_ce", {"order": np.int64(0)}, r"order is np.int64\(0\); expected a whole number"),
+        ("adaptive_barron", {"alpha": jnp.float32(5)}, r"alpha is Array\(5\., .*expected a finite"),
+        ("bi_tempered", {"t2": jnp.float32(0.5)}, r"t2 is Array\(0\.5, .*expected a finite"),
         ("taylor_glo", {"parameters": "none"}, "expected 8 numbers"),
         ("adaptive_barron", {"alpha": 5.0}, "alpha is 5.0"),
         ("adaptive_barron", {"beta": 5.0}, "no option 'beta'; expected one of alpha, scale"),
@@ -73,6 +81,31 @@ def test_options_and_class_counts_reach_the_loss():
 def test_refusals_name_what_is_allowed(name, options, message):
     with pytest.raises(ConfigError, match=message):
         resolve_loss(name, options)
+
+
+def test_options_may_be_numbers_of_numpy_and_jax():
+    for name, options in (
+        ("taylor_ce", {"order": np.int64(3)}),
+        ("large_margin_softmax", {"margin": np.int64(3)}),
+        ("bi_tempered", {"t1": jnp.float32(0.5), "t2": np.float32(1)}),
+    ):
+        plain = {key: value.item() for key, value in options.items()}
+        found, expected = resolve_loss(name, options), resolve_loss(name, plain)
+        np.testing.assert_allclose(found(LOGITS, LABELS), expected(LOGITS, LABELS), rtol=1e-6)
+    assert resolve_loss("adaptive_barron", {"alpha": jnp.float32(1)}).alpha() == 1.0
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: LOSSES["ldam"](x, x, class_counts=[[1], [1, 2]]), r"class_counts is \[\[1\]"),
+        (lambda x: LOSSES["ldam"](x, x, class_counts=x[0]), "class_counts is .* not traced"),
+        (lambda x: LOSSES["bi_tempered"](x, x, t2=x[0, 0]), "t2 is .*; expected .* not traced"),
+    ],
+)
+def test_options_that_a_trace_hides_or_lists_of_unequal_length_are_refused(call, message):
+    with pytest.raises(ConfigError, match=message):
+        jax.eval_shape(call, jnp.ones((2, 3)))
 
 
 def test_descriptions_tell_losses_apart(tmp_path):
@@ -135,6 +168,7 @@ def test_edl_losses_lists_them_all(capsys, monkeypatch):
     assert "  losses  " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "start"),
     [("losses", "cross_entropy\n    Cross-entropy"), ("train --help", "usage: edl train")],

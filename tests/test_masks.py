@@ -98,6 +98,14 @@ def poisoned():
     return pairs, unmasked, compiled(EVERY)(logits, jnp.full(6, 2), where)
 
 
+@pytest.mark.parametrize("where", [[0.5, 2.0], [0.0, -np.inf], [1, 0]])
+def test_refuses_what_is_no_mask_but_numbers(where):
+    """Weights of the examples, or what others add to logits, of which 0 keeps a class."""
+    for form in (np.asarray, jnp.asarray, list):
+        with pytest.raises(InputError, match=r"where has dtype \w+; expected a mask of True and F"):
+            loss_of("edl")(jnp.zeros((2, 3)), jnp.zeros(2, jnp.int32), where=form(where))
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_what_is_masked_takes_no_part_even_where_it_is_not_finite(name):
     pairs, unmasked, as_label = poisoned()

@@ -5,12 +5,14 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from scipy import stats
 
 from edl_jax.evolution.problems import RankingProblem
 from tests.test_evolution import TINY, evolution_of
 
 
+@pytest.mark.slow
 def test_elites_scored_again_beat_best_ever_selection_on_held_out_fitness():
     """With few pairs the best score ever is a lucky one; 64 paired runs, a one-sided test."""
     config = dataclasses.replace(

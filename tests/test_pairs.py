@@ -177,6 +177,9 @@ def test_refuses_bad_arguments():
         sample_pairs(jax.random.key(0), 3.0, 3)  # pyright: ignore
     with pytest.raises(InputError, match=r"num_pairs is True; expected a whole number"):
         sample_pairs(jax.random.key(0), True, 3)
+    for num_pairs, num_classes in ((2**40, 3), (8, 2**33), (2**28, 8), (2**20, 2**11)):
+        with pytest.raises(InputError, match=rf"num_pairs is {num_pairs} .* fewer than 2\^31 num"):
+            sample_pairs(jax.random.key(0), num_pairs, num_classes)
     pairs = sample_pairs(jax.random.key(0), np.int64(1000), np.int32(2))
     assert pairs.probabilities.shape == (1000, 2)
     with pytest.raises(ConfigError, match="uniform is 'a'"):

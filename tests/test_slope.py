@@ -127,6 +127,7 @@ def test_fitness_is_the_weighted_slope_over_the_class_counts():
     np.testing.assert_array_equal(metrics["slope_violation"], fitness)
 
 
+@pytest.mark.slow
 def test_evolution_lowers_the_slope_it_is_asked_to_lower():
     plain = dataclasses.replace(TINY, generations=20)
     sloped = dataclasses.replace(plain, slope=SlopeConfig(descent=5.0, norm=5.0, pairs=60))

@@ -48,7 +48,14 @@ SLOW = {"ARS", "ASEBO", "DiffusionEvolution", "ESMC", "GuidedES", "NoiseReuseES"
 SLOW |= {"PersistentES", "RandomSearch", "SV_Open_ES", "iAMaLGaM_Full", "iAMaLGaM_Univariate"}
 
 
-@pytest.mark.parametrize("name", [*STRATEGIES])
+# One of each kind: our own, and evosax's that keep a population, a distribution or the best.
+FIRST = ("ChaoticES", "ChaoticSNES", "SimpleGA", "CMA_ES", "SNES", "DifferentialEvolution")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*FIRST, *(pytest.param(x, marks=pytest.mark.slow) for x in STRATEGIES if x not in FIRST)],
+)
 def test_every_strategy_runs_through_the_one_loop(name):
     best, state, evolution = evolved(dataclasses.replace(TINY, strategy=StrategyConfig(name)))
     assert np.isfinite(best).all()
@@ -143,7 +150,13 @@ def test_std_init_and_schedules_reach_the_strategy():
         assert jnp.mean(state.std) == pytest.approx(expected), (name, change)
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS)
+@pytest.mark.parametrize(
+    "mutation",
+    [
+        "logistic",
+        *(pytest.param(x, marks=pytest.mark.slow) for x in MUTATIONS if x != "logistic"),
+    ],
+)
 def test_chaotic_snes_finds_the_minimum_of_the_sphere_with_any_noise(mutation):
     strategy = ChaoticSNES(32, jnp.zeros(10), mutation=mutation)
     params = strategy.default_params

@@ -19,7 +19,8 @@ from edl_jax.errors import ConfigError, EDLError, RunFolderError
 from edl_jax.runs.folder import RunFolder
 from edl_jax.studies.ablate import AblateConfig
 from edl_jax.studies.executors import open_executor
-from edl_jax.studies.sweep import CELLS, Grid, points, sweep, with_fields
+from edl_jax.studies.grid import Grid, points, with_fields
+from edl_jax.studies.sweep import CELLS, sweep
 
 BASE = TrainConfig(data=DataConfig(name="digits"))
 GRID = {"batch_size": (8, 16), "augmentation.cutout": (0, 2)}
@@ -76,7 +77,7 @@ class Job:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"no_such": (1,)}, "TrainConfig has no field 'no_such'; expected one of loss, dataset,"),
+        ({"no_such": (1,)}, "TrainConfig has no field 'no_such'; expected one of loss, data,"),
         ({"augmentation.no_such": (1,)}, "Augmentation has no field 'no_such'"),
         ({"epochs.deep": (1,)}, r"TrainConfig has no field 'epochs\.deep'"),
         ({"epochs": (1, 0)}, "TrainConfig.epochs is 0"),

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from edl_jax import DATASETS, ArraySource, train
+from edl_jax import DATASETS, ArraySource, PretrainConfig, train
 from edl_jax.errors import ConfigError, RunFolderError
 from edl_jax.runs.folder import read_json
 from edl_jax.studies import (
@@ -128,3 +128,20 @@ def test_seeds_that_wrap_or_repeat_are_refused(seeds, named):
     config = dataclasses.replace(DIGITS, data=dataclasses.replace(DIGITS.data, train_examples=64))
     with pytest.raises(ConfigError, match=named):
         make_trainer(config)(seeds)
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "named"),
+    [
+        (PretrainConfig(), {}, r"config is PretrainConfig\(.*; expected a TrainConfig"),
+        (None, {"dataset": "digits"}, "dataset is 'digits'; expected what load_dataset gives"),
+    ],
+)
+def test_a_trainer_of_something_else_is_refused(config, options, named):
+    with pytest.raises(ConfigError, match=named):
+        make_trainer(config, **options)
+
+
+def test_a_report_that_cannot_be_called_is_refused_before_the_training():
+    with pytest.raises(ConfigError, match="report is None; expected a function"):
+        make_trainer(dataclasses.replace(DIGITS, train_examples=64))([0], report=None)

@@ -27,8 +27,8 @@ from edl_jax.training.steps import AXIS
 from edl_jax.training.training import load_shared
 from tests.test_training_metrics import reference
 
-# One block only: compiling takes most of these tests' time.
-models.MODELS["tiny"] = ResNetArchitecture((1,), width=8, projection=False)
+# A convolution and no block: compiling takes most of these tests' time.
+models.MODELS["tiny"] = ResNetArchitecture((0,), width=8, projection=False)
 DIGITS = TrainConfig(
     model="tiny", epochs=3, batch_size=64, learning_rate=0.1, data=DataConfig(name="digits")
 )

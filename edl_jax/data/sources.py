@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -96,27 +96,33 @@ class ArraySource:
     flip: bool = True
 
     def __post_init__(self) -> None:
-        if {*self.arrays} != {"train", "test"}:
+        if not isinstance(self.arrays, Mapping) or {*self.arrays} != {"train", "test"}:
+            names = self.arrays if isinstance(self.arrays, Mapping) else [type(self.arrays)]
             raise DataError(
-                f"data set {self.name!r} has the splits {', '.join(map(str, self.arrays))}; "
-                "expected train and test."
+                f"data set {self.name!r} has the splits {', '.join(map(str, names))}; "
+                "expected train and test, in a dictionary."
             )
-        if len(self.class_names) < 2:
+        # Not a set, whose order differs from process to process, nor the letters of a string.
+        if not isinstance(self.class_names, list | tuple | np.ndarray) or len(self.class_names) < 2:
             raise DataError(
-                f"data set {self.name!r} has the classes {self.class_names}; expected 2 or more."
+                f"data set {self.name!r} has the classes {self.class_names!r}; expected a tuple of "
+                "2 or more names."
             )
+        object.__setattr__(self, "class_names", tuple(self.class_names))
         for split, pair in self.arrays.items():
-            if len(pair) != 2 or not all(hasattr(part, "__array__") for part in pair):
-                kinds = " and ".join(type(part).__name__ for part in pair)
+            parts = pair if isinstance(pair, list | tuple) else (pair,)
+            if len(parts) != 2 or not all(hasattr(part, "__array__") for part in parts):
+                kinds = " and ".join(type(part).__name__ for part in parts)
                 raise DataError(
                     f"the {split} images and labels of {self.name!r} are {kinds}; "
-                    "expected two NumPy arrays."
+                    "expected two NumPy arrays, in a tuple."
                 )
         arrays = {split: tuple(map(np.asarray, pair)) for split, pair in self.arrays.items()}
         object.__setattr__(self, "arrays", arrays)
         for split, (images, labels) in self.arrays.items():
             shape = (*images.shape[:1], *self.image_shape)
             is_alike = images.ndim == 4 and images.shape == shape and shape[3] in (1, 3)
+            is_alike = is_alike and min(shape[1:3]) > 0
             if images.dtype != np.uint8 or not is_alike:
                 raise DataError(
                     f"the {split} images of {self.name!r} are {images.dtype}{[*images.shape]}; "

@@ -89,13 +89,14 @@ class Evolution:
         self.total, self.watch = generations, watch
         self.period = self.chunk = chunk
         self._advance = on_every_device(self._generations, self.mesh, donate_argnums=(0,))
+        self._candidates = jax.jit(self.candidates)
 
     def begin(self, key: jax.Array) -> State:
         """The state before the first generation; pure."""
-        key_init, key_run = jax.random.split(key)
+        key_init, key_run, _, _, key_problem = jax.random.split(key, 5)  # see `run_keys`
         with jax.numpy_rank_promotion("allow"):  # which evosax counts on
             strategy, population = self.search.init(key_init)
-            problem = self.problem.init(key_init)
+            problem = self.problem.init(key_problem)
         return State(
             key=jax.random.key_data(key_run),
             generation=jnp.zeros((), jnp.int32),
@@ -179,7 +180,7 @@ class Evolution:
         row = {"generation": int(state.generation) - 1}
         if self.watch is None:
             return row
-        candidates = jax.jit(self.candidates)(jax.device_get(state))
+        candidates = self._candidates(jax.device_get(state))
         return row | self.watch(jax.tree.map(lambda x: x[0], candidates))
 
     def score(self, row: Row) -> float:
@@ -209,7 +210,7 @@ class Evolution:
           The solution, and its mean fitness.
         """
         state = jax.device_get(state)
-        candidates, total = jax.jit(self.candidates)(state), 0.0
+        candidates, total = self._candidates(state), 0.0
         with jax.numpy_rank_promotion("allow"):
             for index in range(draws):
                 key_eval = jax.random.fold_in(key, index)

@@ -125,6 +125,12 @@ class EvolvedLoss(struct.PyTreeNode, eq=False):
             that were stacked.
           OSError: if the file cannot be written.
         """
+        for name, kind in (("architecture", Architecture), ("provenance", Provenance)):
+            if not isinstance(value := getattr(self, name), kind):
+                raise InputError(
+                    f"the loss cannot be saved: its {name} is {value!r}; expected one of the class "
+                    f"{kind.__name__}."
+                )
         arrays = {"params": self.params, "scale": self.scale}
         write_loss_file(path, Contents(self.architecture, arrays, vars(self.provenance)))
 

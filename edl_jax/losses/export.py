@@ -8,6 +8,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
+from edl_jax.errors import InputError
 from edl_jax.losses.evolved_loss import EvolvedLoss
 from edl_jax.losses.loss_file import checked_tensors
 from edl_jax.runs.storage import user_path, write_atomically
@@ -53,6 +54,8 @@ def to_stablehlo(loss: EvolvedLoss) -> bytes:
     Raises:
       InputError: if the loss is not whole, not finite, or several that were stacked.
     """
+    if not isinstance(loss, EvolvedLoss):
+        raise InputError(f"the loss is {loss!r}; expected an EvolvedLoss.")
     checked_tensors(loss.architecture, {"params": loss.params, "scale": loss.scale})
     classes = loss.architecture.num_classes or "classes"
     shape = jax.export.symbolic_shape(

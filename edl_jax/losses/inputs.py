@@ -107,7 +107,9 @@ def check_inputs(
 def _as_array(name: str, value: ArrayLike) -> jax.Array:
     try:
         return jnp.asarray(value)
-    except (TypeError, ValueError, OverflowError) as error:
+    except jax.errors.JaxRuntimeError:  # such as too little memory
+        raise
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # the last is PyTorch's
         raise InputError(f"{name} is {value!r}; expected an array of numbers.") from error
 
 
@@ -116,7 +118,7 @@ def _mask(where: ArrayLike, shape: tuple[int, ...], batch: tuple[int, ...], axis
 
     The rank alone tells the two apart, as in optax: sizes may agree by chance.
     """
-    where = _as_array("where", where).astype(bool)
+    where = _as_array("where", where)
     whole = jnp.expand_dims(where, axis) if where.ndim == len(batch) else where
     fits = whole.ndim == len(shape) and all(
         size in (1, full) for size, full in zip(whole.shape, shape, strict=True)
@@ -127,5 +129,10 @@ def _mask(where: ArrayLike, shape: tuple[int, ...], batch: tuple[int, ...], axis
             f"{axis}, expected a mask of the examples, of shape {batch}, or a mask of the logits, "
             f"of shape {shape}, in which any size may be 1. Write a mask of the classes with an "
             "axis of size 1 for each axis of the examples, such as where[None, :]."
+        )
+    if where.dtype != bool:  # weights, say, or what is to be added to logits: 0 and -inf
+        raise InputError(
+            f"where has dtype {where.dtype}; expected a mask of True and False, such as "
+            "weights > 0. To weight examples, multiply their losses."
         )
     return jnp.moveaxis(jnp.broadcast_to(whole, shape), axis, -1)

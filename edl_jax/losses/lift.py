@@ -3,12 +3,13 @@
 import functools
 import inspect
 import math
-import numbers
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from edl_jax.errors import ConfigError
 from edl_jax.losses.inputs import check_inputs
@@ -184,20 +185,27 @@ def check_number(
     *,
     open_low: bool = False,
     whole: bool = False,
+    known: bool = False,
 ) -> None:
     """Refuse an option that is no number in `[low, high]`, or `(low, high]` if `open_low`.
 
-    Arrays pass, unless it has to be whole: their values may not be known.
+    Arrays pass, as their values may not be known, unless it has to be whole or `known`.
     """
+    number, is_traced = value, isinstance(value, jax.core.Tracer)
     if isinstance(value, jax.Array) and not whole:
-        return
-    kind = int if whole else numbers.Real
-    is_number = isinstance(value, kind) and not isinstance(value, bool)
-    number = float(value) if is_number else math.nan
+        if not known:
+            return
+        number = None if is_traced or value.ndim else value.item()
+    # Fractions are numbers too, but none that JAX can multiply by.
+    kinds = int | np.integer if whole else int | float | np.integer | np.floating
+    if not isinstance(number, kinds) or isinstance(number, bool):
+        number = math.nan
     in_range = low < number <= high if open_low else low <= number <= high
-    if not in_range or not math.isfinite(number):
+    if not in_range or not abs(number) <= sys.float_info.max:
         expected = f"more than {low}" if open_low else f"at least {low}"
         if math.isfinite(high):
             expected += f" and at most {high}"
+        if is_traced:
+            expected += ", and not traced"
         number = "whole number" if whole else "finite number"
         raise ConfigError(f"{name} is {value!r}; expected a {number}, {expected}.")

@@ -32,6 +32,8 @@ _RECORDS = ("config", "metrics", "versions")
 _GREATEST_FEATURES = (1.0, -FLOOR / 4, 1.0, 8.0, 1.0)
 # Losses stay below this, so that gradients and sums of them are finite in float32 too.
 _GREATEST_LOSS = 1e36
+# Half of what the PyTorch module reads of a header, in which each quotation mark takes two.
+_LONGEST_RECORDS = 4_000_000
 
 
 class Contents(NamedTuple):
@@ -65,6 +67,11 @@ def write_loss_file(path: str | os.PathLike[str], contents: Contents) -> None:
         raise InputError(
             f"the loss cannot be saved: its provenance is no JSON data ({error})."
         ) from error
+    if (size := sum(map(len, header.values()))) > _LONGEST_RECORDS:
+        raise InputError(
+            f"the loss cannot be saved: its provenance takes {size} bytes; expected at most "
+            f"{_LONGEST_RECORDS}. Keep there what made the loss, and other data elsewhere."
+        )
     header["format"] = FORMAT
     header["sha256"] = _digest(header, tensors)
     write_atomically(path, save(tensors, metadata=header))

@@ -47,8 +47,8 @@ def sample_pairs(
       `Pairs`. Nothing is kept between calls: supply is unlimited.
 
     Raises:
-      InputError: if `num_pairs` or `num_classes` is too small, or `key` is no single key of
-        `jax.random.key`.
+      InputError: if `num_pairs` or `num_classes` is too small, they are too large together, or
+        `key` is no single key of `jax.random.key`.
       ConfigError: if `mixture` is no `Mixture`.
 
     >>> pairs = sample_pairs(jax.random.key(0), 8, 10)
@@ -58,6 +58,12 @@ def sample_pairs(
     for name, value, low in (("num_pairs", num_pairs, 1), ("num_classes", num_classes, 2)):
         if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < low:
             raise InputError(f"{name} is {value!r}; expected a whole number, at least {low}.")
+    rows = int(num_pairs) + len(REGIMES)  # each regime's share is rounded up
+    if rows * max(int(num_classes), len(Chances._fields) + 1) >= 2**31:  # JAX counts in 32 bits
+        raise InputError(
+            f"num_pairs is {num_pairs} and num_classes {num_classes}; expected fewer than 2^31 "
+            "numbers in all: draw the pairs in several calls."
+        )
     return _sample_pairs(
         checked_key(key), int(num_pairs), int(num_classes), config_or_default(mixture, Mixture)
     )

@@ -22,24 +22,32 @@ def describe(part: Any) -> str:
     """
     arrays = hashlib.sha256()
     start = arrays.digest()
+    above: list[int] = []
 
     def told(value: Any) -> str:
         if isinstance(value, nnx.Variable):
             value = value[...]
+        if isinstance(value, np.generic):
+            value = value.item()
         if isinstance(value, jax.Array | np.ndarray):
             is_key = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
             held = np.asarray(jax.random.key_data(value) if is_key else value)
             arrays.update(held.tobytes())
             return f"{held.dtype}{list(held.shape)}"
         if isinstance(value, dict):
-            return f"{{{', '.join(f'{key}: {told(x)}' for key, x in sorted(value.items()))}}}"
+            entries = [f"{key}: {told(value[key])}" for key in sorted(value, key=str)]
+            return f"{{{', '.join(entries)}}}"
         if isinstance(value, list | tuple | set | frozenset) and not hasattr(value, "_fields"):
             members = sorted(value, key=repr) if isinstance(value, set | frozenset) else value
             return f"({', '.join(map(told, members))})"
         if value is None or isinstance(value, bool | int | float | str):
             return repr(value)
+        if id(value) in above:
+            return "..."
         name, options = _named(value)
+        above.append(id(value))
         listed = ", ".join(f"{key}={told(x)}" for key, x in options.items())
+        above.pop()
         return f"{name}({listed})" if listed else name
 
     text = told(part)
@@ -54,7 +62,7 @@ def _named(part: Any) -> tuple[str, dict[Any, Any]]:
         return name, {**options, **dict(enumerate(part.args)), **part.keywords}
     if hasattr(part, "__qualname__"):
         parameters = {}
-        with contextlib.suppress(ValueError):  # of a function written in C
+        with contextlib.suppress(TypeError, ValueError):  # of a function in C, a generator
             parameters = {} if isinstance(part, type) else inspect.signature(part).parameters
         options = {k: x.default for k, x in parameters.items() if k not in ("axis", "where")}
         options = {k: v for k, v in options.items() if v is not inspect.Parameter.empty}

@@ -172,9 +172,10 @@ class _Keeper:
 
     def save(self, done: int, state: Any, new: Sequence[Row], row: Row | None) -> None:
         """Save new rows, a row that was measured, and then a checkpoint, which counts on them."""
-        for writer in self._writers:
-            writer.write(self._run.files[0], new)
-            writer.write(self._run.files[-1], [row] if row else [])
+        files = self._run.files
+        for name, rows in ((files[0], new), (files[-1], [row] if row else [])):
+            for writer in self._writers if rows else []:
+                writer.write(name, rows)
         score = -math.inf if row is None else self._run.score(row)
         notes = self._rows.notes()
         self._checkpoints.save(done, jax.device_get(state), score=score, notes=notes)

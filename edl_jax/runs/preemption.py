@@ -45,6 +45,13 @@ def stop_once() -> None:
             signal.signal(number, stop)
 
 
+def stop_silently() -> None:
+    """Let SIGINT and SIGTERM end a process, which is ending by itself, without a traceback."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+
+
 @contextlib.contextmanager
 def sigterm_noticed() -> Iterator[Callable[[], bool]]:
     """Notice SIGTERM instead of dying of it.

@@ -15,13 +15,14 @@ from edl_jax.data.config import DataConfig
 from edl_jax.data.datasets import load_dataset
 from edl_jax.errors import ConfigError
 from edl_jax.evolution import PretrainConfig
-from edl_jax.evolution.pretraining import own_parts, pretrain
+from edl_jax.evolution.pretraining import PretrainResult, own_parts, pretrain
 from edl_jax.runs.folder import as_json
 from edl_jax.runs.storage import user_path
 from edl_jax.strategies import MUTATIONS
-from edl_jax.studies.figures import check_libraries, legend_below, panels
+from edl_jax.studies.figures import check_libraries, plot_curves
+from edl_jax.studies.grid import Grid, check_grid, points, with_fields
 from edl_jax.studies.statistics import METHOD, holm, rank_correlation
-from edl_jax.studies.sweep import Grid, Row, check_grid, points, sweeps_of, with_fields
+from edl_jax.studies.sweep import Row, sweeps_of
 from edl_jax.studies.tables import Contrasts, Frame, Study, contrast, frame, other_settings, summary
 from edl_jax.studies.trainings import measure_training
 from edl_jax.training import TrainConfig
@@ -89,18 +90,14 @@ class AblateConfig(Checked):
                 "AblateConfig.train.data.val_examples is 0; expected some images to measure "
                 "accuracy on, as test images are not for choosing what predicts it."
             )
-        for point in points(self.grid):  # refuses names and sizes that cannot work
-            if point and not all(name.startswith(("pretrain.", "train.")) for name in point):
-                raise ConfigError(
-                    f"AblateConfig.grid has {', '.join(point)}; expected fields of pretrain or "
-                    "train, such as pretrain.hidden."
-                )
-            with_fields(self.base(), point)
-        if not self.downstream and any(name.startswith("train.") for name in self.grid):
+        served = ("pretrain.", "train.") if self.downstream else ("pretrain.",)
+        if not all(name.startswith(served) for name in self.grid):
             raise ConfigError(
-                f"AblateConfig.grid has {', '.join(self.grid)} without downstream trainings; "
-                "expected downstream to be true, or no field of train."
+                f"AblateConfig.grid has {', '.join(self.grid)}; expected fields of pretrain, such "
+                "as pretrain.mutation, or with downstream trainings also of train."
             )
+        for point in points(self.grid):  # refuses names and sizes that cannot work
+            with_fields(self.base(), point)
 
     def base(self) -> "Cell":
         """The cell that the grid's values change."""
@@ -109,7 +106,7 @@ class AblateConfig(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One evolution, and the training with what it gave."""
+    """One evolution, and the training with its loss."""
 
     pretrain: PretrainConfig
     train: TrainConfig
@@ -120,11 +117,11 @@ class Cell:
 
         Returns:
           The metrics of `PretrainResult.metrics`, over all pairs (those of the gradient of the
-          middle class count); `generations` and `curve`, the `violated_margins` of the best on
-          held-out pairs after each chunk of generations, and `area`, their mean; with downstream
-          trainings what `measure_training` gives.
+          middle class count); `curve`, the `violated_margins` of the best on held-out pairs after
+          each chunk of generations, and `area`, their mean; with downstream trainings what
+          `measure_training` gives.
         """
-        result = _evolved(self.pretrain)
+        result = _evolved(self.pretrain, str(own_parts(self.pretrain)))
         counts = self.pretrain.class_counts
         prefix = f"{counts[len(counts) // 2]} classes: "
         metrics = {name: result.metrics.get(name) for name in RANKING}
@@ -133,7 +130,6 @@ class Cell:
         row = {
             **metrics,
             AREA: float(curve.mean()),
-            "generations": (1 + result.held_out["generation"]).astype(int).tolist(),
             "curve": [x if np.isfinite(x) else None for x in curve.tolist()],
         }
         if self.downstream:
@@ -141,7 +137,11 @@ class Cell:
         return row
 
 
-_evolved = functools.lru_cache(maxsize=1)(pretrain)  # combinations of training settings share one
+@functools.lru_cache(maxsize=1)  # combinations of training settings share one
+def _evolved(config: PretrainConfig, parts: str) -> PretrainResult:
+    """An evolution by its configuration and by what the user's own parts are, which may change."""
+    del parts
+    return pretrain(config)
 
 
 def ablate(
@@ -169,30 +169,24 @@ def ablate(
     config = config_or_default(config, AblateConfig)
     run_dir = None if run_dir is None else user_path(run_dir)
     check_libraries("pandas", "statsmodels")
+    _evolved.cache_clear()  # the code of the user's own parts may have changed
     identity: dict[str, Any] = {"ablate": as_json(config)}
-    cells = [with_fields(config.base(), point).pretrain for point in points(config.grid)]
-    if parts := own_parts(*cells):
+    cells = [with_fields(config.base(), point) for point in points(config.grid)]
+    if parts := own_parts(*(cell.pretrain for cell in cells)):
         identity["parts"] = parts
     if config.downstream:
-        identity["data"] = [data.identity for data in _datasets(config).values()]
+        identity["data"] = [data.identity for data in _datasets(cells).values()]
     with sweeps_of(run_dir, identity, executor, progress) as (run, folder):
         seeds = range(config.pretrain.seed, config.pretrain.seed + config.num_seeds)
-        rows = run(
-            config.base(),
-            config.grid,
-            seeds,
-            Cell.run,
-            seed_field="pretrain.seed",
-            measures=(FINAL, AREA),
-        )
+        options = {"seed_field": "pretrain.seed", "measures": (FINAL, AREA)}
+        rows = run(config.base(), config.grid, seeds, Cell.run, **options)
         return _study(config, rows).written(folder)
 
 
-def _datasets(config: AblateConfig) -> dict[str, Any]:
+def _datasets(cells: Sequence[Cell]) -> dict[str, Any]:
     """The data sets of the downstream trainings, which the losses have to serve."""
     found = {}
-    for point in points(config.grid):
-        cell = with_fields(config.base(), point)
+    for cell in cells:
         data, served = load_dataset(cell.train.data), cell.pretrain.class_counts
         if cell.pretrain.network == "pair" and data.num_classes != served[0]:
             raise ConfigError(
@@ -232,13 +226,10 @@ def _study(config: AblateConfig, rows: list[Row]) -> Study:
     tests = contrast(cells, by, asked)
     if len(tests):
         tables["Differences, paired by seed"] = tests
-    figures = {
-        "curves": (
-            "Share of margins violated by the best of each generation on held-out pairs: mean over "
-            "the seeds.",
-            _plot_curves(cells, by),
-        )
-    }
+    line, others = (by[0], by[1:]) if by else ("seed", [])
+    drawn = plot_curves(cells, line, others, "curve", "chunk of generations", FINAL)
+    caption = "Share of margins violated by the best on held-out pairs, mean over the seeds."
+    figures = {"curves": (caption, drawn)}
     if config.downstream:
         tables["Rank correlations with validation accuracy"] = correlations(cells)
     notes = [
@@ -268,20 +259,3 @@ def correlations(cells: Frame) -> Frame:
     table = pd.DataFrame(rows)
     table["p"] = holm(table["p"].to_numpy())
     return table
-
-
-def _plot_curves(cells: Frame, by: Sequence[str]) -> Any:
-    """A panel for each combination of all axes but the first, whose values are its lines."""
-    others = list(by[1:])
-    groups = list(cells.groupby(others, sort=False)) if others else [((), cells)]
-    figure, axes = panels(len(groups))
-    for axis, (values, group) in zip(axes, groups, strict=True):
-        for name, mine in group.groupby(by[0], sort=False) if by else [("", group)]:
-            mean = np.nanmean(np.asarray(mine["curve"].tolist(), float), axis=0)
-            label = f"{name}, n = {len(mine)}"
-            axis.plot(mine["generations"].iloc[0], mean, markersize=3, label=label)
-        named = zip(others, values, strict=True)
-        title = ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in named)
-        axis.set(xlabel="generation", ylabel="violated margins, share", yscale="log", title=title)
-    legend_below(figure, axes[0])
-    return figure

@@ -5,9 +5,8 @@ import itertools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import numpy as np
 from annotated_types import MinLen
 
 from edl_jax.checked import Checked, Count, Distinct, check_seeds, config_or_default
@@ -15,15 +14,16 @@ from edl_jax.data.dataset import Dataset
 from edl_jax.data.datasets import load_dataset
 from edl_jax.errors import ConfigError
 from edl_jax.losses import LOSSES, MARGIN_LOSSES
-from edl_jax.losses.by_name import check_loss_name
+from edl_jax.losses.by_name import check_loss_name, split_loss_name
 from edl_jax.runs.describing import describe
 from edl_jax.runs.folder import as_json
 from edl_jax.runs.storage import user_path
-from edl_jax.studies.figures import check_libraries, legend_below, panels, short_names
+from edl_jax.studies.figures import check_libraries, plot_curves, short_names
+from edl_jax.studies.grid import Grid, Point, check_grid, points, with_fields
 from edl_jax.studies.statistics import METHOD
-from edl_jax.studies.sweep import Grid, Point, Row, check_grid, points, sweeps_of, with_fields
+from edl_jax.studies.sweep import Row, sweeps_of
 from edl_jax.studies.tables import Frame, Study, contrast, frame, other_settings, summary
-from edl_jax.studies.trainings import MEASURES, measure_training
+from edl_jax.studies.trainings import MEASURES, forget_trainers, measure_training
 from edl_jax.studies.tuning import MAX_EXTENSIONS, RATE, tune
 from edl_jax.training import TrainConfig
 from edl_jax.training.training import resolve_config_loss
@@ -67,6 +67,12 @@ class CompareConfig(Checked):
         super().__post_init__()
         for name in self.losses:
             check_loss_name(name, STATIC)
+        calls = [split_loss_name(name) for name in self.loss_names()]
+        if twice := [self.loss_names()[i] for i, call in enumerate(calls) if call in calls[:i]]:
+            raise ConfigError(
+                f"CompareConfig.losses has {twice[0]!r} twice, in two ways of writing; expected "
+                "different losses."
+            )
         check_grid(self, LOSS, "train.seed", *([RATE] if self.learning_rates else []))
         check_seeds(self, "num_seeds", self.train.seed)
         if self.learning_rates:
@@ -145,6 +151,7 @@ def compare(
     config = config_or_default(config, CompareConfig)
     run_dir = None if run_dir is None else user_path(run_dir)
     check_libraries("pandas", "statsmodels")
+    forget_trainers()  # the code of the user's own losses may have changed
     names, settings, data, losses = config.loss_names(), points(config.grid), {}, {}
     for setting in settings:  # here, so that a data set is prepared once
         train = with_fields(Cell(config.train, config.split), setting).train
@@ -186,10 +193,8 @@ def _study(
     cells = _percent(compared, by, names)
     title = f"{split.capitalize()} accuracy, %, after the last epoch"
     tables[title] = comparison_table(cells, by)
-    figures["accuracy"] = (
-        "Accuracy, %, after each epoch, mean over the seeds.",
-        _plot_epochs(cells, config.grid),
-    )
+    drawn = plot_curves(cells, LOSS, list(config.grid), "epochs", "epoch", "accuracy, share")
+    figures["accuracy"] = ("Accuracy after each epoch, mean over the seeds.", drawn)
     seeds = config.seeds()
     notes = [
         f"Data: {'; '.join(dataset.source for dataset in data)}.",
@@ -240,24 +245,3 @@ def comparison_table(cells: Frame, by: Sequence[str]) -> Frame:
     first = [*by, *([RATE] if RATE in table else []), "n", "accuracy_mean", "accuracy_std"]
     last = [x for x in table if x.startswith(("nll", "calibration"))]
     return table[[*first, *(x for x in table if x not in (*first, *last)), *last]]
-
-
-def _plot_epochs(cells: Frame, grid: Mapping[str, Any]) -> Any:
-    settings = list(cells.groupby(list(grid), sort=False)) if grid else [((), cells)]
-    figure, axes = panels(len(settings))
-    for axis, (values, group) in zip(axes, settings, strict=True):
-        for name, mine in group.groupby(LOSS, sort=False):
-            longest = max(map(len, mine["epochs"]))
-            # A training that diverged has fewer epochs: the rest is guessing.
-            curves = [
-                [*row.epochs, *[row.accuracy / 100] * (longest - len(row.epochs))]
-                for row in mine.itertuples()
-            ]
-            mean = 100 * np.mean(curves, axis=0)
-            axis.plot(1 + np.arange(longest), mean, markersize=4, label=f"{name}, n = {len(mine)}")
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        named = zip(grid, values, strict=True)
-        title = ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in named)
-        axis.set(xlabel="epoch", ylabel="accuracy, %", title=title)
-    legend_below(figure, axes[0])
-    return figure

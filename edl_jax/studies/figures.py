@@ -1,5 +1,6 @@
 """How all figures look and are written, and those of single runs; matplotlib loads when used."""
 
+import importlib
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edl_jax.errors import EDLError
+from edl_jax.errors import EDLError, shortened
 from edl_jax.runs.folder import writing
 from edl_jax.runs.preemption import interrupt_deferred
 from edl_jax.runs.storage import open_atomically, write_atomically
@@ -33,12 +34,19 @@ def check_libraries(*names: str) -> None:
     """Refuse to begin a study whose end would fail.
 
     Raises:
-      EDLError: if matplotlib, or one of the modules named, is not installed.
+      EDLError: if matplotlib, or one of the modules named, is not installed, or matplotlib refuses
+        its own settings.
     """
     for name in ("matplotlib", *names):
         if importlib.util.find_spec(name) is None:
             extra = "studies" if names else "plots"
             raise EDLError(f'this needs {name}: pip install "edl_jax[{extra}]"')
+    try:
+        importlib.import_module("matplotlib")
+    except ValueError as error:  # of MPLBACKEND
+        raise EDLError(
+            f"this needs matplotlib, which cannot be loaded ({shortened(error)}): unset MPLBACKEND."
+        ) from error
 
 
 def panels(
@@ -117,6 +125,37 @@ def legend_below(figure: Any, axis: Any) -> None:
     """One legend for all panels, of the lines of one of them."""
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+
+
+def plot_curves(
+    cells: Any, line: str, others: Sequence[str], values: str, xlabel: str, ylabel: str
+) -> Any:
+    """Mean curves over the seeds, a panel for each setting.
+
+    Args:
+      cells: from `edl_jax.studies.tables.frame`.
+      line: the column whose values are the lines of a panel.
+      others: the columns that tell panels apart.
+      values: the column of the curves, equally long lists of numbers or None.
+      xlabel: what the points are.
+      ylabel: what the numbers are.
+    """
+    groups = list(cells.groupby(list(others), sort=False)) if others else [((), cells)]
+    figure, axes = panels(len(groups))
+    for axis, (setting, group) in zip(axes, groups, strict=True):
+        for name, mine in group.groupby(line, sort=False):
+            longest = max(map(len, mine[values]))
+            curves = [[*x, *x[-1:] * (longest - len(x))] or [None] for x in mine[values]]
+            mean = np.ma.masked_invalid(np.asarray(curves, float)).mean(axis=0)
+            axis.plot(
+                1 + np.arange(len(mean)), mean, markersize=4, label=f"{name}, n = {len(mine)}"
+            )
+        named = zip(others, setting, strict=True)
+        title = ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in named)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    legend_below(figure, axes[0])
+    return figure
 
 
 def plot_evolution(history: Mapping[str, np.ndarray], held_out: Mapping[str, np.ndarray]) -> Any:

@@ -1,63 +1,24 @@
 """One sweep for all studies: a base configuration, a grid over any of its fields, and seeds."""
 
 import contextlib
-import dataclasses
 import functools
-import itertools
 import json
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future
-from typing import Annotated, Any, TypeVar
+from typing import Any
 
-import tyro
 from tqdm import tqdm
 
-from edl_jax.errors import ConfigError, EDLError, shortened
+from edl_jax.errors import EDLError, shortened
 from edl_jax.runs.folder import RunFolder, as_finite, open_run
 from edl_jax.studies.executors import InProcess, open_executor, register_parts, registered_parts
+from edl_jax.studies.grid import Point, plain, points, with_fields
 
 CELLS = "cells.jsonl"
-Config = TypeVar("Config")
 Row = dict[str, Any]
-Point = Mapping[str, Any]  # values of some fields by dotted name
-
-
-def _grid_of(words: Sequence[str]) -> dict[str, tuple[Any, ...]]:
-    """A grid as the command line has it: `train.width=8,16 pretrain.hidden=[16,16],[64]`."""
-    found = {}
-    for word in words:
-        name, is_there, text = word.partition("=")
-        if not is_there or not text:
-            raise ValueError(f"{word!r} is no FIELD=VALUE,VALUE,...")
-        # Commas within brackets, such as of poly(epsilon=1,alpha=2), do not separate values.
-        found[name] = tuple(map(_value_of, re.split(r",(?![^(\[]*[)\]])", text)))
-    return found
-
-
-def _value_of(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
-Grid = Annotated[
-    dict[str, tuple[Any, ...]],
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs="*",
-        metavar="FIELD=VALUE,VALUE,...",
-        instance_from_str=_grid_of,
-        is_instance=lambda grid: isinstance(grid, dict),
-        str_from_instance=lambda grid: [
-            f"{name}={','.join(x if isinstance(x, str) else json.dumps(x) for x in values)}"
-            for name, values in grid.items()
-        ],
-    ),
-]
 
 
 def sweep(
@@ -133,7 +94,7 @@ def sweep(
         except Exception as error:  # such as of a cluster that lost the cell too often
             given = _failed(error)
         key = _key(*cell)
-        row = {"key": key, **_plain(cell[0]), "seed": cell[1], **_plain(as_finite(given))}
+        row = {"key": key, **plain(cell[0]), "seed": cell[1], **plain(as_finite(given))}
         _check(row, measures)
         if folder is not None:
             folder.append_rows([row], CELLS)
@@ -188,60 +149,8 @@ def sweeps_of(
         yield functools.partial(sweep, executor=pool, folder=folder, progress=progress), folder
 
 
-def points(grid: Mapping[str, Sequence[Any]] | Sequence[Point]) -> list[Point]:
-    """Every combination of a grid; a list of combinations as it is."""
-    if not isinstance(grid, Mapping):
-        return list(grid)
-    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-
-
-def with_fields(config: Config, values: Point) -> Config:
-    """A copy of a dataclass with other values of some fields, by dotted name.
-
-    Raises:
-      ConfigError: if a name is no field, or as the dataclass does.
-    """
-    own: dict[str, Any] = {}
-    nested: dict[str, dict[str, Any]] = {}
-    names = [field.name for field in dataclasses.fields(config)]  # pyright: ignore
-    for name, value in values.items():
-        first, _, rest = name.partition(".")
-        inner = getattr(config, first) if first in names else None
-        if first not in names or (rest and not dataclasses.is_dataclass(inner)):
-            raise ConfigError(
-                f"{type(config).__name__} has no field {name!r}; expected one of "
-                f"{', '.join(names)}, or a field of one of these, after a dot."
-            )
-        if rest:
-            nested.setdefault(first, {})[rest] = value
-        else:
-            own[first] = value
-    for first, inner in nested.items():
-        own[first] = with_fields(own.get(first, getattr(config, first)), inner)
-    return dataclasses.replace(config, **own)  # pyright: ignore
-
-
-def check_grid(config: Any, *reserved: str) -> None:
-    """Refuse a field `grid` with an axis of no values, of equal ones, or that has its own field.
-
-    Raises:
-      ConfigError: naming the axis, its values and what was expected.
-    """
-    for name, values in config.grid.items():
-        where = f"{type(config).__name__}.grid[{name!r}]"
-        if name in reserved:
-            raise ConfigError(f"{where} is given; expected it left out: another field sets it.")
-        if not values or len({_key({}, x) for x in values}) < len(values):
-            raise ConfigError(f"{where} is {values!r}; expected different values, at least one.")
-
-
 def _key(point: Point, seed: Any) -> str:
-    return json.dumps([_plain(point), _plain(seed)], sort_keys=True)
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON gives it back: tuples as lists, dataclasses as dictionaries."""
-    return json.loads(json.dumps(value, default=dataclasses.asdict))
+    return json.dumps([plain(point), plain(seed)], sort_keys=True)
 
 
 def _check(row: Row, measures: Sequence[str]) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 from edl_jax.data.datasets import load_dataset
 from edl_jax.errors import DivergedError
 from edl_jax.losses.by_name import Loss
+from edl_jax.runs.describing import describe
 from edl_jax.training import TrainConfig, make_trainer
+from edl_jax.training.training import resolve_config_loss
 
 MEASURES = ("accuracy", "nll", "calibration_error")
 
@@ -30,18 +32,35 @@ def measure_training(
       each epoch.
     """
     rows: list[dict[str, Any]] = []
-    kind = dataclasses.replace(config, seed=0)
-    train = _trainer(pickle.dumps(kind)) if loss is None else make_trainer(kind, loss=loss)
+    kind, data = dataclasses.replace(config, seed=0), load_dataset(config.data)
+    if loss is None:
+        told = f"{describe(resolve_config_loss(config, data))} on {data.digest}"
+        train = _trainer(pickle.dumps(kind), told)
+    else:
+        train = make_trainer(kind, loss=loss)
     try:
         (result,) = train([config.seed], report=rows.append, test=test)
         last = rows[-1]
         found = {x: getattr(result, f"test_{x}") if test else last[x] for x in MEASURES}
     except DivergedError:
-        guessing = 1 / load_dataset(config.data).num_classes
-        found = {"accuracy": guessing, "nll": None, "calibration_error": None, "diverged": True}
-    return {"diverged": False, **found, "epochs": [row["accuracy"] for row in rows]}
+        found = {
+            "accuracy": 1 / data.num_classes,
+            "nll": None,
+            "calibration_error": None,
+            "diverged": True,
+        }
+    # A training that diverged guesses in the epochs that it did not reach.
+    epochs = [row["accuracy"] for row in rows] + [found["accuracy"]] * (config.epochs - len(rows))
+    return {"diverged": False, **found, "epochs": epochs}
 
 
 @functools.lru_cache(maxsize=2)  # each holds compiled programs, which serve every seed
-def _trainer(pickled: bytes) -> Any:
+def _trainer(pickled: bytes, told: str) -> Any:
+    """A trainer by its configuration, and by what its loss and data are, which may change."""
+    del told
     return make_trainer(pickle.loads(pickled))
+
+
+def forget_trainers() -> None:
+    """Build the trainers of cells to come anew."""
+    _trainer.cache_clear()

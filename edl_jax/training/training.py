@@ -144,7 +144,11 @@ def make_trainer(
         function, and a `ConfigError` for a seed that is given twice, or is not a whole number of at
         least 0 and below 2^32.
     """
-    config = _naming(config, loss)
+    if dataset is not None and not isinstance(dataset, Dataset):
+        raise ConfigError(
+            f"dataset is {dataset!r}; expected what load_dataset gives, or None to load it."
+        )
+    config = _naming(config_or_default(config, TrainConfig), loss)
     mesh = device_mesh(AXIS, devices)
     _agree_on_config(config, mesh)
     dataset = dataset or load_shared(config.data)
@@ -159,6 +163,8 @@ def make_trainer(
         progress: bool = False,
         test: bool = True,
     ) -> list[TrainResult]:
+        if not callable(report):
+            raise ConfigError(f"report is {report!r}; expected a function of a row of metrics.")
         seeds = _different_seeds(seeds)
         agree(lambda: {"data": dataset.identity, "loss": describe(loss), "seeds": seeds})
         return [

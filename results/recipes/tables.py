@@ -3,6 +3,7 @@
 python results/recipes/tables.py
 """
 
+import gzip
 import json
 from pathlib import Path
 
@@ -23,11 +24,16 @@ def ends(found: Sample) -> str:
     return f"{found.low:+.2f} to {found.high:+.2f}"
 
 
+def _lines(path: Path) -> list[str]:
+    data = path.read_bytes()
+    return (gzip.decompress(data) if path.suffix == ".gz" else data).decode().splitlines()
+
+
 def accuracies(*paths: Path) -> dict[str, dict[int, float]]:
     """Test accuracies in percent of the comparison's trainings, by loss and seed."""
     found: dict[str, dict[int, float]] = {}
     for path in paths:
-        for cell in map(json.loads, path.read_text().splitlines()):
+        for cell in map(json.loads, _lines(path)):
             if cell["phase"] == "comparison":
                 loss = Path(cell["loss"]).name.removesuffix(".safetensors")
                 by_seed = found.setdefault(loss, {})
@@ -69,7 +75,7 @@ def of_other_rate() -> list[str]:
     """Each loss of cifar10_full beside cross-entropy at 0.4."""
     baseline = accuracies(HERE / "lr_double.jsonl", HERE / "lr_double_cpu.jsonl")["cross_entropy"]
     reached = np.asarray([*baseline.values()])
-    losses = accuracies(HERE.parent / "cifar10_full" / "cells.jsonl")
+    losses = accuracies(HERE.parent / "cifar10_full" / "cells.jsonl.gz")
     del losses["cross_entropy"]
     paired = [
         compare_paired(np.asarray([values[seed] for seed in baseline]), reached)

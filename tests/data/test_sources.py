@@ -282,6 +282,13 @@ IMAGES, LABELS = colours().arrays["train"]
     ("changes", "named"),
     [
         ({"arrays": {"train": (IMAGES, LABELS)}}, "has the splits train; expected train and test"),
+        ({"arrays": None}, "has the splits .*NoneType.*; expected train and test, in a dict"),
+        ({"arrays": (IMAGES, LABELS, IMAGES, LABELS)}, "has the splits .*tuple"),
+        ({"train": None}, "train images and labels of 'colours' are NoneType; expected two"),
+        ({"test": (IMAGES[:, :0], LABELS), "train": (IMAGES[:, :0], LABELS)}, r"uint8\[9, 0, 4, 3"),
+        ({"class_names": 2}, "has the classes 2; expected a tuple of 2 or more names"),
+        ({"class_names": {"red", "blue"}}, "has the classes {'.*'}; expected a tuple"),
+        ({"class_names": "ab"}, "has the classes 'ab'"),
         ({"class_names": ("one",)}, "has the classes.*one.*2 or more"),
         ({"test": (IMAGES / 255, LABELS)}, r"test images of 'colours' are float64\[9, 6, 4, 3\]"),
         ({"train": (IMAGES.transpose(0, 3, 1, 2), LABELS)}, "of 1 or 3 channels"),

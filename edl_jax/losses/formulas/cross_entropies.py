@@ -92,8 +92,14 @@ def taylor_ce(c: Candidates, *, order: int = 2) -> jax.Array:
     """
     check_number("order", order, 1, 1000, whole=True)
     miss = c.miss()
-    coefficients = jnp.asarray([*(1 / i for i in range(order, 0, -1)), 0.0], miss.dtype)
-    return jnp.polyval(coefficients, miss)
+    coefficients = jnp.asarray([1 / i for i in range(order, 0, -1)], miss.dtype)
+    # Not by `jnp.polyval`, which has no answer for arrays whose types hold a sharding.
+    return jax.lax.scan(
+        lambda total, coefficient: ((total + coefficient) * miss, None),
+        jnp.zeros_like(miss),
+        coefficients,
+        unroll=16,
+    )[0]
 
 
 def focal_of_every_class(log_p: jax.Array, gamma: jax.typing.ArrayLike) -> jax.Array:

@@ -46,11 +46,15 @@ def ldam(
     """
     check_number("max_margin", max_margin, 0)
     check_number("scale", scale, 0, open_low=True)
-    counts, num_classes = np.asarray(class_counts), c.logits.shape[-1]
+    num_classes = c.logits.shape[-1]
+    try:
+        counts = np.asarray(class_counts)
+    except (TypeError, ValueError):  # traced, or lists within that differ in length
+        counts = np.zeros(())
     if counts.ndim != 1 or counts.dtype.kind not in "iuf" or not (counts >= 1).all():
         raise ConfigError(
             f"class_counts is {class_counts!r}; expected the number of training examples of each "
-            "class, at least 1."
+            "class, at least 1, and not traced."
         )
     if len(counts) != num_classes:
         raise InputError(f"class_counts has {len(counts)} entries for {num_classes} classes.")

@@ -72,8 +72,8 @@ class AdaptiveBarron(nnx.Module):
 
     def __init__(self, *, alpha: float = 1.0, scale: float = 1.0):
         low, high = _SHAPE_RANGE
-        check_number("alpha", alpha, low, high, open_low=True)
-        check_number("scale", scale, _SMALLEST_SCALE, open_low=True)
+        check_number("alpha", alpha, low, high, open_low=True, known=True)
+        check_number("scale", scale, _SMALLEST_SCALE, open_low=True, known=True)
         if alpha == high:
             raise ConfigError(f"alpha is {alpha}; expected a number, less than {high}.")
         share = (alpha - low) / (high - low)

@@ -39,8 +39,8 @@ def bi_tempered(
       Amid et al., "Robust Bi-Tempered Logistic Loss Based on Bregman Divergences", 2019.
       https://arxiv.org/abs/1906.03361
     """
-    check_number("t1", t1, 0, 1)
-    check_number("t2", t2, 1, 10)
+    check_number("t1", t1, 0, 1, known=True)  # which formula applies depends on them
+    check_number("t2", t2, 1, 10, known=True)
     log_p = log_tempered_softmax(x, t2, where)
     log_w = jnp.log(jnp.where(weights > 0, weights, 1.0))
     terms = weights * (_log_t(log_w, t1) - _log_t(log_p, t1))
