@@ -30,7 +30,7 @@ NAME = Annotated[str, OneOf({"red": 1, "green": 2})]
         (NAME, ["red"], "one of red, green"),
         (tuple[int, ...], 3, r"a tuple of whole numbers, such as \(1,\)"),
         (tuple[NAME, ...], ("blue",), "a tuple of names among red, green"),
-        (Annotated[tuple[int, ...], MinLen(1), Distinct()], (1, 1), ".*not empty and all different"),
+        (Annotated[tuple[int, ...], MinLen(1), Distinct()], (1, 1), ".*empty and all different"),
         (dict[str, float], {"a": "b"}, "a dictionary of finite numbers by name"),
     ],
 )
