@@ -319,7 +319,7 @@ def test_static_stands_for_the_losses_without_parameters_and_margins():
     ("change", "message"),
     [
         ({"losses": ()}, "losses is"),
-        ({"losses": ("edl", "edl")}, "expected a tuple of different losses"),
+        ({"losses": ("edl", "edl")}, "not empty and all different"),
         ({"losses": ("edl", "mae", "mae()")}, r"losses has 'mae\(\)' twice, in two ways"),
         ({"losses": ("focal(gamma=1)", "focal(gamma=1.0)")}, "losses has .* twice"),
         ({"losses": ("hinge",)}, "loss is 'hinge'; expected one of .*, static, or a file"),

@@ -167,7 +167,7 @@ def test_study_writes_its_page_and_trains_nothing_twice(tmp_path, monkeypatch):
     ("changes", "message"),
     [
         ({"losses": ()}, "losses is"),
-        ({"losses": ("edl", "edl")}, "different losses"),
+        ({"losses": ("edl", "edl")}, "all different"),
         ({"epochs": ()}, "epochs is"),
         ({"epochs": (2, 1)}, "increasing"),
         ({"epochs": (0, 3)}, "none later than the last"),

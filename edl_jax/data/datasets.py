@@ -11,6 +11,7 @@ import numpy as np
 from edl_jax.checked import config_or_default
 from edl_jax.data.config import DataConfig
 from edl_jax.data.dataset import Dataset, channel_statistics
+from edl_jax.data.folder import PREFIX, find_images, read_folder
 from edl_jax.data.label_noise import (
     asymmetric_noise,
     asymmetric_targets,
@@ -25,7 +26,7 @@ from edl_jax.errors import ConfigError, DataError
 from edl_jax.runs.storage import user_path
 
 
-def load_dataset(config: DataConfig | None = None) -> Dataset:
+def load_dataset(config: DataConfig | None = None, source: ArraySource | None = None) -> Dataset:
     """Load a data set.
 
     The last two are kept in memory: the same configuration and data give the same object again. A
@@ -35,6 +36,7 @@ def load_dataset(config: DataConfig | None = None) -> Dataset:
 
     Args:
       config: the data set, its parts and what is done to its training labels.
+      source: images in place of those that the configuration names.
 
     Raises:
       ConfigError: if the name is unknown or of no set of labelled images, or there are fewer
@@ -47,11 +49,17 @@ def load_dataset(config: DataConfig | None = None) -> Dataset:
     """
     config = config_or_default(config, DataConfig)
     name, data_dir = config.name, config.data_dir
-    given = os.environ.get("TFDS_DATA_DIR") or None if data_dir is None else data_dir
-    directory = None if given is None else str(user_path(given))
-    if name in DATASETS:
-        source = _registered(name)
-        origin = _Origin((source.name, source.description, source.digest), lambda: source)
+    place = os.environ.get("TFDS_DATA_DIR") or None if data_dir is None else data_dir
+    directory = None if place is None else str(user_path(place))
+    if source is not None or name in DATASETS:
+        given = _registered(name) if source is None else source
+        origin = _Origin((given.name, given.description, given.digest), lambda: given)
+    elif name.startswith(PREFIX):
+        folder = user_path(name.removeprefix(PREFIX))
+        files = find_images(folder)
+        stats = [(path, path.stat()) for images in files.values() for _, path in images]
+        key = tuple((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats)
+        origin = _Origin(key, lambda: read_folder(folder, files, config.image_size))
     else:
         may_replace = name == "auto" and data_dir is None
         found = "cifar10" if name == "auto" else name
@@ -73,8 +81,9 @@ class _Origin:
 @functools.lru_cache(maxsize=2)  # each has arrays of its own
 def _load(origin: _Origin, config: DataConfig) -> Dataset:
     source = origin.open()
-    if isinstance(source, ArraySource) and config.image_size is not None:
-        source = source.resized(config.image_size)
+    size = config.image_size
+    if isinstance(source, ArraySource) and size and source.image_shape[:2] != (size, size):
+        source = source.resized(size)
     return _assemble(source, config)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from edl_jax.errors import ConfigError
 # What is trained: the classifier, and a loss that has parameters of its own.
 MODEL, LOSS = "model", "loss"
 _DECAYED = {MODEL: True, LOSS: False}
+Optimizer = optax.GradientTransformation | Callable[[optax.Schedule], Any]
 
 
 def make_schedule(learning_rate: float, *, warmup_steps: int, total_steps: int) -> optax.Schedule:
@@ -102,6 +104,27 @@ class OptimizerConfig(Checked):
                 "expected one without randomness of its own, such as sgd."
             )
         return optimizer
+
+
+def make_optimizer(
+    config: OptimizerConfig, schedule: optax.Schedule, given: Optimizer | None = None
+) -> optax.GradientTransformation:
+    """The optimiser that is given, or made with the schedule, or else that of the configuration.
+
+    Raises:
+      ConfigError: if what is given is no optimiser and makes none.
+    """
+    if given is None:
+        return config.make(schedule)
+    found = given if isinstance(given, optax.GradientTransformation) else None
+    if found is None and callable(given):
+        found = given(schedule)
+    if not isinstance(found, optax.GradientTransformation):
+        raise ConfigError(
+            f"optimizer is {given!r}; expected a GradientTransformation of optax, or a function "
+            "that makes one of the learning rate's schedule, such as optax.adam."
+        )
+    return found
 
 
 def _arguments(make: Any) -> list[str]:
