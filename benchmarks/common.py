@@ -20,6 +20,7 @@ from edl_jax.networks import ACTIVATIONS
 from edl_jax.pairs import Mixture
 from edl_jax.runs.environment import commit, version
 from edl_jax.runs.folder import RunFolder, read_json
+from edl_jax.strategies import StrategyConfig
 
 # Kernels `[population, fan_in, fan_out]` and biases `[population, fan_out]` of each layer.
 Layers = list[tuple[np.ndarray, np.ndarray]]
@@ -94,8 +95,7 @@ class Work:
             mixture=TEMPERED,
             num_opponents=self.num_opponents,
             population_size=self.population_size,
-            elite_ratio=self.elite_ratio,
-            std_init=self.std,
+            strategy=StrategyConfig(elite_ratio=self.elite_ratio, std_init=self.std),
             pairs_per_generation=self.num_pairs,
         )
 

@@ -21,10 +21,10 @@ def get_config() -> AblateConfig:
     return dataclasses.replace(
         base,
         grid={
-            "pretrain.mutation": ("logistic", "logistic_gaussian", "arcsine", "gaussian"),
+            "pretrain.strategy.mutation": ("logistic", "logistic_gaussian", "arcsine", "gaussian"),
             "pretrain.population_size": (8, 64),
-            "pretrain.step_size": ("success_rule", "constant"),
-            "pretrain.std_init": (0.1, 0.5),
+            "pretrain.strategy.step_size": ("success_rule", "constant"),
+            "pretrain.strategy.std_init": (0.1, 0.5),
             "pretrain.pairs_per_generation": (64, 1024),
         },
         num_seeds=16,

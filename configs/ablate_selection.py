@@ -15,9 +15,9 @@ def get_config() -> AblateConfig:
     return dataclasses.replace(
         AblateConfig(),
         grid={
-            "pretrain.mutation": ("logistic", "gaussian"),
+            "pretrain.strategy.mutation": ("logistic", "gaussian"),
             "pretrain.severity": ("surprisal", "brier"),
-            "pretrain.selection": ("plus", "comma"),
+            "pretrain.strategy.selection": ("plus", "comma"),
             "pretrain.population_size": (32, 64, 256),
         },
         num_seeds=10,

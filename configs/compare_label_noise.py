@@ -4,12 +4,13 @@ Each takes the best of four learning rates by 5,000 train images that are held o
 right.
 
 Command:  edl compare --config configs/compare_label_noise.py --run-dir runs/noise \
-              --train.data-dir DIR
+              --train.data.data-dir DIR
 Time:     a training of 450,000 images takes 3 s on an H200, and about 12 minutes on 2 CPU cores.
 Result:   results/label_noise_full/; of 10,000 images results/label_noise/.
 """
 
 from edl_jax import TrainConfig
+from edl_jax.data.config import DataConfig
 from edl_jax.studies import CompareConfig
 
 
@@ -27,11 +28,10 @@ def get_config() -> CompareConfig:
         num_seeds=5,
         learning_rates=(0.1, 0.2, 0.4, 0.8),
         train=TrainConfig(
-            dataset="cifar10",
-            val_examples=5_000,
-            label_noise="symmetric",
-            noise_rate=0.4,
             epochs=10,
             seed=2000,
+            data=DataConfig(
+                name="cifar10", val_examples=5_000, label_noise="symmetric", noise_rate=0.4
+            ),
         ),
     )

@@ -4,12 +4,13 @@
 rates by 2,000 other images of the train split, with a seed that the comparison does not use.
 
 Command:  edl compare --config configs/compare_static_losses.py --run-dir runs/static \
-              --train.data-dir DIR
+              --train.data.data-dir DIR
 Time:     about 5 hours on 2 CPU cores: 162 trainings of 2 minutes.
 Result:   see results/static_losses/.
 """
 
 from edl_jax import TrainConfig
+from edl_jax.data.config import DataConfig
 from edl_jax.studies import CompareConfig
 
 
@@ -20,5 +21,7 @@ def get_config() -> CompareConfig:
         num_seeds=5,
         learning_rates=(0.2, 0.4, 0.8, 1.6),
         tuning_seeds=1,
-        train=TrainConfig(dataset="cifar10", train_examples=10_000, val_examples=2_000, epochs=6),
+        train=TrainConfig(
+            epochs=6, data=DataConfig(name="cifar10", train_examples=10_000, val_examples=2_000)
+        ),
     )

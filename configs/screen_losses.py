@@ -3,7 +3,7 @@
 No test image is looked at, and the seeds are far from those of any comparison that is reported.
 
 Command:  edl compare --config configs/screen_losses.py --run-dir runs/screen \
-              --train.data-dir DIR
+              --train.data.data-dir DIR
 Time:     a training of 450,000 images takes 3 s on an H200, and about 12 minutes on 2 CPU cores.
 Result:   see results/search/.
 """
@@ -11,6 +11,7 @@ Result:   see results/search/.
 from pathlib import Path
 
 from edl_jax import TrainConfig
+from edl_jax.data.config import DataConfig
 from edl_jax.studies import CompareConfig
 
 
@@ -31,6 +32,9 @@ def get_config() -> CompareConfig:
         num_seeds=6,
         split="val",
         train=TrainConfig(
-            dataset="cifar10", val_examples=5_000, epochs=10, learning_rate=0.2, seed=1000
+            epochs=10,
+            learning_rate=0.2,
+            seed=1000,
+            data=DataConfig(name="cifar10", val_examples=5_000),
         ),
     )

@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edl_jax.data import DATASETS, ArraySource
+    from edl_jax.data import DATASETS, ArraySource, DataConfig
     from edl_jax.errors import EDLError
     from edl_jax.evolution import PretrainConfig
     from edl_jax.evolution.evolve import evolve
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from edl_jax.networks import ClassAgnosticNetwork, PairNetwork
     from edl_jax.objective import MARGINS, SEVERITIES
     from edl_jax.pairs import Mixture, Pairs, sample_pairs
-    from edl_jax.strategies import MUTATIONS, STRATEGIES, ChaoticES, ChaoticSNES
-    from edl_jax.training import TrainConfig, TrainResult, train
+    from edl_jax.strategies import MUTATIONS, STRATEGIES, ChaoticES, ChaoticSNES, StrategyConfig
+    from edl_jax.training import OptimizerConfig, TrainConfig, TrainResult, train
 
 # Loaded when first asked for: importing evosax starts JAX's backend, and several processes must
 # have joined (`edl_jax.runs.joining`) before that.
@@ -25,6 +25,7 @@ _HOMES = {
     "ChaoticSNES": "strategies",
     "ClassAgnosticNetwork": "networks",
     "DATASETS": "data",
+    "DataConfig": "data",
     "EDLError": "errors",
     "EvolvedLoss": "losses",
     "LOSSES": "losses",
@@ -32,6 +33,7 @@ _HOMES = {
     "MARGINS": "objective",
     "MUTATIONS": "strategies",
     "Mixture": "pairs",
+    "OptimizerConfig": "training",
     "PairNetwork": "networks",
     "Pairs": "pairs",
     "PretrainConfig": "evolution",
@@ -39,6 +41,7 @@ _HOMES = {
     "RankingProblem": "evolution.problems",
     "SEVERITIES": "objective",
     "STRATEGIES": "strategies",
+    "StrategyConfig": "strategies",
     "Student": "losses",
     "TaskProblem": "evolution.problems",
     "TrainConfig": "training",
@@ -61,15 +64,18 @@ __all__ = [
     "ChaoticES",
     "ChaoticSNES",
     "ClassAgnosticNetwork",
+    "DataConfig",
     "EDLError",
     "EvolvedLoss",
     "LossMethod",
     "Mixture",
+    "OptimizerConfig",
     "PairNetwork",
     "Pairs",
     "PretrainConfig",
     "PretrainResult",
     "RankingProblem",
+    "StrategyConfig",
     "Student",
     "TaskProblem",
     "TrainConfig",

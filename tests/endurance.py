@@ -1,6 +1,6 @@
 """Harm a pretraining in every way that a machine and its users know; nothing saved may be lost.
 
-Command:  python -m tests.endurance        (hours on 2 CPU cores; cuts need root)
+Command:  python -m tests.endurance        (an hour or two on 2 idle CPU cores; cuts need root)
 
 Prints a table: of each kind of harm, how often it met a run, how often the run survived it, and how
 many bytes were lost that a checkpoint had. A wrong result or a traceback ends it with an error.
@@ -8,6 +8,7 @@ many bytes were lost that a checkpoint had. A wrong result or a traceback ends i
 
 import argparse
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -15,51 +16,59 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests import mismatched_processes, power_cut
+from tests.forked import Run
 from tests.kill_and_resume import (
+    PLAIN,
     Harm,
     Outcome,
     differences,
     finish,
     kill_until_done,
     saved,
-    start,
     survive,
     wait_for_checkpoint,
 )
 
+PER_RUN = 50  # of the harms: a run that many more met would be over before
 Scenario = Callable[[Path, int, int, random.Random], Outcome]
 
 
 def too_few_files(run_dir: Path, generations: int, tries: int, chance: random.Random) -> Outcome:
-    """Let reads fail for now: the run may open few files, and stops where it needs one more."""
-    finish(run_dir, generations)
-    before = saved(run_dir)
+    """Let the run open no more files, most often while it resumes, else after a new checkpoint."""
 
     def starve() -> Harm:
-        process = start(run_dir, generations, chance.randint(8, 13))
-        said = process.communicate()[1]
-        # What fails in Python or JAX itself does so in their words.
-        return Harm(process.returncode != 0, "" if "Traceback" in said else said, before)
+        run = Run(run_dir, generations)
+        if chance.random() < 0.7:
+            run.wait_until_resuming()
+            time.sleep(chance.uniform(0, 0.05))
+        else:
+            wait_for_checkpoint(run_dir, run)
+            time.sleep(chance.expovariate(1 / 0.15))
+        alive, rows = run.alive(), saved(run_dir)
+        run.starve()
+        status, said = run.end()
+        assert (status != 0) == alive, said
+        return Harm(alive, said, rows)
 
     return survive((starve() for _ in range(tries)), lambda: finish(run_dir, generations))
 
 
 def two_writers(run_dir: Path, generations: int, tries: int, chance: random.Random) -> Outcome:
-    """Start a second run in the folder while the first is under way; it must be refused."""
+    """Start a second run in the folder while the first resumes; it must be refused."""
 
-    def meet() -> Harm:
-        first = start(run_dir, generations)
+    def meet(plain: bool) -> Harm:
+        first = Run(run_dir, generations)
+        first.wait_until_resuming()
+        _, refusal = Run(run_dir, generations, plain=plain).end()
         wait_for_checkpoint(run_dir, first)
-        second = start(run_dir, generations)
-        refusal = second.communicate()[1]
         time.sleep(chance.expovariate(1 / 0.15))
-        alive, rows = first.poll() is None, saved(run_dir)
-        first.kill()
-        said = first.communicate()[1]
+        alive, rows = first.alive(), saved(run_dir)
+        said = first.kill()
         assert not alive or f"in use by process {first.pid} on" in refusal, refusal
         return Harm(alive, said, rows)
 
-    return survive((meet() for _ in range(tries)), lambda: finish(run_dir, generations))
+    harms = (meet(plain=number < PLAIN) for number in range(tries))
+    return survive(harms, lambda: finish(run_dir, generations))
 
 
 SCENARIOS: dict[str, Scenario] = {
@@ -79,23 +88,37 @@ def mismatched(tries: int) -> Outcome:
     return Outcome(len(faults), faults.count(None), 0)
 
 
+def harmed(
+    name: str, folder: Path, generations: int, tries: int, chance: random.Random
+) -> tuple[Outcome, bool]:
+    """Do one kind of harm to as many runs as it takes; whether the result of each is right."""
+    total, right = Outcome(0, 0, 0), True
+    for first in range(0, tries, PER_RUN):
+        run_dir = folder / f"{name} {first}"
+        found = SCENARIOS[name](run_dir, generations, min(PER_RUN, tries - first), chance)
+        total = Outcome(*map(sum, zip(total, found, strict=True)))
+        wrong = differences(folder / "whole", run_dir)
+        right &= not wrong
+        shutil.rmtree(run_dir)
+        print(f"{name} so far: {total}; differing files: {wrong or 0}", file=sys.stderr, flush=True)
+    return total, right
+
+
 def main(tries: dict[str, int], mismatches: int, generations: int, seed: int) -> None:
     """Do harm, and print what became of it."""
     failed = False
     print("| harm | tries | survived | bytes lost |\n| --- | ---: | ---: | ---: |", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        whole = Path(folder) / "whole"
-        finish(whole, generations)
+    with tempfile.TemporaryDirectory() as name_of_folder:
+        folder = Path(name_of_folder)
+        finish(folder / "whole", generations)
         for name, count in tries.items():
             if name == "cuts" and count and (why := power_cut.cannot()):
                 print(f"| {name} | 0 | {why} | |", flush=True)
                 continue
             if count:
-                run_dir = Path(folder) / name
-                found = SCENARIOS[name](run_dir, generations, count, random.Random(seed))
+                found, right = harmed(name, folder, generations, count, random.Random(seed))
                 print(f"| {name} | {found.tries} | {found.survived} | {found.lost} |", flush=True)
-                wrong = differences(whole, run_dir)
-                failed |= bool(wrong) or found.survived < found.tries
+                failed |= not right or found.survived < found.tries
     if mismatches:
         found = mismatched(mismatches)
         print(f"| mismatched processes | {found.tries} | {found.survived} | {found.lost} |")
@@ -109,7 +132,7 @@ if __name__ == "__main__":
         parser.add_argument(f"--{name.replace(' ', '-')}", type=int, default=count)
     most = len(mismatched_processes.CASES)
     parser.add_argument("--mismatched-processes", type=int, default=most)
-    parser.add_argument("--generations", type=int, default=4000)
+    parser.add_argument("--generations", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     counts = {name: getattr(arguments, name.replace(" ", "_")) for name in SCENARIOS}

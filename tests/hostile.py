@@ -36,6 +36,7 @@ from safetensors.numpy import save
 import edl_jax
 from edl_jax import EDLError, EvolvedLoss, Mixture, cli
 from edl_jax.data.augmentation import Augmentation
+from edl_jax.data.config import DataConfig
 from edl_jax.data.datasets import load_dataset
 from edl_jax.evolution import SlopeConfig
 from edl_jax.losses import loss_file
@@ -44,8 +45,10 @@ from edl_jax.networks import Architecture
 from edl_jax.objective import TaskConfig
 from edl_jax.runs.folder import RunFolder
 from edl_jax.runs.joining import Processes
+from edl_jax.strategies import StrategyConfig
 from edl_jax.studies import ablate, card, compare, coverage
 from edl_jax.studies.report import write_report
+from edl_jax.training.optimizers import OptimizerConfig
 from tests.baseline_losses import takes_counts
 
 SECONDS_FOR_ONE = 120  # an attempt that takes longer hangs
@@ -104,9 +107,19 @@ def _contents(folder: Path) -> dict[str, bytes]:
 # --- configurations ------------------------------------------------------------------------------
 
 _COMMANDS: dict[str, type] = {name: kind for name, (kind, *_) in cli._COMMANDS.items()}
-CONFIGS = (Augmentation, Mixture, SlopeConfig, TaskConfig, Processes, *_COMMANDS.values())
+CONFIGS = (
+    Augmentation,
+    Mixture,
+    SlopeConfig,
+    TaskConfig,
+    StrategyConfig,
+    DataConfig,
+    OptimizerConfig,
+    Processes,
+    *_COMMANDS.values(),
+)
 # Strings that are looked at when the run begins.
-_FREE = {"data_dir", "dataset", "datasets", "coordinator"}
+_FREE = {"data_dir", "coordinator"}
 _NAMES = st.text(max_size=12).filter(lambda x: x not in ("static",))
 _COUNTS = st.one_of(
     st.integers(max_value=-1), st.floats(), st.text(max_size=3), st.booleans(), st.binary()
@@ -147,7 +160,8 @@ def configurations(draw: st.DrawFn) -> Attempt:
     """A field of a configuration that holds what it cannot."""
     kind = draw(st.sampled_from(CONFIGS))
     name = draw(st.sampled_from([field.name for field in dataclasses.fields(kind)]))
-    value = draw(bad_values(typing.get_type_hints(kind)[name], name))
+    free = (kind, name) == (DataConfig, "name")  # looked for when the data is loaded
+    value = draw(bad_values(typing.get_type_hints(kind)[name], "data_dir" if free else name))
     what = f"{kind.__name__}({name}={value!r})"
     return Attempt("configuration", what, lambda _: kind(**{name: value}))
 
@@ -279,11 +293,11 @@ def functions(draw: st.DrawFn) -> Attempt:
         "card with another thing": lambda f: card(anything, run_dir=f / "run"),
         "load_pretrained": lambda _: edl_jax.load_pretrained(thing),
         "EvolvedLoss.load": lambda f: EvolvedLoss.load(thing if anything == 3 else f / "none"),
-        "load_dataset of a bad name": lambda _: load_dataset(anything),
+        "load_dataset of a bad name": lambda _: load_dataset(DataConfig(anything)),
         "load_dataset of bad parts": lambda _: (
-            load_dataset("digits", train_examples=bad_count)
+            load_dataset(DataConfig("digits", train_examples=bad_count))
             if bad_count is not None
-            else load_dataset("digits", val_examples=-1)
+            else load_dataset(DataConfig("digits", val_examples=-1))
         ),
         "ChaoticES of a bad size": lambda _: edl_jax.ChaoticES(bad_count, _TINY),
         "ChaoticES of a bad ratio": lambda _: edl_jax.ChaoticES(8, _TINY, elite_ratio=ratio),

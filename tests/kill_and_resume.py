@@ -1,13 +1,11 @@
 """Kill a pretraining at random moments until it is done; the result must not change by a bit.
 
-Command:  python -m tests.kill_and_resume --kills 100        (about half an hour on 2 CPU cores)
+Command:  python -m tests.kill_and_resume --kills 100        (a few minutes on 2 CPU cores)
 """
 
 import argparse
-import os
 import random
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,27 +17,10 @@ import jax
 import numpy as np
 
 from edl_jax import EvolvedLoss
+from tests.forked import Run
 
 ROOT = Path(__file__).parents[1]
-SCRIPT = """
-import dataclasses, resource, sys
-from edl_jax import EDLError, pretrain
-from edl_jax.runs import fit
-from tests.test_evolution import TINY
-
-def resume(*arguments, original=fit.resume):
-    found = original(*arguments)
-    print("resumed from", found[0], file=sys.stderr, flush=True)
-    return found
-
-fit.resume = resume
-if len(sys.argv) > 3:
-    resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[3]),) * 2)
-try:
-    pretrain(dataclasses.replace(TINY, generations=int(sys.argv[2])), run_dir=sys.argv[1])
-except EDLError as error:
-    sys.exit(str(error))
-"""
+PLAIN = 2  # runs of each folder that are not forked, so that starting is harmed too
 RESULTS = ("metrics.jsonl", "held_out.jsonl", "results.json")
 
 
@@ -71,19 +52,10 @@ class Harm(NamedTuple):
     rows: list[bytes]
 
 
-def start(run_dir: Path, generations: int, *limit: int) -> subprocess.Popen:
-    """Start, or resume, the run in a folder; with a limit, it can open no more files than that."""
-    command = [sys.executable, "-c", SCRIPT, str(run_dir), *map(str, (generations, *limit))]
-    # As many devices as here, where the result is compared.
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(jax.device_count())}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-
-
 def finish(run_dir: Path, generations: int) -> str:
     """Run to the end without harm; returns what it wrote to its standard error."""
-    process = start(run_dir, generations)
-    _, said = process.communicate()
-    assert process.returncode == 0, said
+    status, said = Run(run_dir, generations).end()
+    assert status == 0, said
     return said
 
 
@@ -123,20 +95,25 @@ def survive(harms: Iterable[Harm], end: Callable[[], str]) -> Outcome:
 def kill_until_done(run_dir: Path, generations: int, kills: int, chance: random.Random) -> Outcome:
     """Kill the run `kills` times, then let it finish.
 
-    Four kills in five come a random time after the run's first new checkpoint, so after the
-    start-up, which is all alike; the waits are short, so that saving is often under way.
+    Four kills in five come a random time after the run's first new checkpoint; the waits are short,
+    so that saving is often under way. The others come while it starts, or resumes.
     """
 
-    def kill() -> Harm:
-        process = start(run_dir, generations)
-        if chance.random() < 0.8:
-            wait_for_checkpoint(run_dir, process)
-        time.sleep(chance.expovariate(1 / 0.15))
-        alive, rows = process.poll() is None, saved(run_dir)
-        process.kill()
-        return Harm(alive, process.communicate()[1], rows)
+    def kill(plain: bool) -> Harm:
+        run = Run(run_dir, generations, plain=plain)
+        if (when := chance.random()) < 0.8:
+            wait_for_checkpoint(run_dir, run)
+            time.sleep(chance.expovariate(1 / 0.15))
+        elif when < 0.9:
+            run.wait_until_resuming()
+            time.sleep(chance.uniform(0, 0.05))
+        else:
+            time.sleep(chance.uniform(0, 2))
+        alive, rows = run.alive(), saved(run_dir)
+        return Harm(alive, run.kill(), rows)
 
-    return survive((kill() for _ in range(kills)), lambda: finish(run_dir, generations))
+    harms = (kill(plain=number < PLAIN) for number in range(kills))
+    return survive(harms, lambda: finish(run_dir, generations))
 
 
 def differences(one: Path, other: Path) -> list[str]:
@@ -150,10 +127,10 @@ def differences(one: Path, other: Path) -> list[str]:
     return wrong if same else [*wrong, "loss.safetensors"]
 
 
-def wait_for_checkpoint(run_dir: Path, process: subprocess.Popen) -> None:
+def wait_for_checkpoint(run_dir: Path, run: Run) -> None:
     """Wait until a run has a new checkpoint, or ends."""
     before = max(_steps(run_dir), default=0)
-    while process.poll() is None and max(_steps(run_dir), default=0) == before:
+    while run.alive() and max(_steps(run_dir), default=0) == before:
         time.sleep(0.005)
 
 

@@ -15,7 +15,7 @@ from tests.test_processes import ROOT, free_port
 
 SECONDS = 180
 CONFIG = "from tests.test_evolution import TINY\n\n\ndef get_config():\n    return TINY\n"
-TRAIN = ["train", "--dataset", "digits", "--epochs", "1", "--train-examples", "64"]
+TRAIN = ["train", "--data.name", "digits", "--epochs", "1", "--data.train-examples", "64"]
 ALIKE = "the processes were not started alike"
 MET = "the processes did not meet"
 

@@ -19,13 +19,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.forked import Run
 from tests.kill_and_resume import (
+    PLAIN,
     Harm,
     Outcome,
     differences,
     finish,
     saved,
-    start,
     survive,
     wait_for_checkpoint,
 )
@@ -56,17 +57,17 @@ def cut_until_done(run_dir: Path, generations: int, cuts: int, chance: random.Ra
     """
     image = _image(run_dir.parent)
 
-    def cut() -> Harm:
+    def cut(plain: bool) -> Harm:
         with _mounted(image) as disk:
-            process = start(disk / "run", generations)
-            wait_for_checkpoint(disk / "run", process)
-            time.sleep(chance.expovariate(1 / 0.5))
-            alive, rows = process.poll() is None, saved(disk / "run")
+            run = Run(disk / "run", generations, plain=plain)
+            wait_for_checkpoint(disk / "run", run)
+            time.sleep(chance.expovariate(1 / 0.3))
+            alive, rows = run.alive(), saved(disk / "run")
+            run.stop()  # the process and the disk stop at one moment
             handle = os.open(disk, os.O_RDONLY)
             fcntl.ioctl(handle, _SHUTDOWN, struct.pack("I", _NO_LOG_FLUSH))
             os.close(handle)
-            process.kill()
-            return Harm(alive, process.communicate()[1], rows)
+            return Harm(alive, run.kill(), rows)
 
     def end() -> str:
         with _mounted(image) as disk:
@@ -74,7 +75,7 @@ def cut_until_done(run_dir: Path, generations: int, cuts: int, chance: random.Ra
             shutil.copytree(disk / "run", run_dir)
         return said
 
-    return survive((cut() for _ in range(cuts)), end)
+    return survive((cut(plain=number < PLAIN) for number in range(cuts)), end)
 
 
 def _image(folder: Path) -> Path:

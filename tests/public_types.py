@@ -26,7 +26,10 @@ def call_the_functions(key: jax.Array, logits: jax.Array, labels: jax.Array) -> 
     assert_type(edl_jax.EvolvedLoss.load("loss.safetensors"), edl_jax.EvolvedLoss)
     assert_type(edl_jax.load_pretrained("edl"), edl_jax.EvolvedLoss)
 
-    trained = assert_type(edl_jax.train(edl_jax.TrainConfig(), loss=loss), edl_jax.TrainResult)
+    data = edl_jax.DataConfig("digits", train_examples=64)
+    config = edl_jax.TrainConfig(data=data, optimizer=edl_jax.OptimizerConfig("adamw"))
+    assert_type(edl_jax.PretrainConfig(strategy=edl_jax.StrategyConfig("SNES")).generations, int)
+    trained = assert_type(edl_jax.train(config, loss=loss), edl_jax.TrainResult)
     assert_type(trained.test_accuracy, float)
     assert_type(trained.history, list[dict[str, Any]])
 

@@ -37,6 +37,7 @@ from edl_jax import (
     sample_pairs,
     train,
 )
+from edl_jax.data.config import DataConfig
 from edl_jax.evolution import SlopeConfig
 from edl_jax.evolution.problems import RankingProblem
 from edl_jax.evolution.search import Search
@@ -58,7 +59,7 @@ from edl_jax.objective import (
     task_errors,
 )
 from edl_jax.pairs import log_probabilities
-from edl_jax.strategies import build_strategy
+from edl_jax.strategies import StrategyConfig, build_strategy
 from tests.baseline_losses import loss_of, quick_jit
 from tests.test_evolution import evolution_of
 
@@ -186,7 +187,7 @@ def chaotic_snes() -> Any:
 
 def shapes_of_a_search(name: str) -> Any:
     """Of the population and the fitness after turns of a strategy; nothing is compiled."""
-    config = dataclasses.replace(EVOLUTION, strategy=name)
+    config = dataclasses.replace(EVOLUTION, strategy=StrategyConfig(name))
     sample = RankingProblem(config).sample
     search = Search(*build_strategy(config, sample), sample)
 
@@ -234,7 +235,7 @@ for _name, _options in (("ChaoticES", {}), ("ChaoticSNES", {"network": "pair"}))
 
     @workload(f"pretrain with {_name}")
     def evolve_a_loss(name: str = _name, options: Any = _options) -> Any:
-        result = pretrain(dataclasses.replace(EVOLUTION, strategy=name, **options))
+        result = pretrain(dataclasses.replace(EVOLUTION, strategy=StrategyConfig(name), **options))
         loss, history = result.loss, result.history["mean_fitness"]
         return loss.params, loss.scale, history, result.metrics
 
@@ -249,13 +250,13 @@ def train_a_classifier() -> Any:
         lambda: ArraySource("noise", "random pixels", ("a", "b", "c"), splits)
     )
     config = TrainConfig(
-        dataset="noise",
         model="one block",
         loss="edl",
-        sync_batch_norm=True,  # so that it is the same on any number of devices
+        sync_batch_norm=True,
         epochs=1,
         batch_size=8,
         learning_rate=0.01,
+        data=DataConfig(name="noise"),
     )
     result = train(config)
     return [row["train_loss"] for row in result.history], result.test_nll

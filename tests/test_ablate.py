@@ -7,6 +7,7 @@ import pytest
 
 from edl_jax import Mixture, pretrain
 from edl_jax.errors import ConfigError, RunFolderError
+from edl_jax.strategies import StrategyConfig
 from edl_jax.studies import AblateConfig, ablate
 from edl_jax.studies.ablate import (
     ACCURACY,
@@ -29,7 +30,11 @@ SMALL = AblateConfig(
     pretrain=dataclasses.replace(
         TINY, network="pair", class_counts=(10,), mixture=Mixture(uniform=0, sparse=0)
     ),
-    train=dataclasses.replace(DIGITS, epochs=1, train_examples=256, val_examples=100),
+    train=dataclasses.replace(
+        DIGITS,
+        epochs=1,
+        data=dataclasses.replace(DIGITS.data, train_examples=256, val_examples=100),
+    ),
 )
 PLANTED = dataclasses.replace(SMALL, num_seeds=20, grid=AblateConfig().grid)
 
@@ -45,7 +50,9 @@ def test_a_cell_is_an_evolution_of_its_seed(run):
     assert [(row[MUTATION], row["seed"]) for row in study.cells] == [
         (name, seed) for name in ("logistic", "gaussian") for seed in (0, 1)
     ]
-    alone = pretrain(dataclasses.replace(SMALL.pretrain, seed=1, mutation="gaussian"))
+    alone = pretrain(
+        dataclasses.replace(SMALL.pretrain, seed=1, strategy=StrategyConfig(mutation="gaussian"))
+    )
     row = study.cells[3]
     for name in RANKING:
         assert row[name] == alone.metrics[name]
@@ -64,7 +71,9 @@ def test_writes_its_page_and_runs_nothing_twice(run, monkeypatch):
     assert "generations=5" in page
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert (
-        (folder / "table.csv").read_text().startswith("pretrain.mutation,n,violated_margins_mean")
+        (folder / "table.csv")
+        .read_text()
+        .startswith("pretrain.strategy.mutation,n,violated_margins_mean")
     )
     monkeypatch.setitem(ablate.__globals__, "_evolved", None)  # would fail
     again = ablate(SMALL, run_dir=folder, executor="1")
@@ -79,7 +88,7 @@ def planted(monkeypatch, config, effects, *, noise=0.01):
     def made(cell):
         rng = np.random.default_rng(cell.pretrain.seed)
         shared = 0.4 + 0.05 * rng.normal()  # of a seed, in all cells
-        named = {name: getattr(cell.pretrain, name) for name in ("mutation", "selection")}
+        named = {name: getattr(cell.pretrain.strategy, name) for name in ("mutation", "selection")}
         shift = sum(effects.get(value, 0.0) for value in named.values())
         own = np.random.default_rng([cell.pretrain.seed, *map(ord, "".join(named.values()))])
         value = shared + shift + noise * own.normal()
@@ -117,7 +126,7 @@ def test_planted_differences_are_found_and_told(monkeypatch):
 def test_settings_are_compared_within_the_others_and_what_ranks_otherwise_is_not(monkeypatch):
     grid = {
         MUTATION: ("gaussian", "tent"),  # no contrast of ours
-        "pretrain.selection": ("plus", "comma"),
+        "pretrain.strategy.selection": ("plus", "comma"),
         "pretrain.severity": ("surprisal", "brier"),
         "pretrain.hidden": ((4, 4), (8,)),
     }
@@ -178,7 +187,7 @@ def test_correlations_leave_out_what_is_not_defined():
         ({"grid": {"pretrain.no_such": (1,)}}, "PretrainConfig has no field 'no_such'"),
         ({"grid": {"mutation": ("tent",)}}, "expected fields of pretrain, such"),
         ({"grid": {"train.width": (4,)}}, "expected fields of pretrain, such"),
-        ({"grid": {"pretrain.strategy": ("CMA_ES",), MUTATION: ("gaussian",)}}, "CMA_ES"),
+        ({"grid": {"pretrain.strategy.name": ("CMA_ES",), MUTATION: ("gaussian",)}}, "CMA_ES"),
         ({"num_seeds": 1}, "num_seeds is 1"),
         ({"downstream": True, "train": DIGITS}, "val_examples is 0"),
     ],

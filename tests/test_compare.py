@@ -18,7 +18,9 @@ from edl_jax.studies.tables import frame
 from edl_jax.studies.tuning import RATE, best_rate, next_rates
 from tests.test_training import DIGITS
 
-TRAIN = dataclasses.replace(DIGITS, epochs=2, train_examples=256, val_examples=100)
+TRAIN = dataclasses.replace(
+    DIGITS, epochs=2, data=dataclasses.replace(DIGITS.data, train_examples=256, val_examples=100)
+)
 THREE = ("cross_entropy", "edl", "gce")
 PLAIN = CompareConfig(losses=THREE, train=TRAIN)
 TUNED = dataclasses.replace(PLAIN, learning_rates=(0.1, 0.2, 0.4), num_seeds=3, tuning_seeds=2)
@@ -317,7 +319,7 @@ def test_static_stands_for_the_losses_without_parameters_and_margins():
     ("change", "message"),
     [
         ({"losses": ()}, "losses is"),
-        ({"losses": ("edl", "edl")}, "expected a tuple of different losses"),
+        ({"losses": ("edl", "edl")}, "not empty and all different"),
         ({"losses": ("edl", "mae", "mae()")}, r"losses has 'mae\(\)' twice, in two ways"),
         ({"losses": ("focal(gamma=1)", "focal(gamma=1.0)")}, "losses has .* twice"),
         ({"losses": ("hinge",)}, "loss is 'hinge'; expected one of .*, static, or a file"),
@@ -327,13 +329,16 @@ def test_static_stands_for_the_losses_without_parameters_and_margins():
         ({"grid": {"train.model": ()}}, "at least one"),
         ({"grid": {"model": ("tiny",)}}, "no field 'model'"),
         ({"grid": {"train.loss": ("edl",)}}, "another field sets it"),
-        ({"grid": {"train.label_noise": ("symmetric",), "train.noise_rate": (1.5,)}}, "rate is 1"),
+        (
+            {"grid": {"train.data.label_noise": ("symmetric",), "train.data.noise_rate": (1.5,)}},
+            "rate is 1",
+        ),
         ({"learning_rates": (0.1,)}, "expected two or more"),
         ({"learning_rates": (0.1, -0.1)}, r"learning_rate is -0\.1"),
-        ({"learning_rates": (0.1, 0.2), "train": DIGITS}, r"expected train\.val_examples"),
+        ({"learning_rates": (0.1, 0.2), "train": DIGITS}, r"expected train\.data\.val_examples"),
         ({"tuning_seeds": 0}, "tuning_seeds is 0"),
         ({"split": "train"}, "split is 'train'; expected one of test, val"),
-        ({"split": "val", "train": DIGITS}, r"expected train\.val_examples"),
+        ({"split": "val", "train": DIGITS}, r"expected train\.data\.val_examples"),
     ],
 )
 def test_config_refuses(change, message):

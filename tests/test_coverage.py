@@ -14,9 +14,14 @@ from edl_jax.pairs.sampler import log_probabilities
 from edl_jax.studies import CoverageConfig, coverage
 from edl_jax.studies.outputs import compare_outputs, draw_references, rank_outputs, record
 from edl_jax.training import Augmentation
-from tests.test_training import CROSS_ENTROPY, DIGITS, functions_of, load_config_dataset, order_of
+from tests.test_training import CROSS_ENTROPY, DIGITS, functions_of, load_shared, order_of
 
-TINY = dataclasses.replace(DIGITS, loss="cross_entropy", epochs=2, train_examples=256)
+TINY = dataclasses.replace(
+    DIGITS,
+    loss="cross_entropy",
+    epochs=2,
+    data=dataclasses.replace(DIGITS.data, train_examples=256),
+)
 SMALL = CoverageConfig(
     losses=("cross_entropy",),
     epochs=(0, 2),
@@ -29,7 +34,7 @@ SMALL = CoverageConfig(
 
 @pytest.fixture(scope="module")
 def dataset():
-    return load_config_dataset(TINY)
+    return load_shared(TINY.data)
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +158,7 @@ def test_study_writes_its_page_and_trains_nothing_twice(tmp_path, monkeypatch):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "README.md").read_text()
     assert "num_outputs=128" in page
-    assert "train.dataset='digits'" in page
+    assert "train.data.name='digits'" in page
     monkeypatch.setitem(coverage.__globals__, "record", None)  # would fail
     assert coverage(SMALL, run_dir=tmp_path, executor="1").table.equals(study.table)
 
@@ -162,7 +167,7 @@ def test_study_writes_its_page_and_trains_nothing_twice(tmp_path, monkeypatch):
     ("changes", "message"),
     [
         ({"losses": ()}, "losses is"),
-        ({"losses": ("edl", "edl")}, "different losses"),
+        ({"losses": ("edl", "edl")}, "all different"),
         ({"epochs": ()}, "epochs is"),
         ({"epochs": (2, 1)}, "increasing"),
         ({"epochs": (0, 3)}, "none later than the last"),

@@ -31,6 +31,7 @@ from edl_jax.losses import Provenance
 from edl_jax.runs.describing import describe
 from edl_jax.studies import Study, ablate
 from edl_jax.studies.ablate import Cell
+from edl_jax.studies.sweep import with_fields
 from tests.test_ablate import SMALL
 from tests.test_evolution import TINY
 
@@ -192,10 +193,9 @@ def test_a_run_folder_knows_the_parts_that_a_user_has_registered(kind, tmp_path,
     monkeypatch.setattr(Study, "written", lambda *_: None)
     with registry.restored():
         registry.register("mine")(make(1.0))
-        config = dataclasses.replace(TINY, **{kind: "mine"})
-        small = dataclasses.replace(
-            SMALL, grid={}, pretrain=dataclasses.replace(SMALL.pretrain, **{kind: "mine"})
-        )
+        field = {"mutation": "strategy.mutation", "strategy": "strategy.name"}.get(kind, kind)
+        config = with_fields(TINY, {field: "mine"})
+        small = with_fields(SMALL, {"grid": {}, f"pretrain.{field}": "mine"})
         before = own_parts(config)
         assert list(before) == [f"{kind} mine"]
         if kind == "severity":  # which alone is evolved with here

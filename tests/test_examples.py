@@ -5,7 +5,7 @@ from pathlib import Path
 import matplotlib
 import pytest
 
-from edl_jax import TrainConfig
+from edl_jax import DataConfig, TrainConfig
 from tests.test_evolution import TINY
 
 ROOT = Path(__file__).parents[1]
@@ -22,14 +22,14 @@ def test_research_script_evolves_a_loss_and_trains_with_it():
 def test_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     matplotlib.use("agg")
-    small = {"dataset": "digits", "epochs": 1, "train_examples": 256, "test_examples": 64}
+    small = DataConfig("digits", train_examples=256, test_examples=64)
     names = {}
     for index, cell in enumerate(NOTEBOOK["cells"]):
         if cell["cell_type"] == "code":
             exec(compile("".join(cell["source"]), f"cell {index}", "exec"), names)
         if "settings" in cell["metadata"].get("tags", ()):
             assert names["pretraining"].generations == 50  # what a CPU gets
-            names |= {"pretraining": TINY, "training": TrainConfig(**small)}
+            names |= {"pretraining": TINY, "training": TrainConfig(epochs=1, data=small)}
     said = capsys.readouterr().out
     assert said.startswith("devices:")
     assert said.count("test accuracy") == 2

@@ -1,12 +1,17 @@
 """Reads that fail for now: the run stops, and nothing is moved or emptied."""
 
+import asyncio
+import contextlib
 import errno
+import logging
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import orbax.checkpoint
@@ -15,6 +20,7 @@ import pytest
 from edl_jax.errors import EDLError
 from edl_jax.runs.checkpoints import Checkpoints
 from edl_jax.runs.folder import open_run
+from edl_jax.runs.orbax_noise import orbax_silent
 from tests.test_resume import ROOT
 from tests.toy_runs import STEPS, assert_refused, contents, resumed, run, toy
 
@@ -43,6 +49,48 @@ def test_a_read_that_fails_for_now_moves_and_empties_nothing(run, what, monkeypa
         patch.setattr(orbax.checkpoint.Checkpointer, "restore", refuse)
         assert_refused(run, r"step 6 .* cannot be read .*not now.*left as it is")
     assert resumed(run) == STEPS
+
+
+def test_checkpoints_that_cannot_be_listed_for_now_are_left_as_they_are(run, monkeypatch):
+    def refuse(path, iterdir=Path.iterdir):
+        if path.name == "checkpoints":
+            raise PASSING["EMFILE"]
+        return iterdir(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", refuse)
+        assert_refused(run, r"checkpoints cannot be read .*not now.*left as it is")
+    assert resumed(run) == STEPS
+
+
+@pytest.mark.parametrize(("failing", "shown"), [(True, 0), (False, 1)])
+def test_what_threads_of_orbax_say_after_a_failure_is_not_printed(
+    failing, shown, monkeypatch, caplog
+):
+    """They end later, and TensorStore still tells a loop that is closed of what it has done."""
+    from orbax.checkpoint._src.futures.future import _SignalingThread
+
+    seen, loggers = [], [logging.getLogger(name) for name in ("absl", "asyncio")]
+    monkeypatch.setattr(sys, "unraisablehook", seen.append)
+    for logger in loggers:
+        monkeypatch.setattr(logger, "filters", [])
+    with contextlib.suppress(OSError), orbax_silent():
+        if failing:
+            raise PASSING["EIO"]
+    loop = asyncio.new_event_loop()
+    loop.close()
+    for late in (lambda: loop.call_soon_threadsafe(print), lambda: {}["other"]):
+        with pytest.raises((RuntimeError, KeyError)) as told:
+            late()
+        unraisable: Any = SimpleNamespace(exc_value=told.value, exc_traceback=told.tb)
+        sys.unraisablehook(unraisable)
+    assert [type(x.exc_value) for x in seen] == [RuntimeError] * shown + [KeyError]
+    thread = _SignalingThread(send_signals=[], receive_signals=[], target=lambda: {}["late"])
+    thread.start()
+    with pytest.raises(KeyError):
+        thread.join()
+    loggers[0].error("ours")
+    assert [record.levelname for record in caplog.records] == ["ERROR"] * (shown + 1)
 
 
 AS_ANOTHER_USER = """

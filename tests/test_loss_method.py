@@ -17,11 +17,15 @@ from edl_jax.losses.method import check_loss
 from edl_jax.runs.checkpoints import Checkpoints
 from edl_jax.runs.describing import describe
 from edl_jax.training import Augmentation, make_trainer, training
-from edl_jax.training.training import load_config_dataset
+from edl_jax.training.training import load_shared
 from tests.test_training import DIGITS, PLAIN, assert_close
 
 SMALL = dataclasses.replace(
-    DIGITS, train_examples=64, test_examples=50, batch_size=32, epochs=2, augmentation=PLAIN
+    DIGITS,
+    batch_size=32,
+    epochs=2,
+    augmentation=PLAIN,
+    data=dataclasses.replace(DIGITS.data, train_examples=64, test_examples=50),
 )
 
 
@@ -126,7 +130,9 @@ class Following(LossMethod):
         }
 
 
-VALIDATED = dataclasses.replace(SMALL, val_examples=32, epochs=3)
+VALIDATED = dataclasses.replace(
+    SMALL, epochs=3, data=dataclasses.replace(SMALL.data, val_examples=32)
+)
 
 
 def test_a_temperature_follows_the_validation_accuracy(monkeypatch):
@@ -160,9 +166,11 @@ def test_validation_batches_take_all_images_in_turn():
             counts = jnp.bincount(student.validation()[1], length=10)
             return state.at[student.step - 1].set(counts)
 
-    config = dataclasses.replace(VALIDATED, val_examples=48, epochs=2)
+    config = dataclasses.replace(
+        VALIDATED, epochs=2, data=dataclasses.replace(VALIDATED.data, val_examples=48)
+    )
     found = train(config, loss=Watching()).loss_state
-    in_turn = np.resize(load_config_dataset(config).val_labels, (4, 32))
+    in_turn = np.resize(load_shared(config.data).val_labels, (4, 32))
     np.testing.assert_array_equal(found, [np.bincount(x, minlength=10) for x in in_turn])
 
 
@@ -179,7 +187,9 @@ def test_a_method_sees_the_whole_share_of_a_batch_in_order():
             places = jnp.arange(len(labels))
             return jnp.sum(places * labels), LOSSES["cross_entropy"](logits, labels).mean()
 
-    config = dataclasses.replace(SMALL, train_examples=32, epochs=1)
+    config = dataclasses.replace(
+        SMALL, epochs=1, data=dataclasses.replace(SMALL.data, train_examples=32)
+    )
     whole, parts = (
         train(dataclasses.replace(config, accumulate=n), loss=Recording()) for n in (1, 2)
     )
@@ -190,7 +200,8 @@ def test_a_method_sees_the_whole_share_of_a_batch_in_order():
 
 @pytest.mark.parametrize("changes", [{}, {"val_examples": 32, "stream": True}])
 def test_a_loss_that_looks_at_validation_images_needs_them_in_memory(changes):
-    config = dataclasses.replace(SMALL, **changes)
+    data = dataclasses.replace(SMALL.data, **changes)
+    config = dataclasses.replace(SMALL, data=data)
     with pytest.raises(ConfigError, match=r"Following looks at validation images.* val_ex"):
         make_trainer(config, loss=Following(4))
 

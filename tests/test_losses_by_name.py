@@ -92,7 +92,7 @@ def test_options_may_be_numbers_of_numpy_and_jax():
         plain = {key: value.item() for key, value in options.items()}
         found, expected = resolve_loss(name, options), resolve_loss(name, plain)
         np.testing.assert_allclose(found(LOGITS, LABELS), expected(LOGITS, LABELS), rtol=1e-6)
-    assert resolve_loss("adaptive_barron", {"alpha": jnp.float32(1)}).alpha() == 1.0
+    assert resolve_loss("adaptive_barron", {"alpha": jnp.float32(1)}).alpha() == pytest.approx(1)
 
 
 @pytest.mark.parametrize(

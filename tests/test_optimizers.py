@@ -14,8 +14,8 @@ from edl_jax.losses.formulas.robust_barron import AdaptiveBarron
 from edl_jax.models import by_name as models
 from edl_jax.models.vit import ViTArchitecture
 from edl_jax.training import Augmentation
-from edl_jax.training.optimizers import make_optimizer, make_schedule
-from edl_jax.training.training import load_config_dataset
+from edl_jax.training.optimizers import OptimizerConfig, make_schedule
+from edl_jax.training.training import load_shared
 from tests.test_training import CROSS_ENTROPY, DIGITS, PLAIN, assert_close, functions_of
 
 TREE = {"model": {"w": jnp.array([3.0, -4.0])}, "loss": {"shape": jnp.array([2.0])}}
@@ -24,7 +24,7 @@ GRADIENT = jax.tree.map(jnp.ones_like, TREE)
 
 @pytest.fixture(scope="module")
 def dataset():
-    return load_config_dataset(dataclasses.replace(DIGITS, train_examples=256))
+    return load_shared(dataclasses.replace(DIGITS.data, train_examples=256))
 
 
 @pytest.fixture
@@ -32,8 +32,16 @@ def small_vit(monkeypatch):
     """No batch statistics, so that parts of a batch are independent."""
     monkeypatch.setitem(models.MODELS, "vit_tiny", ViTArchitecture(12, depth=1, heads=1, patch=4))
     return dataclasses.replace(
-        DIGITS, model="vit_tiny", train_examples=256, augmentation=PLAIN, epochs=1
+        DIGITS,
+        model="vit_tiny",
+        augmentation=PLAIN,
+        epochs=1,
+        data=dataclasses.replace(DIGITS.data, train_examples=256),
     )
+
+
+def make_optimizer(name, options, learning_rate, *, weight_decay=0.0, clip_norm=None):
+    return OptimizerConfig(name, options, weight_decay, clip_norm).make(learning_rate)
 
 
 def updates(optimizer):
@@ -61,7 +69,7 @@ def test_decay_is_the_optimisers_own_where_it_has_one_and_spares_the_loss(name):
 
 def test_an_optimiser_that_keeps_a_random_key_is_refused():
     with pytest.raises(ConfigError, match="'noisy_sgd' keeps a random key"):
-        make_optimizer("noisy_sgd", {"key": jax.random.key(0)}, 0.1)
+        make_optimizer("noisy_sgd", {"key": 0}, 0.1)
 
 
 def test_the_gradient_is_clipped_before_anything_else():

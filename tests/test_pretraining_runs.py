@@ -33,6 +33,15 @@ def test_same_key_same_loss_bit_for_bit(tiny_pretraining):
     assert not same_params(first.loss, other.loss)
 
 
+def test_a_seed_evolves_what_it_did_in_version_0_1_0():
+    """Up to rounding; `results/` tells what its seeds evolved."""
+    history = pretrain(TINY).history
+    best = [0.95426661, 0.90540278, 0.86628973, 0.77540523, 0.67242730]
+    mean = [1.00506234, 0.96056515, 0.93337262, 0.89799142, 0.79656905]
+    np.testing.assert_allclose(history["best_fitness"], best, rtol=1e-4)
+    np.testing.assert_allclose(history["mean_fitness"], mean, rtol=1e-4)
+
+
 def test_what_is_drawn_of_one_key_is_drawn_by_keys_of_its_own(monkeypatch):
     """No key that is drawn by is another one, or one that drawing by it splits off."""
     key, used = jax.random.key(0), []

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from edl_jax import pretrain
+from edl_jax import StrategyConfig, pretrain
 from edl_jax.errors import ConfigError
 from edl_jax.evolution.run import AXIS, check_share
 from edl_jax.runs.devices import device_mesh
@@ -30,7 +30,7 @@ def test_two_devices_reach_what_one_reaches_up_to_rounding(tiny_pretraining):
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ChaoticES", "ChaoticSNES"])
 def test_so_they_do_with_several_class_counts(strategy):
-    config = dataclasses.replace(MANY, strategy=strategy)
+    config = dataclasses.replace(MANY, strategy=StrategyConfig(strategy))
     assert_close(pretrain(config), pretrain(config, devices=jax.devices()[:1]))
 
 

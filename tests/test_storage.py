@@ -3,9 +3,9 @@ import pathlib
 import numpy as np
 import pytest
 
+from edl_jax.checked import MAX_SEED, Seed, check
 from edl_jax.errors import ConfigError
 from edl_jax.runs.storage import user_path
-from edl_jax.validation import MAX_SEED, check_seed
 
 
 def test_user_path_expands_the_home_folder(monkeypatch, tmp_path):
@@ -28,10 +28,10 @@ def test_what_is_no_path_is_refused(path):
 
 @pytest.mark.parametrize("seed", [0, MAX_SEED, np.int64(3)])
 def test_a_seed_that_a_key_keeps_whole_is_taken(seed):
-    assert check_seed("seed", seed) == int(seed)
+    assert check("seed", seed, Seed) == int(seed)
 
 
 @pytest.mark.parametrize("seed", [-1, MAX_SEED + 1, True, 1.0, "1", None])
 def test_a_seed_that_would_wrap_is_refused(seed):
     with pytest.raises(ConfigError, match=r"seed is .*expected a whole number, at least 0"):
-        check_seed("seed", seed)
+        check("seed", seed, Seed)

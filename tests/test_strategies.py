@@ -15,7 +15,7 @@ from edl_jax import STRATEGIES, ChaoticES, ChaoticSNES
 from edl_jax.errors import ConfigError
 from edl_jax.evolution.problems import RankingProblem
 from edl_jax.evolution.sums import static_self
-from edl_jax.strategies import MUTATIONS, build_strategy
+from edl_jax.strategies import MUTATIONS, StrategyConfig, build_strategy
 from edl_jax.strategies.by_name import QUADRATIC, WITHOUT_STD
 from tests.test_evolution import TINY, evolution_of
 
@@ -57,7 +57,7 @@ FIRST = ("ChaoticES", "ChaoticSNES", "SimpleGA", "CMA_ES", "SNES", "Differential
     [*FIRST, *(pytest.param(x, marks=pytest.mark.slow) for x in STRATEGIES if x not in FIRST)],
 )
 def test_every_strategy_runs_through_the_one_loop(name):
-    best, state, evolution = evolved(dataclasses.replace(TINY, strategy=name))
+    best, state, evolution = evolved(dataclasses.replace(TINY, strategy=StrategyConfig(name)))
     assert np.isfinite(best).all()
     assert np.isfinite(state.fitness).all()
     assert name in SLOW or min(best[-3:]) < 0.8 * best[0]
@@ -71,14 +71,14 @@ def test_every_strategy_runs_through_the_one_loop(name):
 
 def test_strategies_without_a_step_size_refuse_one():
     for name, kind in algorithms.items():
-        config = dataclasses.replace(TINY, strategy=name)
+        config = dataclasses.replace(TINY, strategy=StrategyConfig(name))
         _, params = build_strategy(config, lambda key: jnp.zeros(16))
         accepted = inspect.signature(kind.__init__).parameters
         takes_none = not hasattr(params, "std_init") and "std_schedule" not in accepted
         assert takes_none == (name in WITHOUT_STD), kind
         if takes_none:
             with pytest.raises(ConfigError, match=r"std_init is 0\.5 .*leave it at 0\.1"):
-                dataclasses.replace(config, std_init=0.5)
+                StrategyConfig(name, std_init=0.5)
 
 
 def test_all_that_evosax_ships_can_be_named():
@@ -90,7 +90,7 @@ def test_those_of_quadratic_cost_are_known_and_refused_above_a_dimension():
 
     def largest(name, num_dims):
         solution = jnp.zeros(num_dims)
-        config = dataclasses.replace(TINY, strategy=name)
+        config = dataclasses.replace(TINY, strategy=StrategyConfig(name))
         algorithm, params = build_strategy(config, lambda key: solution)
         key = jax.random.key(0)
         state = jax.eval_shape(lambda: algorithm._init(key, params))
@@ -104,7 +104,7 @@ def test_those_of_quadratic_cost_are_known_and_refused_above_a_dimension():
     }
     assert quadratic == set(QUADRATIC)
     for name in QUADRATIC:
-        config = dataclasses.replace(TINY, strategy=name)
+        config = dataclasses.replace(TINY, strategy=StrategyConfig(name))
         with pytest.raises(ConfigError, match=f"{name}.*square of the 2049 parameters.*above 2048"):
             build_strategy(config, lambda key: jnp.zeros(2049))
 
@@ -118,7 +118,7 @@ def test_those_of_quadratic_cost_are_known_and_refused_above_a_dimension():
     ],
 )
 def test_a_population_that_a_strategy_refuses_is_a_clear_error(name, size, message):
-    config = dataclasses.replace(TINY, strategy=name, population_size=size)
+    config = dataclasses.replace(TINY, strategy=StrategyConfig(name), population_size=size)
     with pytest.raises(ConfigError, match=message):
         build_strategy(config, RankingProblem(config).sample)
 
@@ -130,7 +130,9 @@ def test_a_strategy_of_your_own():
         def quick_es(settings, solution):
             return ChaoticES(settings.population_size, solution, mutation="tent", elite_ratio=0.5)
 
-        best, state, _ = evolved(dataclasses.replace(TINY, strategy="quick_es", mutation="tent"))
+        best, state, _ = evolved(
+            dataclasses.replace(TINY, strategy=StrategyConfig("quick_es", mutation="tent"))
+        )
     assert best[-1] < best[0]
     assert state.strategy.orbit.shape[0] == 8
 
@@ -142,7 +144,7 @@ def test_std_init_and_schedules_reach_the_strategy():
         ("ChaoticES", {}, 0.3),
         ("ChaoticES", {"step_size": "constant"}, 0.3),
     ]:
-        config = dataclasses.replace(TINY, strategy=name, std_init=0.3, **change)
+        config = dataclasses.replace(TINY, strategy=StrategyConfig(name, std_init=0.3, **change))
         algorithm, params = build_strategy(config, lambda key: jnp.zeros(3))
         state = algorithm._init(jax.random.key(0), params)
         assert jnp.mean(state.std) == pytest.approx(expected), (name, change)

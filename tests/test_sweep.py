@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from edl_jax import SEVERITIES, PretrainConfig, TrainConfig
+from edl_jax.data.config import DataConfig
 from edl_jax.errors import ConfigError, EDLError, RunFolderError
 from edl_jax.runs.folder import RunFolder
 from edl_jax.studies.ablate import AblateConfig
@@ -21,7 +22,7 @@ from edl_jax.studies.executors import open_executor
 from edl_jax.studies.grid import Grid, points, with_fields
 from edl_jax.studies.sweep import CELLS, sweep
 
-BASE = TrainConfig(dataset="digits")
+BASE = TrainConfig(data=DataConfig(name="digits"))
 GRID = {"batch_size": (8, 16), "augmentation.cutout": (0, 2)}
 
 
@@ -76,7 +77,7 @@ class Job:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"no_such": (1,)}, "TrainConfig has no field 'no_such'; expected one of loss, dataset,"),
+        ({"no_such": (1,)}, "TrainConfig has no field 'no_such'; expected one of loss, data,"),
         ({"augmentation.no_such": (1,)}, "Augmentation has no field 'no_such'"),
         ({"epochs.deep": (1,)}, r"TrainConfig has no field 'epochs\.deep'"),
         ({"epochs": (1, 0)}, "TrainConfig.epochs is 0"),
@@ -109,7 +110,7 @@ def test_a_grid_on_the_command_line_is_the_one_in_a_file():
         "train.loss": ("edl", "poly(epsilon=1,alpha=2.5)"),
         "pretrain.hidden": ((16, 16), (64,)),
         "train.width": (8, None),
-        "pretrain.std_init": (0.1, 1),
+        "pretrain.strategy.std_init": (0.1, 1),
         "pretrain.use_crossover": (True, False),
     }
     words = spec.str_from_instance(grid)

@@ -11,6 +11,7 @@ import pytest
 
 from edl_jax import PretrainConfig, TrainConfig
 from edl_jax.data import download
+from edl_jax.data.config import DataConfig
 from edl_jax.errors import ConfigError, RunFolderError
 from edl_jax.runs.folder import RunFolder
 from edl_jax.studies import (
@@ -28,6 +29,7 @@ from edl_jax.studies import (
 from edl_jax.studies.figures import line_styles, panels, plot_training, short_names
 from edl_jax.studies.tables import contrast, frame, markdown, other_settings, readable, summary
 from edl_jax.training import Augmentation
+from edl_jax.training.optimizers import OptimizerConfig
 from tests.test_evolution import TINY
 from tests.test_training import DIGITS
 
@@ -165,7 +167,10 @@ def test_a_training_is_drawn_epoch_by_epoch_with_labels_and_units():
 def test_every_setting_that_is_no_default_is_named():
     assert other_settings(TrainConfig()) == "All other settings are the defaults."
     changed = TrainConfig(
-        loss="gce", width=7, augmentation=Augmentation(flip=False, cutout=4), optimizer="adamw"
+        loss="gce",
+        width=7,
+        augmentation=Augmentation(flip=False, cutout=4),
+        optimizer=OptimizerConfig(name="adamw"),
     )
     told = other_settings(changed, but=["loss"])
     assert told == (
@@ -179,7 +184,9 @@ def test_every_setting_that_is_no_default_is_named():
 def test_demo_runs_end_to_end(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nothing"))
     monkeypatch.setitem(download.CIFAR_URLS, "cifar10", "http://127.0.0.1:9/none")
-    small = dataclasses.replace(DIGITS, epochs=1, train_examples=256)
+    small = dataclasses.replace(
+        DIGITS, epochs=1, data=dataclasses.replace(DIGITS.data, train_examples=256)
+    )
     monkeypatch.setitem(demo.__globals__, "_small_training", lambda name, directory: small)
     monkeypatch.setitem(demo.__globals__, "compare", functools.partial(compare, executor="1"))
     evolved, study = demo(DemoConfig(num_seeds=2, pretrain=TINY), tmp_path / "run")
@@ -225,7 +232,7 @@ pair = functools.partial(PretrainConfig, network="pair", class_counts=(10,))
                 num_seeds=1,
                 tuning_seeds=n,
                 learning_rates=(0.1, 0.2),
-                train=TrainConfig(seed=seed - 1, val_examples=10),
+                train=TrainConfig(seed=seed - 1, data=DataConfig(val_examples=10)),
             ),
             "tuning_seeds",
         ),

@@ -14,7 +14,7 @@ from edl_jax.runs.devices import device_mesh
 from edl_jax.training import Augmentation
 from edl_jax.training.programs import make_train
 from edl_jax.training.steps import AXIS
-from edl_jax.training.training import load_config_dataset
+from edl_jax.training.training import load_shared
 from tests.test_loss_method import Watched
 from tests.test_training import CROSS_ENTROPY, DIGITS, PLAIN
 
@@ -27,11 +27,10 @@ BASE = dataclasses.replace(
     DIGITS,
     sync_batch_norm=True,
     accumulate=2,
-    train_examples=192,
-    test_examples=101,
     augmentation=Augmentation(cutmix=1.0),
     ema_decay=0.5,
     warmup_epochs=0,
+    data=dataclasses.replace(DIGITS.data, train_examples=192, test_examples=101),
 )
 
 
@@ -39,7 +38,7 @@ def trained(devices, **changes):
     """The state after three steps, the metrics then, and outputs of images."""
     config = dataclasses.replace(BASE, **changes)
     mesh = device_mesh(AXIS, jax.devices()[:devices])
-    functions = make_train(config, load_config_dataset(config), Loss(), mesh)
+    functions = make_train(config, load_shared(config.data), Loss(), mesh)
     state = functions.init(jax.random.key(0))
     state = functions.advance(state, jax.random.key(1), 3)
     seen = ()
@@ -79,7 +78,7 @@ def test_a_batch_that_the_devices_cannot_share_is_refused():
 
     config, mesh = dataclasses.replace(DIGITS, accumulate=2), cast("Mesh", Five())
     with pytest.raises(ConfigError, match=r"batch_size is 64 with 5 devices .* multiple of 10\."):
-        make_train(config, load_config_dataset(config), CROSS_ENTROPY, mesh)
+        make_train(config, load_shared(config.data), CROSS_ENTROPY, mesh)
 
 
 def test_images_that_cannot_be_mixed_two_and_two_are_refused():
@@ -87,4 +86,4 @@ def test_images_that_cannot_be_mixed_two_and_two_are_refused():
     config = dataclasses.replace(DIGITS, batch_size=6, accumulate=2, augmentation=mixup)
     mesh = device_mesh(AXIS, jax.devices()[:1])
     with pytest.raises(ConfigError, match="3 images at a time; mixup and cutmix mix two and two"):
-        make_train(config, load_config_dataset(config), CROSS_ENTROPY, mesh)
+        make_train(config, load_shared(config.data), CROSS_ENTROPY, mesh)

@@ -17,10 +17,12 @@ from edl_jax.studies import (
     coverage,
 )
 from edl_jax.training import make_trainer
-from edl_jax.training.training import load_config_dataset
+from edl_jax.training.training import load_shared
 from tests.test_training import DIGITS
 
-SMALL = dataclasses.replace(DIGITS, dataset="mine", epochs=1, batch_size=32)
+SMALL = dataclasses.replace(
+    DIGITS, epochs=1, batch_size=32, data=dataclasses.replace(DIGITS.data, name="mine")
+)
 
 
 def register(labels_first: int):
@@ -34,15 +36,17 @@ def test_a_run_folder_knows_its_data(tmp_path):
     with DATASETS.restored():
         register(0)
         first = train(SMALL, run_dir=tmp_path)
-        identity = load_config_dataset(SMALL).identity
+        identity = load_shared(SMALL.data).identity
         assert read_json(tmp_path / "config.json")["data"] == identity
         written = (tmp_path / "config.json").read_text()
         assert "data_dir" not in written
         # Version 0.1.0 wrote it.
-        written = written.replace('"dataset"', '"data_dir": null, "dataset"')
+        written = written.replace('"name"', '"data_dir": null, "name"', 1)
         (tmp_path / "config.json").write_text(written)
         register(0)
-        moved = dataclasses.replace(SMALL, data_dir="elsewhere")
+        moved = dataclasses.replace(
+            SMALL, data=dataclasses.replace(SMALL.data, data_dir="elsewhere")
+        )
         again = train(moved, run_dir=tmp_path)  # the same data: its result
         assert again.history == first.history
         register(1)
@@ -76,7 +80,9 @@ def test_the_folder_of_a_study_knows_its_data(tmp_path, monkeypatch, name):
             "_evolved",
             AblateConfig(
                 pretrain=dataclasses.replace(AblateConfig().pretrain, class_counts=(2,)),
-                train=dataclasses.replace(SMALL, val_examples=8),
+                train=dataclasses.replace(
+                    SMALL, data=dataclasses.replace(SMALL.data, val_examples=8)
+                ),
                 downstream=True,
             ),
         ),
@@ -97,7 +103,10 @@ def test_the_folder_of_a_study_knows_its_data(tmp_path, monkeypatch, name):
 )
 def test_a_run_folder_that_cannot_be_is_refused(run_dir, named):
     with pytest.raises(ConfigError, match=named):
-        train(dataclasses.replace(DIGITS, train_examples=64), run_dir=run_dir)
+        train(
+            dataclasses.replace(DIGITS, data=dataclasses.replace(DIGITS.data, train_examples=64)),
+            run_dir=run_dir,
+        )
 
 
 @pytest.mark.parametrize(
@@ -116,7 +125,7 @@ def test_a_run_folder_that_cannot_be_is_refused(run_dir, named):
     ],
 )
 def test_seeds_that_wrap_or_repeat_are_refused(seeds, named):
-    config = dataclasses.replace(DIGITS, train_examples=64)
+    config = dataclasses.replace(DIGITS, data=dataclasses.replace(DIGITS.data, train_examples=64))
     with pytest.raises(ConfigError, match=named):
         make_trainer(config)(seeds)
 

@@ -30,12 +30,11 @@ ROOT = Path(__file__).parents[1]
 CONFIG = dataclasses.replace(
     DIGITS,
     epochs=4,
-    train_examples=256,
-    test_examples=100,
     augmentation=Augmentation(mixup=0.5),
     ema_decay=0.9,
     steps_per_chunk=3,
     loss="cross_entropy",
+    data=dataclasses.replace(DIGITS.data, train_examples=256, test_examples=100),
 )
 CONFIG_FILE = """
 import dataclasses

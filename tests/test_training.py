@@ -1,5 +1,4 @@
 import dataclasses
-import inspect
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +9,7 @@ from flax import nnx
 
 from edl_jax import TrainConfig, load_pretrained, train
 from edl_jax.data.augmentation import normalize
-from edl_jax.data.datasets import load_dataset
+from edl_jax.data.config import DataConfig
 from edl_jax.errors import ConfigError, EDLError, LossFileError
 from edl_jax.losses import LOSSES
 from edl_jax.losses.by_name import resolve_loss
@@ -19,17 +18,20 @@ from edl_jax.models.by_name import create_model
 from edl_jax.models.resnet import ResNetArchitecture
 from edl_jax.runs.devices import device_mesh
 from edl_jax.runs.folder import read_json
+from edl_jax.studies.sweep import with_fields
 from edl_jax.training import Augmentation, evaluation, make_trainer, programs, training
 from edl_jax.training.loop import run_training
 from edl_jax.training.metrics import Metrics
 from edl_jax.training.programs import make_train
 from edl_jax.training.steps import AXIS
-from edl_jax.training.training import load_config_dataset
+from edl_jax.training.training import load_shared
 from tests.test_training_metrics import reference
 
 # A convolution and no block: compiling takes most of these tests' time.
 models.MODELS["tiny"] = ResNetArchitecture((0,), width=8, projection=False)
-DIGITS = TrainConfig(dataset="digits", model="tiny", epochs=3, batch_size=64, learning_rate=0.1)
+DIGITS = TrainConfig(
+    model="tiny", epochs=3, batch_size=64, learning_rate=0.1, data=DataConfig(name="digits")
+)
 CROSS_ENTROPY = optax.losses.softmax_cross_entropy_with_integer_labels
 PLAIN = Augmentation(crop=False, flip=False)
 STEPS = 1437 // 64  # of an epoch
@@ -37,7 +39,7 @@ STEPS = 1437 // 64  # of an epoch
 
 @pytest.fixture(scope="module")
 def dataset():
-    return load_config_dataset(DIGITS)
+    return load_shared(DIGITS.data)
 
 
 def functions_of(config, dataset, loss=CROSS_ENTROPY):
@@ -76,7 +78,11 @@ def test_learns_digits_with_either_loss():
 def test_a_step_is_sgd_with_clipping_nesterov_momentum_weight_decay_and_the_schedule(dataset):
     """Against a plain loop with the same model, written without the package's step."""
     config = dataclasses.replace(
-        DIGITS, epochs=1, warmup_epochs=0.5, augmentation=PLAIN, weight_decay=0.05, clip_norm=1.0
+        DIGITS,
+        epochs=1,
+        warmup_epochs=0.5,
+        augmentation=PLAIN,
+        optimizer=dataclasses.replace(DIGITS.optimizer, weight_decay=0.05, clip_norm=1.0),
     )
     functions = functions_of(config, dataset)
     state = functions.init(jax.random.key(0))
@@ -187,10 +193,14 @@ def test_metrics_count_every_image_once(dataset, monkeypatch):
 
 
 def test_validation_images_are_watched_and_test_images_reported():
-    config = dataclasses.replace(DIGITS, val_examples=200, train_examples=500, epochs=2)
+    config = dataclasses.replace(
+        DIGITS,
+        epochs=2,
+        data=dataclasses.replace(DIGITS.data, val_examples=200, train_examples=500),
+    )
     result = train(config)
     assert {row["evaluated_on"] for row in result.history} == {"val"}
-    data = load_config_dataset(config)
+    data = load_shared(config.data)
     assert len(data.val_labels) == 200
     assert result.test_accuracy * len(data.test_labels) == pytest.approx(
         round(result.test_accuracy * len(data.test_labels))
@@ -202,7 +212,9 @@ def test_without_test_nothing_looks_at_the_test_images(functions):
         assert split == "val"
         return Metrics(*np.asarray([[0.5], [1.0], [0.1]]))
 
-    config = dataclasses.replace(DIGITS, epochs=1, val_examples=1)
+    config = dataclasses.replace(
+        DIGITS, epochs=1, data=dataclasses.replace(DIGITS.data, val_examples=1)
+    )
     blind = functions._replace(evaluate=evaluate)
     result = run_training(config, blind, 0, test=False)
     assert np.isnan([result.test_accuracy, result.test_nll, result.test_calibration_error]).all()
@@ -212,7 +224,9 @@ def test_without_test_nothing_looks_at_the_test_images(functions):
 
 
 def test_a_trainer_trains_each_seed_and_reports_every_epoch():
-    config = dataclasses.replace(DIGITS, epochs=1, train_examples=128, stream=True)
+    config = dataclasses.replace(
+        DIGITS, epochs=1, data=dataclasses.replace(DIGITS.data, train_examples=128, stream=True)
+    )
     rows = []
     results = make_trainer(config)([0, 1], report=rows.append)
     assert results[0].history != results[1].history
@@ -242,36 +256,18 @@ def test_losses_by_name(tmp_path):
         resolve_loss("none.safetensors")
 
 
-def test_every_setting_of_the_data_reaches_it(monkeypatch):
-    changes = {
-        "data_dir": "there",
-        "train_examples": 300,
-        "val_examples": 31,
-        "test_examples": 17,
-        "split_seed": 5,
-        "image_size": 12,
-        "label_noise": "symmetric",
-        "noise_rate": 0.25,
-        "imbalance": "step",
-        "imbalance_factor": 3.0,
-        "corruption_seed": 7,
-        "stream": False,
-    }
-    options = inspect.signature(load_dataset).parameters.values()
-    assert set(changes) == {x.name for x in options if x.kind is x.KEYWORD_ONLY}
-    given = []
-    monkeypatch.setattr(training, "load_dataset", lambda name, **options: given.append(options))
-    load_config_dataset(dataclasses.replace(DIGITS, **changes))
-    assert given[-1] == changes
-
-
 @pytest.mark.parametrize(
     ("name", "head_scale", "scale"),
     [("ldam", None, 1.0), ("ldam", 20.0, 20.0), ("additive_margin_softmax", 20.0, 20.0)],
 )
 def test_a_margin_loss_is_told_the_scale_of_the_head_and_the_class_counts(name, head_scale, scale):
-    config = dataclasses.replace(DIGITS, loss=name, head_scale=head_scale, imbalance="step")
-    dataset = load_config_dataset(config)
+    config = dataclasses.replace(
+        DIGITS,
+        loss=name,
+        head_scale=head_scale,
+        data=dataclasses.replace(DIGITS.data, imbalance="step"),
+    )
+    dataset = load_shared(config.data)
     options = {"class_counts": tuple(dataset.class_counts.tolist())} if name == "ldam" else {}
     logits, labels = scale * jnp.array([[0.3, *[0.1] * 9]]), jnp.array([0])
     np.testing.assert_allclose(
@@ -314,44 +310,44 @@ def test_steps_and_the_evaluation_lower_for_accelerators(platform, dataset, monk
     [
         ({"loss": "hinge"}, "loss is 'hinge'"),
         ({"loss": "large_margin_softmax"}, "margins are of angles; expected a head_scale"),
-        ({"noise_rate": 0.2}, "noise_rate is 0.2 without noise"),
-        ({"imbalance": "linear"}, "imbalance is 'linear'"),
-        ({"dataset": ""}, "dataset is ''; expected the name"),
+        ({"data.noise_rate": 0.2}, "noise_rate is 0.2 without noise"),
+        ({"data.imbalance": "linear"}, "imbalance is 'linear'"),
+        ({"data.name": ""}, "name is ''; expected a string, not empty"),
         ({"epochs": 1.5}, r"epochs is 1\.5; expected a whole number"),
         ({"model": "resnet9"}, "model is 'resnet9'"),
-        ({"train_examples": 0}, "train_examples is 0"),
-        ({"val_examples": -1}, "val_examples is -1"),
+        ({"data.train_examples": 0}, "train_examples is 0"),
+        ({"data.val_examples": -1}, "val_examples is -1"),
         ({"width": 0}, "width is 0"),
         ({"epochs": 0}, "epochs is 0"),
-        ({"corruption_seed": -1}, r"TrainConfig\.corruption_seed is -1"),
+        ({"data.noise_seed": -1}, r"DataConfig\.noise_seed is -1"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"accumulate": 3}, "accumulate is 3 with a batch_size of 128; expected a divisor"),
         ({"learning_rate": 0.0}, r"learning_rate is 0\.0"),
-        ({"warmup_epochs": 7.0}, r"warmup_epochs is 7\.0; .* at least 0 and at most 6"),
-        ({"weight_decay": -1.0}, r"weight_decay is -1\.0"),
+        ({"warmup_epochs": 7.0}, r"warmup_epochs is 7\.0 with 6 epochs; expected at most as many"),
+        ({"optimizer.weight_decay": -1.0}, r"weight_decay is -1\.0"),
         ({"ema_decay": 1.0}, r"ema_decay is 1\.0; .* less than 1"),
-        ({"clip_norm": 0.0}, r"clip_norm is 0\.0"),
+        ({"optimizer.clip_norm": 0.0}, r"clip_norm is 0\.0"),
         ({"head_scale": -1.0}, r"head_scale is -1\.0"),
         ({"precision": "float64"}, "precision is 'float64'; expected one of auto, float32"),
-        ({"optimizer": "sdg"}, "optimizer is 'sdg'; expected an optimiser of optax"),
-        ({"optimizer": "tree"}, "optimizer is 'tree'"),
-        ({"optimizer": "lbfgs"}, "'lbfgs' with .* cannot be used .* gradients and parameters"),
-        ({"optimizer_options": {"beta": 1.0}}, "optimizer_options has beta; sgd takes momentum"),
+        ({"optimizer.name": "sdg"}, "name is 'sdg'; expected an optimiser of optax"),
+        ({"optimizer.name": "tree"}, "name is 'tree'"),
+        ({"optimizer.name": "lbfgs"}, "'lbfgs' with .* cannot be used .* gradients and parameters"),
+        ({"optimizer.options": {"beta": 1.0}}, "options has beta; sgd takes momentum"),
         (
-            {"optimizer": "adamw", "optimizer_options": {"weight_decay": 0.1}},
+            {"optimizer.name": "adamw", "optimizer.options": {"weight_decay": 0.1}},
             "has weight_decay; adamw takes b1",
         ),
         ({"steps_per_chunk": 0}, "steps_per_chunk is 0"),
         ({"keep_checkpoints": 0}, "keep_checkpoints is 0"),
         ({"seed": -1}, "seed is -1"),
-        ({"split_seed": -1}, "split_seed is -1"),
+        ({"data.split_seed": -1}, "split_seed is -1"),
     ],
 )
 def test_config_refuses(change, message):
     with pytest.raises(ConfigError, match=message):
-        dataclasses.replace(TrainConfig(), **change)
+        with_fields(TrainConfig(), change)
 
 
 def test_fewer_images_than_a_batch_are_refused():
     with pytest.raises(ConfigError, match="batch_size is 128 with 50 training images"):
-        train(TrainConfig(dataset="digits", train_examples=50))
+        train(TrainConfig(data=DataConfig(name="digits", train_examples=50)))

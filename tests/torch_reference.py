@@ -7,43 +7,8 @@ import numpy as np
 import torch
 from flax import nnx, traverse_util
 from torch import nn
-from torch.nn import functional as F
 
 from benchmarks.peers.torch_resnet import ResNet as ResNet
-
-
-class PreActivationBlock(nn.Module):
-    def __init__(self, inputs, outputs, stride):
-        super().__init__()
-        self.norm1, self.norm2 = nn.BatchNorm2d(inputs), nn.BatchNorm2d(outputs)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        if inputs != outputs:
-            self.project = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-
-    def forward(self, x):
-        y = F.relu(self.norm1(x))
-        shortcut = self.project(y) if hasattr(self, "project") else x
-        return shortcut + self.conv2(F.relu(self.norm2(self.conv1(y))))
-
-
-class WideResNet(nn.Module):
-    def __init__(self, depth, widening, width, classes=10):
-        super().__init__()
-        self.stem = nn.Conv2d(3, width, 3, padding=1, bias=False)
-        self.blocks, channels = nn.ModuleList(), width
-        for stage in range(3):
-            for index in range((depth - 4) // 6):
-                stride = 2 if stage and not index else 1
-                self.blocks.append(PreActivationBlock(channels, width * widening << stage, stride))
-                channels = width * widening << stage
-        self.norm, self.head = nn.BatchNorm2d(channels), nn.Linear(channels, classes)
-
-    def forward(self, x):
-        x = self.stem(x)
-        for block in self.blocks:
-            x = block(x)
-        return self.head(F.relu(self.norm(x)).mean((2, 3)))
 
 
 class VisionTransformer(nn.Module):

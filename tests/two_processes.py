@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
+from edl_jax.data.config import DataConfig
 from edl_jax.errors import DataError, EDLError, RunFolderError
 from edl_jax.runs import processes
 from edl_jax.runs.joining import Processes, host_and_port
@@ -103,7 +104,11 @@ def refused(index):
     from edl_jax.training.training import make_trainer
     from tests.test_evolution import TINY
 
-    small = TrainConfig(dataset="digits", epochs=1, train_examples=64, test_examples=64)
+    small = TrainConfig(
+        epochs=1,
+        batch_size=64,
+        data=DataConfig(name="digits", train_examples=64, test_examples=64),
+    )
 
     def differing(config, **second):
         return dataclasses.replace(config, **second) if index else config
@@ -112,14 +117,15 @@ def refused(index):
         return jnp.square(logits - jax.nn.one_hot(labels, logits.shape[-1])).mean(-1)
 
     losses = squared, lambda logits, labels: 2 * squared(logits, labels)
-    noise = {"loss": "poly", "label_noise": "symmetric", "noise_rate": 0.2, "seed": 1}
+    noisy = dataclasses.replace(small.data, label_noise="symmetric", noise_rate=0.2)
+    elsewhere = dataclasses.replace(small.data, data_dir="/elsewhere")
     processes.commit = lambda: "ab" * 20
     found = {
         "alike": told(agree, lambda: {"x": 1}),
         "pretrain": told(pretrain, differing(TINY, severity="brier", generations=7)),
         "key": told(pretrain, TINY, key=jax.random.key(index)),
-        "train": told(train, differing(small, **noise)),
-        "loss": told(train, differing(small, data_dir="/elsewhere"), loss=losses[index]),
+        "train": told(train, differing(small, data=noisy, loss="poly", seed=1)),
+        "loss": told(train, differing(small, data=elsewhere), loss=losses[index]),
         "seeds": told(make_trainer(small), [0, 1 + index]),
         "many": told(agree, lambda: {str(x): "v" * 500 + str(index) for x in range(50)}),
     }

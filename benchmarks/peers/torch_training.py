@@ -53,7 +53,7 @@ def trainer(work: TrainWork, network: Any, *, bfloat16: bool, compiled: bool) ->
         lr=0.0,
         momentum=0.9,
         nesterov=True,
-        weight_decay=config.weight_decay,
+        weight_decay=config.optimizer.weight_decay,
         fused=True,
     )
     rate_of = _schedule(work)

@@ -5,18 +5,20 @@ A batch goes through `augment` (each image by itself, on uint8 pixels), `normali
 """
 
 import dataclasses
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
+from annotated_types import Ge
 from jax.typing import ArrayLike, DTypeLike
 
+from edl_jax.checked import Checked, NotNegative
 from edl_jax.errors import ConfigError
-from edl_jax.validation import check_range, check_types, check_whole
 
 
 @dataclasses.dataclass(frozen=True)
-class Augmentation:
-    """Which augmentations a training uses. Checked when made.
+class Augmentation(Checked):
+    """Which augmentations a training uses.
 
     With mixup and cutmix both on, a fair coin picks one of them for every batch.
 
@@ -25,21 +27,15 @@ class Augmentation:
     """
 
     crop: bool = True
-    """Random crops after black padding, as far as the data set has any padding."""
+    """Whether to crop at random after black padding, where the data set has any padding."""
     flip: bool = True
-    """Mirror left and right half of the time, where mirrored images keep their meaning."""
-    cutout: int = 0
-    """Side in pixels of a square cut out of every image; 0 for none."""
-    mixup: float = 0.0
-    """Alpha of the Beta(alpha, alpha) that mixup draws its weight from; 0 for no mixup."""
-    cutmix: float = 0.0
-    """Alpha of the Beta(alpha, alpha) that cutmix draws its area from; 0 for no cutmix."""
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        check_whole(self, "cutout", 0)
-        check_range(self, "mixup", 0)
-        check_range(self, "cutmix", 0)
+    """Whether to mirror half of the images, where mirrored images keep their meaning."""
+    cutout: Annotated[int, Ge(0)] = 0
+    """Side in pixels of a square cut out of every image; 0: none."""
+    mixup: NotNegative = 0.0
+    """Alpha of the Beta(alpha, alpha) distribution of mixup's weight; 0: no mixup."""
+    cutmix: NotNegative = 0.0
+    """Alpha of the Beta(alpha, alpha) distribution of cutmix's area; 0: no cutmix."""
 
     @property
     def mixes(self) -> bool:

@@ -8,141 +8,66 @@ from typing import Any
 
 import numpy as np
 
-from edl_jax.data.corruption import (
-    Corruption,
+from edl_jax.checked import config_or_default
+from edl_jax.data.config import DataConfig
+from edl_jax.data.dataset import Dataset, channel_statistics
+from edl_jax.data.folder import PREFIX, find_images, read_folder
+from edl_jax.data.label_noise import (
     asymmetric_noise,
     asymmetric_targets,
     imbalanced_rows,
     symmetric_noise,
 )
-from edl_jax.data.dataset import Dataset, channel_statistics
 from edl_jax.data.optional import UnavailableError
 from edl_jax.data.sources import DATASETS, ArraySource, ImageSource
 from edl_jax.data.streaming import StreamedImages, fits_device
 from edl_jax.data.tfds_catalog import open_tfds, prepared_files
 from edl_jax.errors import ConfigError, DataError
 from edl_jax.runs.storage import user_path
-from edl_jax.validation import MAX_SEED, check_types, check_whole
 
 
-@dataclasses.dataclass(frozen=True)
-class Parts:
-    """How many examples each part has and how they are chosen; checked when made."""
+def load_dataset(config: DataConfig | None = None, source: ArraySource | None = None) -> Dataset:
+    """Load a data set.
 
-    train_examples: int | None
-    val_examples: int
-    test_examples: int | None
-    split_seed: int
-    image_size: int | None
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        check_whole(self, "split_seed", 0, MAX_SEED)
-        if self.image_size is not None:
-            check_whole(self, "image_size", 1)
-
-    def rows(self, name: str, num_train: int, num_test: int) -> dict[str, np.ndarray]:
-        """The rows of each part in its split, increasing."""
-        val = self.val_examples
-        train = num_train - val if self.train_examples is None else self.train_examples
-        test = num_test if self.test_examples is None else self.test_examples
-        if min(train, test, val + 1) < 1 or train + val > num_train or test > num_test:
-            raise ConfigError(
-                f"train_examples is {self.train_examples}, val_examples {val} and test_examples "
-                f"{self.test_examples}; {name} has {num_train} for train and validation together "
-                f"and {num_test} for test: expected no more, and at least 1 for train and for test."
-            )
-        held_out = np.zeros(num_train, bool)
-        chosen = np.random.default_rng(self.split_seed).permutation(num_train)[:val]
-        held_out[chosen] = True
-        return {
-            "train": np.flatnonzero(~held_out)[:train],
-            "val": np.flatnonzero(held_out),
-            "test": np.arange(test),
-        }
-
-
-def load_dataset(
-    name: str,
-    *,
-    data_dir: str | os.PathLike[str] | None = None,
-    train_examples: int | None = None,
-    val_examples: int = 0,
-    test_examples: int | None = None,
-    split_seed: int = 0,
-    image_size: int | None = None,
-    label_noise: str = "none",
-    noise_rate: float = 0.0,
-    imbalance: str = "none",
-    imbalance_factor: float = 100.0,
-    corruption_seed: int = 0,
-    stream: bool | None = None,
-) -> Dataset:
-    """Loads a data set.
-
-    The last two that were loaded are kept: the same arguments and the same data give the same
-    object again. A data set that is not prepared is downloaded and prepared by TFDS. Decoded images
-    are kept in the user's cache folder, `$XDG_CACHE_HOME/edl_jax` or `~/.cache/edl_jax`. The train
-    part is chosen (validation held out, then the first of the rest), then made imbalanced, then
-    given wrong labels; validation and test stay as they are.
+    The last two are kept in memory: the same configuration and data give the same object again. A
+    data set of TFDS that is not prepared is downloaded and prepared. Decoded images are kept in the
+    user's cache folder, `$XDG_CACHE_HOME/edl_jax` or `~/.cache/edl_jax`. The test split is TFDS's
+    "test", or "validation" where there is none with labels.
 
     Args:
-      name: an image classification set of TFDS, such as "cifar10", "cifar100", "mnist" or
-        "imagenette/320px"; a name in `DATASETS`: "digits" (scikit-learn's 1,797 grey images of
-        8x8) or your own; or "auto", CIFAR-10 where it is prepared or can be downloaded, and digits
-        where it is not. The test split is TFDS's "test", or "validation" where there is none with
-        labels.
-      data_dir: TFDS directory, the one that contains `cifar10/`, on this machine's file systems
-        (no address such as `gs://...`); `~` is the home folder. Default:
-        the environment's `TFDS_DATA_DIR`, or else TFDS's own. With "auto", naming a directory rules
-        digits out.
-      train_examples: the first so many that validation leaves of the (shuffled) train split; None
-        is all.
-      val_examples: so many of the train split, chosen at random.
-      test_examples: the first so many of the test split; None is all.
-      split_seed: of the choice of the validation examples.
-      image_size: side of the square to which images are resized and cropped; None is the data
-        set's own size, if it has one.
-      label_noise: wrong train labels: "none"; "symmetric", uniformly any other class; or
-        "asymmetric", a similar class, for CIFAR-10 and CIFAR-100. See `corruption`.
-      noise_rate: share of each class's train labels that are wrong; with asymmetric noise, of each
-        class that is taken for another, on CIFAR-10 five of ten.
-      imbalance: class counts of the train part: "none", "exponential" or "step".
-      imbalance_factor: largest over smallest class count; not looked at without imbalance.
-      corruption_seed: of which labels are wrong and which images are left out.
-      stream: whether images are read while training. None: if the train images fill more than a
-        quarter of the device's memory.
-
-    Returns:
-      The data set.
+      config: the data set, its parts and what is done to its training labels.
+      source: images in place of those that the configuration names.
 
     Raises:
-      ConfigError: the name is unknown or of no set of labelled images, more examples are asked
-        for than there are, or another argument cannot work.
-      DataError: the data set is neither prepared nor to be prepared, the files are damaged, or an
-        optional dependency is missing.
+      ConfigError: if the name is unknown or of no set of labelled images, or there are fewer
+        examples than asked for.
+      DataError: if the data set cannot be prepared or read, or an optional dependency is missing.
 
     References:
       Krizhevsky, "Learning multiple layers of features from tiny images", 2009;
       Alpaydin and Kaynak, "Optical recognition of handwritten digits", UCI, 1998.
     """
-    if not isinstance(name, str):
-        raise ConfigError(f"the data set is {name!r}; expected its name, such as 'cifar10'.")
-    given = os.environ.get("TFDS_DATA_DIR") or None if data_dir is None else data_dir
-    directory = None if given is None else str(user_path(given))
-    parts = Parts(train_examples, val_examples, test_examples, split_seed, image_size)
-    corruption = Corruption(label_noise, noise_rate, imbalance, imbalance_factor, corruption_seed)
-    if name in DATASETS:
-        source = _registered(name)
-        origin = _Origin((source.name, source.description, source.digest), lambda: source)
+    config = config_or_default(config, DataConfig)
+    name, data_dir = config.name, config.data_dir
+    place = os.environ.get("TFDS_DATA_DIR") or None if data_dir is None else data_dir
+    directory = None if place is None else str(user_path(place))
+    if source is not None or name in DATASETS:
+        given = _registered(name) if source is None else source
+        origin = _Origin((given.name, given.description, given.digest), lambda: given)
+    elif name.startswith(PREFIX):
+        folder = user_path(name.removeprefix(PREFIX))
+        files = find_images(folder)
+        stats = [(path, path.stat()) for images in files.values() for _, path in images]
+        key = tuple((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats)
+        origin = _Origin(key, lambda: read_folder(folder, files, config.image_size))
     else:
         may_replace = name == "auto" and data_dir is None
         found = "cifar10" if name == "auto" else name
         origin = _Origin(
             (name, directory, may_replace, prepared_files(found, directory)),
-            lambda: _prepared(found, directory, image_size, may_replace),
+            lambda: _prepared(found, directory, config.image_size, may_replace),
         )
-    return _load(origin, parts, corruption, stream)
+    return _load(origin, dataclasses.replace(config, data_dir=None))  # the origin knows it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,11 +79,32 @@ class _Origin:
 
 
 @functools.lru_cache(maxsize=2)  # each has arrays of its own
-def _load(origin: _Origin, parts: Parts, corruption: Corruption, stream: bool | None) -> Dataset:
+def _load(origin: _Origin, config: DataConfig) -> Dataset:
     source = origin.open()
-    if isinstance(source, ArraySource) and parts.image_size is not None:
-        source = source.resized(parts.image_size)
-    return _assemble(source, parts, corruption, stream)
+    size = config.image_size
+    if isinstance(source, ArraySource) and size and source.image_shape[:2] != (size, size):
+        source = source.resized(size)
+    return _assemble(source, config)
+
+
+def _rows(config: DataConfig, name: str, num_train: int, num_test: int) -> dict[str, np.ndarray]:
+    """The rows of each part in its split, increasing."""
+    val = config.val_examples
+    train = num_train - val if config.train_examples is None else config.train_examples
+    test = num_test if config.test_examples is None else config.test_examples
+    if train < 1 or train + val > num_train or test > num_test:
+        raise ConfigError(
+            f"train_examples is {config.train_examples}, val_examples {val} and test_examples "
+            f"{config.test_examples}; {name} has {num_train} for train and validation together "
+            f"and {num_test} for test: expected no more, and at least 1 for train and for test."
+        )
+    held_out = np.zeros(num_train, bool)
+    held_out[np.random.default_rng(config.split_seed).permutation(num_train)[:val]] = True
+    return {
+        "train": np.flatnonzero(~held_out)[:train],
+        "val": np.flatnonzero(held_out),
+        "test": np.arange(test),
+    }
 
 
 def _registered(name: str) -> ArraySource:
@@ -181,23 +127,22 @@ def _prepared(
         return dataclasses.replace(digits, description=f"{digits.description} ({error})")
 
 
-def _assemble(
-    source: ImageSource, parts: Parts, corruption: Corruption, stream: bool | None
-) -> Dataset:
-    """Chooses the three parts, spoils the train part as asked for and measures it."""
-    rows = parts.rows(source.name, source.sizes["train"], source.sizes["test"])
+def _assemble(source: ImageSource, config: DataConfig) -> Dataset:
+    """Choose the three parts, change the train part as asked for and measure it."""
+    rows = _rows(config, source.name, source.sizes["train"], source.sizes["test"])
     num_classes = len(source.class_names)
     labels = _read_parts(source.labels, rows)
-    if corruption.imbalance != "none":
+    if config.imbalance != "none":
         kept = imbalanced_rows(
             labels["train"],
             num_classes,
-            profile=corruption.imbalance,
-            factor=corruption.imbalance_factor,
-            seed=corruption.seed,
+            profile=config.imbalance,
+            factor=config.imbalance_factor,
+            seed=config.noise_seed,
         )
         rows["train"], labels["train"] = rows["train"][kept], labels["train"][kept]
-    labels["train"] = _noisy(labels["train"], source, corruption)
+    labels["train"] = _noisy(labels["train"], source, config)
+    stream = config.stream
     if stream is None:
         stream = not fits_device(len(rows["train"]) * int(np.prod(source.image_shape)))
     if stream:
@@ -236,11 +181,11 @@ def _read_parts(
     }
 
 
-def _noisy(labels: np.ndarray, source: ImageSource, corruption: Corruption) -> np.ndarray:
-    rate, seed = corruption.noise_rate, corruption.seed
-    if corruption.label_noise == "symmetric":
+def _noisy(labels: np.ndarray, source: ImageSource, config: DataConfig) -> np.ndarray:
+    rate, seed = config.noise_rate, config.noise_seed
+    if config.label_noise == "symmetric":
         return symmetric_noise(labels, len(source.class_names), rate=rate, seed=seed)
-    if corruption.label_noise == "asymmetric":
+    if config.label_noise == "asymmetric":
         targets = asymmetric_targets(source.class_names, source.superclasses())
         return asymmetric_noise(labels, targets, rate=rate, seed=seed)
     return labels

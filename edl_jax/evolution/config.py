@@ -1,55 +1,35 @@
 """The configuration of a pretraining: every default here is ours, none is known from the paper."""
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import Ge, MinLen
+
+from edl_jax.checked import Checked, Count, Distinct, NotNegative, OneOf, Seed
 from edl_jax.errors import ConfigError
 from edl_jax.networks import Architecture
+from edl_jax.networks.loss_network import ACTIVATIONS
 from edl_jax.objective import MARGINS, SEVERITIES, TaskConfig
 from edl_jax.pairs import Mixture
-from edl_jax.strategies import MUTATIONS, STRATEGIES
-from edl_jax.strategies.by_name import WITHOUT_STD
-from edl_jax.validation import (
-    MAX_SEED,
-    check_choice,
-    check_different,
-    check_range,
-    check_types,
-    check_whole,
-    check_wholes,
-)
-
-# What only some strategies know of; elsewhere another value than the default is refused.
-_ONLY_FOR = {
-    "mutation": ("ChaoticES", "ChaoticSNES"),
-    "selection": ("ChaoticES",),
-    "elite_ratio": ("ChaoticES",),
-    "step_size": ("ChaoticES",),
-}
+from edl_jax.strategies import StrategyConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class SlopeConfig:
-    """How much a loss's slope counts in its fitness (`edl_jax.objective.slope`). Checked when made.
+class SlopeConfig(Checked):
+    """How much a loss's slope counts in its fitness (`edl_jax.objective.slope`).
 
     Raises:
       ConfigError: naming the first field that cannot work, its value and what was expected.
     """
 
-    descent: float = 0.0
+    descent: NotNegative = 0.0
     """Weight of descent steps on the logits that raise the severity."""
-    norm: float = 0.0
+    norm: NotNegative = 0.0
     """Weight of gradients more than twice as long, or as short, as cross-entropy's."""
-    convexity: float = 0.0
+    convexity: NotNegative = 0.0
     """Weight of negative curvature along the true class's logit."""
-    pairs: int = 512
+    pairs: Count = 512
     """Further pairs of each generation, on which the slope is measured."""
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        for field in ("descent", "norm", "convexity"):
-            check_range(self, field, 0)
-        check_whole(self, "pairs", 1)
 
     def weights(self) -> tuple[float, float, float]:
         """The weights in the order of `SlopeViolations`."""
@@ -57,8 +37,8 @@ class SlopeConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class PretrainConfig:
-    """How a loss is evolved. Checked when made.
+class PretrainConfig(Checked):
+    """How a loss is evolved.
 
     Raises:
       ConfigError: naming the first field that cannot work, its value and what was expected.
@@ -66,95 +46,72 @@ class PretrainConfig:
 
     network: Literal["class_agnostic", "pair"] = "class_agnostic"
     """Architecture of the loss: "class_agnostic" serves any class count, "pair" just one."""
-    hidden: tuple[int, ...] = (16, 16)
+    hidden: tuple[Count, ...] = (16, 16)
     """Widths of the loss network's hidden layers."""
-    activation: str = "silu"
+    activation: Annotated[str, OneOf(ACTIVATIONS)] = "silu"
     """Activation of the hidden layers: tanh, relu, silu, softplus or squareplus."""
-    class_counts: tuple[int, ...] = (2, 10, 100)
+    class_counts: Annotated[tuple[Annotated[int, Ge(2)], ...], MinLen(1), Distinct()] = (2, 10, 100)
     """Class counts of the synthetic pairs, all different, an equal share each; exactly one for
     "pair"."""
     mixture: Mixture = Mixture()
     """Weights of the regimes that pairs are drawn from."""
-    severity: str = "surprisal"
+    severity: Annotated[str, OneOf(SEVERITIES)] = "surprisal"
     """How wrong a pair is: a name in edl_jax.SEVERITIES, such as surprisal or brier."""
-    margin: str = "proportional"
+    margin: Annotated[str, OneOf(MARGINS)] = "proportional"
     """Least difference of two losses: a name in edl_jax.MARGINS; proportional to the severities'
     difference, or constant."""
-    num_opponents: int = 4
+    num_opponents: Count = 4
     """Comparisons that each pair takes part in as the first."""
     slope: SlopeConfig = SlopeConfig()
     """Weights of what is asked of the loss's slope beside the ranking objective; 0 unless given."""
-    task_weight: float = 0.0
+    task_weight: NotNegative = 0.0
     """Weight of the error of small classifiers on synthetic tasks beside the ranking objective, of
     which 1 is what a constant loss scores; 0 for no tasks."""
     tasks: TaskConfig = TaskConfig()
     """The tasks, if they have a weight."""
-    strategy: str = "ChaoticES"
-    """Evolution strategy: ChaoticES, ChaoticSNES, any that evosax ships (SimpleGA, CMA_ES, ...), or
-    one of your own in edl_jax.STRATEGIES."""
-    mutation: str = "logistic"
-    """Noise of the chaotic strategies: a name in edl_jax.MUTATIONS, such as logistic, or gaussian,
-    one of the controls without an orbit."""
-    population_size: int = 256
+    strategy: StrategyConfig = StrategyConfig()
+    """The evolution strategy."""
+    population_size: Annotated[int, Ge(2)] = 256
     """Loss networks scored in a generation; with ChaoticES elites and children together."""
-    elite_ratio: float = 0.25
-    """Share of the population that ChaoticES takes as parents."""
-    selection: Literal["plus", "comma"] = "plus"
-    """Selection of ChaoticES: "plus" keeps the elites and scores them again, "comma" does not."""
-    step_size: Literal["success_rule", "constant"] = "success_rule"
-    """How the mutation step size of ChaoticES changes: by the 1/5th success rule, or not at all."""
-    std_init: float = 0.1
-    """Mutation step size of the first generation."""
-    pairs_per_generation: int = 4096
+    pairs_per_generation: Annotated[int, Ge(2)] = 4096
     """Fresh synthetic pairs on which a generation is scored."""
-    generations: int = 200
+    generations: Count = 200
     """Generations to evolve."""
-    generations_per_chunk: int = 25
+    generations_per_chunk: Count = 25
     """Generations on the device between two reports to the host (log, checkpoint)."""
-    held_out_pairs: int = 100_000
+    held_out_pairs: Annotated[int, Ge(2)] = 100_000
     """Held-out pairs among which the winner is chosen, and again on which it is measured."""
-    networks_at_a_time: int = 16
+    networks_at_a_time: Count = 16
     """Networks evaluated together: bounds memory, and 16 fit a CPU's cache."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Count = 2
     """Checkpoints kept of the last chunks, beside that of the best on held-out pairs."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the whole run, unless `pretrain` is given a key."""
 
     def __post_init__(self) -> None:
-        check_types(self)
-        check_choice(self, "severity", SEVERITIES)
-        check_choice(self, "margin", MARGINS)
-        check_choice(self, "strategy", STRATEGIES)
-        check_choice(self, "mutation", MUTATIONS)
-        self._check_fit_of_strategy()
-        check_wholes(self, "class_counts", 2)
-        if not self.class_counts:
-            raise ConfigError("PretrainConfig.class_counts is empty; expected at least one.")
-        check_different(self, "class_counts")
-        check_wholes(self, "hidden", 1)
+        super().__post_init__()
         if self.network == "pair" and len(self.class_counts) != 1:
             raise ConfigError(
                 f"PretrainConfig.class_counts is {self.class_counts}; a pair network serves "
                 "exactly one class count: give one, or use network='class_agnostic'."
             )
-        self.architecture()  # checks the fields that describe the network
-        check_whole(self, "population_size", 2)
-        check_range(self, "elite_ratio", 0, 1, open_low=True, open_high=True)
-        self._check_tasks()
-        check_range(self, "std_init", 0, open_low=True)
-        check_whole(self, "pairs_per_generation", 2 * len(self.class_counts))
+        self.architecture()  # checks the sizes of the network together
+        if self.pairs_per_generation < 2 * len(self.class_counts):
+            raise ConfigError(
+                f"PretrainConfig.pairs_per_generation is {self.pairs_per_generation} with "
+                f"{len(self.class_counts)} class counts; expected two or more for each."
+            )
         if any(self.slope.weights()) and self.slope.pairs > self.pairs_per_generation:
             raise ConfigError(
                 f"PretrainConfig.slope.pairs is {self.slope.pairs} with pairs_per_generation "
                 f"{self.pairs_per_generation}; expected no more."
             )
-        check_whole(self, "num_opponents", 1, self.pairs_per_generation - 1)
-        check_whole(self, "generations", 1)
-        check_whole(self, "generations_per_chunk", 1)
-        check_whole(self, "held_out_pairs", 2)
-        check_whole(self, "networks_at_a_time", 1)
-        check_whole(self, "keep_checkpoints", 1)
-        check_whole(self, "seed", 0, MAX_SEED)
+        if self.num_opponents >= self.pairs_per_generation:
+            raise ConfigError(
+                f"PretrainConfig.num_opponents is {self.num_opponents} with pairs_per_generation "
+                f"{self.pairs_per_generation}; expected fewer."
+            )
+        self._check_tasks()
 
     def architecture(self) -> Architecture:
         """The structure of the loss networks."""
@@ -162,7 +119,6 @@ class PretrainConfig:
         return Architecture(self.network, tuple(self.hidden), self.activation, num_classes)
 
     def _check_tasks(self) -> None:
-        check_range(self, "task_weight", 0)
         if not self.task_weight and self.tasks != TaskConfig():
             raise ConfigError(
                 "PretrainConfig.tasks has settings of its own with a task_weight of 0, so that "
@@ -173,21 +129,4 @@ class PretrainConfig:
             raise ConfigError(
                 f"PretrainConfig.tasks.num_classes is {num_classes} with a pair network for "
                 f"{self.class_counts} classes; expected the same."
-            )
-
-    def _check_fit_of_strategy(self) -> None:
-        if not STRATEGIES.is_protected(self.strategy):
-            return  # your own may use any field
-        for field in dataclasses.fields(self):
-            served = _ONLY_FOR.get(field.name, (self.strategy,))
-            if self.strategy not in served and getattr(self, field.name) != field.default:
-                raise ConfigError(
-                    f"PretrainConfig.{field.name} is {getattr(self, field.name)!r} with strategy "
-                    f"{self.strategy!r}, which does not use it; use {' or '.join(served)}, or "
-                    f"leave {field.name} at {field.default!r}."
-                )
-        if self.strategy in WITHOUT_STD and self.std_init != PretrainConfig.std_init:
-            raise ConfigError(
-                f"PretrainConfig.std_init is {self.std_init} with strategy {self.strategy!r}, "
-                f"which has no such step size; leave it at {PretrainConfig.std_init}."
             )

@@ -9,13 +9,13 @@ from evosax.algorithms.base import EvolutionaryAlgorithm
 from evosax.problems import Problem
 from evosax.types import Solution
 
+from edl_jax.checked import checked_key
 from edl_jax.evolution.config import PretrainConfig
 from edl_jax.evolution.run import AXIS, Evolution
 from edl_jax.runs.devices import device_mesh
 from edl_jax.runs.fit import fit
 from edl_jax.runs.folder import Row
-from edl_jax.strategies import build_strategy
-from edl_jax.validation import checked_key
+from edl_jax.strategies import StrategyConfig, build_strategy
 
 
 class Evolved(NamedTuple):
@@ -71,7 +71,9 @@ def evolve(
     """
     if isinstance(strategy, str):
         config = PretrainConfig(
-            strategy=strategy, population_size=population_size, generations=generations
+            strategy=StrategyConfig(strategy),
+            population_size=population_size,
+            generations=generations,
         )
         strategy, own = build_strategy(config, problem.sample)
         params = own if params is None else params

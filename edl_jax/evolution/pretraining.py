@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ from evosax.algorithms.base import EvolutionaryAlgorithm
 from evosax.problems import Problem
 from evosax.types import Solution
 
+from edl_jax.checked import checked_key, config_or_default
 from edl_jax.evolution.config import PretrainConfig
 from edl_jax.evolution.evolve import columns, run_keys
 from edl_jax.evolution.problems import TASKS, RankingProblem, problem_of
@@ -27,14 +28,13 @@ from edl_jax.runs.fit import fit
 from edl_jax.runs.folder import as_json, open_run, writing
 from edl_jax.runs.processes import agree, first_does, is_first
 from edl_jax.strategies import MUTATIONS, STRATEGIES, build_strategy
-from edl_jax.validation import checked_key, config_or_default
 
 _TASK_DRAWS = 8  # of the tasks on which the winner is measured
-_PARTS: dict[str, Registry[Any]] = {
-    "severity": SEVERITIES,
-    "margin": MARGINS,
-    "mutation": MUTATIONS,
-    "strategy": STRATEGIES,
+_PARTS: dict[str, tuple[Registry[Any], Callable[[PretrainConfig], str]]] = {
+    "severity": (SEVERITIES, lambda config: config.severity),
+    "margin": (MARGINS, lambda config: config.margin),
+    "mutation": (MUTATIONS, lambda config: config.strategy.mutation),
+    "strategy": (STRATEGIES, lambda config: config.strategy.name),
 }
 
 
@@ -159,8 +159,8 @@ def own_parts(*configs: PretrainConfig) -> dict[str, str]:
     return {
         f"{kind} {name}": describe(registry[name])
         for config in configs
-        for kind, registry in _PARTS.items()
-        if not registry.is_protected(name := getattr(config, kind))
+        for kind, (registry, name_in) in _PARTS.items()
+        if not registry.is_protected(name := name_in(config))
     }
 
 

@@ -14,6 +14,7 @@ from evosax.problems.problem import State
 from evosax.types import Fitness, Metrics, Population, Solution
 from flax import nnx
 
+from edl_jax.checked import config_or_default
 from edl_jax.errors import ConfigError
 from edl_jax.evolution.config import PretrainConfig
 from edl_jax.evolution.sums import Summand, WeightedSum, static_self
@@ -30,7 +31,6 @@ from edl_jax.objective import (
 )
 from edl_jax.objective.severity import Margin, Severity
 from edl_jax.pairs import Pairs, log_probabilities, sample_pairs
-from edl_jax.validation import config_or_default
 
 PAIRS_AT_A_TIME = 4096  # evaluated together by a network, which bounds memory
 

@@ -247,8 +247,8 @@ class Evolution:
         if row["failed"] >= self.population_size or not math.isfinite(row["best_fitness"]):
             raise EDLError(
                 f"all {self.population_size} solutions of generation {row['generation']} failed "
-                f"(fitness not finite; step size {row['step_size']:.3g}). Lower std_init, or use "
-                "another severity or margin."
+                f"(fitness not finite; step size {row['step_size']:.3g}). Lower "
+                "strategy.std_init, or use another severity or margin."
             )
 
 

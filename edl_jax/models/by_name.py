@@ -9,11 +9,10 @@ from flax import nnx
 from edl_jax.errors import ConfigError
 from edl_jax.models.resnet import ResNet, ResNetArchitecture
 from edl_jax.models.vit import VisionTransformer, ViTArchitecture
-from edl_jax.models.wide_resnet import WideResNet, WideResNetArchitecture
 
-Model = ResNet | WideResNet | VisionTransformer
+Model = ResNet | VisionTransformer
 
-MODELS: dict[str, ResNetArchitecture | WideResNetArchitecture | ViTArchitecture] = {
+MODELS: dict[str, ResNetArchitecture | ViTArchitecture] = {
     "resnet8": ResNetArchitecture((1, 1, 1), width=16, projection=False),
     "resnet20": ResNetArchitecture((3, 3, 3), width=16, projection=False),
     "resnet32": ResNetArchitecture((5, 5, 5), width=16, projection=False),
@@ -22,8 +21,6 @@ MODELS: dict[str, ResNetArchitecture | WideResNetArchitecture | ViTArchitecture]
     "resnet18": ResNetArchitecture((2, 2, 2, 2), width=64, projection=True),
     "resnet34": ResNetArchitecture((3, 4, 6, 3), width=64, projection=True),
     "resnet50": ResNetArchitecture((3, 4, 6, 3), width=64, projection=True, bottleneck=True),
-    "wrn_16_8": WideResNetArchitecture(depth=16, widening=8),
-    "wrn_28_10": WideResNetArchitecture(depth=28, widening=10),
     "vit_tiny": ViTArchitecture(width=192, depth=12, heads=3, patch=4),
 }
 """Every network that `create_model` knows, by name."""
@@ -45,8 +42,8 @@ def create_model(
 
     Args:
       name: a key of `MODELS`.
-      width: channels of the first stage (before widening, for a wide network), or size of a
-        transformer's tokens; None is the architecture's own.
+      width: channels of the first stage, or size of a transformer's tokens; None is the
+        architecture's own.
       num_classes: number of logits.
       in_channels: channels of the images, 1 or 3.
       image_size: side of the square images; only a transformer depends on it.
@@ -82,6 +79,4 @@ def create_model(
     }
     if isinstance(architecture, ViTArchitecture):
         return VisionTransformer(architecture, image_size=image_size, **shared)
-    if isinstance(architecture, WideResNetArchitecture):
-        return WideResNet(architecture, norm_axis=norm_axis, **shared)
     return ResNet(architecture, norm_axis=norm_axis, **shared)

@@ -2,22 +2,22 @@
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 from flax import nnx
 
+from edl_jax.checked import Checked, OneOf
 from edl_jax.errors import ConfigError
 from edl_jax.networks.class_agnostic import ClassAgnosticNetwork
 from edl_jax.networks.loss_network import ACTIVATIONS, LossNetwork
 from edl_jax.networks.pair import PairNetwork
-from edl_jax.validation import check_choice, check_types
 
 MAX_LAYERS, MAX_SIZE = 16, 4096  # far above any useful loss; bounds what a file can ask for
 
 
 @dataclasses.dataclass(frozen=True)
-class Architecture:
+class Architecture(Checked):
     """A loss network's structure.
 
     Attributes:
@@ -32,12 +32,11 @@ class Architecture:
 
     network: Literal["class_agnostic", "pair"]
     hidden: tuple[int, ...]
-    activation: str
+    activation: Annotated[str, OneOf(ACTIVATIONS)]
     num_classes: int | None = None
 
     def __post_init__(self) -> None:
-        check_types(self)
-        check_choice(self, "activation", ACTIVATIONS)
+        super().__post_init__()
         if len(self.hidden) > MAX_LAYERS or not all(_is_size(width, 1) for width in self.hidden):
             raise ConfigError(
                 f"hidden is {self.hidden}; expected at most {MAX_LAYERS} widths between 1 and "

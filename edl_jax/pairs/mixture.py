@@ -2,38 +2,36 @@
 
 import dataclasses
 
+from edl_jax.checked import Checked, NotNegative
 from edl_jax.errors import ConfigError
 from edl_jax.pairs.regimes import REGIMES
-from edl_jax.validation import check_range, check_types
 
 
 @dataclasses.dataclass(frozen=True)
-class Mixture:
+class Mixture(Checked):
     """Weights of the regimes, relative to one another; a weight of 0 leaves a regime out.
 
     Raises:
       ConfigError: if a weight is negative or not finite, or all are zero.
     """
 
-    uniform: float = 1.0
+    uniform: NotNegative = 1.0
     """Weight of predictions uniform on the simplex."""
-    sparse: float = 1.0
+    sparse: NotNegative = 1.0
     """Weight of predictions with their mass on few classes."""
-    tempered: float = 1.0
+    tempered: NotNegative = 1.0
     """Weight of Gaussian logits over a random temperature."""
-    confident_correct: float = 1.0
+    confident_correct: NotNegative = 1.0
     """Weight of predictions sure of the true class."""
-    confident_wrong: float = 1.0
+    confident_wrong: NotNegative = 1.0
     """Weight of predictions sure of a wrong class."""
-    ambiguous: float = 1.0
+    ambiguous: NotNegative = 1.0
     """Weight of predictions where two classes tie."""
-    untrained: float = 1.0
+    untrained: NotNegative = 1.0
     """Weight of near-uniform predictions, as at initialisation."""
 
     def __post_init__(self) -> None:
-        check_types(self)
-        for name in dataclasses.asdict(self):
-            check_range(self, name, 0)
+        super().__post_init__()
         if sum(dataclasses.asdict(self).values()) == 0:
             raise ConfigError(
                 "Mixture has only zero weights; give at least one regime a positive weight "

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from edl_jax.checked import checked_key, config_or_default
 from edl_jax.errors import InputError
 from edl_jax.pairs.mixture import Mixture
 from edl_jax.pairs.regimes import REGIMES, Chances
-from edl_jax.validation import checked_key, config_or_default
 
 
 class Pairs(NamedTuple):

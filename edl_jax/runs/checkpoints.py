@@ -6,7 +6,6 @@ older one is deleted; a digest tells damaged arrays, of which Orbax keeps no che
 cannot be read for now is not damaged.
 """
 
-import contextlib
 import functools
 import hashlib
 import itertools
@@ -17,8 +16,7 @@ import os
 import re
 import shutil
 import stat
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,6 +24,7 @@ import jax
 import numpy as np
 
 from edl_jax.errors import RunFolderError, shortened
+from edl_jax.runs.orbax_noise import orbax_silent
 from edl_jax.runs.preemption import interrupt_deferred
 from edl_jax.runs.storage import TEMPORARY, make_folder, sync_tree
 
@@ -68,8 +67,18 @@ class Checkpoints:
             self._manager.close()
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints that are there, damaged ones too, in order."""
-        return sorted(int(x.name) for x in self._path.iterdir() if _STEP.fullmatch(x.name))
+        """Steps of the checkpoints that are there, damaged ones too, in order.
+
+        Raises:
+          RunFolderError: if the folder cannot be read now.
+        """
+        try:
+            return sorted(int(x.name) for x in self._path.iterdir() if _STEP.fullmatch(x.name))
+        except OSError as error:
+            raise RunFolderError(
+                f"{self._path} cannot be read ({error}). Everything was left as it is: give the "
+                "same command again when it can."
+            ) from error
 
     def save(self, step: int, tree: Any, *, score: float, notes: Mapping[str, Any]) -> None:
         """Save the arrays of a pytree after `step` steps, then delete those not to be kept.
@@ -87,7 +96,7 @@ class Checkpoints:
         }
         try:
             # Orbax gives an interrupted save out as one that failed.
-            with interrupt_deferred(), _orbax_silent():
+            with interrupt_deferred(), orbax_silent():
                 self._manager.save(step, args=args, metrics=metrics, force=True)
                 sync_tree(self._path / str(step))
                 best = self._manager.best_step()
@@ -155,7 +164,7 @@ class Checkpoints:
         options = _processes()
         handler = ocp.StandardCheckpointHandler(multiprocessing_options=options)
         with (
-            _orbax_silent(),
+            orbax_silent(),
             ocp.Checkpointer(handler, multiprocessing_options=options) as reader,
         ):
             path = self._path / str(step) / "state"
@@ -238,22 +247,3 @@ def _processes() -> Any:
 
     alone = {"primary_host": 0, "active_processes": {0}} if jax.process_count() > 1 else {}
     return ocp.options.MultiprocessingOptions(**alone)
-
-
-@contextlib.contextmanager
-def _orbax_silent() -> Iterator[None]:
-    """Keep Orbax's threads from printing tracebacks: the caller reports what they raise."""
-
-    def nothing(_: logging.LogRecord) -> bool:
-        return False
-
-    loggers, hook = [logging.getLogger(name) for name in ("absl", "asyncio")], sys.unraisablehook
-    for logger in loggers:
-        logger.addFilter(nothing)
-    sys.unraisablehook = lambda _: None
-    try:
-        yield
-    finally:
-        sys.unraisablehook = hook
-        for logger in loggers:
-            logger.removeFilter(nothing)

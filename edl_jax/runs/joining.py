@@ -5,29 +5,31 @@ their host is unknown or the port is taken. So the processes first meet over TCP
 where JAX will join them.
 """
 
-import asyncio
 import contextlib
 import dataclasses
 import json
 import math
 import os
+import socket
+import time
 from typing import Any
 from urllib.parse import urlsplit
 
 import jax
 
+from edl_jax.checked import Checked, Positive
 from edl_jax.errors import ConfigError, ProcessError
 from edl_jax.runs.processes import connect_devices
-from edl_jax.validation import check_range, check_types
 
 _SECONDS_BETWEEN_TRIES = 0.2
 _SECONDS_LONGER = 1.0  # that the others wait: the first process knows who is missing
 _SECONDS_TO_PART = 10  # how long the end of one process waits for the end of the others
-_LONGEST = 2_000  # characters of what the first process says is wrong
+_SECONDS_TO_SPEAK = 1.0  # of whoever calls
+_LONGEST = 2_000  # characters of what one says
 
 
 @dataclasses.dataclass(frozen=True)
-class Processes:
+class Processes(Checked):
     """How this process finds the others. Alone by default.
 
     Raises:
@@ -44,12 +46,11 @@ class Processes:
     """How many processes there are, with `coordinator`."""
     process_id: int | None = None
     """Index of this process, from 0, with `coordinator`."""
-    timeout: float = 60.0
+    timeout: Positive = 60.0
     """Seconds to wait for the other processes at the start."""
 
     def __post_init__(self) -> None:
-        check_types(self)
-        check_range(self, "timeout", 0.0, open_low=True)
+        super().__post_init__()
         given = [self.coordinator, self.num_processes, self.process_id]
         if any(x is not None for x in given) and (None in given or self.auto):
             raise ConfigError(
@@ -103,7 +104,7 @@ class Processes:
         connect_devices()
 
 
-def _detected(timeout: float) -> tuple[Any, Any, Any]:
+def _detected(timeout: Positive) -> tuple[Any, Any, Any]:
     """What JAX finds of the others: address, number and this one's index; None if nothing."""
     try:
         from jax._src.clusters import ClusterEnv  # it has no public name
@@ -146,111 +147,97 @@ def meet(address: str, count: int, index: int, *, seconds: float, bind: str | No
         or one expects another number of processes.
       ConfigError: if an address is not of the form HOST:PORT.
     """
-    host, port = host_and_port(address)
-    me = f"process {index} of {count}, coordinator {address}"
+    at, deadline = host_and_port(address), time.monotonic() + seconds
     if index:
-        asyncio.run(_come(me, (host, port), count, index, seconds))
+        problem = _call(at, count, index, deadline + _SECONDS_LONGER)
     else:
-        at = host_and_port(bind) if bind else (None, port)
-        asyncio.run(_receive(me, at, count, seconds))
-
-
-async def _receive(me: str, at: tuple[str | None, int], count: int, seconds: float) -> None:
-    """Be the first process: hear the others, and tell them that all are there, or what is wrong."""
-    here: dict[int, asyncio.StreamWriter] = {}
-    heard: list[asyncio.StreamWriter] = []
-    verdict: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
-
-    async def hear(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.closing(writer):
-            match await _line(reader):
-                case {"process": int(index), "of": int(expected)}:
-                    pass
-                case _:
-                    return  # not one of ours
-            problem = None
-            if expected != count or not 0 < index < count:
-                problem = (
-                    f"process {index} came and expects {expected} processes, process 0 {count}"
-                )
-            elif index in here:
-                problem = f"two processes came with the index {index}"
-            here[index] = writer
-            heard.append(writer)
-            if not verdict.done() and (problem or len(here) == count - 1):
-                verdict.set_result(problem)
-            with contextlib.suppress(OSError):
-                await reader.read(1)  # until it leaves
-            if here.get(index) is writer:
-                del here[index]
-
-    tasks = set()
-
-    def open_door(*connection: Any) -> None:
-        # asyncio would report a task of its own that still waits in the end as an error.
-        tasks.add(asyncio.ensure_future(hear(*connection)))
-
-    try:
-        server = await asyncio.start_server(open_door, *at)
-    except OSError as error:
-        raise ProcessError(
-            f"the processes did not meet: {me} cannot listen there ({error}). Give an address of "
-            "this host, and a port that no other program has."
-        ) from error
-    if count == 1:
-        verdict.set_result(None)
-    try:
-        problem = await asyncio.wait_for(verdict, seconds)
-    except TimeoutError:
-        missing = sorted(set(range(1, count)) - set(here))
-        names = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
-        problem = f"process {names} of {count} did not come to {at[0] or '*'}:{at[1]} in time"
-    server.close()
-    for writer in heard:
-        with contextlib.suppress(OSError):
-            writer.write(json.dumps({"problem": problem}).encode() + b"\n")
-            await writer.drain()
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+        problem = _gather(host_and_port(bind) if bind else ("", at[1]), count, deadline)
     if problem:
-        raise _not_met(me, seconds, problem)
+        raise ProcessError(
+            f"the processes did not meet (process {index} of {count}, coordinator {address}, "
+            f"timeout {seconds:g} s): {problem}. Start all with the same coordinator and number of "
+            "processes, each with its own index; --processes.timeout sets how long they wait."
+        )
 
 
-async def _come(me: str, at: tuple[str, int], count: int, index: int, seconds: float) -> None:
+def _gather(at: tuple[str, int], count: int, deadline: float) -> str:
+    """Be the first process: hear the others, and tell them that all are there, or what is wrong."""
+    here: dict[int, socket.socket] = {}
+    others: list[socket.socket] = []
+    problem = ""
+    with contextlib.ExitStack() as stack:
+        try:
+            server = stack.enter_context(_listening(at))
+            while not problem and len(here) < count - 1:
+                server.settimeout(max(0.01, deadline - time.monotonic()))
+                other = stack.enter_context(server.accept()[0])
+                match _line(other, _SECONDS_TO_SPEAK):
+                    case {"process": int(index), "of": int(expected)}:
+                        pass
+                    case _:
+                        continue  # not one of ours
+                here = {x: other for x, other in here.items() if not _has_left(other)}
+                if expected != count or not 0 < index < count:
+                    problem = (
+                        f"process {index} came and expects {expected} processes, process 0 {count}"
+                    )
+                elif index in here:
+                    problem = f"two processes came with the index {index}"
+                here[index] = other
+                others.append(other)
+        except TimeoutError:
+            missing = [str(x) for x in range(1, count) if x not in here]
+            names = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
+            problem = f"process {names} of {count} did not come to {at[0] or '*'}:{at[1]} in time"
+        except OSError as error:
+            return f"process 0 cannot listen there ({error}): give a free port of its host"
+        for other in others:
+            _say(other, {"problem": problem})
+    return problem
+
+
+def _call(at: tuple[str, int], count: int, index: int, deadline: float) -> str:
     """Be one of the others: call at the first process until it answers that all are there."""
     trouble = "nothing was tried"
-    try:
-        async with asyncio.timeout(seconds + _SECONDS_LONGER):
-            while True:
-                try:
-                    reader, writer = await asyncio.open_connection(*at)
-                    trouble = "something answers, but others are missing, or it is another program"
-                    with contextlib.closing(writer):
-                        writer.write(json.dumps({"process": index, "of": count}).encode() + b"\n")
-                        said = await _line(reader)
-                    if isinstance(said, dict) and "problem" in said:
-                        break
-                except OSError as error:
-                    trouble = f"process 0 cannot be reached: {error}"
-                await asyncio.sleep(_SECONDS_BETWEEN_TRIES)
-    except TimeoutError:
-        raise _not_met(me, seconds, trouble) from None
-    if said["problem"]:
-        raise _not_met(me, seconds, str(said["problem"])[:_LONGEST])
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            with socket.create_connection(at, timeout=left) as first:
+                _say(first, {"process": index, "of": count})
+                trouble = "something answers, but others are missing, or it is another program"
+                match _line(first, deadline - time.monotonic()):
+                    case {"problem": str(problem)}:
+                        return problem
+        except OSError as error:
+            trouble = f"process 0 cannot be reached: {error}"
+        time.sleep(_SECONDS_BETWEEN_TRIES)
+    return trouble
 
 
-async def _line(reader: asyncio.StreamReader) -> Any:
-    """The JSON value on the next line, None if it is none."""
+def _listening(at: tuple[str, int]) -> socket.socket:
+    if not at[0] and socket.has_dualstack_ipv6():
+        return socket.create_server(at, family=socket.AF_INET6, dualstack_ipv6=True)
+    family = socket.getaddrinfo(*at, type=socket.SOCK_STREAM)[0][0]
+    return socket.create_server(at, family=family)
+
+
+def _say(other: socket.socket, value: Any) -> None:
+    with contextlib.suppress(OSError):  # it has left
+        other.sendall(json.dumps(value).encode() + b"\n")
+
+
+def _line(other: socket.socket, seconds: float) -> Any:
+    """The JSON value that the other says in one line in time, None if it says something else."""
     try:
-        return json.loads(await reader.readline())
+        other.settimeout(max(0.01, seconds))
+        with other.makefile("rb") as stream:
+            return json.loads(stream.readline(_LONGEST))
     except (OSError, ValueError, RecursionError):
         return None
 
 
-def _not_met(me: str, seconds: float, problem: str) -> ProcessError:
-    return ProcessError(
-        f"the processes did not meet ({me}, timeout {seconds:g} s): {problem}. Start all with the "
-        "same coordinator and number of processes, each with its own index; --processes.timeout "
-        "sets how long they wait."
-    )
+def _has_left(other: socket.socket) -> bool:
+    other.setblocking(False)
+    try:
+        return not other.recv(1)
+    except OSError as error:
+        return not isinstance(error, BlockingIOError)

@@ -7,6 +7,7 @@ loop.
 from edl_jax.strategies.by_name import STRATEGIES, build_strategy
 from edl_jax.strategies.chaotic_es import ChaoticES
 from edl_jax.strategies.chaotic_snes import ChaoticSNES
+from edl_jax.strategies.config import StrategyConfig
 from edl_jax.strategies.mutations import MUTATIONS, Mutation
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "ChaoticES",
     "ChaoticSNES",
     "Mutation",
+    "StrategyConfig",
     "build_strategy",
 ]

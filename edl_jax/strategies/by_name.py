@@ -37,21 +37,21 @@ STRATEGIES: Registry[Factory] = Registry("strategy")
 @STRATEGIES.register("ChaoticES")
 def chaotic_es(settings: Settings, solution: Solution) -> ChaoticES:
     """The evolution strategy with chaotic mutation."""
-    constant = optax.constant_schedule(settings.std_init)
+    constant = optax.constant_schedule(settings.strategy.std_init)
     return ChaoticES(
         settings.population_size,
         solution,
-        mutation=settings.mutation,
-        elite_ratio=settings.elite_ratio,
-        selection=settings.selection,
-        std_schedule=constant if settings.step_size == "constant" else None,
+        mutation=settings.strategy.mutation,
+        elite_ratio=settings.strategy.elite_ratio,
+        selection=settings.strategy.selection,
+        std_schedule=constant if settings.strategy.step_size == "constant" else None,
     )
 
 
 @STRATEGIES.register("ChaoticSNES")
 def chaotic_snes(settings: Settings, solution: Solution) -> ChaoticSNES:
     """The natural evolution strategy with chaotic noise."""
-    return ChaoticSNES(settings.population_size, solution, mutation=settings.mutation)
+    return ChaoticSNES(settings.population_size, solution, mutation=settings.strategy.mutation)
 
 
 def _of_evosax(name: str) -> Factory:
@@ -61,7 +61,7 @@ def _of_evosax(name: str) -> Factory:
     def build(settings: Settings, solution: Solution) -> EvolutionaryAlgorithm:
         size = settings.population_size
         offered = {
-            "std_schedule": optax.constant_schedule(settings.std_init),
+            "std_schedule": optax.constant_schedule(settings.strategy.std_init),
             "num_generations": settings.generations,
             "num_groups": _divisor_near_root(size - 1),
             "sampling_fn": None,  # `build_strategy` has it
@@ -99,7 +99,7 @@ def build_strategy(
       ConfigError: if the name is unknown, the strategy refuses the population size, or its cost
         grows with the square of a dimension above `MAX_DIMS_OF_QUADRATIC`.
     """
-    name, solution = settings.strategy, sample(jax.random.key(0))
+    name, solution = settings.strategy.name, sample(jax.random.key(0))
     num_dims = sum(x.size for x in jax.tree.leaves(solution))
     if name in QUADRATIC and num_dims > MAX_DIMS_OF_QUADRATIC:
         raise ConfigError(
@@ -124,7 +124,7 @@ def build_strategy(
         algorithm.sampling_fn = sample  # pyright: ignore[reportAttributeAccessIssue]
     params = algorithm.default_params
     if hasattr(params, "std_init"):
-        params = params.replace(std_init=settings.std_init)
+        params = params.replace(std_init=settings.strategy.std_init)
     return algorithm, params
 
 

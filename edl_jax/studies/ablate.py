@@ -5,10 +5,14 @@ import functools
 import os
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Ge
 
+from edl_jax.checked import Checked, check_seeds, config_or_default
+from edl_jax.data.config import DataConfig
+from edl_jax.data.datasets import load_dataset
 from edl_jax.errors import ConfigError
 from edl_jax.evolution import PretrainConfig
 from edl_jax.evolution.pretraining import PretrainResult, own_parts, pretrain
@@ -22,10 +26,8 @@ from edl_jax.studies.sweep import Row, sweeps_of
 from edl_jax.studies.tables import Contrasts, Frame, Study, contrast, frame, other_settings, summary
 from edl_jax.studies.trainings import measure_training
 from edl_jax.training import TrainConfig
-from edl_jax.training.training import load_config_dataset
-from edl_jax.validation import check_seed_count, check_types, config_or_default
 
-MUTATION = "pretrain.mutation"
+MUTATION = "pretrain.strategy.mutation"
 # Which mutation is compared with which. The controls tell apart what chaos brings: an orbit instead
 # of independent draws (the dynamics, of the same marginal), and the distribution of its values (the
 # marginal, of independent draws).
@@ -44,8 +46,8 @@ GRADIENT = ("descent_rate", "gradient_ratio/0.0-0.1", "gradient_ratio/0.9-1.0")
 
 
 @dataclasses.dataclass(frozen=True)
-class AblateConfig:
-    """Which settings of the evolution are compared, and over how many seeds. Checked when made.
+class AblateConfig(Checked):
+    """Which settings of the evolution are compared, and over how many seeds.
 
     All combinations are evolved from the same seeds, on the same pairs and from the same fresh
     networks as far as their numbers are the same. Differences are therefore paired by seed.
@@ -56,9 +58,9 @@ class AblateConfig:
 
     grid: Grid = dataclasses.field(default_factory=lambda: {MUTATION: tuple(MUTATIONS)})
     """Settings that are compared, in all combinations: values of fields by the name of their flag,
-    such as pretrain.mutation=logistic,gaussian pretrain.hidden=[16,16],[64]; with `downstream` also
-    of train, such as train.learning_rate=0.05,0.1."""
-    num_seeds: int = 30
+    such as pretrain.strategy.mutation=logistic,gaussian pretrain.hidden=[16,16],[64]; with
+    `downstream` also of train, such as train.learning_rate=0.05,0.1."""
+    num_seeds: Annotated[int, Ge(2)] = 30
     """Evolutions of each combination, with the seeds pretrain.seed, pretrain.seed + 1, ..."""
     pretrain: PretrainConfig = PretrainConfig(
         network="pair",
@@ -75,18 +77,18 @@ class AblateConfig:
     """Also train a classifier with each evolved loss, and correlate the metrics of pretraining with
     its accuracy. A grid over pretrain.generations gives losses from bad to good."""
     train: TrainConfig = TrainConfig(
-        dataset="digits", val_examples=360, batch_size=64, learning_rate=0.05
+        data=DataConfig(name="digits", val_examples=360), batch_size=64, learning_rate=0.05
     )
     """How a classifier is trained with each; accuracies are of the validation images."""
 
     def __post_init__(self) -> None:
-        check_types(self)
+        super().__post_init__()
         check_grid(self, "pretrain.seed", "train.loss")
-        check_seed_count(self, "num_seeds", self.pretrain.seed, low=2)
-        if self.downstream and not self.train.val_examples:
+        check_seeds(self, "num_seeds", self.pretrain.seed)
+        if self.downstream and not self.train.data.val_examples:
             raise ConfigError(
-                "AblateConfig.train.val_examples is 0; expected some images to measure accuracy "
-                "on, as test images are not for choosing what predicts it."
+                "AblateConfig.train.data.val_examples is 0; expected some images to measure "
+                "accuracy on, as test images are not for choosing what predicts it."
             )
         served = ("pretrain.", "train.") if self.downstream else ("pretrain.",)
         if not all(name.startswith(served) for name in self.grid):
@@ -185,7 +187,7 @@ def _datasets(cells: Sequence[Cell]) -> dict[str, Any]:
     """The data sets of the downstream trainings, which the losses have to serve."""
     found = {}
     for cell in cells:
-        data, served = load_config_dataset(cell.train), cell.pretrain.class_counts
+        data, served = load_dataset(cell.train.data), cell.pretrain.class_counts
         if cell.pretrain.network == "pair" and data.num_classes != served[0]:
             raise ConfigError(
                 f"AblateConfig.pretrain.class_counts is {served} with network 'pair', and "

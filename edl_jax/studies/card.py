@@ -10,6 +10,7 @@ import numpy as np
 import tyro
 from flax import nnx, traverse_util
 
+from edl_jax.checked import Checked, config_or_default
 from edl_jax.losses import EvolvedLoss
 from edl_jax.losses.by_name import Loss, check_loss_name, resolve_loss
 from edl_jax.pairs import REGIMES, log_probabilities, sample_pairs
@@ -25,7 +26,6 @@ from edl_jax.studies.shape import (
     respond,
 )  # fmt: skip
 from edl_jax.studies.tables import Frame, Study
-from edl_jax.validation import check_types, config_or_default
 
 CLASS_COUNTS = (2, 10, 100)
 _PAIRS = 1000 * len(REGIMES)
@@ -33,8 +33,8 @@ _POINTS = (0.01, 0.1, 0.5, 0.9, 0.99)  # of the true class's probability
 
 
 @dataclasses.dataclass(frozen=True)
-class CardConfig:
-    """Which loss is looked at. Checked when made.
+class CardConfig(Checked):
+    """Which loss is looked at.
 
     Raises:
       ConfigError: for a name that is no loss's.
@@ -44,7 +44,7 @@ class CardConfig:
     """The loss: a name that `edl losses` lists, or a loss file (.safetensors)."""
 
     def __post_init__(self) -> None:
-        check_types(self)
+        super().__post_init__()
         check_loss_name(self.loss)
 
 

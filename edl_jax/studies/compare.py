@@ -5,9 +5,13 @@ import itertools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import MinLen
+
+from edl_jax.checked import Checked, Count, Distinct, check_seeds, config_or_default
 from edl_jax.data.dataset import Dataset
+from edl_jax.data.datasets import load_dataset
 from edl_jax.errors import ConfigError
 from edl_jax.losses import LOSSES, MARGIN_LOSSES
 from edl_jax.losses.by_name import check_loss_name, split_loss_name
@@ -22,22 +26,15 @@ from edl_jax.studies.tables import Frame, Study, contrast, frame, other_settings
 from edl_jax.studies.trainings import MEASURES, forget_trainers, measure_training
 from edl_jax.studies.tuning import MAX_EXTENSIONS, RATE, tune
 from edl_jax.training import TrainConfig
-from edl_jax.training.training import load_config_dataset, resolve_config_loss
-from edl_jax.validation import (
-    check_different,
-    check_seed_count,
-    check_types,
-    check_whole,
-    config_or_default,
-)
+from edl_jax.training.training import resolve_config_loss
 
 STATIC = "static"
 LOSS, SPLIT = "train.loss", "split"
 
 
 @dataclasses.dataclass(frozen=True)
-class CompareConfig:
-    """Which losses are compared, and how. Checked when made.
+class CompareConfig(Checked):
+    """Which losses are compared, and how.
 
     Everything but the loss, and its learning rate where one is looked for, is the same for all:
     recipe, data, seeds (so initial weights, data order and augmentation). The differences are
@@ -47,31 +44,27 @@ class CompareConfig:
       ConfigError: naming the first field that cannot work, its value and what was expected.
     """
 
-    losses: tuple[str, ...] = ("cross_entropy", "edl")
+    losses: Annotated[tuple[str, ...], MinLen(1), Distinct()] = ("cross_entropy", "edl")
     """Losses, each named as in TrainConfig.loss; the first is what the others are compared with.
     `static` stands for all losses without parameters of their own that suit a linear head."""
     grid: Grid = dataclasses.field(default_factory=dict)
     """Settings in all combinations of which losses are compared: values of fields by the name of
-    their flag, such as train.model=resnet8,resnet20 train.noise_rate=0,0.4."""
-    num_seeds: int = 5
+    their flag, such as train.model=resnet8,resnet20 train.data.noise_rate=0,0.4."""
+    num_seeds: Count = 5
     """Trainings of each loss in each setting, with the seeds train.seed, train.seed + 1, ..."""
-    learning_rates: tuple[float, ...] = ()
+    learning_rates: Annotated[tuple[float, ...], Distinct()] = ()
     """Every loss takes the best of these learning rates by accuracy on validation images (needs
-    train.val_examples), or a better one beyond an end of them; none: train.learning_rate."""
-    tuning_seeds: int = 1
+    train.data.val_examples), or a better one beyond an end of them; none: train.learning_rate."""
+    tuning_seeds: Count = 1
     """Trainings at each of `learning_rates`, with the seeds that follow those of the comparison."""
     split: Literal["test", "val"] = "test"
-    """Images that losses are compared on: test; or val (which needs train.val_examples), to choose
-    among losses without a look at the test images."""
+    """Images that losses are compared on: test; or val (which needs train.data.val_examples), to
+    choose among losses without a look at the test images."""
     train: TrainConfig = TrainConfig()
     """Settings of every training; what is compared replaces its own."""
 
     def __post_init__(self) -> None:
-        check_types(self)
-        if not self.losses:
-            raise ConfigError("CompareConfig.losses is (); expected one or more different losses.")
-        check_different(self, "losses", "losses")
-        check_different(self, "learning_rates", "learning rates")
+        super().__post_init__()
         for name in self.losses:
             check_loss_name(name, STATIC)
         calls = [split_loss_name(name) for name in self.loss_names()]
@@ -81,19 +74,18 @@ class CompareConfig:
                 "different losses."
             )
         check_grid(self, LOSS, "train.seed", *([RATE] if self.learning_rates else []))
-        check_seed_count(self, "num_seeds", self.train.seed)
-        check_whole(self, "tuning_seeds", 1)
+        check_seeds(self, "num_seeds", self.train.seed)
         if self.learning_rates:
-            check_seed_count(self, "tuning_seeds", self.train.seed + self.num_seeds)
+            check_seeds(self, "tuning_seeds", self.train.seed + self.num_seeds)
         if len(self.learning_rates) == 1:
             raise ConfigError(
                 f"CompareConfig.learning_rates is {self.learning_rates}; expected two or more to "
                 "choose from, or none and this one as train.learning_rate."
             )
-        if (self.split == "val" or self.learning_rates) and not self.train.val_examples:
+        if (self.split == "val" or self.learning_rates) and not self.train.data.val_examples:
             raise ConfigError(
                 f"CompareConfig.split is {self.split!r} and learning_rates {self.learning_rates}; "
-                "expected train.val_examples of more than 0 to compare on or to choose by."
+                "expected train.data.val_examples of more than 0 to compare on or to choose by."
             )
         for setting, loss in itertools.product(points(self.grid), self.loss_names()):
             for rate in self.learning_rates or (None,):  # refuses names and rates that cannot work
@@ -163,7 +155,7 @@ def compare(
     names, settings, data, losses = config.loss_names(), points(config.grid), {}, {}
     for setting in settings:  # here, so that a data set is prepared once
         train = with_fields(Cell(config.train, config.split), setting).train
-        dataset = load_config_dataset(train)
+        dataset = load_dataset(train.data)
         data[dataset.digest] = dataset
         for name in names:
             loss = resolve_config_loss(dataclasses.replace(train, loss=name), dataset)

@@ -3,12 +3,15 @@
 import dataclasses
 import os
 from concurrent.futures import Executor
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from annotated_types import Ge, MinLen
 
+from edl_jax.checked import Checked, Count, Distinct, check_seeds, config_or_default
+from edl_jax.data.datasets import load_dataset
 from edl_jax.errors import ConfigError
 from edl_jax.losses import EvolvedLoss
 from edl_jax.losses.by_name import check_loss_name, resolve_loss
@@ -29,15 +32,7 @@ from edl_jax.studies.outputs import (
 from edl_jax.studies.sweep import Row, sweeps_of
 from edl_jax.studies.tables import Frame, Study, frame, other_settings, summary
 from edl_jax.training import TrainConfig
-from edl_jax.training.training import load_config_dataset, resolve_config_loss
-from edl_jax.validation import (
-    check_different,
-    check_seed_count,
-    check_types,
-    check_whole,
-    check_wholes,
-    config_or_default,
-)
+from edl_jax.training.training import resolve_config_loss
 
 CONTROL = "fresh synthetic pairs"
 BY = ("loss", "part", "epoch")
@@ -45,23 +40,23 @@ DISTANCES = {"coverage": "share of outputs covered", "mmd": "squared maximum mea
 
 
 @dataclasses.dataclass(frozen=True)
-class CoverageConfig:
-    """Which trainings are watched, when, and what they are compared with. Checked when made.
+class CoverageConfig(Checked):
+    """Which trainings are watched, when, and what they are compared with.
 
     Raises:
       ConfigError: naming the first field that cannot work, its value and what was expected.
     """
 
-    losses: tuple[str, ...] = ("cross_entropy", "edl")
+    losses: Annotated[tuple[str, ...], MinLen(1), Distinct()] = ("cross_entropy", "edl")
     """Losses to train with, each named as in TrainConfig.loss."""
-    epochs: tuple[int, ...] = (0, 1, 2, 4, 6)
+    epochs: Annotated[tuple[Annotated[int, Ge(0)], ...], MinLen(1)] = (0, 1, 2, 4, 6)
     """Epochs after which outputs are recorded, increasing; 0 is at initialisation."""
-    num_seeds: int = 3
+    num_seeds: Count = 3
     """Trainings of each loss, with the seeds train.seed, train.seed + 1, ..."""
-    num_outputs: int = 2048
+    num_outputs: Annotated[int, Ge(16)] = 2048
     """Outputs recorded at each epoch: of train images, in whole batches, and of held-out images;
     fewer where there are fewer images."""
-    num_synthetic: int = 2048
+    num_synthetic: Annotated[int, Ge(16)] = 2048
     """Synthetic pairs of the mixture, and of each regime, that they are compared with."""
     mixture: Mixture = Mixture()
     """Weights of the regimes in the mixture."""
@@ -71,25 +66,17 @@ class CoverageConfig:
     """Settings of every training; its loss is replaced by each of `losses`."""
 
     def __post_init__(self) -> None:
-        check_types(self)
-        if not self.losses:
-            raise ConfigError("CoverageConfig.losses is (); expected one or more losses.")
-        check_different(self, "losses", "losses")
+        super().__post_init__()
         for name in (*self.losses, self.evolved):
             check_loss_name(name)
-        check_wholes(self, "epochs", 0)
-        if not self.epochs or list(self.epochs) != sorted({*self.epochs}):
-            raise ConfigError(
-                f"CoverageConfig.epochs is {self.epochs}; expected one or more, increasing."
-            )
+        if list(self.epochs) != sorted({*self.epochs}):
+            raise ConfigError(f"CoverageConfig.epochs is {self.epochs}; expected them increasing.")
         if self.epochs[-1] > self.train.epochs:
             raise ConfigError(
                 f"CoverageConfig.epochs is {self.epochs} with trainings of {self.train.epochs} "
                 "epochs; expected none later than the last."
             )
-        check_seed_count(self, "num_seeds", self.train.seed)
-        check_whole(self, "num_outputs", 16)
-        check_whole(self, "num_synthetic", 16)
+        check_seeds(self, "num_seeds", self.train.seed)
         if self.train.augmentation.mixes:
             raise ConfigError(
                 "CoverageConfig.train.augmentation has mixup or cutmix; expected neither: the "
@@ -135,7 +122,7 @@ def coverage(
     config = config_or_default(config, CoverageConfig)
     run_dir = None if run_dir is None else user_path(run_dir)
     check_libraries("pandas", "statsmodels")
-    dataset = load_config_dataset(config.train)
+    dataset = load_dataset(config.train.data)
     losses = {
         name: describe(resolve_config_loss(dataclasses.replace(config.train, loss=name), dataset))
         for name in config.losses

@@ -5,6 +5,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from edl_jax.checked import Checked, Count, check_seeds
+from edl_jax.data.config import DataConfig
 from edl_jax.data.datasets import load_dataset
 from edl_jax.errors import ConfigError
 from edl_jax.evolution import PretrainConfig
@@ -17,12 +19,11 @@ from edl_jax.studies.figures import check_libraries, plot_evolution, save
 from edl_jax.studies.shape import plot_loss
 from edl_jax.studies.tables import Study
 from edl_jax.training import TrainConfig
-from edl_jax.validation import check_seed_count, check_types
 
 
 @dataclasses.dataclass(frozen=True)
-class DemoConfig:
-    """What the demonstration may be told. Checked when made.
+class DemoConfig(Checked):
+    """What the demonstration may be told.
 
     Raises:
       ConfigError: naming the first field that cannot work, its value and what was expected.
@@ -30,14 +31,14 @@ class DemoConfig:
 
     data_dir: str | None = None
     """TFDS directory that holds CIFAR-10; else where TFDS looks, a download, or digits."""
-    num_seeds: int = 3
+    num_seeds: Count = 3
     """Trainings of each loss."""
     pretrain: PretrainConfig = PretrainConfig()
     """How the loss is evolved."""
 
     def __post_init__(self) -> None:
-        check_types(self)
-        check_seed_count(self, "num_seeds", TrainConfig.seed)
+        super().__post_init__()
+        check_seeds(self, "num_seeds", TrainConfig.seed)
         if self.pretrain.network == "pair" and self.pretrain.class_counts != (10,):
             raise ConfigError(
                 f"DemoConfig.pretrain.class_counts is {self.pretrain.class_counts} with network "
@@ -77,7 +78,8 @@ def _demo(
 ) -> tuple[PretrainResult, Study]:
     """Demonstrate in a folder that is held."""
     # Looked up first: a missing data set should not cost a minute of evolution.
-    data = load_dataset("auto", data_dir=config.data_dir, train_examples=1, test_examples=1)
+    few = DataConfig(data_dir=config.data_dir, train_examples=1, test_examples=1)
+    data = load_dataset(few)
     check_libraries("pandas", "statsmodels")
     say(f"Data: {data.source}.")
     say(f"Evolving a loss on synthetic pairs for {config.pretrain.generations} generations ...")
@@ -100,7 +102,6 @@ def _demo(
 def _small_training(dataset: str, data_dir: str | None) -> TrainConfig:
     """About half a minute on two cores with CIFAR-10, a few seconds with digits."""
     if dataset == "digits":
-        return TrainConfig(dataset="digits", epochs=10, batch_size=64)
-    return TrainConfig(
-        dataset=dataset, data_dir=data_dir, train_examples=5000, test_examples=2000, epochs=4
-    )
+        return TrainConfig(data=DataConfig(name="digits"), epochs=10, batch_size=64)
+    data = DataConfig(name=dataset, data_dir=data_dir, train_examples=5000, test_examples=2000)
+    return TrainConfig(data=data, epochs=4)

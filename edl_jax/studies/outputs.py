@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from edl_jax.data.datasets import load_dataset
 from edl_jax.errors import DivergedError
 from edl_jax.losses import EvolvedLoss
 from edl_jax.objective import MARGINS, SEVERITIES, measure
@@ -17,7 +18,7 @@ from edl_jax.studies import distances
 from edl_jax.training import TrainConfig
 from edl_jax.training.programs import make_train
 from edl_jax.training.steps import AXIS
-from edl_jax.training.training import load_config_dataset, resolve_config_loss
+from edl_jax.training.training import resolve_config_loss
 
 MIXTURE = "mixture"
 PARTS = ("train", "held_out")
@@ -41,9 +42,9 @@ def record(
     Raises:
       DivergedError: if the training diverges.
     """
-    dataset = load_config_dataset(train)
+    dataset = load_dataset(train.data)
     functions = make_train(train, dataset, resolve_config_loss(train, dataset), device_mesh(AXIS))
-    held_out = "val" if train.val_examples else "test"
+    held_out = "val" if train.data.val_examples else "test"
     whole = min(num_outputs, len(dataset.train_labels)) // train.batch_size
     counts = {"train": max(whole, 1) * train.batch_size, held_out: num_outputs}
     labels = {split: getattr(dataset, f"{split}_labels") for split in counts}

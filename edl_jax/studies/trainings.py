@@ -5,11 +5,12 @@ import functools
 import pickle
 from typing import Any
 
+from edl_jax.data.datasets import load_dataset
 from edl_jax.errors import DivergedError
 from edl_jax.losses.by_name import Loss
 from edl_jax.runs.describing import describe
 from edl_jax.training import TrainConfig, make_trainer
-from edl_jax.training.training import load_config_dataset, resolve_config_loss
+from edl_jax.training.training import resolve_config_loss
 
 MEASURES = ("accuracy", "nll", "calibration_error")
 
@@ -31,7 +32,7 @@ def measure_training(
       each epoch.
     """
     rows: list[dict[str, Any]] = []
-    kind, data = dataclasses.replace(config, seed=0), load_config_dataset(config)
+    kind, data = dataclasses.replace(config, seed=0), load_dataset(config.data)
     if loss is None:
         told = f"{describe(resolve_config_loss(config, data))} on {data.digest}"
         train = _trainer(pickle.dumps(kind), told)

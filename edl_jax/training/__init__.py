@@ -3,6 +3,7 @@
 from edl_jax.data.augmentation import Augmentation
 from edl_jax.data.sources import DATASETS, ArraySource
 from edl_jax.training.config import TrainConfig
+from edl_jax.training.optimizers import OptimizerConfig
 from edl_jax.training.result import TrainResult
 from edl_jax.training.training import make_trainer, train
 
@@ -10,6 +11,7 @@ __all__ = [
     "DATASETS",
     "ArraySource",
     "Augmentation",
+    "OptimizerConfig",
     "TrainConfig",
     "TrainResult",
     "make_trainer",

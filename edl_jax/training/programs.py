@@ -53,7 +53,9 @@ class TrainFunctions(NamedTuple):
     outputs: Outputs
 
 
-def make_train(config: TrainConfig, dataset: Dataset, loss: Any, mesh: Mesh) -> TrainFunctions:
+def make_train(
+    config: TrainConfig, dataset: Dataset, loss: Any, mesh: Mesh, **parts: Any
+) -> TrainFunctions:
     """Build the functions of a training.
 
     Data that is in memory lives on every device as uint8; streamed data is read ahead of the
@@ -66,6 +68,7 @@ def make_train(config: TrainConfig, dataset: Dataset, loss: Any, mesh: Mesh) -> 
       dataset: the images.
       loss: a `LossMethod`, or what `as_method` takes.
       mesh: the devices that share each batch; its axis is "data".
+      parts: `model` and `optimizer` of `make_steps`.
 
     Raises:
       ConfigError: if there are fewer training images than a batch, or the devices and parts cannot
@@ -97,7 +100,13 @@ def make_train(config: TrainConfig, dataset: Dataset, loss: Any, mesh: Mesh) -> 
         total_steps=config.epochs * steps_per_epoch,
     )
     steps = make_steps(
-        config, dataset, loss, schedule, steps_per_epoch=steps_per_epoch, on_cpu=on_cpu(mesh)
+        config,
+        dataset,
+        loss,
+        schedule,
+        steps_per_epoch=steps_per_epoch,
+        on_cpu=on_cpu(mesh),
+        **parts,
     )
     init = jax.jit(steps.init, compiler_options=_COMPILED_QUICKLY if on_cpu(mesh) else None)
     order_of = partial(_order, steps_per_epoch=steps_per_epoch, num_train=num_train)

@@ -47,7 +47,7 @@ def epoch_row(
     config: TrainConfig, functions: TrainFunctions, state: TrainState, images_per_second: float
 ) -> Row:
     """The row of an epoch that has just ended; see `TrainResult.history`."""
-    evaluated_on = "val" if config.val_examples else "test"
+    evaluated_on = "val" if config.data.val_examples else "test"
     step, steps = int(state.step), functions.steps_per_epoch
     return {
         "epoch": step // steps,
@@ -73,7 +73,7 @@ def train_result(
     With validation images and without `test`, nothing looks at the test images: what is measured on
     them is NaN.
     """
-    if not config.val_examples:
+    if not config.data.val_examples:
         # Measured already, after the last epoch; JSON has no NaN.
         metrics = {name: math.nan if x is None else x for name, x in rows[-1].items()}
     elif test:

@@ -12,10 +12,10 @@ from edl_jax.data.augmentation import normalize
 from edl_jax.data.dataset import Dataset
 from edl_jax.data.mixing import prepare
 from edl_jax.losses.method import Student, as_method, check_loss, put_together, take_apart
-from edl_jax.models.by_name import create_model
+from edl_jax.training.building import make_build
 from edl_jax.training.config import TrainConfig
 from edl_jax.training.metrics import Sums, sums_of
-from edl_jax.training.optimizers import LOSS, MODEL
+from edl_jax.training.optimizers import LOSS, MODEL, Optimizer, make_optimizer
 
 AXIS = "data"  # the mapped axis of the devices that share a batch
 Batch = tuple[jax.Array, jax.Array]  # images, or logits, and labels
@@ -84,6 +84,8 @@ def make_steps(
     *,
     steps_per_epoch: int,
     on_cpu: bool,
+    model: Callable[..., nnx.Module] | None = None,
+    optimizer: Optimizer | None = None,
 ) -> Steps:
     """Build the functions of a training.
 
@@ -94,24 +96,15 @@ def make_steps(
       schedule: the learning rate.
       steps_per_epoch: after so many steps the sums over an epoch begin anew.
       on_cpu: whether loops are written out, and "auto" precision is float32.
+      model: of `make_build`.
+      optimizer: of `make_optimizer`.
     """
     auto = jnp.float32 if on_cpu else jnp.bfloat16
     dtype = auto if config.precision == "auto" else jnp.dtype(config.precision)
-    optimizer = config.make_optimizer(schedule)
+    optimizer = make_optimizer(config.optimizer, schedule, optimizer)
     method = as_method(loss)
 
-    def build(key: jax.Array) -> nnx.Module:
-        return create_model(
-            config.model,
-            width=config.width,
-            num_classes=dataset.num_classes,
-            in_channels=dataset.train_images.shape[-1],
-            image_size=dataset.train_images.shape[1],
-            dtype=dtype,
-            head_scale=config.head_scale,
-            norm_axis=AXIS if config.sync_batch_norm else None,
-            rngs=nnx.Rngs(key),
-        )
+    build = make_build(config, dataset, dtype, AXIS, model)
 
     graph = nnx.split(nnx.eval_shape(lambda: build(jax.random.key(0))), nnx.Param, ...)[0]
 

@@ -6,9 +6,13 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from flax import nnx
 from jax.sharding import Mesh
 
+from edl_jax.checked import Seed, check, config_or_default
+from edl_jax.data.config import DataConfig
 from edl_jax.data.datasets import Dataset, load_dataset
+from edl_jax.data.sources import ArraySource
 from edl_jax.errors import ConfigError
 from edl_jax.losses import MARGIN_LOSSES
 from edl_jax.losses.by_name import Loss, resolve_loss, split_loss_name
@@ -21,16 +25,19 @@ from edl_jax.runs.storage import user_path
 from edl_jax.training.config import TrainConfig
 from edl_jax.training.loop import run_training
 from edl_jax.training.metrics import Metrics
+from edl_jax.training.optimizers import Optimizer
 from edl_jax.training.programs import make_train
 from edl_jax.training.result import Row, TrainResult
 from edl_jax.training.steps import AXIS
-from edl_jax.validation import check_seed, config_or_default
 
 
 def train(
     config: TrainConfig | None = None,
     *,
     loss: Loss | LossMethod | str | os.PathLike[str] | None = None,
+    model: Callable[..., nnx.Module] | str | None = None,
+    data: ArraySource | DataConfig | str | None = None,
+    optimizer: Optimizer | None = None,
     run_dir: str | os.PathLike[str] | None = None,
     devices: Sequence[Any] | None = None,
     progress: bool = False,
@@ -47,6 +54,15 @@ def train(
         float32, and gives losses `[batch]`, floating point. The `nnx.Param` of an `nnx.Module` are
         trained too; other variables that its call updates are carried from step to step, and
         updated once a step. A `LossMethod` says itself what it keeps.
+      model: in place of the one that `config.model` names, another name, or a function or class
+        that is called with `rngs`, `num_classes` and `in_channels` and gives an `nnx.Module`: it
+        maps images `[batch, height, width, in_channels]`, in the compute dtype, to logits `[batch,
+        num_classes]`.
+      data: in place of `config.data`, another configuration, a name as in `DataConfig.name`, or
+        images in memory.
+      optimizer: in place of `config.optimizer`, one of optax, with a learning rate of its own; or a
+        function that makes one of the schedule, such as `optax.adam`. It trains parameters
+        `{"model": ..., "loss": ...}`, the second those of a loss that has some.
       run_dir: where to keep configuration, metrics, checkpoints and the result; a run that was
         stopped there resumes from its last checkpoint, and of one that is finished the result is
         given again. Nothing is written unless given. Of several processes the first alone writes.
@@ -62,18 +78,20 @@ def train(
       ProcessError: if another process of the run is gone, or was given something else to do.
       DivergedError: if training diverges.
     """
-    config = _naming(config_or_default(config, TrainConfig), loss)
+    config, source = _with_data(_naming(config_or_default(config, TrainConfig), loss, model), data)
     path = None if run_dir is None else user_path(run_dir)
     mesh = device_mesh(AXIS, devices)
     _agree_on_config(config, mesh)
-    dataset = load_config_dataset(config)
+    dataset = load_shared(config.data, source)
     loss = _usable_loss(config, loss, dataset)
+    parts = {"model": None if isinstance(model, str) else model, "optimizer": optimizer}
 
     def known_by() -> dict[str, Any]:  # hashes the images
-        return {"data": dataset.identity, "loss": describe(loss)}
+        own = {name: describe(part) for name, part in parts.items() if part is not None}
+        return {"data": dataset.identity, "loss": describe(loss), **own}
 
     agree(known_by)
-    functions = make_train(config, dataset, loss, mesh)
+    functions = make_train(config, dataset, loss, mesh, **parts)
     with contextlib.ExitStack() as stack:
         folder = first_does(
             lambda: (
@@ -133,7 +151,7 @@ def make_trainer(
     config = _naming(config_or_default(config, TrainConfig), loss)
     mesh = device_mesh(AXIS, devices)
     _agree_on_config(config, mesh)
-    dataset = dataset or load_config_dataset(config)
+    dataset = dataset or load_shared(config.data)
     loss = _usable_loss(config, loss, dataset)
 
     functions = make_train(config, dataset, loss, mesh)
@@ -165,8 +183,21 @@ def make_trainer(
     return run
 
 
-def _naming(config: TrainConfig, loss: Any) -> TrainConfig:
-    """The configuration with the loss that is given by name or path, if one is."""
+def _with_data(config: TrainConfig, data: Any) -> tuple[TrainConfig, ArraySource | None]:
+    """The configuration with the data that is given, and images that are in memory."""
+    if data is None:
+        return config, None
+    source = data if isinstance(data, ArraySource) else None
+    data = data if source is None else source.name
+    if isinstance(data, str):
+        data = dataclasses.replace(config.data, name=data)
+    return dataclasses.replace(config, data=check("data", data, DataConfig)), source
+
+
+def _naming(config: TrainConfig, loss: Any, model: Any = None) -> TrainConfig:
+    """The configuration with the loss and the model that are given by name or path, if any."""
+    if isinstance(model, str):
+        config = dataclasses.replace(config, model=model)
     if isinstance(loss, str | os.PathLike):
         return dataclasses.replace(config, loss=loss)
     if loss is not None:
@@ -179,10 +210,10 @@ def _usable_loss(config: TrainConfig, loss: Any, dataset: Dataset) -> Loss | Los
     if loss is None or isinstance(loss, str | os.PathLike):
         loss = resolve_config_loss(config, dataset)
     validates = check_loss(loss, dataset.num_classes, soft=config.augmentation.mixes)
-    if validates and (dataset.streamed or not config.val_examples):
+    if validates and (dataset.streamed or not config.data.val_examples):
         raise ConfigError(
-            f"the loss {type(loss).__qualname__} looks at validation images; TrainConfig has "
-            f"val_examples {config.val_examples} and images are "
+            f"the loss {type(loss).__qualname__} looks at validation images; TrainConfig.data has "
+            f"val_examples {config.data.val_examples} and images are "
             f"{'streamed' if dataset.streamed else 'in memory'}; expected val_examples of at least "
             "1, and images in memory (stream False)."
         )
@@ -196,7 +227,7 @@ def _different_seeds(seeds: Sequence[int]) -> list[int]:
         raise ConfigError(
             f"seeds is {seeds!r}; expected a list of seeds, such as [0, 1, 2]."
         ) from error
-    found = [check_seed("seed", seed) for seed in given]
+    found = [check("seed", seed, Seed) for seed in given]
     if len(set(found)) < len(found):
         twice = sorted({seed for seed in found if found.count(seed) > 1})
         raise ConfigError(
@@ -206,34 +237,17 @@ def _different_seeds(seeds: Sequence[int]) -> list[int]:
     return found
 
 
-def load_config_dataset(config: TrainConfig) -> Dataset:
-    """The data set that `config` names; of several processes the first prepares it."""
-
-    def load() -> Dataset:
-        return load_dataset(
-            config.dataset,
-            data_dir=config.data_dir,
-            train_examples=config.train_examples,
-            val_examples=config.val_examples,
-            test_examples=config.test_examples,
-            split_seed=config.split_seed,
-            image_size=config.image_size,
-            label_noise=config.label_noise,
-            noise_rate=config.noise_rate,
-            imbalance=config.imbalance,
-            imbalance_factor=config.imbalance_factor,
-            corruption_seed=config.corruption_seed,
-            stream=config.stream,
-        )
-
-    prepared = first_does(load, share=False)
-    return all_do(lambda: prepared or load())
+def load_shared(config: DataConfig, source: ArraySource | None = None) -> Dataset:
+    """The data set; of several processes the first prepares it."""
+    prepared = first_does(lambda: load_dataset(config, source), share=False)
+    return all_do(lambda: prepared or load_dataset(config, source))
 
 
 def _agree_on_config(config: TrainConfig, mesh: Mesh) -> None:
     """Refuse processes with other settings; where the data lies may differ from host to host."""
     devices = [device.id for device in mesh.devices.flat]
-    agree(lambda: {"train": as_json(config) | {"data_dir": None}, "devices": devices})
+    alike = dataclasses.replace(config, data=dataclasses.replace(config.data, data_dir=None))
+    agree(lambda: {"train": as_json(alike), "devices": devices})
 
 
 def resolve_config_loss(config: TrainConfig, dataset: Dataset) -> Loss:

@@ -12,6 +12,7 @@ import pytest
 
 from edl_jax.data import array_cache, datasets
 from edl_jax.data.array_cache import cached_array
+from edl_jax.data.config import DataConfig
 from edl_jax.data.datasets import load_dataset
 from edl_jax.data.tfds_catalog import prepared_files
 from edl_jax.errors import DataError
@@ -217,7 +218,7 @@ def test_threads_that_want_different_arrays_in_one_place_all_get_theirs(tmp_path
 
 def load_cells(root: Path, **options):
     datasets._load.cache_clear()
-    return load_dataset("tiny_cells", data_dir=root, **options)
+    return load_dataset(DataConfig("tiny_cells", data_dir=root, **options))
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from edl_jax.data import datasets, download
+from edl_jax.data.config import DataConfig
 from edl_jax.data.datasets import load_dataset
 from edl_jax.errors import ConfigError, DataError
 from tests.data.conftest import (
@@ -31,7 +32,7 @@ def miniatures(tmp_path_factory):
         serving = served(name, archives[name], answers_head=name == "cifar10")
         with pytest.MonkeyPatch.context() as patch, serving:
             patch.setenv("XDG_CACHE_HOME", str(root / "home cache"))
-            data = load_dataset(name, data_dir=root, train_examples=1, test_examples=1)
+            data = load_dataset(DataConfig(name, data_dir=root, train_examples=1, test_examples=1))
             title = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}[name]
             assert data.source == f"{title} downloaded to and prepared in {root}"
     return root, archives
@@ -53,7 +54,9 @@ def test_cifar10_subsets_are_those_of_tfds():
     import tensorflow_datasets as tfds
 
     data = load_dataset(
-        "cifar10", data_dir=SHARED, train_examples=500, val_examples=30, test_examples=20
+        DataConfig(
+            "cifar10", data_dir=SHARED, train_examples=500, val_examples=30, test_examples=20
+        )
     )
     assert data.source == f"CIFAR-10 prepared in {SHARED}"
     assert (data.num_classes, data.crop_padding, data.flip) == (10, 4, True)
@@ -75,17 +78,19 @@ def test_cifar10_subsets_are_those_of_tfds():
 @pytest.mark.parametrize("name", ["cifar10", "auto"])
 def test_environment_names_the_directory(monkeypatch, name):
     monkeypatch.setenv("TFDS_DATA_DIR", str(SHARED))
-    data = load_dataset(name, train_examples=5, val_examples=0, test_examples=5)
+    data = load_dataset(DataConfig(name, train_examples=5, val_examples=0, test_examples=5))
     assert data.name == "cifar10"
     assert data.source == f"CIFAR-10 prepared in {SHARED}"
     assert data.val_images.shape == (0, 32, 32, 3)
-    assert load_dataset(name, train_examples=5, val_examples=0, test_examples=5) is data
+    assert load_dataset(DataConfig(name, train_examples=5, val_examples=0, test_examples=5)) is data
 
 
 @needs_cifar10
 def test_more_examples_than_there_are_is_refused_before_reading():
     with pytest.raises(ConfigError, match=r"train_examples is 49000, val_examples 1001 .*50000"):
-        load_dataset("cifar10", data_dir=SHARED, train_examples=49_000, val_examples=1_001)
+        load_dataset(
+            DataConfig("cifar10", data_dir=SHARED, train_examples=49_000, val_examples=1_001)
+        )
 
 
 # Miniatures of the official archives
@@ -95,7 +100,9 @@ def test_more_examples_than_there_are_is_refused_before_reading():
 def test_download_prepares_every_image_without_tensorflow(miniatures, name):
     root, archives = miniatures
     images, labels, num_test, _ = archives[name]
-    data = load_dataset(name, data_dir=root)  # from the files alone: nothing is served now
+    data = load_dataset(
+        DataConfig(name, data_dir=root)
+    )  # from the files alone: nothing is served now
     assert data.name == name
     assert data.class_names == (CIFAR10_NAMES if name == "cifar10" else FINE_NAMES)
     assert data.num_classes == len(data.class_names)
@@ -116,7 +123,7 @@ def test_without_validation_the_train_images_are_the_first_ones(miniatures):
     import tensorflow_datasets as tfds
 
     direct = tfds.data_source("cifar10", data_dir=str(miniatures[0]), split="train")
-    data = load_dataset("auto", data_dir=miniatures[0], train_examples=20)
+    data = load_dataset(DataConfig("auto", data_dir=miniatures[0], train_examples=20))
     np.testing.assert_array_equal(data.train_images, [direct[row]["image"] for row in range(20)])
 
 
@@ -124,8 +131,10 @@ def test_asymmetric_noise_stays_within_cifar100s_superclasses(miniatures):
     root, archives = miniatures
     coarse, fine = archives["cifar100"].labels.T
     superclass = dict(zip(fine, coarse, strict=True))
-    clean = load_dataset("cifar100", data_dir=root)
-    noisy = load_dataset("cifar100", data_dir=root, label_noise="asymmetric", noise_rate=0.34)
+    clean = load_dataset(DataConfig("cifar100", data_dir=root))
+    noisy = load_dataset(
+        DataConfig("cifar100", data_dir=root, label_noise="asymmetric", noise_rate=0.34)
+    )
     changed = clean.train_labels != noisy.train_labels
     assert changed.sum() == 100  # one of each class's three
     members = {s: sorted(f for f in superclass if superclass[f] == s) for s in range(20)}
@@ -138,27 +147,31 @@ def test_asymmetric_noise_stays_within_cifar100s_superclasses(miniatures):
 
 
 def test_imbalance_then_noise_on_the_train_part_only(miniatures):
-    clean = load_dataset("cifar10", data_dir=miniatures[0], val_examples=5)
+    clean = load_dataset(DataConfig("cifar10", data_dir=miniatures[0], val_examples=5))
     smallest = int(clean.class_counts.min())
     data = load_dataset(
-        "cifar10",
-        data_dir=miniatures[0],
-        val_examples=5,
-        imbalance="step",
-        imbalance_factor=smallest,
+        DataConfig(
+            "cifar10",
+            data_dir=miniatures[0],
+            val_examples=5,
+            imbalance="step",
+            imbalance_factor=smallest,
+        )
     )
     np.testing.assert_array_equal(data.class_counts, [smallest] * 5 + [1] * 5)
     images, labels, *_ = miniatures[1]["cifar10"]
     label_of = {image.tobytes(): row[0] for image, row in zip(images, labels, strict=True)}
     assert [label_of[image.tobytes()] for image in data.train_images] == data.train_labels.tolist()
     noisy = load_dataset(
-        "cifar10",
-        data_dir=miniatures[0],
-        val_examples=5,
-        imbalance="step",
-        imbalance_factor=smallest,
-        label_noise="symmetric",
-        noise_rate=1.0,
+        DataConfig(
+            "cifar10",
+            data_dir=miniatures[0],
+            val_examples=5,
+            imbalance="step",
+            imbalance_factor=smallest,
+            label_noise="symmetric",
+            noise_rate=1.0,
+        )
     )
     np.testing.assert_array_equal(noisy.train_images, data.train_images)
     assert np.all(noisy.train_labels != data.train_labels)
@@ -172,7 +185,7 @@ def test_imbalance_then_noise_on_the_train_part_only(miniatures):
 def test_half_copied_folder_is_not_taken_for_a_prepared_one(copied, name):
     (copied / "dataset_info.json").unlink()
     with pytest.raises(DataError, match="is not prepared in"):
-        load_dataset(name, data_dir=copied.parents[1])
+        load_dataset(DataConfig(name, data_dir=copied.parents[1]))
 
 
 @pytest.mark.parametrize("form", ["tfrecord", "parquet"])
@@ -181,8 +194,8 @@ def test_other_record_format_is_named_and_auto_does_without(monkeypatch, copied,
     path.write_text(path.read_text().replace("array_record", form))
     monkeypatch.setenv("TFDS_DATA_DIR", str(copied.parents[1]))
     with pytest.raises(DataError, match=r"CIFAR-10 in .*copy is not in ArrayRecord format"):
-        load_dataset("cifar10")
-    assert "is not in ArrayRecord format" in load_dataset("auto").source
+        load_dataset(DataConfig("cifar10"))
+    assert "is not in ArrayRecord format" in load_dataset(DataConfig("auto")).source
 
 
 def test_auto_does_not_pass_over_damage(monkeypatch, copied):
@@ -190,7 +203,7 @@ def test_auto_does_not_pass_over_damage(monkeypatch, copied):
     records.write_bytes(records.read_bytes()[:1000])
     monkeypatch.setenv("TFDS_DATA_DIR", str(copied.parents[1]))
     with pytest.raises(DataError, match=r"cannot read the test split of CIFAR-10 in .*copy"):
-        load_dataset("auto")
+        load_dataset(DataConfig("auto"))
 
 
 @pytest.mark.parametrize("name", ["cifar10", "auto", "cifar100", "mnist"])
@@ -201,7 +214,7 @@ def test_directory_without_the_set_is_an_error_and_stays_as_it_is(tmp_path, monk
     if name == "mnist":
         monkeypatch.setattr(download.urllib.request, "urlopen", refuse)
     with pytest.raises(DataError, match=r"not prepared in .*asked.*could not be downloaded.*Name "):
-        load_dataset(name, data_dir=tmp_path / "asked")
+        load_dataset(DataConfig(name, data_dir=tmp_path / "asked"))
     assert not (tmp_path / "asked").exists()
 
 
@@ -222,7 +235,7 @@ def test_half_finished_download_is_not_taken_for_a_data_set(monkeypatch, tmp_pat
         elif damage == "truncated archive":
             path.write_bytes(path.read_bytes()[:50_000])
         with pytest.raises(DataError, match="could not be downloaded"):
-            load_dataset("cifar10", data_dir=root)
+            load_dataset(DataConfig("cifar10", data_dir=root))
     assert not [*root.glob("cifar10/*/dataset_info.json")]
 
 
@@ -250,14 +263,14 @@ def test_missing_dependency_says_what_to_install(monkeypatch, name, missing):
     for module in {missing, *loaded}:
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(DataError, match=rf'{missing}.*pip install "edl_jax\[data\]"'):
-        load_dataset(name)
+        load_dataset(DataConfig(name))
 
 
 def test_streamed_cifar_is_that_in_memory(miniatures):
     root, _ = miniatures
     options = {"data_dir": root, "val_examples": 7, "imbalance": "step", "imbalance_factor": 1}
-    memory = load_dataset("cifar10", **options)
-    streamed = load_dataset("cifar10", **options, stream=True)
+    memory = load_dataset(DataConfig("cifar10", **options))
+    streamed = load_dataset(DataConfig("cifar10", **options, stream=True))
     assert (memory.streamed, streamed.streamed) == (False, True)
     for part in ("train", "val", "test"):
         expected, found = (getattr(data, f"{part}_images") for data in (memory, streamed))

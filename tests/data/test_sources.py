@@ -9,6 +9,7 @@ import pytest
 
 from edl_jax.data import dataset, datasets
 from edl_jax.data.augmentation import normalize
+from edl_jax.data.config import DataConfig
 from edl_jax.data.datasets import load_dataset
 from edl_jax.data.sources import DATASETS, ArraySource
 from edl_jax.data.tfds_source import TfdsSource, advice
@@ -19,7 +20,7 @@ from tests.data.conftest import same_images
 def test_digits_are_split_shuffled_and_scaled():
     from sklearn.datasets import load_digits
 
-    data = load_dataset("digits", val_examples=100)
+    data = load_dataset(DataConfig("digits", val_examples=100))
     assert data.source == "scikit-learn's handwritten digits"
     assert (data.num_classes, data.crop_padding, data.flip) == (10, 1, False)
     assert data.class_names == tuple("0123456789")
@@ -43,9 +44,9 @@ def test_digits_are_split_shuffled_and_scaled():
 
 
 def test_digits_subsets_are_nested_and_repeatable():
-    large = load_dataset("digits", val_examples=37)
+    large = load_dataset(DataConfig("digits", val_examples=37))
     datasets._load.cache_clear()
-    small = load_dataset("digits", train_examples=20, val_examples=37, test_examples=10)
+    small = load_dataset(DataConfig("digits", train_examples=20, val_examples=37, test_examples=10))
     assert small is not large
     np.testing.assert_array_equal(small.train_images, large.train_images[:20])
     np.testing.assert_array_equal(small.val_labels, large.val_labels)
@@ -54,7 +55,7 @@ def test_digits_subsets_are_nested_and_repeatable():
 
 def test_auto_without_cifar10_is_digits_and_says_why(tmp_path):
     pytest.importorskip("tensorflow_datasets")
-    data = load_dataset("auto")
+    data = load_dataset(DataConfig("auto"))
     assert data.name == "digits"
     folder = tmp_path / "empty"
     reason = f"CIFAR-10 is not prepared in {folder} and could not be downloaded: "
@@ -62,7 +63,7 @@ def test_auto_without_cifar10_is_digits_and_says_why(tmp_path):
 
 
 def test_mean_and_std_are_those_of_the_train_images():
-    data = load_dataset("digits", train_examples=50)
+    data = load_dataset(DataConfig("digits", train_examples=50))
     assert data.mean.dtype == data.std.dtype == np.float32
     pixels = data.train_images[:].reshape(-1, 1) / 255
     np.testing.assert_allclose(data.mean, pixels.mean(axis=0), rtol=1e-6)
@@ -72,15 +73,15 @@ def test_mean_and_std_are_those_of_the_train_images():
 @pytest.mark.parametrize("stream", [False, True])
 def test_mean_and_std_of_many_images_are_those_of_evenly_spaced_ones(monkeypatch, stream):
     monkeypatch.setattr(dataset, "_STATISTICS_IMAGES", 300)  # more than one chunk
-    data = load_dataset("digits", train_examples=900, stream=stream)
+    data = load_dataset(DataConfig("digits", train_examples=900, stream=stream))
     pixels = data.train_images[::3].reshape(-1, 1) / 255
     np.testing.assert_allclose(data.mean, pixels.mean(axis=0), rtol=1e-6)
     np.testing.assert_allclose(data.std, pixels.std(axis=0), rtol=1e-6)
 
 
 def test_loaded_once_and_read_only():
-    data = load_dataset("digits")
-    assert load_dataset("digits") is data
+    data = load_dataset(DataConfig("digits"))
+    assert load_dataset(DataConfig("digits")) is data
     arrays = [data.train_images, data.train_labels, data.val_images, data.test_images, data.mean]
     for array in arrays:
         assert isinstance(array, np.ndarray)
@@ -95,12 +96,12 @@ def test_labels_out_of_range_are_an_error(monkeypatch):
     loaded["target"] = loaded["target"] + 1
     monkeypatch.setattr(sklearn_datasets, "load_digits", lambda: loaded)
     with pytest.raises(DataError, match=r"labels out of range 0\.\.9"):
-        load_dataset("digits")
+        load_dataset(DataConfig("digits"))
 
 
 def test_asymmetric_noise_is_refused_where_no_classes_are_alike():
     with pytest.raises(ConfigError, match=r"'asymmetric'.*CIFAR-10.*coarse_label.*'symmetric'"):
-        load_dataset("digits", label_noise="asymmetric", noise_rate=0.1)
+        load_dataset(DataConfig("digits", label_noise="asymmetric", noise_rate=0.1))
 
 
 @pytest.mark.parametrize(
@@ -112,13 +113,13 @@ def test_asymmetric_noise_is_refused_where_no_classes_are_alike():
         ({"imbalance": "linear"}, "imbalance is 'linear'.*none, exponential, step"),
         ({"imbalance": "step", "imbalance_factor": 0.5}, "imbalance_factor is 0.5"),
         ({"imbalance": "step", "imbalance_factor": 500.0}, "factor is 500.0 where.* has 1.. train"),
-        ({"corruption_seed": -1}, "seed is -1"),
-        ({"corruption_seed": 2**32}, "seed is 4294967296"),
+        ({"noise_seed": -1}, "seed is -1"),
+        ({"noise_seed": 2**32}, "seed is 4294967296"),
     ],
 )
-def test_corruption_that_cannot_be_is_refused(options, named):
+def test_label_noise_that_cannot_be_is_refused(options, named):
     with pytest.raises(ConfigError, match=named):
-        load_dataset("digits", **options)
+        load_dataset(DataConfig("digits", **options))
 
 
 @pytest.mark.parametrize(
@@ -182,11 +183,11 @@ CHANGES: list[dict[str, Any]] = [
 def test_a_digest_tells_data_of_one_name_apart_and_a_registration_can_be_replaced(
     registered, stream
 ):
-    first = load_dataset("colours", stream=stream)
+    first = load_dataset(DataConfig("colours", stream=stream))
     found = [first.digest]
     for changes in CHANGES:
         DATASETS.register("colours")(lambda changes=changes: changed(**dict(changes)))
-        found.append(load_dataset("colours", stream=stream).digest)
+        found.append(load_dataset(DataConfig("colours", stream=stream)).digest)
     assert len(set(found)) == len(found)
     others: list[dict[str, Any]] = [
         {"train_examples": 8},
@@ -197,28 +198,32 @@ def test_a_digest_tells_data_of_one_name_apart_and_a_registration_can_be_replace
         {"image_size": 8},
     ]
     DATASETS.register("colours")(lambda: colours(description="told otherwise"))
-    again = load_dataset("colours", stream=stream)
+    again = load_dataset(DataConfig("colours", stream=stream))
     assert again.source == "told otherwise"
     assert again.digest == first.digest
     assert again.identity == {"name": "colours", "digest": first.digest}
-    found += [load_dataset("colours", stream=stream, **options).digest for options in others]
+    found += [
+        load_dataset(DataConfig("colours", stream=stream, **options)).digest for options in others
+    ]
     assert len(set(found)) == len(found)
 
 
 def test_arrays_that_change_in_place_are_other_data(registered):
     source = colours(arrays={k: (x.copy(), y.copy()) for k, (x, y) in colours().arrays.items()})
     DATASETS.register("colours")(lambda: source)
-    first = load_dataset("colours")
-    assert load_dataset("colours") is first
+    first = load_dataset(DataConfig("colours"))
+    assert load_dataset(DataConfig("colours")) is first
     source.arrays["train"][1][:] = 1 - source.arrays["train"][1]
-    second = load_dataset("colours")
+    second = load_dataset(DataConfig("colours"))
     np.testing.assert_array_equal(second.train_labels, 1 - first.train_labels)
     assert second.digest != first.digest
 
 
 def test_data_sets_that_are_no_longer_used_are_let_go():
     options: dict[str, Any] = {"val_examples": 9, "train_examples": 9}
-    alive = [weakref.ref(load_dataset("digits", split_seed=s, **options)) for s in range(5)]
+    alive = [
+        weakref.ref(load_dataset(DataConfig("digits", split_seed=s, **options))) for s in range(5)
+    ]
     gc.collect()
     assert sum(found() is not None for found in alive) <= 2
 
@@ -243,7 +248,9 @@ def test_other_arrays_than_plain_ones_are_taken(tmp_path, kind):
 
 
 def test_images_of_ones_own_are_found_by_name(registered):
-    data = load_dataset("colours", val_examples=2, label_noise="symmetric", noise_rate=0.5)
+    data = load_dataset(
+        DataConfig("colours", val_examples=2, label_noise="symmetric", noise_rate=0.5)
+    )
     assert (data.name, data.source) == ("colours", "colours of our own")
     assert (data.class_names, data.flip, data.crop_padding) == (("even", "odd"), True, 1)
     assert data.test_images[:, 0, 0, 0].tolist() == [9, 10, 11]
@@ -265,7 +272,7 @@ def test_images_of_ones_own_are_resized(registered, channels):
     rows = np.array([3, 5])
     assert (resized.read("test", rows) == rows[:, None, None, None]).all()
     assert resized.labels("test", rows).tolist() == [1, 1]
-    assert load_dataset("colours", image_size=8).train_images.shape == (9, 8, 8, 3)
+    assert load_dataset(DataConfig("colours", image_size=8)).train_images.shape == (9, 8, 8, 3)
 
 
 IMAGES, LABELS = colours().arrays["train"]
@@ -309,7 +316,7 @@ def test_images_of_ones_own_that_cannot_be_used_are_refused(changes, named):
 def test_what_makes_no_images_is_refused(registered):
     DATASETS.register("nothing")(lambda: None)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="'nothing' is made as None; expected an ArraySource"):
-        load_dataset("nothing")
+        load_dataset(DataConfig("nothing"))
 
 
 def test_a_channel_that_is_the_same_everywhere_is_no_division_by_zero(registered):
@@ -317,7 +324,7 @@ def test_a_channel_that_is_the_same_everywhere_is_no_division_by_zero(registered
     images[..., 1] = 201
     arrays = {part: (images, np.arange(9) % 2) for part in ("train", "test")}
     DATASETS.register("two_channels")(lambda: colours(name="two_channels", arrays=arrays))
-    data = load_dataset("two_channels")
+    data = load_dataset(DataConfig("two_channels"))
     np.testing.assert_allclose(data.mean[1], 201 / 255, rtol=1e-6)
     assert data.std[1] == 1
     assert 0 < data.std[0] == data.std[2] < 1

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from edl_jax.data import datasets, streaming
+from edl_jax.data.config import DataConfig
 from edl_jax.data.datasets import load_dataset
 from edl_jax.data.streaming import fits_device, prefetch_to_device, stream_batches
 from edl_jax.errors import DataError, InputError
@@ -71,8 +72,10 @@ def test_batches_are_the_examples_asked_for_in_that_order(steps):
 
 @needs_grain
 def test_streamed_sets_give_what_sets_in_memory_give(prepared):
-    memory = load_dataset("tiny_cells", data_dir=prepared, val_examples=20)
-    streamed = load_dataset("tiny_cells", data_dir=prepared, val_examples=20, stream=True)
+    memory = load_dataset(DataConfig("tiny_cells", data_dir=prepared, val_examples=20))
+    streamed = load_dataset(
+        DataConfig("tiny_cells", data_dir=prepared, val_examples=20, stream=True)
+    )
     indices = np.random.default_rng(1).permutation(70).reshape(14, 5)
     both = zip(
         stream_batches(memory.train_images, memory.train_labels, indices),
@@ -132,7 +135,7 @@ def test_an_error_while_reading_reaches_the_consumer():
 @needs_grain
 def test_damaged_records_reach_the_consumer_as_a_data_error(copy_of):
     root, folder = copy_of("tiny_cells")
-    data = load_dataset("tiny_cells", data_dir=root, stream=True)
+    data = load_dataset(DataConfig("tiny_cells", data_dir=root, stream=True))
     data.train_images[[0]]
     datasets._load.cache_clear()
     for path in folder.glob("*-train.*"):
@@ -246,10 +249,10 @@ def test_without_a_limit_the_machines_memory_counts(monkeypatch, stats):
 def test_sets_that_do_not_fit_are_streamed(monkeypatch, size):
     """1,280 images of 8x8 bytes."""
     monkeypatch.setattr(datasets, "fits_device", lambda num_bytes: num_bytes <= size)
-    data = load_dataset("digits", train_examples=1280)
+    data = load_dataset(DataConfig("digits", train_examples=1280))
     assert data.streamed == (size < 81_920)
     for part in ("train", "val", "test"):
         images = getattr(data, f"{part}_images")
         assert isinstance(images, streaming.StreamedImages) == data.streamed
     assert isinstance(data.train_labels, np.ndarray)
-    assert not load_dataset("digits", train_examples=1280, stream=False).streamed
+    assert not load_dataset(DataConfig("digits", train_examples=1280, stream=False)).streamed

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from edl_jax.data import datasets
+from edl_jax.data.config import DataConfig
 from edl_jax.data.datasets import load_dataset
 from edl_jax.data.images import fit_square
 from edl_jax.errors import ConfigError, DataError
@@ -17,7 +18,7 @@ from tests.data import tiny
 
 
 def test_a_set_is_what_its_builder_says(prepared):
-    data = load_dataset("tiny_cells", data_dir=prepared)
+    data = load_dataset(DataConfig("tiny_cells", data_dir=prepared))
     assert data.name == "tiny_cells"
     assert data.source == f"tiny_cells prepared in {prepared}"
     assert (data.num_classes, data.class_names) == (3, tiny.SHAPES)
@@ -40,17 +41,17 @@ def test_the_order_is_that_of_tfds_across_shards(prepared):
     import tensorflow_datasets as tfds
 
     direct = tfds.data_source("tiny_cells", data_dir=str(prepared), split="train")
-    data = load_dataset("tiny_cells", data_dir=prepared)
+    data = load_dataset(DataConfig("tiny_cells", data_dir=prepared))
     np.testing.assert_array_equal(data.train_images, [example["image"] for example in direct])
 
 
 def test_an_unprepared_set_is_prepared_by_its_own_builder_without_tensorflow(tmp_path):
-    data = load_dataset("tiny_cells", data_dir=tmp_path)
+    data = load_dataset(DataConfig("tiny_cells", data_dir=tmp_path))
     assert data.source == f"tiny_cells downloaded to and prepared in {tmp_path}"
     assert len(data.train_images) == tiny.NUM_CELLS
     assert [*tmp_path.glob("tiny_cells/1.0.0/*-train.array_record*")]
     assert "tensorflow" not in sys.modules
-    assert load_dataset("tiny_cells", data_dir=tmp_path, val_examples=1).source == (
+    assert load_dataset(DataConfig("tiny_cells", data_dir=tmp_path, val_examples=1)).source == (
         f"tiny_cells prepared in {tmp_path}"
     )
 
@@ -58,7 +59,7 @@ def test_an_unprepared_set_is_prepared_by_its_own_builder_without_tensorflow(tmp
 def test_a_builder_that_needs_tensorflow_is_said_to(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     with pytest.raises(DataError, match=r"TensorFlow to prepare.*once.*tfds\.builder\('tiny_arr"):
-        load_dataset("tiny_arrays", data_dir=tmp_path)
+        load_dataset(DataConfig("tiny_arrays", data_dir=tmp_path))
     assert not [*tmp_path.rglob("dataset_info.json")]
 
 
@@ -67,9 +68,11 @@ def test_prepared_sets_need_neither_their_builder_nor_tensorflow(prepared, tmp_p
     """With a tensorflow that could be imported, so that the test means something."""
     (tmp_path / "tensorflow.py").write_text("")
     code = (
-        "import sys; from edl_jax.data.datasets import load_dataset\n"
+        "import sys; from edl_jax.data.config import DataConfig\n"
+        "from edl_jax.data.datasets import load_dataset\n"
         "assert not {'tensorflow_datasets', 'sklearn', 'grain', 'PIL'} & set(sys.modules)\n"
-        "data = load_dataset('tiny_cells', data_dir=sys.argv[1], train_examples=5)\n"
+        "config = DataConfig('tiny_cells', data_dir=sys.argv[1], train_examples=5)\n"
+        "data = load_dataset(config)\n"
         "assert data.class_names == ('square', 'circle', 'cross')\n"
         "assert 'tensorflow_datasets' in sys.modules and 'tensorflow' not in sys.modules"
     )
@@ -83,14 +86,16 @@ def test_a_set_that_is_prepared_anew_is_other_data(copy_of, stream):
     root, folder = copy_of("tiny_cells")
 
     def load():
-        return load_dataset("tiny_cells", data_dir=root, stream=stream)
+        return load_dataset(DataConfig("tiny_cells", data_dir=root, stream=stream))
 
     first = load()
     assert load() is first
     images = first.test_images[:30]
     other = root.parent / "other"
     shutil.copytree(root, other)
-    assert load_dataset("tiny_cells", data_dir=other, stream=stream).digest == first.digest
+    assert (
+        load_dataset(DataConfig("tiny_cells", data_dir=other, stream=stream)).digest == first.digest
+    )
     # As if its builder now gave for the test split what it gave for the train split.
     for path in folder.glob("tiny_cells-test.array_record*"):
         path.write_bytes(Path(str(path).replace("-test.", "-train.")).read_bytes())
@@ -104,20 +109,20 @@ def test_a_set_that_is_prepared_anew_is_other_data(copy_of, stream):
 def test_the_directory_may_be_given_by_the_home_folder(copy_of, monkeypatch, tmp_path):
     copy_of("tiny_cells")
     monkeypatch.setenv("HOME", str(tmp_path))
-    first = load_dataset("tiny_cells", data_dir="~/copy")
+    first = load_dataset(DataConfig("tiny_cells", data_dir="~/copy"))
     monkeypatch.setenv("TFDS_DATA_DIR", "~/copy")
-    assert load_dataset("tiny_cells") is first
+    assert load_dataset(DataConfig("tiny_cells")) is first
     assert first.source == f"tiny_cells prepared in {tmp_path / 'copy'}"
     for path in ("", "gs://bucket"):
         with pytest.raises(ConfigError, match=f"the path is '{path}'"):
-            load_dataset("tiny_cells", data_dir=path)
+            load_dataset(DataConfig("tiny_cells", data_dir=path))
 
 
 # Sizes
 
 
 def test_images_of_different_sizes_are_cut_to_squares(prepared):
-    data = load_dataset("tiny_photos/plain", data_dir=prepared, image_size=16)
+    data = load_dataset(DataConfig("tiny_photos/plain", data_dir=prepared, image_size=16))
     assert data.name == "tiny_photos/plain"
     assert data.train_images.shape == (12, 16, 16, 3)
     assert (data.num_classes, data.class_names, data.crop_padding) == (4, ("0", "1", "2", "3"), 2)
@@ -130,21 +135,21 @@ def test_images_of_different_sizes_are_cut_to_squares(prepared):
 
 
 def test_the_default_configuration_is_found(prepared):
-    data = load_dataset("tiny_photos", data_dir=prepared, image_size=8)
+    data = load_dataset(DataConfig("tiny_photos", data_dir=prepared, image_size=8))
     assert data.name == "tiny_photos/plain"
 
 
 def test_validation_is_the_test_split_where_test_labels_are_secret(prepared):
-    data = load_dataset("tiny_photos/plain", data_dir=prepared, image_size=8)
+    data = load_dataset(DataConfig("tiny_photos/plain", data_dir=prepared, image_size=8))
     assert len(data.test_labels) == 8
 
 
 @pytest.mark.parametrize("name", ["tiny_cells", "digits"])
 def test_images_of_one_size_can_be_resized(prepared, name):
-    data = load_dataset(name, data_dir=prepared, image_size=32)
+    data = load_dataset(DataConfig(name, data_dir=prepared, image_size=32))
     assert data.train_images.shape[1:] == (32, 32, 1)
     assert data.crop_padding == 4
-    own = load_dataset(name, data_dir=prepared)
+    own = load_dataset(DataConfig(name, data_dir=prepared))
     assert own.train_images.shape[1:] == ((10, 12, 1) if name == "tiny_cells" else (8, 8, 1))
 
 
@@ -159,13 +164,13 @@ def test_fit_square_averages_what_it_makes_smaller():
 
 def test_images_of_no_fixed_size_need_one(prepared):
     with pytest.raises(ConfigError, match=r"tiny_photos/plain has images of no fixed size.*image"):
-        load_dataset("tiny_photos/plain", data_dir=prepared)
+        load_dataset(DataConfig("tiny_photos/plain", data_dir=prepared))
 
 
 @pytest.mark.parametrize("size", [0, 2.5])
 def test_image_size_that_cannot_be_is_refused(prepared, size):
     with pytest.raises(ConfigError, match="image_size is"):
-        load_dataset("tiny_cells", data_dir=prepared, image_size=size)
+        load_dataset(DataConfig("tiny_cells", data_dir=prepared, image_size=size))
 
 
 # Refusals
@@ -173,19 +178,19 @@ def test_image_size_that_cannot_be_is_refused(prepared, size):
 
 def test_sets_without_images_are_refused_with_what_they_have(prepared):
     with pytest.raises(ConfigError, match=r"are .*text \(Text\).*of the type Image"):
-        load_dataset("tiny_words", data_dir=prepared)
+        load_dataset(DataConfig("tiny_words", data_dir=prepared))
 
 
 @pytest.mark.parametrize("name", ["tiny_words", "tiny_photos/plain"])
 def test_what_will_be_refused_is_not_prepared_first(tmp_path, name):
     with pytest.raises(ConfigError, match=r"no set of labelled images|no fixed size"):
-        load_dataset(name, data_dir=tmp_path / "fresh")
+        load_dataset(DataConfig(name, data_dir=tmp_path / "fresh"))
     assert not (tmp_path / "fresh").exists()
 
 
 def test_sets_without_a_test_split_are_refused(prepared):
     with pytest.raises(ConfigError, match="has the splits train; expected train, and test or val"):
-        load_dataset("tiny_train", data_dir=prepared)
+        load_dataset(DataConfig("tiny_train", data_dir=prepared))
 
 
 @pytest.mark.parametrize(
@@ -198,7 +203,6 @@ def test_sets_without_a_test_split_are_refused(prepared):
         ("tiny_cell", "did you mean tiny_cells"),
         ("qqqqqqqq", "expected a name that TFDS has"),
         ("no name", "is no name"),
-        ("", "is no name"),
         ("imagenette/999px", "configurations are .*320px"),
         ("mnist:9.9.9", "no such configuration or version"),
         ("cifar10/data=1", "has an option; expected NAME, NAME/CONFIG or"),
@@ -207,13 +211,13 @@ def test_sets_without_a_test_split_are_refused(prepared):
 )
 def test_wrong_names_are_refused_with_close_ones(prepared, name, advice):
     with pytest.raises(ConfigError, match=rf"data set '{name}'.*{advice}"):
-        load_dataset(name, data_dir=prepared)
+        load_dataset(DataConfig(name, data_dir=prepared))
 
 
 def test_a_set_that_only_its_folder_knows_is_suggested(tmp_path):
     (tmp_path / "Herbarium_sheets").mkdir()
     with pytest.raises(ConfigError, match=r"'herbarium_sheet'.*did you mean Herbarium_sheets"):
-        load_dataset("herbarium_sheet", data_dir=tmp_path)
+        load_dataset(DataConfig("herbarium_sheet", data_dir=tmp_path))
 
 
 # Damage
@@ -232,14 +236,16 @@ def test_damaged_records_are_an_error_that_names_the_folder(copy_of, damage, exa
         else:
             path.write_bytes(content[: len(content) // 2 if damage == "truncated" else 0])
     with pytest.raises(DataError, match=r"test split of tiny_cells in .*copy.*delete the folder"):
-        load_dataset("tiny_cells", data_dir=root, train_examples=1, test_examples=examples)
+        load_dataset(
+            DataConfig("tiny_cells", data_dir=root, train_examples=1, test_examples=examples)
+        )
 
 
 def test_a_damaged_description_is_an_error(copy_of):
     root, folder = copy_of("tiny_cells")
     (folder / "dataset_info.json").write_text("{")
     with pytest.raises(DataError, match=r"cannot open tiny_cells in .*copy.*delete the folder"):
-        load_dataset("tiny_cells", data_dir=root)
+        load_dataset(DataConfig("tiny_cells", data_dir=root))
 
 
 def test_labels_out_of_range_are_an_error(copy_of):
@@ -248,16 +254,18 @@ def test_labels_out_of_range_are_an_error(copy_of):
     path.write_text(path.read_text().replace('"numClasses": "3"', '"numClasses": "2"'))
     (folder / "label.labels.txt").write_text("square\ncircle\n")
     with pytest.raises(DataError, match=r"train labels out of range 0\.\.1 in tiny_cells"):
-        load_dataset("tiny_cells", data_dir=root)
+        load_dataset(DataConfig("tiny_cells", data_dir=root))
 
 
 # Parts
 
 
 def test_validation_is_drawn_by_seed_and_the_rest_keeps_its_order(prepared):
-    whole = load_dataset("tiny_cells", data_dir=prepared).train_images
-    data = load_dataset("tiny_cells", data_dir=prepared, val_examples=20, train_examples=40)
-    other = load_dataset("tiny_cells", data_dir=prepared, val_examples=20, split_seed=1)
+    whole = load_dataset(DataConfig("tiny_cells", data_dir=prepared)).train_images
+    data = load_dataset(
+        DataConfig("tiny_cells", data_dir=prepared, val_examples=20, train_examples=40)
+    )
+    other = load_dataset(DataConfig("tiny_cells", data_dir=prepared, val_examples=20, split_seed=1))
 
     def order(images):
         return [whole[:, 0, 0, 0].tolist().index(index) for index in images[:, 0, 0, 0]]
@@ -269,15 +277,15 @@ def test_validation_is_drawn_by_seed_and_the_rest_keeps_its_order(prepared):
     assert order(other.val_images) != val
     assert sorted(order(other.val_images) + order(other.train_images)) == [*range(90)]
     datasets._load.cache_clear()
-    again = load_dataset("tiny_cells", data_dir=prepared, val_examples=20)
+    again = load_dataset(DataConfig("tiny_cells", data_dir=prepared, val_examples=20))
     np.testing.assert_array_equal(again.val_images, data.val_images)
 
 
 def test_few_images_are_the_first_of_many_and_are_not_cached(copy_of, tmp_path):
     root, _ = copy_of("tiny_cells")
-    few = load_dataset("tiny_cells", data_dir=root, train_examples=8, test_examples=2)
+    few = load_dataset(DataConfig("tiny_cells", data_dir=root, train_examples=8, test_examples=2))
     assert not (tmp_path / "home cache").exists()
-    many = load_dataset("tiny_cells", data_dir=root)
+    many = load_dataset(DataConfig("tiny_cells", data_dir=root))
     assert (tmp_path / "home cache").exists()
     np.testing.assert_array_equal(few.train_images, many.train_images[:8])
     np.testing.assert_array_equal(few.train_labels, many.train_labels[:8])
@@ -291,13 +299,14 @@ def test_few_images_are_the_first_of_many_and_are_not_cached(copy_of, tmp_path):
         ({"train_examples": 80, "val_examples": 11}, "is 80, val_examples 11 .*has 90 for train"),
         ({"test_examples": 31}, "test_examples 31; .*and 30 for test"),
         ({"val_examples": 90}, "val_examples 90 .*has 90"),
-        ({"val_examples": -1}, "val_examples -1"),
+        ({"val_examples": -1}, "val_examples is -1"),
         ({"train_examples": 0}, "train_examples is 0"),
-        ({"test_examples": 0}, "test_examples 0"),
+        ({"test_examples": 0}, "test_examples is 0"),
+        ({"name": ""}, "name is ''; expected a string, not empty"),
         ({"split_seed": -1}, "split_seed is -1"),
         ({"split_seed": 2**32}, "split_seed is 4294967296"),
     ],
 )
 def test_more_examples_than_there_are_is_refused(prepared, counts, named):
     with pytest.raises(ConfigError, match=named):
-        load_dataset("tiny_cells", data_dir=prepared, **counts)
+        load_dataset(DataConfig(**{"name": "tiny_cells", "data_dir": prepared, **counts}))

@@ -74,6 +74,7 @@ class AdaptiveBarron(nnx.Module):
         low, high = _SHAPE_RANGE
         check_number("alpha", alpha, low, high, open_low=True, known=True)
         check_number("scale", scale, _SMALLEST_SCALE, open_low=True, known=True)
+        alpha, scale = float(alpha), float(scale)
         if alpha == high:
             raise ConfigError(f"alpha is {alpha}; expected a number, less than {high}.")
         share = (alpha - low) / (high - low)

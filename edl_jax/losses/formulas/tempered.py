@@ -41,6 +41,7 @@ def bi_tempered(
     """
     check_number("t1", t1, 0, 1, known=True)  # which formula applies depends on them
     check_number("t2", t2, 1, 10, known=True)
+    t1, t2 = float(t1), float(t2)  # in a trace, comparing an array gives a traced one
     log_p = log_tempered_softmax(x, t2, where)
     log_w = jnp.log(jnp.where(weights > 0, weights, 1.0))
     terms = weights * (_log_t(log_w, t1) - _log_t(log_p, t1))

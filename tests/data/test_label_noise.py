@@ -3,7 +3,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from edl_jax.data.corruption import (
+from edl_jax.data.label_noise import (
     asymmetric_noise,
     asymmetric_targets,
     imbalanced_counts,

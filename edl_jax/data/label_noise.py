@@ -1,22 +1,12 @@
 """Label noise and class imbalance for training data, exact in number and fixed by a seed."""
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
+from edl_jax.checked import Seed, check
 from edl_jax.errors import ConfigError
-from edl_jax.validation import (
-    MAX_SEED,
-    check_choice,
-    check_range,
-    check_seed,
-    check_types,
-    check_whole,
-)
 
-LABEL_NOISE = ("none", "symmetric", "asymmetric")
-IMBALANCE = ("none", "exponential", "step")
 # Patrini et al. 2017: pairs that people and networks mix up.
 _CIFAR10_FLIPS = {
     "truck": "automobile",
@@ -25,40 +15,6 @@ _CIFAR10_FLIPS = {
     "cat": "dog",
     "dog": "cat",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Corruption:
-    """What is done to the train part of a data set: imbalance first, then label noise.
-
-    Raises:
-      ConfigError: naming the first field that cannot work, its value and what was expected.
-    """
-
-    label_noise: str = "none"
-    """Noise: none, symmetric (any other class) or asymmetric (one similar class)."""
-    noise_rate: float = 0.0
-    """Share of each class's labels that are replaced by wrong ones, in [0, 1]; with asymmetric
-    noise, of each class that is taken for another."""
-    imbalance: str = "none"
-    """Profile of the class counts: none, exponential or step."""
-    imbalance_factor: float = 100.0
-    """Count of the largest class over that of the smallest; not looked at without imbalance."""
-    seed: int = 0
-    """Seed of which images are left out and which labels are replaced."""
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        check_choice(self, "label_noise", LABEL_NOISE)
-        check_range(self, "noise_rate", 0, 1)
-        check_choice(self, "imbalance", IMBALANCE)
-        check_range(self, "imbalance_factor", 1)
-        check_whole(self, "seed", 0, MAX_SEED)
-        if self.label_noise == "none" and self.noise_rate > 0:
-            raise ConfigError(
-                f"Corruption.noise_rate is {self.noise_rate!r} without noise; expected 0, or "
-                "label_noise to be symmetric or asymmetric."
-            )
 
 
 def imbalanced_counts(largest: int, num_classes: int, *, profile: str, factor: float) -> np.ndarray:
@@ -114,7 +70,7 @@ def imbalanced_rows(
             f"imbalance_factor is {factor} where the smallest class has {available} training "
             "images: a class would be left with none. Expected at most as much as it has images."
         )
-    rng = np.random.default_rng([check_seed("seed", seed), 0])
+    rng = np.random.default_rng([check("seed", seed, Seed), 0])
     chosen = [
         rng.permutation(np.flatnonzero(labels == label))[:count]
         for label, count in enumerate(counts)
@@ -145,7 +101,7 @@ def symmetric_noise(labels: np.ndarray, num_classes: int, *, rate: float, seed: 
       Angluin and Laird, "Learning from noisy examples", Machine Learning 1988; van Rooyen et al.,
       "Learning with symmetric label noise", NeurIPS 2015.
     """
-    rng = np.random.default_rng([check_seed("seed", seed), 1])
+    rng = np.random.default_rng([check("seed", seed, Seed), 1])
     noisy = labels.copy()
     for label in range(num_classes):
         rows = rng.permutation(np.flatnonzero(labels == label))
@@ -179,7 +135,7 @@ def asymmetric_noise(
       Patrini et al., "Making deep neural networks robust to label noise: a loss correction
       approach", CVPR 2017.
     """
-    rng = np.random.default_rng([check_seed("seed", seed), 1])
+    rng = np.random.default_rng([check("seed", seed, Seed), 1])
     noisy = labels.copy()
     for label, target in enumerate(targets):
         rows = rng.permutation(np.flatnonzero(labels == label))

@@ -1,0 +1,93 @@
+"""Models, data and optimisers given to `train` as objects, or by name."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from edl_jax.data import ArraySource, DataConfig
+from edl_jax.errors import ConfigError, RunFolderError
+from edl_jax.runs.folder import read_json
+from edl_jax.training import TrainConfig, train
+from edl_jax.training.optimizers import LOSS, MODEL, OptimizerConfig, make_optimizer
+
+CONFIG = TrainConfig(epochs=1, batch_size=16, learning_rate=0.05, loss="cross_entropy")
+
+
+class Linear(nnx.Module):
+    """The smallest classifier of images 8 by 8."""
+
+    def __init__(self, rngs, num_classes, in_channels):
+        self.head = nnx.Linear(64 * in_channels, num_classes, rngs=rngs)
+
+    def __call__(self, images):
+        return self.head(images.reshape(len(images), -1)).astype(jnp.float32)
+
+
+def source(first=0):
+    labels = np.arange(32) % 2
+    images = np.broadcast_to(255 * labels[:, None, None, None], (32, 8, 8, 1)).astype(np.uint8)
+    images = images.copy()
+    images[0] += np.uint8(first)
+    return ArraySource(
+        "ours", "of our own", ("black", "white"), dict.fromkeys(("train", "test"), (images, labels))
+    )
+
+
+def test_a_model_data_and_an_optimiser_of_your_own_are_trained_and_known(tmp_path):
+    given = {"model": Linear, "data": source(), "optimizer": optax.adam}
+    config = dataclasses.replace(CONFIG, epochs=4)
+    result = train(config, **given, run_dir=tmp_path)
+    assert result.test_accuracy == 1
+    assert result.params["head"]["kernel"].shape == (64, 2)
+    found = read_json(tmp_path / "config.json")
+    assert found["model"] == "Linear"
+    assert found["optimizer"].startswith("adam")
+    assert found["data"]["name"] == found["train"]["data"]["name"] == "ours"
+    assert train(config, **given, run_dir=tmp_path).history == result.history
+    for name, other in (("data", source(1)), ("optimizer", optax.sgd(0.1)), ("model", "resnet8")):
+        with pytest.raises(RunFolderError, match="another configuration"):
+            train(config, **{**given, name: other}, run_dir=tmp_path)
+
+
+def test_names_and_a_configuration_stand_for_data():
+    small = DataConfig("digits", train_examples=16, test_examples=8)
+    by_config = train(CONFIG, model=Linear, data=small)
+    base = dataclasses.replace(CONFIG, data=dataclasses.replace(small, name="auto"))
+    assert train(base, model=Linear, data="digits").test_nll == by_config.test_nll
+
+
+def test_an_optimiser_is_taken_as_it_is_or_made_of_the_schedule():
+    params = {MODEL: jnp.ones(2), LOSS: jnp.ones(2)}
+
+    def updated(given):
+        optimizer = make_optimizer(OptimizerConfig(), lambda step: 0.5, given)
+        return optimizer.update(params, optimizer.init(params), params)[0][MODEL]
+
+    np.testing.assert_allclose(updated(optax.sgd), -0.5)
+    np.testing.assert_allclose(updated(optax.sgd(0.1)), -0.1)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"model": lambda: None}, "cannot be used .*expected a function or class that takes rngs"),
+        ({"model": lambda rngs, num_classes, in_channels: Linear(rngs, 3, 1)}, r"gives \(2, 3\)"),
+        ({"model": "resnet9"}, "model is 'resnet9'"),
+        ({"model": 3}, "model 3 cannot be used"),
+        ({"data": 3}, "data is 3; expected an instance of DataConfig"),
+        ({"optimizer": 3}, "optimizer is 3; expected a GradientTransformation"),
+        ({"optimizer": lambda schedule: 3}, "expected a GradientTransformation"),
+    ],
+)
+def test_what_cannot_be_used_is_refused(given, message):
+    with pytest.raises(ConfigError, match=message):
+        train(CONFIG, **{"data": source(), **given})
+
+
+def test_settings_of_named_models_are_refused_with_your_own():
+    with pytest.raises(ConfigError, match="width is 4 with a model of your own"):
+        train(dataclasses.replace(CONFIG, width=4), model=Linear, data=source())
