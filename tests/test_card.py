@@ -82,7 +82,7 @@ def test_a_loss_and_its_slope_are_drawn_beside_cross_entropy():
         assert loss.get_label() == name
         p, value = loss.get_data()
         np.testing.assert_allclose(value, -factor * np.log(p), rtol=2e-3, atol=4e-6)
-        np.testing.assert_allclose(pull.get_ydata(), factor * (1 - p), rtol=2e-3)
+        np.testing.assert_allclose(pull.get_ydata(), factor * (1 - p), rtol=2e-3, atol=2e-6)
         np.testing.assert_allclose(ratio.get_ydata(), factor, rtol=2e-3)
 
 

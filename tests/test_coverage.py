@@ -11,10 +11,13 @@ from edl_jax.errors import ConfigError
 from edl_jax.objective import MARGINS, SEVERITIES, rank_metrics
 from edl_jax.pairs import REGIMES, Mixture
 from edl_jax.pairs.sampler import log_probabilities
+from edl_jax.runs.devices import device_mesh
 from edl_jax.studies import CoverageConfig, coverage
 from edl_jax.studies.outputs import compare_outputs, draw_references, rank_outputs, record
 from edl_jax.training import Augmentation
-from tests.test_training import CROSS_ENTROPY, DIGITS, functions_of, load_shared, order_of
+from edl_jax.training.programs import make_train
+from edl_jax.training.steps import AXIS
+from tests.test_training import CROSS_ENTROPY, DIGITS, load_shared, order_of
 
 TINY = dataclasses.replace(
     DIGITS,
@@ -39,7 +42,7 @@ def dataset():
 
 @pytest.fixture(scope="module")
 def functions(dataset):
-    return functions_of(TINY, dataset)
+    return make_train(TINY, dataset, CROSS_ENTROPY, device_mesh(AXIS))  # as in a recording
 
 
 @pytest.fixture(scope="module")

@@ -191,7 +191,12 @@ def test_a_method_sees_the_whole_share_of_a_batch_in_order():
         SMALL, epochs=1, data=dataclasses.replace(SMALL.data, train_examples=32)
     )
     whole, parts = (
-        train(dataclasses.replace(config, accumulate=n), loss=Recording()) for n in (1, 2)
+        train(
+            dataclasses.replace(config, accumulate=n),
+            loss=Recording(),
+            devices=jax.devices()[:1],  # whose share is the batch
+        )
+        for n in (1, 2)
     )
     assert int(whole.loss_state[0]) == int(parts.loss_state[0]) > 0
     for result in (whole, parts):

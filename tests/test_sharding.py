@@ -37,7 +37,7 @@ def test_so_they_do_with_several_class_counts(strategy):
 def test_fitness_is_all_that_crosses_between_devices():
     mesh = device_mesh(AXIS)
     evolution = evolution_of(MANY, mesh=mesh)
-    arguments = jax.eval_shape(evolution.init, jax.random.key(0)), np.int32(2)
+    arguments = jax.eval_shape(evolution.begin, jax.random.key(0)), np.int32(2)
     lowered = evolution._advance.lower(*arguments).as_text()
     (crossing,) = [x for x in lowered.splitlines() if "stablehlo.all_" in x]
     assert crossing.endswith("-> tensor<32xf32>")

@@ -194,7 +194,7 @@ def test_divergence_names_the_last_good_checkpoint(tmp_path):
         losses = CROSS_ENTROPY(logits, labels)
         return jnp.where(losses.mean() < 2.1, jnp.nan, losses)
 
-    config = dataclasses.replace(CONFIG, epochs=12, augmentation=PLAIN)
+    config = dataclasses.replace(CONFIG, model="small", epochs=12, augmentation=PLAIN)
     where = r"last good checkpoint is that of step \d+ \(.*\d\)"
     with pytest.raises(EDLError, match=where) as told:
         train(config, loss=fragile, run_dir=tmp_path / "run")
