@@ -99,7 +99,9 @@ def config_or_default(config: Config | None, kind: type[Config]) -> Config:
     Raises:
       ConfigError: if it is of another kind.
     """
-    return kind() if config is None else check("config", config, kind)
+    if config is not None and not isinstance(config, kind):
+        raise ConfigError(f"config is {config!r}; expected a {kind.__name__}, or None.")
+    return kind() if config is None else config
 
 
 def checked_key(key: Any) -> jax.Array:

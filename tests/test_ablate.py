@@ -75,7 +75,7 @@ def test_writes_its_page_and_runs_nothing_twice(run, monkeypatch):
         .read_text()
         .startswith("pretrain.strategy.mutation,n,violated_margins_mean")
     )
-    monkeypatch.setitem(ablate.__globals__, "_evolved", None)  # would fail
+    monkeypatch.setattr(Cell, "run", None)  # would fail
     again = ablate(SMALL, run_dir=folder, executor="1")
     assert again.table.equals(study.table)
     with pytest.raises(RunFolderError, match="num_seeds is 2 there and 3 here"):

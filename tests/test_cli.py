@@ -351,7 +351,7 @@ def test_an_argument_without_its_value_says_how_the_command_is_used(argument, us
         (["train", "--data.name", "digits", "--loss", "hinge"], "loss is 'hinge'"),
         (["train", "--config", "none.py"], "there is no config file at none.py"),
         (["train", "--config", "x" * 300], "there is no config file at xxx"),
-        (["compare", "--losses", "edl", "edl"], "different losses"),
+        (["compare", "--losses", "edl", "edl"], "all different"),
     ],
 )
 def test_refusals_are_one_line_and_status_2(arguments, message, capsys, tmp_path):

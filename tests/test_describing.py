@@ -210,5 +210,5 @@ def test_a_run_folder_knows_the_parts_that_a_user_has_registered(kind, tmp_path,
             ablate(small, run_dir=tmp_path / "ablate", executor="1")
         if kind == "severity":
             with pytest.raises(RunFolderError, match=f"parts.{kind} mine is"):
-                pretrain(config, run_dir=tmp_path)
+                pretrain(config, run_dir=tmp_path / "pretrain")
     assert not own_parts(TINY)

@@ -175,7 +175,7 @@ def test_every_setting_that_is_no_default_is_named():
     told = other_settings(changed, but=["loss"])
     assert told == (
         "Settings that are not the defaults: augmentation.flip=False, augmentation.cutout=4, "
-        "width=7, optimizer='adamw'."
+        "width=7, optimizer.name='adamw'."
     )
     nested = other_settings(CoverageConfig(train=changed), but=["train.loss"])
     assert "train.augmentation.cutout=4" in nested

@@ -31,7 +31,7 @@ class TrainConfig(Checked):
     augmentation: Augmentation = Augmentation()
     """Random changes to training images."""
     model: Annotated[str, OneOf(MODELS)] = "resnet8"
-    """Architecture."""
+    """Architecture of the classifier: one of `edl_jax.models`."""
     width: Count | None = None
     """Channels of the first stage; default: the architecture's own."""
     head_scale: Positive | None = None
