@@ -144,5 +144,6 @@ def test_a_trainer_of_something_else_is_refused(config, options, named):
 
 
 def test_a_report_that_cannot_be_called_is_refused_before_the_training():
+    data = dataclasses.replace(DIGITS.data, train_examples=64)
     with pytest.raises(ConfigError, match="report is None; expected a function"):
-        make_trainer(SMALL)([0], report=None)
+        make_trainer(dataclasses.replace(DIGITS, data=data))([0], report=None)
