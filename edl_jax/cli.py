@@ -1,19 +1,15 @@
 """The command line, made from the configuration dataclasses."""
 
-import argparse
 import contextlib
-import dataclasses
 import importlib.util
 import io
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Any
 
-import tyro
-
-from edl_jax.config_files import load_config
+from edl_jax.arguments import Arguments, SweepArguments, parse
 from edl_jax.errors import EDLError, Preempted, ProcessError, RunFolderError
 from edl_jax.evolution import PretrainConfig
 from edl_jax.evolution.pretraining import pretrain
@@ -21,7 +17,6 @@ from edl_jax.losses import PRETRAINED, EvolvedLoss
 from edl_jax.losses.by_name import resolve_loss
 from edl_jax.runs.compile_cache import keep_compiled
 from edl_jax.runs.folder import default_run_dir
-from edl_jax.runs.joining import Processes
 from edl_jax.runs.locks import locked
 from edl_jax.runs.preemption import EXIT_PREEMPTED, EXIT_REFUSED, Terminated, exit_status
 from edl_jax.runs.processes import in_any, is_first
@@ -52,32 +47,6 @@ from edl_jax.studies.tables import readable
 from edl_jax.tools import TOOLS, run_tool
 from edl_jax.training import TrainConfig, train
 
-Config = TypeVar("Config")
-
-
-@dataclasses.dataclass(frozen=True)
-class Arguments(Generic[Config]):
-    """What every command takes besides its configuration."""
-
-    settings: Annotated[Config, tyro.conf.arg(name="")]
-    config: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
-    """Python file with a `get_config()`; the other arguments override what it gives."""
-    run_dir: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
-    """Run folder, where a run of the same settings resumes; default: runs/COMMAND-DATE-TIME."""
-    quiet: bool = False
-    """Print nothing but errors, and the run folder where none was given."""
-    processes: Processes = Processes()
-    """How to find the other processes of the run (pretrain and train)."""
-
-
-@dataclasses.dataclass(frozen=True)
-class SweepArguments(Arguments[Config]):
-    """What the commands take that run many cells."""
-
-    executor: str | None = None
-    """Where trainings or evolutions run: a number of processes, or dask://HOST:PORT for a Dask
-    cluster (default: one process a core on a CPU, this process on an accelerator)."""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `edl COMMAND [ARGUMENTS]`.
@@ -98,15 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     config_type, run, summary = _COMMANDS[name]
     run_dir = None  # told in errors if it was not chosen by the user
     try:
-        default = _configured(rest, config_type)
         kind: Any = SweepArguments if name in _SWEEPS else Arguments
-        arguments = tyro.cli(
-            kind[config_type],
-            args=rest,
-            default=kind(default),
-            prog=f"edl {name}",
-            description=summary,
-        )
+        arguments = parse(kind, config_type, rest, f"edl {name}", summary)
         if arguments.run_dir is None:
             folder = run_dir = default_run_dir(name)
         else:
@@ -137,13 +99,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return exit_status(stop)
     return 0
-
-
-def _configured(argv: Sequence[str], config_type: type[Config]) -> Config:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", nargs="?")  # tyro refuses it without a value
-    path = parser.parse_known_args(argv)[0].config
-    return config_type() if path is None else load_config(path, config_type)
 
 
 def _pretrain(config: PretrainConfig, run_dir: Path, progress: bool) -> None:

@@ -22,6 +22,7 @@ import pytest
 
 from edl_jax import Mixture, PretrainConfig, TrainConfig, cli, tools
 from edl_jax.__main__ import main
+from edl_jax.config_files import load_config
 from edl_jax.errors import ConfigError, Preempted, RunFolderError
 from edl_jax.runs import preemption
 from edl_jax.studies import (
@@ -51,7 +52,7 @@ def test_configs_load_and_their_headers_tell_command_time_and_result(path):
     header = path.read_text()
     command = re.search(rf"edl (\w+) --config configs/{path.name}", header)
     assert command
-    assert cli.load_config(path, kind[command[1]])
+    assert load_config(path, kind[command[1]])
     for word in ("Command:", "Time:", "Result:"):
         assert word in header
 
@@ -125,7 +126,7 @@ def test_a_config_file_that_fails_is_named_with_the_line(text, message, tmp_path
     monkeypatch.chdir(tmp_path)
     for given in (path, Path("config.py")):
         with pytest.raises(ConfigError, match=message):
-            cli.load_config(given, TrainConfig)
+            load_config(given, TrainConfig)
 
 
 def test_a_config_file_is_a_module_among_its_neighbours(tmp_path):
@@ -147,7 +148,7 @@ def test_a_config_file_is_a_module_among_its_neighbours(tmp_path):
             f"    from neighbour_of_{folder} import EPOCHS\n"
             "    return Mine(epochs=EPOCHS)\n"
         )
-        before[folder] = cli.load_config(home / "config.py", TrainConfig)
+        before[folder] = load_config(home / "config.py", TrainConfig)
         assert before[folder].epochs == epochs
     assert sys.path == path
     for config in before.values():  # neither took the other's place
@@ -161,7 +162,7 @@ def test_a_config_file_that_fails_leaves_no_module_behind(tmp_path):
     (tmp_path / "config.py").write_text("import sys\nimport neighbour_that_fails\n")
     path, modules = list(sys.path), {*sys.modules}
     with pytest.raises(ConfigError, match=r"config\.py cannot be used \(line 2\): ZeroDivision"):
-        cli.load_config(tmp_path / "config.py", TrainConfig)
+        load_config(tmp_path / "config.py", TrainConfig)
     assert (sys.path, {*sys.modules}) == (path, modules)
 
 
@@ -421,10 +422,10 @@ def test_a_config_of_the_wrong_kind_is_refused(tmp_path):
     path = tmp_path / "wrong.py"
     path.write_text("from edl_jax import TrainConfig\ndef get_config(): return TrainConfig()\n")
     with pytest.raises(ConfigError, match=r"gives TrainConfig; expected .* PretrainConfig"):
-        cli.load_config(path, PretrainConfig)
+        load_config(path, PretrainConfig)
     path.write_text("x = 1\n")
     with pytest.raises(ConfigError, match=r"has no get_config\(\); expected"):
-        cli.load_config(path, PretrainConfig)
+        load_config(path, PretrainConfig)
 
 
 @pytest.mark.slow
