@@ -196,9 +196,10 @@ def check_number(
         if not known:
             return
         number = None if is_traced or value.ndim else value.item()
+    elif isinstance(value, np.generic):
+        number = value.item()
     # Fractions are numbers too, but none that JAX can multiply by.
-    kinds = int | np.integer if whole else int | float | np.integer | np.floating
-    if not isinstance(number, kinds) or isinstance(number, bool):
+    if not isinstance(number, int if whole else int | float) or isinstance(number, bool):
         number = math.nan
     in_range = low < number <= high if open_low else low <= number <= high
     if not in_range or not abs(number) <= sys.float_info.max:
