@@ -191,15 +191,15 @@ def check_number(
 
     Arrays pass, as their values may not be known, unless it has to be whole or `known`.
     """
-    number = value.item() if isinstance(value, np.generic) else value
-    is_traced = isinstance(value, jax.core.Tracer)
+    number, is_traced = value, isinstance(value, jax.core.Tracer)
     if isinstance(value, jax.Array) and not whole:
         if not known:
             return
         number = None if is_traced or value.ndim else value.item()
+    elif isinstance(value, np.generic):
+        number = value.item()
     # Fractions are numbers too, but none that JAX can multiply by.
-    kinds = int if whole else int | float
-    if not isinstance(number, kinds) or isinstance(number, bool):
+    if not isinstance(number, int if whole else int | float) or isinstance(number, bool):
         number = math.nan
     in_range = low < number <= high if open_low else low <= number <= high
     if not in_range or not abs(number) <= sys.float_info.max:
