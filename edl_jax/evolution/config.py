@@ -63,7 +63,7 @@ class PretrainConfig(Checked):
     num_opponents: Count = 4
     """Comparisons that each pair takes part in as the first."""
     slope: SlopeConfig = SlopeConfig()
-    """Weights of what is asked of the loss's slope beside the ranking objective; 0 unless given."""
+    """Weights of what is asked of the loss's slope beside the ranking objective; 0 by default."""
     task_weight: NotNegative = 0.0
     """Weight of the error of small classifiers on synthetic tasks beside the ranking objective, of
     which 1 is what a constant loss scores; 0 for no tasks."""

@@ -52,7 +52,7 @@ def evolve(
       strategy: an evosax algorithm, or a name in `STRATEGIES`.
       key: a key from `jax.random.key`; the same key on the same devices gives the same bits.
       generations: how many to evolve.
-      params: parameters of the strategy; its own defaults unless given.
+      params: parameters of the strategy; its own defaults if None.
       population_size: of a strategy that is named.
       draws: evaluations by fresh keys of the last candidates, among which the best is chosen: 1
         suffices unless fitness is noisy.

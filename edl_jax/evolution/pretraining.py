@@ -78,18 +78,18 @@ def pretrain(
     alike.
 
     Args:
-      config: how to evolve; the defaults unless given.
+      config: how to evolve; the defaults if None.
       strategy: an evosax algorithm of your own, with its default parameters; the one that the
-        configuration names unless given.
+        configuration names by default.
       problem: an evosax problem of your own, whose solutions are the configuration's loss networks,
         such as `0.7 * RankingProblem(config) + 0.3 * TaskProblem(config)`; what the configuration
-        asks for unless given.
-      key: a key from `jax.random.key`; from `config.seed` unless given.
+        asks for by default.
+      key: a key from `jax.random.key`; by default from `config.seed`.
       run_dir: where to keep configuration, metrics, checkpoints and the loss; a run that was
-        stopped there resumes from its last checkpoint. Nothing is written unless given. Of several
+        stopped there resumes from its last checkpoint. Nothing is written by default. Of several
         processes the first alone writes.
       devices: some of `jax.devices()`, among which the population is divided; all, of all
-        processes, unless given.
+        processes, by default.
       progress: whether to tell how far it is: by a bar on a terminal, by lines elsewhere.
 
     Raises:

@@ -56,7 +56,7 @@ class LossProblem(Summand):
     """What problems of loss networks share: the networks, and the pairs.
 
     Attributes:
-      config: which network, pairs and objective; the defaults unless given.
+      config: which network, pairs and objective; the defaults if None.
     """
 
     config: PretrainConfig = None  # pyright: ignore[reportAssignmentType]

@@ -57,7 +57,7 @@ class Evolution:
     Args:
       problem: any evosax problem.
       strategy: any evosax algorithm, for solutions like the problem's.
-      params: its parameters; its own defaults unless given.
+      params: its parameters; its own defaults if None.
       generations: how many to evolve.
       chunk: most generations that stay on the devices between two reports to the host.
       mesh: the devices among which the population is divided, along the axis "pop"; all by default.

@@ -41,7 +41,7 @@ def sample_pairs(
       key: a key from `jax.random.key`.
       num_pairs: how many pairs to draw, at least 1.
       num_classes: class count of the predictions, at least 2.
-      mixture: the weights of the regimes; equal weights unless given.
+      mixture: the weights of the regimes; equal weights by default.
 
     Returns:
       `Pairs`. Nothing is kept between calls: supply is unlimited.

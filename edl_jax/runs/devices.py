@@ -30,7 +30,7 @@ def check_backend() -> None:
 
 
 def device_mesh(axis: str, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of one axis over the devices: all of all processes unless given.
+    """A mesh of one axis over the devices: all of all processes by default.
 
     Raises:
       ConfigError: if they are no list of different devices, or a process has none of them.

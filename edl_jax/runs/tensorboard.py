@@ -26,7 +26,7 @@ class TensorBoard:
 
         Args:
           run_dir: the run folder.
-          first_step: what TensorBoard shows from this step on is replaced; nothing unless given.
+          first_step: what TensorBoard shows from this step on is replaced; by default nothing.
           suffix: ends the file's name.
         """
         # Not its SummaryWriter, which writes in a thread of its own that a full disk would end.

@@ -58,7 +58,7 @@ class ChaoticSNES(SNES):
           population_size: solutions evaluated in a generation, at least 2.
           solution: a solution, any pytree of arrays; gives the shapes.
           mutation: name of the noise in `MUTATIONS`.
-          optimizer: of the mean; gradient descent with a rate of 1, as in SNES, unless given.
+          optimizer: of the mean; gradient descent with a rate of 1, as in SNES, by default.
           fitness_shaping_fn: as in evosax.
           metrics_fn: as in evosax.
 

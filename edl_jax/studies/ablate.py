@@ -154,9 +154,9 @@ def ablate(
     """Evolve every combination of a grid over all seeds, and compare.
 
     Args:
-      config: what to compare; the defaults unless given.
+      config: what to compare; the defaults if None.
       run_dir: where cells are kept as they finish, and where the table and figures go; a cell
-        found there is not run again. Nothing is written unless given.
+        found there is not run again. Nothing is written by default.
       executor: where evolutions run; see `sweep`.
       progress: whether to show progress bars.
 

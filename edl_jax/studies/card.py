@@ -56,8 +56,8 @@ def card(
     A loss for one class count (a `PairNetwork`) is measured at that count only.
 
     Args:
-      config: which loss; the defaults unless given.
-      run_dir: where the card and its figures are written. Nothing is unless given.
+      config: which loss; the defaults if None.
+      run_dir: where the card and its figures are written. By default nothing is.
 
     Raises:
       ConfigError, LossFileError: if the name or the file cannot be used.

@@ -136,9 +136,9 @@ def compare(
     `MAX_EXTENSIONS` at most, and none above a rate at which a training diverged.
 
     Args:
-      config: what to compare; the defaults unless given.
+      config: what to compare; the defaults if None.
       run_dir: where cells are kept as they finish, and at the end the table, figures and README.md;
-        a cell found there is not run again. Nothing is written unless given.
+        a cell found there is not run again. Nothing is written by default.
       executor: where trainings run; see `sweep`.
       progress: whether to show progress bars.
 

@@ -106,9 +106,9 @@ def coverage(
     """Record outputs of real trainings and compare them with the synthetic pairs.
 
     Args:
-      config: what to record and compare; the defaults unless given.
+      config: what to record and compare; the defaults if None.
       run_dir: where cells, the table and figures are kept; a training found there is not run
-        again. Nothing is written unless given.
+        again. Nothing is written by default.
       executor: where trainings run; see `sweep`.
       progress: whether to show progress bars.
 

@@ -54,7 +54,7 @@ def respond(loss: Loss, logits: np.ndarray, labels: np.ndarray | None = None) ->
     Args:
       loss: of logits `[n, num_classes]` and classes `[n]`.
       logits: `[n, num_classes]`.
-      labels: true classes, `[n]`; 0 unless given.
+      labels: true classes, `[n]`; 0 by default.
     """
 
     @jax.jit

@@ -51,7 +51,7 @@ def sweep(
         Dask scheduler, `dask://HOST:PORT`; or None: this process on an accelerator, one process a
         core on a CPU.
       seed_field: dotted name of the field that takes the seeds.
-      folder: where rows are kept; nothing is written unless given. Sweeps may share it.
+      folder: where rows are kept; nothing is written by default. Sweeps may share it.
       measures: names of numbers that every row has, None for one that is not defined.
       progress: whether to show a progress bar.
 

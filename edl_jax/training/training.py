@@ -47,7 +47,7 @@ def train(
     All devices share every batch. Several processes (see docs/scale.md) all call this alike.
 
     Args:
-      config: how to train; the defaults unless given.
+      config: how to train; the defaults if None.
       loss: in place of the one that `config.loss` names, another name, the path of a loss file,
         or the loss itself, such as `pretrain(...).loss`; takes logits `[batch, num_classes]`
         float32 and labels, `[batch]` int32 or, with mixup or cutmix, `[batch, num_classes]`
@@ -65,7 +65,7 @@ def train(
         `{"model": ..., "loss": ...}`, the second those of a loss that has some.
       run_dir: where to keep configuration, metrics, checkpoints and the result; a run that was
         stopped there resumes from its last checkpoint, and of one that is finished the result is
-        given again. Nothing is written unless given. Of several processes the first alone writes.
+        given again. Nothing is written by default. Of several processes the first alone writes.
       devices: some of `jax.devices()`, which share every batch; all, of all processes, unless
         given.
       progress: whether to tell how far it is: by a bar on a terminal, by lines elsewhere.
@@ -131,7 +131,7 @@ def make_trainer(
       config: how to train.
       loss: as of `train`.
       dataset: what `config` names, where it is loaded already: several trainers of one data set
-        then hold one copy of it. Loaded unless given.
+        then hold one copy of it. Loaded by default.
       devices: as of `train`.
 
     Returns:
