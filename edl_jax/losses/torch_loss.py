@@ -127,8 +127,8 @@ class EvolvedLoss(nn.Module):
             raise ValueError(f"labels go from {y.min()} to {y.max()}; expected [0, {num_classes}).")
         y = y.clamp(0, num_classes - 1)
         if self.num_classes is None:
-            rival = log_p.scatter(-1, y, -torch.inf).amax(-1, keepdim=True)
-            losses = self._of_summaries(log_p, log_p.gather(-1, y), rival)
+            runner_up = log_p.scatter(-1, y, -torch.inf).amax(-1, keepdim=True)
+            losses = self._of_summaries(log_p, log_p.gather(-1, y), runner_up)
         else:
             losses = self._of_pairs(log_p, y)
         return torch.where(in_range, losses, torch.nan)[..., 0]
@@ -145,16 +145,16 @@ class EvolvedLoss(nn.Module):
                 f"{odd.sum():g}; expected finite numbers of at least 0 that sum to 1."
             )
         if self.num_classes is None:
-            losses = self._of_summaries(log_p, log_p, _strongest_rival(log_p))
+            losses = self._of_summaries(log_p, log_p, _runner_up(log_p))
         else:
             losses = self._of_pairs(log_p, torch.arange(self.num_classes, device=log_p.device))
         return torch.where(is_finite, (labels * losses).sum(-1), torch.nan)
 
-    def _of_summaries(self, log_p: Tensor, own: Tensor, rival: Tensor) -> Tensor:
-        """Losses `[..., n]` of n classes, by their log-probabilities and their rivals'."""
+    def _of_summaries(self, log_p: Tensor, own: Tensor, runner_up: Tensor) -> Tensor:
+        """Losses `[..., n]` of n classes, by their log-probabilities and their runners-up'."""
         p = log_p.exp()
         entropy, second_moment = (x.sum(-1, keepdim=True) for x in (-p * log_p, p * p))
-        summaries = (own.exp(), -own / 4, rival.exp(), entropy / 4, second_moment)
+        summaries = (own.exp(), -own / 4, runner_up.exp(), entropy / 4, second_moment)
         summaries = torch.stack(torch.broadcast_tensors(*summaries), -1)
         kernel, bias = self._layer(0, p.dtype)
         return self._after_first(summaries @ kernel + bias)
@@ -187,7 +187,7 @@ def _hold(x: Tensor, source: Tensor) -> Tensor:
     return x.detach().clamp(min=_FLOOR) + (source - source.detach()).nan_to_num()
 
 
-def _strongest_rival(log_p: Tensor) -> Tensor:
+def _runner_up(log_p: Tensor) -> Tensor:
     """The largest log-probability among the other classes, for each class, `[..., num_classes]`."""
     classes = torch.arange(log_p.shape[-1], device=log_p.device)
     is_first = classes == log_p.argmax(-1, keepdim=True)
