@@ -25,7 +25,7 @@ def main(population: int, pairs: int, generations: int) -> float:
     evolution = Evolution(
         problem, *build_strategy(config, problem.sample), generations=1 + generations, chunk=1
     )
-    state, _ = evolution.advance(evolution.init(jax.random.key(0)), 1)
+    state, rows = evolution.advance(evolution.init(jax.random.key(0)), 1)
     before, start = _peak(), time.perf_counter()
     for _ in range(generations):
         state, rows = evolution.advance(state, 1)

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 import jax
@@ -24,6 +24,7 @@ from edl_jax.training.programs import TrainFunctions, make_train
 from edl_jax.training.steps import AXIS
 
 NUM_CLASSES = 10
+Precision = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +50,7 @@ class TrainWork:
     num_batches: int = 16
     augmented: bool = True
 
-    def config(self, loss: str = "cross_entropy", precision: str = "auto") -> TrainConfig:
+    def config(self, loss: str = "cross_entropy", precision: Precision = "auto") -> TrainConfig:
         """The same work as a configuration of ours."""
         return TrainConfig(
             loss=loss,
@@ -135,7 +136,7 @@ def our_training(
     steps: int,
     *,
     num_devices: int = 1,
-    precision: str = "auto",
+    precision: Precision = "auto",
     patched: Patch = contextlib.nullcontext,
 ) -> Callable[[], Run]:
     """What starts a training of ours, with a part of it replaced while it is built and run."""

@@ -5,6 +5,7 @@ breeds the same population, and all solutions meet what the problem draws of one
 costly part is divided: each device scores its share, and fitness is all that crosses between them.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -138,7 +139,8 @@ class Evolution:
         for name, values in metrics.items():
             if jnp.shape(values) == scored.shape:  # a value for each solution
                 log[name] = self._of_all(values)[best]
-        after = state.replace(
+        after = dataclasses.replace(
+            state,
             generation=state.generation + 1,
             strategy=told,
             problem=problem,

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from edl_jax.errors import ConfigError
 from edl_jax.losses.inputs import check_inputs
@@ -191,7 +192,7 @@ def check_number(
 
     Arrays pass, as their values may not be known, unless it has to be whole or `known`.
     """
-    number, is_traced = value, isinstance(value, jax.core.Tracer)
+    number, is_traced = value, isinstance(value, Tracer)
     if isinstance(value, jax.Array) and not whole:
         if not known:
             return
