@@ -8,8 +8,8 @@ import pytest
 
 from edl_jax import StrategyConfig, pretrain
 from edl_jax.errors import ConfigError
-from edl_jax.evolution.run import AXIS, check_share
-from edl_jax.runs.devices import device_mesh
+from edl_jax.evolution.run import AXIS
+from edl_jax.runs.devices import check_share, device_mesh
 from tests.test_evolution import TINY, evolution_of
 
 MANY = dataclasses.replace(TINY, class_counts=(3, 5), population_size=32)

@@ -19,9 +19,9 @@ from evosax.types import Fitness, Population, Solution
 from flax import struct
 from jax.sharding import Mesh
 
-from edl_jax.errors import ConfigError, EDLError
+from edl_jax.errors import EDLError
 from edl_jax.evolution.search import Search, without_failures
-from edl_jax.runs.devices import device_mesh, on_every_device, to_every_device
+from edl_jax.runs.devices import check_share, device_mesh, on_every_device, to_every_device
 from edl_jax.runs.folder import METRICS, Row
 
 AXIS = "pop"
@@ -252,18 +252,3 @@ class Evolution:
                 f"(fitness not finite; step size {row['step_size']:.3g}). Lower "
                 "strategy.std_init, or use another severity or margin."
             )
-
-
-def check_share(population_size: int, num_devices: int) -> None:
-    """Refuse a population that so many devices cannot share equally.
-
-    Raises:
-      ConfigError: naming sizes that they can.
-    """
-    if population_size % num_devices:
-        lower = population_size // num_devices * num_devices
-        raise ConfigError(
-            f"population_size is {population_size}, which {num_devices} devices cannot share "
-            f"equally; expected a multiple of {num_devices}, such as {lower + num_devices}"
-            + (f" or {lower}." if lower else ".")
-        )

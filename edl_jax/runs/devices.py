@@ -96,3 +96,18 @@ def rows_divided(mesh: Mesh, size: int) -> tuple[Callable[[Any], Any], np.ndarra
         )
 
     return put, mine
+
+
+def check_share(population_size: int, num_devices: int) -> None:
+    """Refuse a population that so many devices cannot share equally.
+
+    Raises:
+      ConfigError: naming sizes that they can.
+    """
+    if population_size % num_devices:
+        lower = population_size // num_devices * num_devices
+        raise ConfigError(
+            f"population_size is {population_size}, which {num_devices} devices cannot share "
+            f"equally; expected a multiple of {num_devices}, such as {lower + num_devices}"
+            + (f" or {lower}." if lower else ".")
+        )

@@ -257,5 +257,4 @@ def correlations(cells: Frame) -> Frame:
         rows.append({"metric": name, "n": len(pair), "spearman": found.value})
         rows[-1] |= {"low": found.low, "high": found.high, "p": found.p}
     table = pd.DataFrame(rows)
-    table["p"] = holm(table["p"].to_numpy())
-    return table
+    return table.assign(p=holm(table["p"].to_numpy()))
