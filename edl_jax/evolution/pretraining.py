@@ -15,7 +15,8 @@ from evosax.types import Solution
 from edl_jax.checked import checked_key, config_or_default
 from edl_jax.evolution.config import PretrainConfig
 from edl_jax.evolution.evolve import columns, run_keys
-from edl_jax.evolution.problems import TASKS, RankingProblem, problem_of
+from edl_jax.evolution.loss_problem import TASKS
+from edl_jax.evolution.problems import RankingProblem, problem_of
 from edl_jax.evolution.run import AXIS, Evolution
 from edl_jax.losses import EvolvedLoss, Provenance
 from edl_jax.objective import MARGINS, SEVERITIES, draw_tasks, measure, task_errors
