@@ -277,7 +277,9 @@ def test_a_loss_of_whole_labels_is_refused_where_labels_are_mixed():
 
 def test_a_loss_may_be_given_by_name_or_path(monkeypatch, tmp_path):
     made = []
-    monkeypatch.setattr(training, "make_train", lambda *args: made.append((args[0].loss, args[2])))
+    monkeypatch.setattr(
+        training, "make_train", lambda *args, **_: made.append((args[0].loss, args[2]))
+    )
     monkeypatch.setattr(training, "run_training", lambda *_, **__: None)
     train(SMALL, loss="gce(q=0.5)")
     train(dataclasses.replace(SMALL, loss="gce(q=0.5)"))
