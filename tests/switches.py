@@ -39,8 +39,6 @@ from edl_jax import (
 )
 from edl_jax.data.config import DataConfig
 from edl_jax.evolution import SlopeConfig
-from edl_jax.evolution.problems import RankingProblem
-from edl_jax.evolution.search import Search
 from edl_jax.losses import PRETRAINED
 from edl_jax.losses.export import to_stablehlo
 from edl_jax.models import by_name as models
@@ -59,9 +57,10 @@ from edl_jax.objective import (
     task_errors,
 )
 from edl_jax.pairs import log_probabilities
-from edl_jax.strategies import StrategyConfig, build_strategy
+from edl_jax.strategies import StrategyConfig
 from tests.baseline_losses import loss_of, quick_jit
 from tests.test_evolution import evolution_of
+from tests.test_strategies import Sphere
 
 WORKLOADS: dict[str, Callable[[], Any]] = {}
 TASKS = TaskConfig(
@@ -188,21 +187,12 @@ def chaotic_snes() -> Any:
 def shapes_of_a_search(name: str) -> Any:
     """Of the population and the fitness after turns of a strategy; nothing is compiled."""
     config = dataclasses.replace(EVOLUTION, strategy=StrategyConfig(name))
-    sample = RankingProblem(config).sample
-    search = Search(*build_strategy(config, sample), sample)
+    evolution = evolution_of(config, Sphere())
 
     def run(key: jax.Array) -> Any:
-        state, population = search.init(key)
-
-        def turn(carry: Any, key: jax.Array) -> Any:
-            population, state = search.ask(key, *carry)
-            fitness = jax.tree.leaves(population)[0].reshape(8, -1).sum(axis=1)
-            state = search.tell(key, population, fitness, state, carry[2])
-            return (state, population, jnp.asarray(False)), fitness
-
-        first = (state, population, jnp.asarray(True))
-        (_, population, _), fitness = jax.lax.scan(turn, first, jax.random.split(key, 2))
-        return population, fitness
+        turn = lambda state, _: evolution.generation(state)  # noqa: E731
+        state, _ = jax.lax.scan(turn, evolution.begin(key), length=2)
+        return state.population, state.fitness
 
     return zeros_like(jax.eval_shape(run, jax.random.key(0)))
 
@@ -227,7 +217,11 @@ def every_term() -> Any:
     slope = SlopeConfig(descent=1.0, norm=1.0, convexity=1.0, pairs=16)
     config = dataclasses.replace(EVOLUTION, slope=slope, task_weight=1.0, tasks=TASKS)
     evolution = evolution_of(config)
-    run = lambda key: evolution.generation(evolution.begin(key))  # noqa: E731
+
+    def run(key: jax.Array) -> Any:
+        state, log = evolution.generation(evolution.begin(key))
+        return state.population, state.fitness, log
+
     return zeros_like(jax.eval_shape(run, jax.random.key(0)))
 
 

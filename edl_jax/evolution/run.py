@@ -102,7 +102,8 @@ class Evolution:
             key=jax.random.key_data(key_run),
             generation=jnp.zeros((), jnp.int32),
             strategy=strategy,
-            problem=jax.tree.map(jnp.asarray, problem),
+            # Counts of evosax begin as Python integers: the same whatever `jax_enable_x64` is.
+            problem=jax.tree.map(lambda x: jnp.asarray(x, _dtype_of(x)), problem),
             population=population,
             fitness=jnp.full((self.population_size,), jnp.inf, jnp.float32),
             impl=jax.random.key_impl(key),
@@ -252,3 +253,8 @@ class Evolution:
                 f"(fitness not finite; step size {row['step_size']:.3g}). Lower "
                 "strategy.std_init, or use another severity or margin."
             )
+
+
+def _dtype_of(value: Any) -> Any:
+    found = jnp.result_type(value)
+    return jnp.int32 if jnp.issubdtype(found, jnp.signedinteger) else found
