@@ -88,7 +88,7 @@ class OptimizerConfig(Checked):
             parts.append(optax.add_decayed_weights(self.weight_decay, mask=_DECAYED))
         try:
             optimizer = optax.chain(*parts, make(learning_rate, **options, **decay))
-            toy = {MODEL: jnp.ones(2), LOSS: jnp.ones(2)}
+            toy = dict.fromkeys((MODEL, LOSS), jax.ShapeDtypeStruct((2,), jnp.float32))
             # What a strict promotion of dtypes would refuse is no option's fault.
             with jax.numpy_dtype_promotion("standard"):
                 _, state = jax.eval_shape(lambda x: optimizer.update(x, optimizer.init(x), x), toy)
