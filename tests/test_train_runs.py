@@ -154,7 +154,7 @@ def test_kills_at_random_moments_change_nothing(tmp_path, whole):
 @pytest.mark.slow
 def test_two_processes_train_as_one_and_the_first_alone_writes(tmp_path):
     """With streamed images; `test_train_devices` shows that images in memory give the same."""
-    arguments = ["--stream", "True", "--sync-batch-norm"]
+    arguments = ["--data.stream", "True", "--sync-batch-norm"]
     arguments += [f"--processes.coordinator=127.0.0.1:{free_port()}", "--processes.num-processes=2"]
     processes = [
         start(
