@@ -94,7 +94,7 @@ def test_a_log_file_gets_a_line_for_each_period_and_a_terminal_a_bar(monkeypatch
     assert [line.partition(",")[0] for line in lines] == [f"toy: {n} of 6 steps" for n in (2, 4, 6)]
     for n, line in zip((2, 4, 6), lines, strict=True):
         assert " left, " in line
-        assert "steps/s" in line
+        assert "step/s" in line
         assert line.endswith(f"x {n}")
     assert "\r" not in told["file"]
     assert "\r" in told["terminal"]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from tqdm import tqdm
 
-_LINE = "{desc}: {n_fmt} of {total_fmt}{unit}, {remaining} left, {rate_fmt}{postfix}"
+_LINE = "{desc}: {n_fmt} of {total_fmt} {unit}s, {remaining} left, {rate_fmt}{postfix}"
 
 
 @contextlib.contextmanager
@@ -19,7 +19,7 @@ def telling(
     Gives a function of how many units are done and, where there is something to report, a text.
     Without `progress` it tells nothing.
     """
-    told = {"initial": first, "total": total, "unit": f" {unit}s"}
+    told = {"initial": first, "total": total, "unit": unit}
     began, is_terminal = time.monotonic(), sys.stderr.isatty()
     with tqdm(desc=name, disable=not (progress and is_terminal), **told) as bar:
 
