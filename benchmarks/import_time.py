@@ -1,42 +1,42 @@
-"""How long loading `edl_jax` takes beside what it is built on, each in fresh interpreters.
+"""How long starting takes: `edl_jax` beside what it is built on, each in fresh interpreters.
 
-Command:  python benchmarks/import_time.py
+Command:  python -m benchmarks.import_time [--quick]
 """
 
-import statistics
 import subprocess
 import sys
-import time
+from collections.abc import Sequence
+from functools import partial
 
+from benchmarks.report import parser, table, write
+from benchmarks.timing import Run, Subject, measure
+
+NAME = "import_time"
+LIBRARIES = "import jax, flax.nnx, evosax"
 STATEMENTS = {
-    "import jax, flax.nnx, evosax": "baseline",
-    "from edl_jax import pretrain": "edl_jax",
+    LIBRARIES: LIBRARIES,
+    "from edl_jax import pretrain": "from edl_jax import pretrain",
+    "edl --help": "import sys; sys.argv = ['edl', '--help']; from edl_jax.cli import main; main()",
 }
 
 
-def seconds(statement: str) -> float:
-    """Wall time of a fresh interpreter that runs `statement`."""
-    start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", statement], check=True)
-    return time.perf_counter() - start
+def fresh(statement: str) -> Run:
+    """Runs of a statement, each in an interpreter of its own."""
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            command = [sys.executable, "-c", statement]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+    return run
 
 
-def main(repeats: int = 11) -> None:
-    """Print median, spread and ratio, the two taking turns."""
-    times: dict[str, list[float]] = {statement: [] for statement in STATEMENTS}
-    for statement in STATEMENTS:
-        seconds(statement)  # fills the caches
-    for _ in range(repeats):
-        for statement, measured in times.items():
-            measured.append(seconds(statement))
-    medians = {}
-    for statement, measured in times.items():
-        low, medians[statement], high = statistics.quantiles(measured, n=4)
-        print(
-            f"{statement:32} median {medians[statement]:.2f} s, quartiles {low:.2f} to {high:.2f}"
-        )
-    baseline, own = medians.values()
-    print(f"ratio {own / baseline:.2f} (the goal is under 1.5)")
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, and write the table."""
+    arguments = parser(NAME, __doc__, repeats=11).parse_args(argv)
+    subjects = [Subject(name, partial(fresh, code)) for name, code in STATEMENTS.items()]
+    rows = measure(subjects, 1 if arguments.quick else arguments.repeats, seconds=60)
+    write(arguments.out, NAME, ["# Starting", table("in a fresh Python", rows, LIBRARIES)], rows)
 
 
 if __name__ == "__main__":

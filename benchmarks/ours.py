@@ -1,11 +1,12 @@
-"""edl_jax itself as a contestant: its own `score`, and its generations scanned on the device."""
+"""edl_jax itself as a contestant: its own scores, and its generations scanned on the device."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from benchmarks.common import FLOAT_BYTES, Contestant, Layers, Run, Work
+from benchmarks.common import Contestant, Layers, Work
+from benchmarks.timing import Run
 from edl_jax.evolution.problems import Batch, RankingProblem
 from edl_jax.evolution.run import AXIS, Evolution
 from edl_jax.runs.devices import device_mesh
@@ -19,15 +20,10 @@ def population_of(work: Work, layers: Layers) -> nnx.State:
     build = work.config().architecture().initial_state
     keys = jax.random.split(jax.random.key(0), work.population_size)
     population = jax.eval_shape(jax.vmap(build), keys)
-    nnx.replace_by_pure_dict(
-        population,
-        {
-            "layers": {
-                index: {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}
-                for index, (kernel, bias) in enumerate(layers)
-            }
-        },
-    )
+    arrays = {
+        i: {"kernel": jnp.asarray(k), "bias": jnp.asarray(b)} for i, (k, b) in enumerate(layers)
+    }
+    nnx.replace_by_pure_dict(population, {"layers": arrays})
     return population
 
 
@@ -50,37 +46,23 @@ def unit(work: Work) -> int:
     return min(25, max(1, 2**24 // work.pair_evaluations))
 
 
-def evolution_of(work: Work, num_devices: int = 1) -> Evolution:
-    """Our evolution, on some of the devices."""
-    problem = RankingProblem(work.config())
-    strategy, params = build_strategy(problem.config, problem.sample)
-    mesh = device_mesh(AXIS, jax.devices()[:num_devices])
-    return Evolution(problem, strategy, params, generations=0, chunk=unit(work), mesh=mesh)
-
-
 def generations(work: Work, seed: int = 0) -> Run:
     """Runs of a chunk of generations; between two of them scalars alone go to the host."""
-    return runs_of(evolution_of(work), seed)
-
-
-def runs_of(evolution: Evolution, seed: int = 0) -> Run:
-    """Runs of a chunk of an evolution's generations."""
+    problem = RankingProblem(work.config())
+    strategy, params = build_strategy(problem.config, problem.sample)
+    mesh = device_mesh(AXIS, jax.devices()[:1])
+    chunk = unit(work)
+    evolution = Evolution(problem, strategy, params, generations=0, chunk=chunk, mesh=mesh)
     state = evolution.init(jax.random.key(seed))
 
     def run(count: int) -> list[dict[str, float]]:
         nonlocal state
         rows = []
         for _ in range(count):
-            state, rows = evolution.advance(state, evolution.chunk)
+            state, rows = evolution.advance(state, chunk)
         return rows
 
     return run
 
 
-def _peak_bytes(work: Work) -> int:
-    config = work.config()
-    block = min(config.networks_at_a_time, work.population_size)
-    return 2 * FLOAT_BYTES * block * work.num_pairs * max(work.hidden)
-
-
-EDL_JAX = Contestant(NAME, lambda: None, evaluation, generations, _peak_bytes, unit)
+EDL_JAX = Contestant(NAME, lambda: None, evaluation, generations, unit)

@@ -1,92 +1,75 @@
-"""How fast a population of loss networks is evaluated, beside others that do the same work.
+"""How fast a population of loss networks is scored and evolved, beside others with the same work.
 
 Command:  python -m benchmarks.population_throughput [--quick]
 
-Writes a table, its data and a plot to runs/population_throughput. A stopped run goes on where it
-ended. Peers that are not installed are left out, with a line that says how to install them:
+Evaluation scores every network on given pairs; a whole generation draws fresh pairs, scores,
+selects and mutates. Writes tables and their data to runs/population_throughput. Peers that are not
+installed are left out, with a line that says how to install them:
 
     pip install torch evotorch
 """
 
 from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
 
 from benchmarks import ours
-from benchmarks.grid import (
-    Results,
-    arguments_of,
-    evaluation_of,
-    fastest_peer,
-    finish,
-    full_table,
-    run_grid,
-)
-from benchmarks.report import number, table
+from benchmarks.common import Work, random_layers
+from benchmarks.peers import PEERS, numpy_loop, torch_loops
+from benchmarks.report import parser, table, write
+from benchmarks.timing import Row, Subject, measure
 
 NAME = "population_throughput"
-GOAL = 0.5  # of the measured ceiling
+
+
+def batch_of(work: Work) -> tuple[np.ndarray, np.ndarray]:
+    """Features and severities of fresh pairs, for the evaluation alone."""
+    rng = np.random.default_rng(1)
+    return numpy_loop.observe(*numpy_loop.sample(rng, work.num_pairs, work.num_classes))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, and write table and plot."""
-    arguments = arguments_of(NAME, __doc__, argv)
+    """Measure, and write the tables."""
+    found = parser(NAME, __doc__, repeats=15)
+    found.add_argument("--populations", type=int, nargs="+", default=[256, 2048])
+    found.add_argument("--pairs", type=int, nargs="+", default=[4096])
+    arguments = found.parse_args(argv)
+    repeats = arguments.repeats
     points = [(p, n) for p in arguments.populations for n in arguments.pairs]
-
-    results = run_grid(NAME, arguments, points, lambda one, work: (evaluation_of(one, work), 1))
-    lines, goals = _against_bound(results)
-    sections = [
-        "# Evaluation of a population",
-        f"Pair evaluations/s: networks times pairs, scored in one second by {ours.NAME}, its share "
-        f"of the measured bound (the goal is at least {GOAL:.0%}) and the fastest other.",
-        table(
-            [
-                "population",
-                "pairs",
-                "edl_jax, M pair evaluations/s",
-                "GFLOP/s",
-                "of bound",
-                "of own-shape bound",
-                "fastest other",
-                "its time / ours",
-            ],
-            lines,
-        ),
-        "All contestants:",
-        full_table(results, "evaluations_per_second", "pair evaluations/s"),
-    ]
-    label = "pair evaluations/s"
-    title = f"Evaluation of a population of {results.arguments.activation} networks"
-    finish(NAME, results, sections, goals, ("evaluations_per_second", label, title))
-
-
-def _against_bound(results: Results):
-    lines, goals = [], []
-    for point in results.points():
-        rows = results.at(point)
-        own, other = rows.get(ours.NAME, {"status": "not run"}), fastest_peer(rows)
-        if own["status"] != "ok":
-            continue
-        share = results.bound(point) / own["median_s"]
-        lines.append(
-            [
-                *point,
-                number(own["evaluations_per_second"] / 1e6),
-                number(own["flops_per_second"] / 1e9),
-                f"{share:.0%}",
-                f"{results.bound(point, 'network_flops') / own['median_s']:.0%}",
-                other["contestant"] if other else "—",
-                number(other["median_s"] / own["median_s"]) if other else "—",
-            ]
-        )
-        goals.append(
-            {
-                "population": point[0],
-                "pairs": point[1],
-                "share_of_bound": share,
-                "goal": GOAL,
-                "reached": share >= GOAL,
-            }
-        )
-    return lines, goals
+    if arguments.quick:
+        repeats, points = 2, [(16, 128)]
+    contestants = [c for c in (ours.EDL_JAX, *PEERS) if c.missing() is None]
+    for reason in sorted({c.missing() or "" for c in PEERS} - {""}):
+        print(f"skipped: {reason}", flush=True)
+    sections, rows = ["# A population of loss networks"], list[Row]()
+    for point in points:
+        work = Work(*point)
+        layers, batch = random_layers(work), batch_of(work)
+        evaluations = [
+            Subject(c.name, partial(c.evaluation, work, layers, *batch)) for c in contestants
+        ]
+        generations = [
+            Subject(c.name, partial(c.generations, work, 0), c.unit(work)) for c in contestants
+        ]
+        flops = {"GFLOP/s": work.flops / 1e9}
+        for kind, subjects, rates in (
+            ("evaluation", evaluations, {"million pairs/s": work.pair_evaluations / 1e6, **flops}),
+            ("generation", generations, {"generations/s": 1, **flops}),
+        ):
+            title = f"{kind}, {point[0]:,} networks × {point[1]:,} pairs"
+            print(f"{NAME}: {title}", flush=True)
+            measured = measure(subjects, repeats)
+            torch_loops.forget_compiled()
+            sections.append(table(title, measured, ours.NAME, rates))
+            shared = {"kind": kind, "population": point[0], "pairs": point[1]}
+            rows += [shared | row for row in measured]
+    sections.append(
+        "In turns in one process. EvoTorch's elitist algorithm scores as many parents as children; "
+        "the others keep a quarter; SimpleGA keeps no elite unchanged. GFLOP/s count the matrix "
+        "products of the evaluation alone."
+    )
+    write(arguments.out, NAME, sections, rows)
 
 
 if __name__ == "__main__":

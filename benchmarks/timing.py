@@ -1,4 +1,4 @@
-"""Time contestants in turns: first calls apart, then rounds in which each has its go.
+"""Time subjects in turns: first calls apart, then rounds in which each has its go.
 
 A turn is a pause, an untimed run and a timed one, so that what is timed is the steady state.
 """
@@ -6,88 +6,75 @@ A turn is a pause, an untimed run and a timed one, so that what is timed is the 
 import dataclasses
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from benchmarks.common import Run
-
+# Runs something so many times, waits for all of it, and returns the last result.
+Run = Callable[[int], Any]
 Row = dict[str, Any]
-SETTLE_SECONDS = 0.15  # pause before each timed repeat
-SETTLE_RUN_SECONDS = 1.0  # runs that take longer than this go without an untimed one
-
-
-class Limits(NamedTuple):
-    """How much may be spent.
-
-    Attributes:
-      repeats: most repeats of a subject.
-      cell_seconds: longest that one repeat, and about all repeats of a subject, may take.
-      memory_bytes: most that a subject may need, by its estimate.
-      repeat_seconds: shortest repeat; faster subjects run several times in one.
-    """
-
-    repeats: int
-    cell_seconds: float
-    memory_bytes: float
-    repeat_seconds: float = 0.02
+SETTLE_SECONDS = 0.15  # pause before each timed run
+LONG_SECONDS = 1.0  # runs that take longer than this go without an untimed one
+LEAST_SECONDS = 0.02  # faster subjects run several times in one turn
 
 
 class Subject(NamedTuple):
-    """Something to time.
-
-    Attributes:
-      name: its name.
-      prepare: sets up, and returns what is timed.
-      unit: items, such as generations, that one run gives.
-      peak_bytes: memory it needs, by estimate.
-      predicted_seconds: of one run, from smaller sizes; None if unknown.
-    """
+    """Something to time: `prepare` sets it up and returns what is timed."""
 
     name: str
     prepare: Callable[[], Run]
-    unit: int = 1
-    peak_bytes: int = 0
-    predicted_seconds: float | None = None
+    unit: int = 1  # items, such as generations, that one run gives
 
 
 @dataclasses.dataclass
-class _Going:
+class _Started:
     subject: Subject
     run: Run
-    count: int
-    repeats: int
-    start_seconds: float
+    first_seconds: float  # from nothing to the first result
     once: float  # seconds of the second run
-    samples: list[float]  # seconds of one run
+    samples: list[float] = dataclasses.field(default_factory=list)  # seconds of one run
 
 
-def measure(subjects: list[Subject], limits: Limits) -> dict[str, Row]:
-    """Seconds of one item of each subject, the subjects taking turns.
+def measure(subjects: Sequence[Subject], repeats: int, seconds: float = 20.0) -> list[Row]:
+    """Seconds of one item of each subject, the subjects taking so many turns.
+
+    Where one is so slow that they would take longer than `seconds`, it has fewer.
 
     Returns:
-      By name, `{"status": "ok", "compile_s", "seconds", "median_s", "q1_s", "q3_s"}`, or only a
-      status that says why there is no number. `compile_s` is the time from nothing to the first
-      result, less one steady run: setting up and compiling.
+      For each subject `{"name", "status": "ok", "compile_s", "seconds", "median_s", "q1_s",
+      "q3_s"}`, or only a status that says how it failed. `compile_s` is the time from nothing to
+      the first result, less one steady run: setting up and compiling.
     """
     rows: dict[str, Row] = {}
-    going: list[_Going] = []
+    going: list[_Started] = []
     for subject in subjects:
-        started = _start(subject, limits)
-        if isinstance(started, str):
-            rows[subject.name] = {"status": started}
-            print(f"  {subject.name}: {started}", flush=True)
-        else:
-            going.append(started)
-    for turn in range(max((one.repeats for one in going), default=0)):
-        first = turn % len(going)
+        try:
+            begin = time.perf_counter()
+            run = subject.prepare()
+            run(1)
+            first = time.perf_counter() - begin
+            going.append(_Started(subject, run, first, _seconds(run, 1)))
+        except Exception as error:
+            # A peer that fails is a result to state, not a reason to lose the others.
+            message = (str(error).strip().splitlines() or [""])[0][:120]
+            status = f"failed ({type(error).__name__}: {message})"
+            rows[subject.name] = {"name": subject.name, "status": status}
+            print(f"  {subject.name}: {status}", flush=True)
+    for turn in range(repeats):
+        first = turn % max(1, len(going))
         for one in (*going[first:], *going[:first]):  # nobody always follows the same other
-            if len(one.samples) < one.repeats:
-                _settle(one)
-                one.samples.append(_seconds(one.run, one.count) / one.count)
+            if turn and sum(one.samples) + one.once > seconds:
+                continue
+            _settle(one)
+            count = max(1, round(LEAST_SECONDS / one.once))
+            one.samples.append(_seconds(one.run, count) / count)
     for one in going:
-        rows[one.subject.name] = row = _row(one)
+        items = [seconds / one.subject.unit for seconds in one.samples]
+        compile_s = max(0.0, one.first_seconds - float(np.median(one.samples)))
+        row = {"name": one.subject.name, "status": "ok", "compile_s": compile_s, **spread(items)}
+        rows[one.subject.name] = row
         print(
             f"  {one.subject.name}: {1e3 * row['median_s']:.3g} ms, quartiles "
             f"{1e3 * row['q1_s']:.3g} to {1e3 * row['q3_s']:.3g}, {len(row['seconds'])} repeats, "
@@ -96,44 +83,34 @@ def measure(subjects: list[Subject], limits: Limits) -> dict[str, Row]:
         )
     del going
     gc.collect()
-    return {subject.name: rows[subject.name] for subject in subjects}
+    jax.clear_caches()  # or later compile times would depend on what came before
+    return [rows[subject.name] for subject in subjects]
 
 
-def _start(subject: Subject, limits: Limits) -> _Going | str:
-    predicted = subject.predicted_seconds
-    if subject.peak_bytes > limits.memory_bytes:
-        return (
-            f"out of memory by estimate ({subject.peak_bytes / 2**30:.1f} GiB of "
-            f"{limits.memory_bytes / 2**30:.1f})"
-        )
-    if predicted is not None and predicted > limits.cell_seconds:
-        return f"skipped (one run would take about {predicted:.0f} s)"
-    try:
-        begin = time.perf_counter()
-        run = subject.prepare()
-        run(1)
-        start_seconds = time.perf_counter() - begin
-        once = _seconds(run, 1)
-    except Exception as error:
-        # A peer that fails is a result to state, not a reason to lose the others.
-        message = str(error).strip().splitlines() or [""]
-        return f"failed ({type(error).__name__}: {message[0][:120]})"
-    if once > limits.cell_seconds:
-        return f"skipped (one run took {once:.0f} s)"
-    count = max(1, round(limits.repeat_seconds / once))
-    repeats = max(1, min(limits.repeats, int(limits.cell_seconds / (once * count))))
-    samples = [once] if repeats == 1 else []
-    return _Going(subject, run, count, repeats, start_seconds, once, samples)
+def ratio_interval(
+    above: Sequence[float], below: Sequence[float], *, resamples: int = 4000
+) -> tuple[float, float, float]:
+    """Ratio of the medians of two that took turns, and its 95 % interval by bootstrap.
+
+    Turns are drawn anew as a whole, so that what slows both down for a while is not taken for a
+    difference.
+    """
+    turns = min(len(above), len(below))
+    pair = np.asarray([above[:turns], below[:turns]])
+    drawn = np.random.default_rng(0).integers(turns, size=(resamples, turns))
+    ratios = np.divide(*np.median(pair[:, drawn], axis=2))
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    return float(np.divide(*np.median(pair, axis=1))), float(low), float(high)
 
 
-def _settle(one: _Going) -> None:
+def _settle(one: _Started) -> None:
     """Let the last one's threads go to sleep, and the caches fill with what is needed now.
 
     OpenBLAS and OpenMP keep their threads spinning for a while after a product; without the pause
     whoever came next took up to twice as long, and without the untimed run a tenth longer.
     """
     time.sleep(SETTLE_SECONDS)
-    if one.once < SETTLE_RUN_SECONDS:
+    if one.once < LONG_SECONDS:
         one.run(1)
 
 
@@ -143,14 +120,7 @@ def _seconds(run: Run, count: int) -> float:
     return time.perf_counter() - begin
 
 
-def _row(one: _Going) -> Row:
-    items = [seconds / one.subject.unit for seconds in one.samples]
-    low, median, high = np.percentile(items, [25, 50, 75])
-    return {
-        "status": "ok",
-        "compile_s": max(0.0, one.start_seconds - float(np.median(one.samples))),
-        "seconds": items,
-        "median_s": float(median),
-        "q1_s": float(low),
-        "q3_s": float(high),
-    }
+def spread(seconds: Sequence[float]) -> Row:
+    """The part of a row that tells of seconds: all of them, median and quartiles."""
+    low, median, high = map(float, np.percentile(seconds, [25, 50, 75]))
+    return {"seconds": list(seconds), "median_s": median, "q1_s": low, "q3_s": high}

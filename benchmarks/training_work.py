@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
 from unittest import mock
 
 import jax
@@ -12,45 +11,36 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from benchmarks.common import Run
-from benchmarks.flops import product_flops, training_flops
+from benchmarks.timing import Run
 from edl_jax import TrainConfig
 from edl_jax.data.augmentation import Augmentation
 from edl_jax.data.dataset import Dataset
 from edl_jax.losses.by_name import resolve_loss
+from edl_jax.models import layers
 from edl_jax.models.by_name import create_model
 from edl_jax.runs.devices import device_mesh
 from edl_jax.training.programs import TrainFunctions, make_train
 from edl_jax.training.steps import AXIS
 
 NUM_CLASSES = 10
-Precision = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainWork:
     """A training step: crop, flip, normalisation, forward, backward, update.
 
-    Of uint8 images that live on the device, in a new random order every epoch; SGD with Nesterov's
-    momentum 0.9, an L2 penalty and a learning rate of warm-up and cosine.
-
-    Attributes:
-      model: a residual network of basic blocks.
-      batch_size: images of a step.
-      width: channels of the first stage; None: the model's own.
-      image_size: side of the images.
-      num_batches: batches of an epoch.
-      augmented: whether images are cropped and mirrored.
+    The images are uint8, live on the device and are in a new order every epoch. SGD has Nesterov's
+    momentum 0.9, an L2 penalty, warm-up and cosine decay.
     """
 
     model: str
     batch_size: int
-    width: int | None = None
+    width: int | None = None  # channels of the first stage; None: the model's own
     image_size: int = 32
-    num_batches: int = 16
+    num_batches: int = 16  # of an epoch
     augmented: bool = True
 
-    def config(self, loss: str = "cross_entropy", precision: Precision = "auto") -> TrainConfig:
+    def config(self, loss: str = "cross_entropy") -> TrainConfig:
         """The same work as a configuration of ours."""
         return TrainConfig(
             loss=loss,
@@ -59,7 +49,6 @@ class TrainWork:
             batch_size=self.batch_size,
             epochs=1000,  # longer than anybody measures: the rate must not reach 0
             augmentation=Augmentation(crop=self.augmented, flip=self.augmented),
-            precision=precision,
         )
 
     @functools.cached_property
@@ -85,27 +74,26 @@ class TrainWork:
         )
 
     @property
-    def flops(self) -> int:
-        """Of the convolutions and products of a step, forward and backward."""
+    def flops(self) -> float:
+        """Of a step by XLA's count of the forward pass, three times: backward costs twice it."""
 
         def forward(images: jax.Array) -> jax.Array:
-            model = create_model(
-                self.model, width=self.width, num_classes=NUM_CLASSES, rngs=nnx.Rngs(0)
-            )
+            rngs = nnx.Rngs(0)
+            model = create_model(self.model, width=self.width, num_classes=NUM_CLASSES, rngs=rngs)
             return model(images)
 
         shape = (self.batch_size, self.image_size, self.image_size, 3)
-        return training_flops(product_flops(forward, jax.ShapeDtypeStruct(shape, jnp.float32)))
+        cost = jax.jit(forward).lower(jax.ShapeDtypeStruct(shape, jnp.float32)).cost_analysis()
+        return 3 * (cost or {})["flops"]
 
 
-QUICK = TrainWork("resnet8", 8, width=2, image_size=8)
-# Replaces something of a module while it lasts.
-Patch = Callable[[], contextlib.AbstractContextManager[Any]]
-
-
-def patch(module: Any, name: str, value: Any) -> Patch:
-    """Another value for a name of a module."""
-    return lambda: mock.patch.object(module, name, value)
+def works(quick: bool) -> list[TrainWork]:
+    """What is measured on this backend."""
+    if quick:
+        return [TrainWork("resnet8", 8, width=2, image_size=8)]
+    if jax.default_backend() == "cpu":
+        return [TrainWork("resnet8", 128), TrainWork("resnet20", 128)]
+    return [TrainWork("resnet18", 512), TrainWork("resnet18", 1024)]
 
 
 def functions_of(work: TrainWork, config: TrainConfig, num_devices: int = 1) -> TrainFunctions:
@@ -135,21 +123,22 @@ def our_training(
     work: TrainWork,
     steps: int,
     *,
+    loss: str = "cross_entropy",
     num_devices: int = 1,
-    precision: Precision = "auto",
-    patched: Patch = contextlib.nullcontext,
+    xla_gradients: bool = False,
 ) -> Callable[[], Run]:
-    """What starts a training of ours, with a part of it replaced while it is built and run."""
+    """What starts a training of ours; a run is so many steps.
+
+    With `xla_gradients` convolutions have XLA's own weight gradients.
+    """
 
     def prepare() -> Run:
-        with patched():
-            config = work.config(precision=precision)
-            inner = our_run(functions_of(work, config, num_devices), steps)
-
-        def run(count: int) -> float:
-            with patched():
-                return inner(count)
-
+        patch = contextlib.nullcontext()
+        if xla_gradients:
+            patch = mock.patch.object(layers, "convolve", jax.lax.conv_general_dilated)
+        with patch:
+            run = our_run(functions_of(work, work.config(loss), num_devices), steps)
+            run(1)  # the step is traced here, and never again
         return run
 
     return prepare

@@ -1,8 +1,8 @@
 """How far does the paper's plain recipe go? A PairNetwork for 10 classes, 3,000 generations.
 
 Our plain strategy beside a few that adapt a step size for every weight. What else could stop it
-(the network's size, the class count, the severity) is asked by `python -m benchmarks.gradient_fit`,
-beside gradient descent on the same objective.
+(the network's size, the class count, the severity) is asked beside gradient descent on the
+same objective (results/benchmarks/gradient_fit.md).
 
 Command:  edl ablate --config configs/ablate_edl_paper.py --run-dir runs/paper
           the same with --grid pretrain.population_size=64,256 pretrain.strategy.std_init=0.1,0.5

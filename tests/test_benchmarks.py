@@ -1,25 +1,19 @@
-import dataclasses
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import generations, gradient_fit, ours, population_throughput, scaling, variants
-from benchmarks.common import Work, parser, random_layers
-from benchmarks.grid import arguments_of, batch_of, run_grid
+from benchmarks import against, against_worker, import_time, ours, population_throughput
+from benchmarks.common import Work, flattened, random_layers, unflattened
 from benchmarks.peers import PEERS, evosax_loop, numpy_loop, torch_loops
-from benchmarks.timing import Limits, Subject, measure
+from benchmarks.timing import Subject, measure, ratio_interval
 from edl_jax.evolution.problems import Batch, RankingProblem
-from edl_jax.networks import ACTIVATIONS
 from edl_jax.objective import SEVERITIES
 from edl_jax.pairs import log_probabilities
-from edl_jax.runs.folder import RunFolder
 
 WORK = Work(population_size=32, num_pairs=64)
-BY_NAME = {peer.name: peer for peer in PEERS}
 # PyTorch and EvoTorch, where they are installed, warn at import of what is no concern of ours.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -48,27 +42,15 @@ def fitness_of_ours(work, layers, features, severities):
     return np.asarray(problem.violations(ours.population_of(work, layers), batch))
 
 
-@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
-@pytest.mark.parametrize("name", ["evosax SimpleGA loop", "torch batched", "torch vmap", "NumPy"])
-def test_peers_score_as_we_do(name, activation):
-    skip_if_missing(BY_NAME[name])
-    work = Work(WORK.population_size, WORK.num_pairs, activation=activation)
-    layers = random_layers(work)
-    features, severities = observed(pairs())
-    expected = fitness_of_ours(work, layers, features, severities)
-    found = BY_NAME[name].evaluation(work, layers, features, severities)(1)
-    np.testing.assert_allclose(np.asarray(found), expected, rtol=2e-5)
-    assert np.ptp(expected) > 0.01
-
-
-@pytest.mark.parametrize("name", [name for name in BY_NAME if name.startswith(("torch", "Evo"))])
-def test_every_pytorch_peer_scores_as_we_do(name):
-    skip_if_missing(BY_NAME[name])
+@pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
+def test_peers_score_as_we_do(peer):
+    skip_if_missing(peer)
     layers = random_layers(WORK)
     features, severities = observed(pairs())
     expected = fitness_of_ours(WORK, layers, features, severities)
-    found = BY_NAME[name].evaluation(WORK, layers, features, severities)(2)
+    found = peer.evaluation(WORK, layers, features, severities)(2)
     np.testing.assert_allclose(np.asarray(found), expected, rtol=2e-5)
+    assert np.ptp(expected) > 0.01
 
 
 def test_our_subject_scores_as_our_engine():
@@ -135,122 +117,82 @@ def test_generations_run(peer):
 
 def test_work_is_counted_right():
     work = Work(3, 7, hidden=(16, 16))
-    assert work.num_parameters == sum(k[0].size + b[0].size for k, b in random_layers(work)) == 385
+    layers = random_layers(work)
+    assert work.num_parameters == sum(k[0].size + b[0].size for k, b in layers) == 385
     assert work.flops == 3 * 7 * 2 * (5 * 16 + 16 * 16 + 16)
-    assert work.activations == 3 * 7 * 32
+    jax.tree.map(np.testing.assert_array_equal, unflattened(flattened(layers), work.sizes), layers)
 
 
-def test_what_cannot_be_measured_is_said(capsys):
+def test_subjects_take_turns_and_what_fails_is_said():
+    turns = []
+
     def fails():
         raise ValueError("no luck\nat all")
 
-    def sleeps(count):
+    def runs(name, seconds):
         import time
 
-        time.sleep(0.05 * count)
+        return lambda count: (turns.append(name), time.sleep(seconds * count))
 
-    limits = Limits(repeats=3, cell_seconds=1, memory_bytes=100, repeat_seconds=0.001)
-    rows = measure(
-        [
-            Subject("fine", lambda: sleeps, unit=5),
-            Subject("big", lambda: sleeps, peak_bytes=101),
-            Subject("slow", lambda: sleeps, predicted_seconds=2.0),
-            Subject("broken", fails),
-        ],
-        limits,
-    )
-    assert rows["fine"]["status"] == "ok"
-    assert len(rows["fine"]["seconds"]) == 3
-    assert 0.01 <= rows["fine"]["q1_s"] <= rows["fine"]["median_s"] <= rows["fine"]["q3_s"]
-    assert "out of memory" in rows["big"]["status"]
-    assert "2 s" in rows["slow"]["status"]
-    assert rows["broken"]["status"] == "failed (ValueError: no luck)"
-    assert measure([Subject("slow", lambda: sleeps)], limits._replace(cell_seconds=0.01))["slow"][
-        "status"
-    ].startswith("skipped (one run took")
+    subjects = [
+        Subject("fine", lambda: runs("fine", 0.05), unit=5),
+        Subject("broken", fails),
+        Subject("slow", lambda: runs("slow", 0.2)),
+    ]
+    fine, broken, slow = measure(subjects, 4, seconds=0.5)
+    assert turns[:4] == ["fine", "fine", "slow", "slow"]  # first calls
+    assert turns[4:12] == ["fine", "fine", "slow", "slow", "slow", "slow", "fine", "fine"]
+    assert len(fine["seconds"]) == 4
+    assert len(slow["seconds"]) == 2
+    assert 0.01 <= fine["q1_s"] <= fine["median_s"] <= fine["q3_s"]
+    assert broken["status"] == "failed (ValueError: no luck)"
 
 
-@pytest.mark.parametrize("benchmark", [population_throughput, generations, scaling])
-def test_quick_mode_writes_table_and_plot_and_resumes(benchmark, tmp_path, capsys):
-    arguments = ["--quick", "--out", str(tmp_path)]
-    benchmark.main(arguments)
-    name = benchmark.__name__.split(".")[-1]
-    table = (tmp_path / f"{name}.md").read_text()
-    assert "|---" in table
-    assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
-    rows = json.loads((tmp_path / f"{name}.json").read_text())["rows"]
-    assert rows
-    measured = [row["generation"] if benchmark is scaling else row for row in rows]
-    assert {row["status"] for row in measured} == {"ok"}
-    cells = (tmp_path / "metrics.jsonl").read_text()
-    assert all(json.loads(line) for line in cells.splitlines())
-    capsys.readouterr()
-    benchmark.main(arguments)
-    assert (tmp_path / "metrics.jsonl").read_text() == cells
-    assert "finished before" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        benchmark.main([*arguments, "--activation", "relu"])
-    assert "--fresh" in capsys.readouterr().out
+def test_ratios_of_turns_leave_out_what_slows_both():
+    rng = np.random.default_rng(1)
+    drift = np.repeat([1.0, 3.0], 20)
+    below = drift * rng.uniform(0.99, 1.01, 40)
+    ratio, low, high = ratio_interval(list(1.2 * below), list(below))
+    assert ratio == pytest.approx(low) == pytest.approx(high) == pytest.approx(1.2)
+    noisy = 1.2 * rng.uniform(0.9, 1.1, 40)
+    ratio, low, high = ratio_interval(list(noisy), list(below[:20]))
+    assert low < ratio < high
+    assert ratio == pytest.approx(np.median(noisy[:20]) / np.median(below[:20]))
 
 
-def test_variants_evaluate_the_same_networks():
-    work = Work(8, 64)
-    found = {s.name: s.prepare()(2) for s in variants.subjects_of(work) if "relu" not in s.name}
-    same = {name: x for name, x in found.items() if not set(ACTIVATIONS) & set(name.split())}
-    assert len(same) >= 7
-    layers, (features, _) = random_layers(work), batch_of(work)
-    hidden = np.broadcast_to(features, (8, *features.shape))
-    for index, (kernel, bias) in enumerate(layers):
-        if index:
-            hidden = hidden / (1 + np.exp(-hidden))
-        hidden = np.einsum("nfh,nfp->nhp", kernel, hidden) + bias[..., None]
-    expected = np.logaddexp(hidden[:, 0], 0).mean(-1)
-    for name, means in same.items():
-        np.testing.assert_allclose(means, expected, rtol=2e-5, err_msg=name)
+def written(benchmark, folder, *arguments):
+    """The rows and the page that a benchmark writes in its quick mode."""
+    benchmark.main([*arguments, "--quick", "--out", str(folder)])
+    (data,) = folder.glob("*.json")
+    return json.loads(data.read_text())["rows"], data.with_suffix(".md").read_text()
 
 
-def test_variants_write_their_table(tmp_path, capsys):
-    arguments = ["--quick", "--out", str(tmp_path), "--activation", "relu"]
-    variants.main(arguments)
-    assert "| 16 networks at a time, silu |" in (tmp_path / "variants.md").read_text()
-    rows = json.loads((tmp_path / "variants.json").read_text())["rows"]
+def test_population_throughput_writes_its_tables(tmp_path):
+    rows, page = written(population_throughput, tmp_path)
     assert {row["status"] for row in rows} == {"ok"}
-    capsys.readouterr()
-    variants.main(arguments)
-    assert "finished before" in capsys.readouterr().out
+    assert {row["kind"] for row in rows} == {"evaluation", "generation"}
+    assert {row["name"] for row in rows} >= {"edl_jax", "evosax SimpleGA loop", "NumPy"}
+    assert "| generation, 16 networks × 128 pairs |" in page
 
 
-def test_gradients_fit_a_pair_network_from_where_evolution_starts():
-    config = dataclasses.replace(gradient_fit.BASE, pairs_per_generation=64, held_out_pairs=512)
-    problem, key = RankingProblem(config), jax.random.key(0)
-    before = gradient_fit.measured(problem, problem.sample(key))
-    after = gradient_fit.measured(problem, gradient_fit.fitted(problem, key, 1000))
-    assert after["objective"] < 0.8 * before["objective"]
-    assert after["pairwise_accuracy"] > before["pairwise_accuracy"]
+def test_import_time_writes_its_table(tmp_path):
+    rows, page = written(import_time, tmp_path)
+    assert [row["status"] for row in rows] == ["ok"] * 3
+    assert "| edl --help |" in page
 
 
-def test_the_parser_knows_the_shared_arguments():
-    found = parser("x", None).parse_args(["--quick", "--out", "here"])
-    assert found.quick
-    assert found.out == Path("here")
-    assert found.activation == "silu"
+def test_a_checkout_is_measured_beside_another(tmp_path, capsys):
+    rows, page = written(against, tmp_path, str(against.ROOT))
+    assert [len(row["seconds"]) for row in rows] == [2] * 4
+    assert "images/s" in page
+    assert "generations/s" in page
+    with pytest.raises(SystemExit, match="expected a folder with a checkout"):
+        against.main([str(tmp_path)])
 
 
-def test_fresh_deletes_nothing_of_another_run(tmp_path, capsys):
-    RunFolder(tmp_path, {"train": {}})
-    with pytest.raises(SystemExit):
-        generations.main(["--quick", "--fresh", "--out", str(tmp_path)])
-    assert "is the folder of another run" in capsys.readouterr().out
-    assert (tmp_path / "config.json").exists()
-
-
-def test_contestants_measured_alone_have_a_folder_of_their_own(tmp_path, capsys):
-    def run(*names):
-        flags = ["--quick", "--out", str(tmp_path), "--only", *names]
-        run_grid("toy", arguments_of("toy", None, flags), [], lambda *_: None)
-
-    run("edl_jax", "NumPy")
-    run("edl_jax", "NumPy")
-    with pytest.raises(SystemExit):
-        run("NumPy")
-    assert "only is ['edl_jax', 'NumPy'] there and ['NumPy'] here" in capsys.readouterr().out
+def test_another_checkout_runs_the_default_configuration():
+    _, unit, _, items, prepare = next(against_worker.settings(quick=False))
+    assert (unit, items) == ("generations/s", 16)
+    config = prepare.args[0].config()
+    assert (config.population_size, config.pairs_per_generation) == (256, 4096)
+    assert config == type(config)()

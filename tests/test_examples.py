@@ -41,9 +41,3 @@ def test_notebook_holds_no_outputs():
     for cell in NOTEBOOK["cells"]:
         assert not cell.get("outputs")
         assert not cell.get("execution_count")
-
-
-@pytest.mark.slow
-def test_import_time_benchmark_runs(capsys):
-    runpy.run_path(str(ROOT / "benchmarks" / "import_time.py"))["main"](repeats=2)
-    assert "ratio" in capsys.readouterr().out

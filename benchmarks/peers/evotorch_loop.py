@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import Contestant, Layers, Run, Work, unflattened
+from benchmarks.common import Contestant, Layers, Work, flattened, unflattened
 from benchmarks.peers import torch_loops
+from benchmarks.timing import Run
 
 
 def missing() -> str | None:
@@ -45,7 +46,7 @@ def evaluation(work: Work, layers: Layers, features: np.ndarray, severities: np.
     x, e = (torch.as_tensor(values, device=where) for values in (features, severities))
     problem = _problem(work, lambda population: score(unflattened(population, work.sizes), x, e))
     batch = core.SolutionBatch(problem, work.population_size)
-    batch.set_values(torch_loops.flattened(layers))
+    batch.set_values(torch.as_tensor(flattened(layers), device=where))
 
     def run(count: int) -> Any:
         for _ in range(count):
@@ -84,10 +85,4 @@ def generations(work: Work, seed: int = 0) -> Run:
     return run
 
 
-EVOTORCH = Contestant(
-    "EvoTorch GeneticAlgorithm",
-    missing,
-    evaluation,
-    generations,
-    lambda work: 2 * work.hidden_bytes,
-)
+EVOTORCH = Contestant("EvoTorch GeneticAlgorithm", missing, evaluation, generations)

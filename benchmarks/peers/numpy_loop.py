@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from benchmarks.common import FLOAT_BYTES, Contestant, Layers, Run, Work, random_layers, unflattened
+from benchmarks.common import Contestant, Layers, Work, flattened, random_layers, unflattened
+from benchmarks.timing import Run
 
 BLOCK = 16  # networks at a time
 
@@ -37,12 +38,7 @@ def observe(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, 
 
 
 def score(
-    layers: Layers,
-    features: np.ndarray,
-    severities: np.ndarray,
-    *,
-    activation: str,
-    num_opponents: int,
+    layers: Layers, features: np.ndarray, severities: np.ndarray, num_opponents: int
 ) -> np.ndarray:
     """The share of the asked margins that each network violates, `[population]`."""
     asked = []
@@ -53,7 +49,7 @@ def score(
     fitness = np.empty(len(layers[0][0]), np.float32)
     for begin in range(0, len(fitness), BLOCK):
         here = slice(begin, begin + BLOCK)
-        losses = _losses([(k[here], b[here]) for k, b in layers], features, activation)
+        losses = _losses([(k[here], b[here]) for k, b in layers], features)
         violated = np.zeros(len(losses), np.float32)
         for shift, sign, margin in asked:
             short = margin - sign * (losses - np.roll(losses, shift, axis=-1))
@@ -62,26 +58,16 @@ def score(
     return fitness
 
 
-def _losses(layers: Layers, features: np.ndarray, activation: str) -> np.ndarray:
+def _losses(layers: Layers, features: np.ndarray) -> np.ndarray:
     x = features
     for index, (kernel, bias) in enumerate(layers):
         if index:
-            x = _activate(x, activation)
+            y = np.exp(-x)
+            y += 1
+            x = np.divide(x, y, out=y)  # silu
         x = np.matmul(kernel.swapaxes(1, 2), x)
         x += bias[:, :, None]
     return np.logaddexp(x[:, 0], np.float32(0))
-
-
-def _activate(x: np.ndarray, name: str) -> np.ndarray:
-    if name == "silu":
-        y = np.exp(-x)
-        y += 1
-        return np.divide(x, y, out=y)
-    if name == "softplus":
-        return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
-    if name == "squareplus":
-        return np.float32(0.5) * (x + np.sqrt(x * x + 4))
-    return np.maximum(x, 0) if name == "relu" else np.tanh(x)
 
 
 def evaluation(work: Work, layers: Layers, features: np.ndarray, severities: np.ndarray) -> Run:
@@ -90,13 +76,7 @@ def evaluation(work: Work, layers: Layers, features: np.ndarray, severities: np.
     def run(count: int) -> np.ndarray:
         fitness = np.empty(0, np.float32)
         for _ in range(count):
-            fitness = score(
-                layers,
-                features,
-                severities,
-                activation=work.activation,
-                num_opponents=work.num_opponents,
-            )
+            fitness = score(layers, features, severities, work.num_opponents)
         return fitness
 
     return run
@@ -105,20 +85,15 @@ def evaluation(work: Work, layers: Layers, features: np.ndarray, severities: np.
 def generations(work: Work, seed: int = 0) -> Run:
     """Runs of a generation."""
     rng = np.random.default_rng(seed)
-    population = np.concatenate(
-        [part.reshape(work.population_size, -1) for pair in random_layers(work) for part in pair],
-        axis=1,
-    )
+    population = flattened(random_layers(work, seed))
 
     def run(count: int) -> float:
         nonlocal population
         best = np.inf
         for _ in range(count):
-            fitness = evaluation(
-                work,
-                unflattened(population, work.sizes),
-                *observe(*sample(rng, work.num_pairs, work.num_classes)),
-            )(1)
+            pairs = sample(rng, work.num_pairs, work.num_classes)
+            layers = unflattened(population, work.sizes)
+            fitness = score(layers, *observe(*pairs), work.num_opponents)
             best = float(fitness.min())
             elites = population[np.argsort(fitness)[: work.num_elites]]
             parents = rng.integers(work.num_elites, size=work.population_size - work.num_elites)
@@ -130,8 +105,4 @@ def generations(work: Work, seed: int = 0) -> Run:
     return run
 
 
-def _peak_bytes(work: Work) -> int:
-    return 3 * FLOAT_BYTES * BLOCK * work.num_pairs * max(work.hidden)
-
-
-NUMPY = Contestant("NumPy", lambda: None, evaluation, generations, _peak_bytes)
+NUMPY = Contestant("NumPy", lambda: None, evaluation, generations)

@@ -7,15 +7,14 @@ full float32, as ours are.
 
 import importlib
 import importlib.util
-import os
-import shutil
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from benchmarks.common import FLOAT_BYTES, Contestant, Layers, Run, Work, random_layers, unflattened
+from benchmarks.common import Contestant, Layers, Work, flattened, random_layers, unflattened
+from benchmarks.timing import Run
 
 BLOCK = 16  # networks at a time
 Tensor = Any
@@ -30,15 +29,11 @@ def load() -> Any:
 
 
 def set_up() -> Any:
-    """PyTorch, set up for many sizes."""
+    """PyTorch, in full float32, and without what earlier runs have compiled."""
     torch = load()
     torch.set_float32_matmul_precision("highest")
-    dynamo = importlib.import_module("torch._dynamo")
-    # Every size is compiled anew; with the default limit the later ones would run eagerly.
-    dynamo.config.recompile_limit = dynamo.config.accumulated_recompile_limit = 4096
-    # What an earlier run has compiled would hide how long compiling takes.
     inductor: Any = importlib.import_module("torch._inductor.config")
-    inductor.force_disable_caches = True
+    inductor.force_disable_caches = True  # or they would hide how long compiling takes
     return torch
 
 
@@ -46,18 +41,6 @@ def missing() -> str | None:
     """Why PyTorch cannot be used."""
     if importlib.util.find_spec("torch") is None:
         return "PyTorch is not installed; pip install torch"
-    return None
-
-
-def missing_compiler() -> str | None:
-    """Why `torch.compile` cannot be used."""
-    if reason := missing():
-        return reason
-    if load().cuda.is_available():
-        return None  # Triton brings its own
-    compilers = (os.environ.get("CXX"), "g++", "clang++")
-    if not any(name and shutil.which(name) for name in compilers):
-        return "torch.compile needs a C++ compiler; install g++, or set CXX"
     return None
 
 
@@ -116,16 +99,6 @@ def violation(work: Work, losses: Tensor, severities: Tensor) -> Tensor:
     return violated / demanded.clamp(min=torch.finfo(torch.float32).tiny)  # type: ignore
 
 
-def activate(work: Work, x: Tensor) -> Tensor:
-    """The hidden activation."""
-    torch = load()
-    if work.activation == "squareplus":
-        return 0.5 * (x + torch.sqrt(x * x + 4))
-    if work.activation == "tanh":
-        return torch.tanh(x)
-    return getattr(torch.nn.functional, work.activation)(x)
-
-
 def vmap_score(work: Work) -> Score:
     """Of a population, one network written plainly and vmapped; examples come first."""
     torch = load()
@@ -134,7 +107,7 @@ def vmap_score(work: Work) -> Score:
         x = features.T
         for index, (kernel, bias) in enumerate(layers):
             if index:
-                x = activate(work, x)
+                x = torch.nn.functional.silu(x)
             x = x @ kernel + bias
         return violation(work, torch.nn.functional.softplus(x[:, 0]), severities)
 
@@ -149,7 +122,7 @@ def batched_score(work: Work) -> Score:
         x = features.expand(layers[0][0].shape[0], *features.shape)
         for index, (kernel, bias) in enumerate(layers):
             if index:
-                x = activate(work, x)
+                x = torch.nn.functional.silu(x)
             x = torch.baddbmm(bias[:, :, None], kernel.mT, x)
         return violation(work, torch.nn.functional.softplus(x[:, 0]), severities)
 
@@ -166,12 +139,6 @@ def _in_blocks(score: Score) -> Score:
         return load().cat(parts)
 
     return blocked
-
-
-def flattened(layers: Layers) -> Tensor:
-    """The inverse of `unflattened`, of NumPy layers."""
-    parts = [part.reshape(len(part), -1) for pair in layers for part in pair]
-    return load().as_tensor(np.concatenate(parts, axis=1), device=device())
 
 
 def _contestant(
@@ -216,7 +183,7 @@ def _contestant(
             children = elites[torch.randint(work.num_elites, (num_children,), device=where)]
             return torch.cat([elites, children + work.std * torch.randn_like(children)])
 
-        population = flattened(random_layers(work, seed))
+        population = torch.as_tensor(flattened(random_layers(work, seed)), device=where)
 
         def run(count: int) -> Tensor:
             nonlocal population
@@ -229,22 +196,11 @@ def _contestant(
 
         return run
 
-    def peak_bytes(work: Work) -> int:
-        if blocked:
-            return 3 * FLOAT_BYTES * BLOCK * work.num_pairs * max(work.hidden)
-        return 2 * work.hidden_bytes
-
-    why = missing_compiler if compiled else missing
-    return Contestant(name, why, evaluation, generations, peak_bytes)
+    return Contestant(name, missing, evaluation, generations)
 
 
 TORCH = tuple(
-    _contestant(
-        f"torch {form}" + (", compiled" if compiled else ""),
-        make,
-        compiled=compiled,
-        blocked=blocked,
-    )
+    _contestant(f"torch {form}{', compiled' * compiled}", make, compiled=compiled, blocked=blocked)
     for form, make, blocked in (
         ("vmap", vmap_score, False),
         ("batched", batched_score, False),

@@ -5,14 +5,16 @@ PyTorch's fastest. `torch.compile` compiles all from the pixels to the loss as o
 """
 
 import importlib
-import math
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.common import Run
+import numpy as np
+
 from benchmarks.peers.torch_loops import Tensor, device, load, set_up, wait
+from benchmarks.timing import Run
 from benchmarks.training_work import TrainWork
 from edl_jax.models.by_name import MODELS
+from edl_jax.training.optimizers import make_schedule
 
 
 def augment(images: Tensor, padding: int) -> Tensor:
@@ -56,7 +58,12 @@ def trainer(work: TrainWork, network: Any, *, bfloat16: bool, compiled: bool) ->
         weight_decay=config.optimizer.weight_decay,
         fused=True,
     )
-    rate_of = _schedule(work)
+    schedule = make_schedule(
+        config.learning_rate,
+        warmup_steps=round(config.warmup_epochs * work.num_batches),
+        total_steps=config.epochs * work.num_batches,
+    )
+    rates = np.asarray(schedule(np.arange(config.epochs * work.num_batches)))
     order, done = torch.arange(len(images), device=where), 0
 
     def objective(pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,7 +89,7 @@ def trainer(work: TrainWork, network: Any, *, bfloat16: bool, compiled: bool) ->
             loss, right = forward(images[rows], all_labels[rows])
             optimizer.zero_grad()
             loss.backward()
-            optimizer.param_groups[0]["lr"] = rate_of(done)
+            optimizer.param_groups[0]["lr"] = float(rates[done])
             optimizer.step()
             losses, correct, done = losses + loss.detach(), correct + right, done + 1
         wait()
@@ -102,18 +109,3 @@ def torch_training(
         return lambda count: step(count * steps)
 
     return prepare
-
-
-def _schedule(work: TrainWork) -> Callable[[int], float]:
-    """Linear warm-up and cosine decay, as ours."""
-    config = work.config()
-    warmup = max(round(config.warmup_epochs * work.num_batches), 1)
-    total = config.epochs * work.num_batches
-
-    def rate_of(step: int) -> float:
-        if step < warmup:
-            return config.learning_rate * (step + 1) / warmup
-        share = min(1.0, (step + 1 - warmup) / (total + 1 - warmup))
-        return config.learning_rate * (1 + math.cos(math.pi * share)) / 2
-
-    return rate_of
