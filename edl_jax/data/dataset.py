@@ -5,8 +5,8 @@ import functools
 
 import numpy as np
 
-from edl_jax.data.sources import content_digest
-from edl_jax.data.streaming import Images, StreamedImages, read_chunks
+from edl_jax.data.sources import LazyArray, content_digest
+from edl_jax.data.streaming import Array, read_chunks
 
 _STATISTICS_IMAGES = 10_000
 
@@ -17,12 +17,11 @@ class Dataset:
 
     Attributes:
       name: the name in `DATASETS`, such as "digits", or the one that TFDS has for it.
-      train_images: `[n, h, w, c]`, uint8: an array, or `StreamedImages` where they are read while
+      train_images: `[n, h, w, c]`, uint8: an array, or a `LazyArray` where they are read while
         training; likewise `val_images` and `test_images`, of the same type.
       train_labels: `[n]`, int32, in `[0, num_classes)`; likewise `val_labels` and `test_labels`.
       class_names: names of the classes, by label.
-      crop_padding: padding of the usual random crop, in pixels: an eighth of the shorter side, so
-        4 at 32 pixels.
+      crop_padding: padding of the usual random crop, in pixels: an eighth of the shorter side.
       flip: whether mirrored images keep their meaning: true except for data sets of characters
         (digits, MNIST, SVHN and their like).
       source: a sentence that says where the images come from and why.
@@ -32,11 +31,11 @@ class Dataset:
     """
 
     name: str
-    train_images: Images
+    train_images: Array
     train_labels: np.ndarray
-    val_images: Images
+    val_images: Array
     val_labels: np.ndarray
-    test_images: Images
+    test_images: Array
     test_labels: np.ndarray
     class_names: tuple[str, ...]
     crop_padding: int
@@ -58,23 +57,20 @@ class Dataset:
     @property
     def streamed(self) -> bool:
         """Whether the images are read while training instead of being in memory."""
-        return isinstance(self.train_images, StreamedImages)
+        return isinstance(self.train_images, LazyArray)
 
     @functools.cached_property
     def digest(self) -> str:
         """What tells these images and labels from others of the same name, 16 hexadecimal digits.
 
-        It covers labels, pixels, names of the classes, crop padding and flip. Of streamed images,
-        it takes the digest of their source (of TFDS files: names and sizes) and the chosen rows
-        for the pixels.
+        It covers labels, pixels, names of the classes, crop padding and flip; of streamed images,
+        the digest of their source (of TFDS files: names and sizes) and the chosen rows.
         """
-        about = [*map(str, self.class_names), self.crop_padding, self.flip]
-        arrays = [self.train_labels, self.val_labels, self.test_labels]
         parts = (self.train_images, self.val_images, self.test_images)
-        if isinstance(self.train_images, StreamedImages):
-            about.append(self.train_images.source.digest)
-        arrays += [part.rows if isinstance(part, StreamedImages) else part for part in parts]
-        return content_digest(about, *arrays)
+        about = [*map(str, self.class_names), self.crop_padding, self.flip]
+        about += [part.digest for part in parts if isinstance(part, LazyArray)]
+        arrays = [part.rows if isinstance(part, LazyArray) else part for part in parts]
+        return content_digest(about, self.train_labels, self.val_labels, self.test_labels, *arrays)
 
     @property
     def identity(self) -> dict[str, str]:
@@ -82,7 +78,7 @@ class Dataset:
         return {"name": self.name, "digest": self.digest}
 
 
-def channel_statistics(images: Images) -> tuple[np.ndarray, np.ndarray]:
+def channel_statistics(images: Array) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each channel, exact up to the rounding to float32.
 
     The deviation of a channel that is the same everywhere is given as 1, so that one can divide.

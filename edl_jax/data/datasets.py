@@ -12,16 +12,11 @@ from edl_jax.checked import config_or_default
 from edl_jax.data.config import DataConfig
 from edl_jax.data.dataset import Dataset, channel_statistics
 from edl_jax.data.folder import PREFIX, find_images, read_folder
-from edl_jax.data.label_noise import (
-    asymmetric_noise,
-    asymmetric_targets,
-    imbalanced_rows,
-    symmetric_noise,
-)
+from edl_jax.data.label_noise import asymmetric_targets, imbalanced_rows, noisy_labels
 from edl_jax.data.optional import UnavailableError
-from edl_jax.data.sources import DATASETS, ArraySource, ImageSource
-from edl_jax.data.streaming import StreamedImages, fits_device
-from edl_jax.data.tfds_catalog import open_tfds, prepared_files
+from edl_jax.data.sources import DATASETS, ArraySource, ImageSource, LazyArray
+from edl_jax.data.streaming import fits_device, read_rows
+from edl_jax.data.tfds_source import open_tfds, prepared_files
 from edl_jax.errors import ConfigError, DataError
 from edl_jax.runs.storage import user_path
 
@@ -42,30 +37,27 @@ def load_dataset(config: DataConfig | None = None, source: ArraySource | None = 
       ConfigError: if the name is unknown or of no set of labelled images, or there are fewer
         examples than asked for.
       DataError: if the data set cannot be prepared or read, or an optional dependency is missing.
-
-    References:
-      Krizhevsky, "Learning multiple layers of features from tiny images", 2009;
-      Alpaydin and Kaynak, "Optical recognition of handwritten digits", UCI, 1998.
     """
     config = config_or_default(config, DataConfig)
-    name, data_dir = config.name, config.data_dir
-    place = os.environ.get("TFDS_DATA_DIR") or None if data_dir is None else data_dir
+    name, size = config.name, config.image_size
+    place = config.data_dir
+    place = os.environ.get("TFDS_DATA_DIR") or None if place is None else place
     directory = None if place is None else str(user_path(place))
     if source is not None or name in DATASETS:
-        given = _registered(name) if source is None else source
+        given = _registered(name, size) if source is None else _resized(source, size)
         origin = _Origin((given.name, given.description, given.digest), lambda: given)
     elif name.startswith(PREFIX):
         folder = user_path(name.removeprefix(PREFIX))
         files = find_images(folder)
-        stats = [(path, path.stat()) for images in files.values() for _, path in images]
+        stats = [(path, path.stat()) for paths in files.values() for path in paths]
         key = tuple((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats)
-        origin = _Origin(key, lambda: read_folder(folder, files, config.image_size))
+        origin = _Origin(key, lambda: read_folder(folder, files, size))
     else:
-        may_replace = name == "auto" and data_dir is None
+        may_replace = name == "auto" and config.data_dir is None
         found = "cifar10" if name == "auto" else name
         origin = _Origin(
             (name, directory, may_replace, prepared_files(found, directory)),
-            lambda: _prepared(found, directory, config.image_size, may_replace),
+            lambda: _prepared(found, directory, size, may_replace),
         )
     return _load(origin, dataclasses.replace(config, data_dir=None))  # the origin knows it
 
@@ -78,13 +70,86 @@ class _Origin:
     open: Callable[[], ImageSource] = dataclasses.field(compare=False)
 
 
+def _registered(name: str, image_size: int | None) -> ArraySource:
+    source = DATASETS[name]()
+    if not isinstance(source, ArraySource):
+        raise DataError(f"data set {name!r} is made as {source!r}; expected an ArraySource.")
+    return _resized(source, image_size)
+
+
+def _resized(source: ArraySource, image_size: int | None) -> ArraySource:
+    if image_size is None or source.image_shape[:2] == (image_size, image_size):
+        return source
+    return source.resized(image_size)
+
+
+def _prepared(
+    name: str, data_dir: str | None, image_size: int | None, may_replace: bool
+) -> ImageSource:
+    try:
+        return open_tfds(name, data_dir, image_size)
+    except UnavailableError as error:
+        if not may_replace:
+            advice = f"Name the directory that contains {name.split('/')[0]}/, allow the download"
+            raise DataError(f"{error}. {advice}, or use 'digits'.") from error
+        digits = _registered("digits", image_size)
+        return dataclasses.replace(digits, description=f"{digits.description} ({error})")
+
+
 @functools.lru_cache(maxsize=2)  # each has arrays of its own
 def _load(origin: _Origin, config: DataConfig) -> Dataset:
+    """Choose the three parts, change the train part as asked for and measure it."""
     source = origin.open()
-    size = config.image_size
-    if isinstance(source, ArraySource) and size and source.image_shape[:2] != (size, size):
-        source = source.resized(size)
-    return _assemble(source, config)
+    (train_images, train_labels), (test_images, test_labels) = (
+        source.arrays[split] for split in ("train", "test")
+    )
+    rows = _rows(config, source.name, len(train_labels), len(test_labels))
+    labels = _read_parts(train_labels, test_labels, rows)
+    for part, found in labels.items():
+        source.check_labels("test" if part == "test" else "train", found)
+    if config.imbalance != "none":
+        kept = imbalanced_rows(
+            labels["train"],
+            len(source.class_names),
+            profile=config.imbalance,
+            factor=config.imbalance_factor,
+            seed=config.noise_seed,
+        )
+        rows["train"], labels["train"] = rows["train"][kept], labels["train"][kept]
+    if config.label_noise != "none":
+        labels["train"] = noisy_labels(
+            labels["train"],
+            len(source.class_names),
+            rate=config.noise_rate,
+            seed=config.noise_seed,
+            targets=asymmetric_targets(source.class_names)
+            if config.label_noise == "asymmetric"
+            else None,
+        )
+    stream = config.stream
+    if stream is None:
+        stream = not fits_device(len(rows["train"]) * int(np.prod(source.image_shape)))
+    if stream:
+        train, test = _lazy(source, train_images), _lazy(source, test_images)
+        images = {
+            part: (test if part == "test" else train).part(chosen) for part, chosen in rows.items()
+        }
+    else:
+        images = _read_parts(train_images, test_images, rows)
+    arrays: dict[str, Any] = {f"{part}_labels": x.astype(np.int32) for part, x in labels.items()}
+    arrays |= {f"{part}_images": x for part, x in images.items()}
+    arrays["mean"], arrays["std"] = channel_statistics(arrays["train_images"])
+    for array in arrays.values():
+        if isinstance(array, np.ndarray):
+            array.flags.writeable = False
+    return Dataset(
+        name=source.name,
+        class_names=source.class_names,
+        crop_padding=max(round(min(source.image_shape[:2]) / 8), 1),
+        flip=source.flip,
+        source=source.description,
+        **arrays,
+    )
 
 
 def _rows(config: DataConfig, name: str, num_train: int, num_test: int) -> dict[str, np.ndarray]:
@@ -107,85 +172,16 @@ def _rows(config: DataConfig, name: str, num_train: int, num_test: int) -> dict[
     }
 
 
-def _registered(name: str) -> ArraySource:
-    source = DATASETS[name]()
-    if not isinstance(source, ArraySource):
-        raise DataError(f"data set {name!r} is made as {source!r}; expected an ArraySource.")
-    return source
+def _read_parts(train: Any, test: Any, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Each part of the arrays of two splits; train and validation are read in one go."""
+    shared = read_rows(train, np.concatenate([rows["train"], rows["val"]]))
+    count = len(rows["train"])
+    return {"train": shared[:count], "val": shared[count:], "test": read_rows(test, rows["test"])}
 
 
-def _prepared(
-    name: str, data_dir: str | None, image_size: int | None, may_replace: bool
-) -> ImageSource:
-    try:
-        return open_tfds(name, data_dir, image_size)
-    except UnavailableError as error:
-        if not may_replace:
-            advice = f"Name the directory that contains {name.split('/')[0]}/, allow the download"
-            raise DataError(f"{error}. {advice}, or use 'digits'.") from error
-        digits = _registered("digits")
-        return dataclasses.replace(digits, description=f"{digits.description} ({error})")
-
-
-def _assemble(source: ImageSource, config: DataConfig) -> Dataset:
-    """Choose the three parts, change the train part as asked for and measure it."""
-    rows = _rows(config, source.name, source.sizes["train"], source.sizes["test"])
-    num_classes = len(source.class_names)
-    labels = _read_parts(source.labels, rows)
-    if config.imbalance != "none":
-        kept = imbalanced_rows(
-            labels["train"],
-            num_classes,
-            profile=config.imbalance,
-            factor=config.imbalance_factor,
-            seed=config.noise_seed,
-        )
-        rows["train"], labels["train"] = rows["train"][kept], labels["train"][kept]
-    labels["train"] = _noisy(labels["train"], source, config)
-    stream = config.stream
-    if stream is None:
-        stream = not fits_device(len(rows["train"]) * int(np.prod(source.image_shape)))
-    if stream:
-        images = {
-            part: StreamedImages(source, "test" if part == "test" else "train", chosen)
-            for part, chosen in rows.items()
-        }
-    else:
-        images = _read_parts(source.images, rows)
-    arrays: dict[str, Any] = {f"{part}_labels": values for part, values in labels.items()}
-    arrays |= {f"{part}_images": values for part, values in images.items()}
-    arrays["mean"], arrays["std"] = channel_statistics(arrays["train_images"])
-    for array in arrays.values():
-        if isinstance(array, np.ndarray):
-            array.flags.writeable = False
-    return Dataset(
-        name=source.name,
-        class_names=source.class_names,
-        crop_padding=max(round(min(source.image_shape[:2]) / 8), 1),
-        flip=source.flip,
-        source=source.description,
-        **arrays,
-    )
-
-
-def _read_parts(
-    read: Callable[[str, np.ndarray], np.ndarray], rows: dict[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """Reads each part; train and validation, which share a split, in one go."""
-    shared = read("train", np.concatenate([rows["train"], rows["val"]]))
-    num_train = len(rows["train"])
-    return {
-        "train": shared[:num_train],
-        "val": shared[num_train:],
-        "test": read("test", rows["test"]),
-    }
-
-
-def _noisy(labels: np.ndarray, source: ImageSource, config: DataConfig) -> np.ndarray:
-    rate, seed = config.noise_rate, config.noise_seed
-    if config.label_noise == "symmetric":
-        return symmetric_noise(labels, len(source.class_names), rate=rate, seed=seed)
-    if config.label_noise == "asymmetric":
-        targets = asymmetric_targets(source.class_names, source.superclasses())
-        return asymmetric_noise(labels, targets, rate=rate, seed=seed)
-    return labels
+def _lazy(source: ImageSource, images: np.ndarray | LazyArray) -> LazyArray:
+    if isinstance(images, LazyArray):
+        return images
+    assert isinstance(source, ArraySource)
+    every = np.arange(len(images))
+    return LazyArray(every, images.shape[1:], images.dtype, images.__getitem__, source.digest)

@@ -19,19 +19,10 @@ CIFAR_URLS = {
 
 
 def prepare(builder: Any, title: str, root: Path) -> None:
-    """Downloads a data set and prepares it, with the data set's own TFDS builder.
+    """Download a data set and prepare it in a TFDS directory, with the data set's own builder.
 
     Checksums, shuffling, writing and renaming at the end are TFDS's: a half-finished folder is
     never taken for a prepared one.
-
-    Args:
-      builder: the builder, made for `root`. Many read or encode images with TensorFlow; those of
-        CIFAR-10 and CIFAR-100 are told to do without.
-      title: name of the data set in messages.
-      root: TFDS directory.
-
-    Raises:
-      UnavailableError: the network, the disk, the archive or the builder fails.
     """
     missing = f"{title} is not prepared in {root}"
     require("importlib_resources")  # TFDS's builders need it and TFDS does not install it

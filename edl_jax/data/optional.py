@@ -11,11 +11,7 @@ class UnavailableError(DataError):
 
 
 def require(module: str) -> Any:
-    """Import a module of the `data` extra.
-
-    Raises:
-      UnavailableError: it is not installed; the message says how to install it.
-    """
+    """Import a module of the `data` extra, or say how to install it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

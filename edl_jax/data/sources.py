@@ -3,7 +3,8 @@
 import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,63 +17,72 @@ _DIGITS_TEST = 360
 _DIGEST_ROWS = 1000
 
 
-class ImageSource(Protocol):
-    """Labelled images in two splits, "train" and "test"."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class LazyArray:
+    """An array whose rows are read when they are indexed.
+
+    Attributes:
+      rows: `[n]`, their places in what is read.
+      row_shape: shape of a row.
+      dtype: of the array.
+      read: `(places) -> rows`, from `[k]` to `[k, *row_shape]`.
+      digest: what tells all that could be read from others, hexadecimal digits.
+      cache: where all rows may be kept.
+    """
+
+    rows: np.ndarray
+    row_shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[np.ndarray], np.ndarray]
+    digest: str
+    cache: Path | None = None
 
     @property
-    def name(self) -> str:
-        """Name of the data set."""
-        ...
+    def shape(self) -> tuple[int, ...]:
+        """`(n, *row_shape)`."""
+        return (len(self.rows), *self.row_shape)
 
-    @property
-    def description(self) -> str:
-        """A sentence that says where the images come from."""
-        ...
+    def __len__(self) -> int:
+        return len(self.rows)
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the classes, by label."""
-        ...
+    def __getitem__(self, indices: Any) -> np.ndarray:
+        """The rows at `indices`, as an array in memory gives them."""
+        places = self.rows[indices]
+        return self.read(np.reshape(places, -1)).reshape(*np.shape(places), *self.row_shape)
+
+    def part(self, rows: np.ndarray) -> "LazyArray":
+        """Some of its rows, read when they are indexed."""
+        return dataclasses.replace(self, rows=self.rows[rows])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageSource:
+    """Labelled images of the splits "train" and "test"; see `ArraySource` for the fields."""
+
+    name: str
+    description: str
+    class_names: tuple[str, ...]
+    arrays: dict[str, tuple[Any, Any]]
+    flip: bool = True
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels."""
-        ...
+        return self.arrays["train"][0].shape[1:]
 
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Number of examples in each split."""
-        ...
-
-    @property
-    def flip(self) -> bool:
-        """Whether mirrored images keep their meaning."""
-        ...
-
-    @property
-    def digest(self) -> str:
-        """What tells its images and classes from others of the same name, hexadecimal digits."""
-        ...
-
-    def read(self, split: str, rows: np.ndarray) -> np.ndarray:
-        """Decodes the images at `rows`, `[k]`: `[k, height, width, channels]`, uint8."""
-        ...
-
-    def images(self, split: str, rows: np.ndarray) -> np.ndarray:
-        """The same, for many images at once: from a cache, or in parallel."""
-        ...
-
-    def labels(self, split: str, rows: np.ndarray) -> np.ndarray:
-        """The labels at `rows`, `[k]`, int32, in `[0, num_classes)`."""
-        ...
-
-    def superclasses(self) -> np.ndarray | None:
-        """The superclass of each class, `[num_classes]`, if the data set has any."""
-        ...
+    def check_labels(self, split: str, labels: np.ndarray) -> None:
+        """Refuse labels that are not those of classes."""
+        num_classes = len(self.class_names)
+        wrong = np.unique(labels[(labels < 0) | (labels >= num_classes)])
+        if wrong.size:
+            raise DataError(
+                f"{split} labels out of range 0..{num_classes - 1} in {self.name} "
+                f"({self.description}): {', '.join(map(str, wrong[:3]))}."
+            )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ArraySource:
+class ArraySource(ImageSource):
     """Labelled images in memory. Checked when made.
 
     Attributes:
@@ -89,18 +99,12 @@ class ArraySource:
       DataError: naming what cannot be used and what was expected.
     """
 
-    name: str
-    description: str
-    class_names: tuple[str, ...]
-    arrays: dict[str, tuple[np.ndarray, np.ndarray]]
-    flip: bool = True
-
     def __post_init__(self) -> None:
         if not isinstance(self.arrays, Mapping) or {*self.arrays} != {"train", "test"}:
-            names = self.arrays if isinstance(self.arrays, Mapping) else [type(self.arrays)]
+            found = [*self.arrays] if isinstance(self.arrays, Mapping) else type(self.arrays)
             raise DataError(
-                f"data set {self.name!r} has the splits {', '.join(map(str, names))}; "
-                "expected train and test, in a dictionary."
+                f"data set {self.name!r} has the splits {found}; expected train and test, in a "
+                "dictionary."
             )
         # Not a set, whose order differs from process to process, nor the letters of a string.
         if not isinstance(self.class_names, list | tuple | np.ndarray) or len(self.class_names) < 2:
@@ -108,7 +112,6 @@ class ArraySource:
                 f"data set {self.name!r} has the classes {self.class_names!r}; expected a tuple of "
                 "2 or more names."
             )
-        object.__setattr__(self, "class_names", tuple(self.class_names))
         for split, pair in self.arrays.items():
             parts = pair if isinstance(pair, list | tuple) else (pair,)
             if len(parts) != 2 or not all(hasattr(part, "__array__") for part in parts):
@@ -119,47 +122,32 @@ class ArraySource:
                 )
         arrays = {split: tuple(map(np.asarray, pair)) for split, pair in self.arrays.items()}
         object.__setattr__(self, "arrays", arrays)
+        object.__setattr__(self, "class_names", tuple(self.class_names))
         for split, (images, labels) in self.arrays.items():
-            shape = (*images.shape[:1], *self.image_shape)
-            is_alike = images.ndim == 4 and images.shape == shape and shape[3] in (1, 3)
-            is_alike = is_alike and min(shape[1:3]) > 0
-            if images.dtype != np.uint8 or not is_alike:
+            is_alike = images.ndim == 4 and images.shape[1:] == self.image_shape
+            if images.dtype != np.uint8 or not is_alike or images.shape[3] not in (1, 3):
                 raise DataError(
                     f"the {split} images of {self.name!r} are {images.dtype}{[*images.shape]}; "
                     "expected uint8[n, height, width, channels], alike in both splits but for n, "
                     "of 1 or 3 channels."
                 )
-            whole = np.issubdtype(labels.dtype, np.integer)
-            if not whole or labels.shape != shape[:1]:
+            if images.size == 0 or labels.shape != (len(images),) or labels.dtype.kind not in "iu":
                 raise DataError(
-                    f"the {split} labels of {self.name!r} are {labels.dtype}{[*labels.shape]}; "
-                    f"expected whole numbers, [{shape[0]}]."
+                    f"the {split} images and labels of {self.name!r} are uint8{[*images.shape]} "
+                    f"and {labels.dtype}{[*labels.shape]}; expected at least one image and pixel, "
+                    f"and whole numbers, [{len(images)}]."
                 )
-            check_labels(self, split, labels)
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels."""
-        return self.arrays["train"][0].shape[1:]
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Number of examples in each split."""
-        return {split: len(labels) for split, (_, labels) in self.arrays.items()}
+            self.check_labels(split, labels)
 
     @property
     def digest(self) -> str:
         """What tells its images, labels and classes from others, 16 hexadecimal digits."""
-        pairs = [self.arrays[split] for split in ("train", "test")]
-        arrays = [labels.astype(np.int32) for _, labels in pairs] + [images for images, _ in pairs]
-        return content_digest([*map(str, self.class_names), self.flip], *arrays)
+        images, labels = zip(self.arrays["train"], self.arrays["test"], strict=True)
+        about = [*map(str, self.class_names), self.flip]
+        return content_digest(about, *(x.astype(np.int32) for x in labels), *images)
 
     def resized(self, size: int) -> "ArraySource":
-        """The same with images of `size` by `size`, cut to the square in their middle.
-
-        Raises:
-          UnavailableError: Pillow is missing.
-        """
+        """The same with images of `size` by `size`, cut to the square in their middle."""
         make = require("PIL.Image").fromarray
         channels = self.image_shape[2]
 
@@ -173,21 +161,6 @@ class ArraySource:
         }
         return dataclasses.replace(self, arrays=arrays)
 
-    def read(self, split: str, rows: np.ndarray) -> np.ndarray:
-        """The images at `rows`, copied."""
-        return self.arrays[split][0][rows]
-
-    def images(self, split: str, rows: np.ndarray) -> np.ndarray:
-        """The images at `rows`, copied."""
-        return self.read(split, rows)
-
-    def labels(self, split: str, rows: np.ndarray) -> np.ndarray:
-        """The labels at `rows`, copied."""
-        return self.arrays[split][1][rows].astype(np.int32)
-
-    def superclasses(self) -> None:
-        """There are none."""
-
 
 def content_digest(about: Any, *arrays: np.ndarray) -> str:
     """16 hexadecimal digits for arrays, and for plain data about them."""
@@ -199,29 +172,13 @@ def content_digest(about: Any, *arrays: np.ndarray) -> str:
     return digest.hexdigest()[:16]
 
 
-def check_labels(source: ImageSource, split: str, labels: np.ndarray, advice: str = "") -> None:
-    """Raises a DataError if labels are not those of classes; `advice` ends it."""
-    num_classes = len(source.class_names)
-    wrong = np.unique(labels[(labels < 0) | (labels >= num_classes)])
-    if wrong.size:
-        found = ", ".join(map(str, wrong[:3])) + (", ..." if wrong.size > 3 else "")
-        raise DataError(
-            f"{split} labels out of range 0..{num_classes - 1} in {source.name} "
-            f"({source.description}): {found}. {advice}".rstrip()
-        )
-
-
 # What makes a data set, by name; those of TFDS are found without it.
 DATASETS: Registry[Callable[[], ArraySource]] = Registry("data set")
 
 
 @DATASETS.register("digits")
 def digits() -> ArraySource:
-    """Scikit-learn's 1,797 handwritten digits, shuffled once; the last 360 are the test split.
-
-    Raises:
-      UnavailableError: scikit-learn is missing.
-    """
+    """Scikit-learn's 1,797 handwritten digits, shuffled once; the last 360 are the test split."""
     loaded: Any = require("sklearn.datasets").load_digits()
     order = np.random.default_rng(0).permutation(len(loaded.target))
     images = np.round(loaded.images * (255 / 16)).astype(np.uint8)[order][..., None]

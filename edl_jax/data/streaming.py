@@ -10,52 +10,16 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
+from edl_jax.data.array_cache import cached_array
 from edl_jax.data.optional import require
-from edl_jax.data.sources import ImageSource
+from edl_jax.data.sources import LazyArray
 from edl_jax.errors import InputError
 
 T = TypeVar("T")
+Array = np.ndarray | LazyArray
 Batch = tuple[np.ndarray, np.ndarray]  # images and labels
 _CHUNK = 250
-_MAX_THREADS = 16
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class StreamedImages:
-    """Images that are read and decoded when they are indexed.
-
-    Attributes:
-      source: where they are.
-      split: its split, "train" or "test".
-      rows: `[n]`, their positions in the split.
-    """
-
-    source: ImageSource
-    split: str
-    rows: np.ndarray
-    dtype = np.dtype(np.uint8)
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """`(n, height, width, channels)`."""
-        return (len(self.rows), *self.source.image_shape)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, indices: Any) -> np.ndarray:
-        """The images at `indices`, in that order, as an array in memory gives them.
-
-        Raises:
-          IndexError: an index is out of range.
-          DataError: the files are damaged.
-        """
-        rows = self.rows[indices]
-        images = self.source.read(self.split, np.reshape(rows, -1))
-        return images.reshape(*np.shape(rows), *self.source.image_shape)
-
-
-Images = np.ndarray | StreamedImages
+_NUM_THREADS = min(os.cpu_count() or 1, 16)
 
 
 def fits_device(num_bytes: int) -> bool:
@@ -68,37 +32,47 @@ def fits_device(num_bytes: int) -> bool:
     return 4 * num_bytes <= limit
 
 
-def read_chunks(images: Images, rows: np.ndarray) -> Iterator[np.ndarray]:
-    """The images at `rows`, in order and a few hundred at a time, read by several threads."""
+def read_chunks(array: Array, rows: np.ndarray) -> Iterator[np.ndarray]:
+    """The rows, in order and a few hundred at a time, read by several threads."""
     pieces = np.split(rows, range(_CHUNK, len(rows), _CHUNK))
-    with ThreadPoolExecutor(_num_threads()) as pool:
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
         try:
-            yield from pool.map(images.__getitem__, pieces)
+            yield from pool.map(array.__getitem__, pieces)
         finally:
             pool.shutdown(cancel_futures=True)
 
 
+def read_rows(array: Array, rows: np.ndarray) -> np.ndarray:
+    """The rows in memory; an array of which a tenth is wanted is read whole and cached."""
+    if isinstance(array, np.ndarray):
+        return array[rows]
+    if 10 * len(rows) < len(array):
+        return np.concatenate(list(read_chunks(array, rows)))
+    every = np.arange(len(array))
+    whole = cached_array(
+        array.cache, dtype=array.dtype, shape=array.shape, chunks=lambda: read_chunks(array, every)
+    )
+    return whole if np.array_equal(rows, every) else whole[rows]
+
+
 def stream_batches(
-    images: Images, labels: np.ndarray, indices: np.ndarray
+    images: Array, labels: np.ndarray, indices: np.ndarray
 ) -> Generator[Batch, None, None]:
     """Batches of exactly the examples asked for, read ahead by threads of Grain.
 
+    Closing or dropping the iterator ends the threads.
+
     Args:
-      images: `[n, height, width, channels]`, uint8; an array or `StreamedImages`.
+      images: `[n, height, width, channels]`, uint8.
       labels: `[n]`, whole numbers.
       indices: `[steps, batch]`, whole numbers in `[0, n)`.
 
     Returns:
       An iterator of `steps` pairs of images, `[batch, height, width, channels]`, uint8, and
-      labels, `[batch]`, int32. Its `close` method, which also runs when it is dropped, ends the
-      threads. It raises `DataError` where the files turn out to be damaged.
-
-    Raises:
-      InputError: `indices` has another shape or type, or is out of range.
-      DataError: Grain is not installed.
+      labels, `[batch]`, int32.
     """
     indices = np.asarray(indices)
-    if indices.ndim != 2 or not np.issubdtype(indices.dtype, np.integer):
+    if indices.ndim != 2 or indices.dtype.kind not in "iu":
         raise InputError(
             f"indices are {indices.dtype} of shape {indices.shape}; expected whole numbers of "
             "shape [steps, batch]."
@@ -114,7 +88,7 @@ def stream_batches(
 class _Batches:
     """A Grain source whose records are whole batches, one thread's work each."""
 
-    images: Images
+    images: Array
     labels: np.ndarray
     indices: np.ndarray
 
@@ -127,8 +101,7 @@ class _Batches:
 
 
 def _stream(grain: Any, batches: _Batches) -> Generator[Batch, None, None]:
-    threads = _num_threads()
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+    options = grain.ReadOptions(num_threads=_NUM_THREADS, prefetch_buffer_size=_NUM_THREADS)
     iterator = iter(grain.MapDataset.source(batches).to_iter_dataset(options))
     try:
         yield from iterator
@@ -139,15 +112,9 @@ def _stream(grain: Any, batches: _Batches) -> Generator[Batch, None, None]:
 def prefetch_to_device(
     batches: Iterable[Any], put: Callable[[Any], T], size: int = 2
 ) -> Generator[T, None, None]:
-    """Puts batches on the device before they are needed: `size` beyond the one in use.
+    """What `put` gives for each batch, called for `size` batches beyond the one in use.
 
-    Args:
-      batches: what to put there; its `close` method, if it has one, is called at the end.
-      put: starts a transfer, such as `jax.device_put`.
-      size: how many to keep ahead, at least 0.
-
-    Yields:
-      What `put` returns for each batch, in order.
+    The batches' `close` method, if they have one, is called at the end.
     """
     iterator, ahead = iter(batches), collections.deque[T]()
     try:
@@ -155,11 +122,6 @@ def prefetch_to_device(
             ahead.append(put(batch))
             if len(ahead) > size:
                 yield ahead.popleft()
-        while ahead:
-            yield ahead.popleft()
+        yield from ahead
     finally:
         getattr(iterator, "close", lambda: None)()
-
-
-def _num_threads() -> int:
-    return min(os.cpu_count() or 1, _MAX_THREADS)

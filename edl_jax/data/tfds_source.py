@@ -1,202 +1,207 @@
-"""Image classification sets that TFDS has prepared, read without TensorFlow."""
+"""Image classification sets of TFDS, read from a prepared directory without TensorFlow."""
 
 import contextlib
-import dataclasses
 import errno
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edl_jax.data.array_cache import cached_array
+from edl_jax.data.download import prepare
 from edl_jax.data.images import decode_image
-from edl_jax.data.optional import require
-from edl_jax.data.sources import check_labels, content_digest
-from edl_jax.data.streaming import StreamedImages, read_chunks
-from edl_jax.errors import DataError
+from edl_jax.data.optional import UnavailableError, require
+from edl_jax.data.sources import DATASETS, ImageSource, LazyArray, content_digest
+from edl_jax.errors import ConfigError, DataError, EDLError
+from edl_jax.runs.storage import user_cache
 
-DAMAGED = "The files are damaged or incomplete: delete the folder and prepare it again."
 # Data sets of characters, which mean something else or nothing when mirrored. TFDS does not say.
 _NOT_MIRRORED = {
     *("mnist", "mnist_corrupted", "emnist", "kmnist", "svhn_cropped"),
     *("binary_alpha_digits", "cmaterdb", "omniglot"),
 }
 _TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
-_LABEL_CHUNK = 1000
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class TfdsSource:
-    """A prepared data set.
+def open_tfds(name: str, data_dir: str | None, image_size: int | None) -> ImageSource:
+    """Find a data set in a TFDS directory (None: TFDS's own), or prepare it there.
 
-    A split of which at least a tenth is wanted is read whole and cached, so that next time it is
-    only mapped; fewer examples are decoded on their own.
-
-    Attributes:
-      name: as TFDS knows it, with its configuration, such as "imagenette/320px".
-      description: says where it is prepared.
-      class_names: names of the classes.
-      image_shape: height, width and channels.
-      resize: whether images have to be resized to that.
-      splits: TFDS's name of the "train" and of the "test" split.
-      keys: the image's and the label's feature; and the superclass's, if there is one.
-      records: the splits' serialized examples.
-      shards: the splits' files.
-      folder: where it is prepared.
-      cache: folder for decoded arrays, if there is any.
+    What is prepared is taken as it is, whatever its version and without the code that made it.
     """
+    tfds = require("tensorflow_datasets")
+    for module in ("array_record", "PIL.Image"):
+        require(module)
+    where: Any = data_dir or "the default TFDS directory"
+    title = _TITLES.get(name, name)
+    try:
+        builder, verb = _prepared_builder(tfds, name, data_dir), "prepared in"
+        if builder is None:
+            builder, verb = (
+                _builder_from_code(tfds, name, data_dir),
+                "downloaded to and prepared in",
+            )
+            where = _root(builder)
+            _features(tfds, builder.info, image_size)  # refuse before downloading
+            prepare(builder, title, where)
+            builder = tfds.builder_from_directory(builder.data_path)
+        where = _root(builder)
+        if "array_record" not in {form.value for form in builder.info.available_file_formats()}:
+            raise UnavailableError(f"{title} in {where} is not in ArrayRecord format")
+        return _source(tfds, builder, f"{title} {verb} {where}", image_size)
+    except EDLError:
+        raise
+    except Exception as error:  # the parsers under TFDS raise exceptions of their own
+        raise DataError(f"cannot open {title} in {where}: {error}. {advice(error)}") from error
 
-    name: str
-    description: str
-    class_names: tuple[str, ...]
-    image_shape: tuple[int, int, int]
-    resize: bool
-    splits: dict[str, str]
-    keys: tuple[str, ...]
-    records: dict[str, Any]
-    shards: dict[str, tuple[Path, ...]]
-    folder: Path
-    cache: Path | None
 
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Number of examples in each split."""
-        return {split: len(records) for split, records in self.records.items()}
-
-    @property
-    def flip(self) -> bool:
-        """Whether mirrored images keep their meaning."""
-        return self.name.split("/")[0] not in _NOT_MIRRORED
-
-    @property
-    def digest(self) -> str:
-        """What tells its files from others, by their names and sizes, 16 hexadecimal digits."""
-        about: list[Any] = [self.name, self.folder.name, self.class_names, self.keys]
-        about += [self.image_shape, self.resize]
-        for split in self.splits:
-            files = [[name, size] for name, size, _ in self._origin(split)["files"]]
-            about.append([self.splits[split], files])
-        return content_digest(about)
-
-    def read(self, split: str, rows: np.ndarray) -> np.ndarray:
-        """Decodes the images at `rows`.
-
-        Raises:
-          DataError: the files are damaged.
-        """
-        images = np.empty((len(rows), *self.image_shape), np.uint8)
-        with self._reading(split):
-            for index, example in enumerate(self._examples(split, rows)):
-                (content,) = example[self.keys[0]].bytes_list.value
-                images[index] = decode_image(content, self.image_shape, resize=self.resize)
-        return images
-
-    def images(self, split: str, rows: np.ndarray) -> np.ndarray:
-        """The images at `rows`, from the cache if they are many."""
-        streamed = StreamedImages(self, split, np.arange(self.sizes[split]))
-        if not self._whole(split, rows):
-            return np.concatenate(list(read_chunks(streamed, rows)))
-        every = cached_array(
-            self.cache,
-            f"{split}_images",
-            self._origin(split),
-            dtype=np.uint8,
-            shape=streamed.shape,
-            chunks=lambda: read_chunks(streamed, streamed.rows),
-        )
-        return every if np.array_equal(rows, streamed.rows) else every[rows]
-
-    def labels(self, split: str, rows: np.ndarray) -> np.ndarray:
-        """The labels at `rows`.
-
-        Raises:
-          DataError: the files are damaged.
-        """
-        labels = self._labels(split, rows, self.keys[1])
-        check_labels(self, split, labels, DAMAGED)
-        return labels
-
-    def labels_are_secret(self, split: str) -> bool:
-        """Whether the labels are not told: TFDS has -1 for all of them."""
-        return self._labels(split, np.arange(1), self.keys[1])[0] < 0
-
-    def superclasses(self) -> np.ndarray | None:
-        """The superclass of each class, where examples have a coarse label.
-
-        Raises:
-          DataError: a class has no training image, from which its superclass would be known.
-        """
-        if len(self.keys) < 3:
-            return None
-        rows = np.arange(self.sizes["train"])
-        table = np.full(len(self.class_names), -1)
-        table[self._labels("train", rows, self.keys[1])] = self._labels("train", rows, self.keys[2])
-        if table.min() < 0:
-            name = self.class_names[int(table.argmin())]
-            raise DataError(f"class {name} of {self.name} in {self.folder} has no training images")
-        return table
-
-    def _labels(self, split: str, rows: np.ndarray, key: str) -> np.ndarray:
-        def chunks(rows: np.ndarray) -> Iterator[np.ndarray]:
-            with self._reading(split):
-                for piece in np.split(rows, range(_LABEL_CHUNK, len(rows), _LABEL_CHUNK)):
-                    examples = self._examples(split, piece)
-                    values = [example[key].int64_list.value for example in examples]
-                    yield np.array(values, np.int32).reshape(len(piece))
-
-        if not self._whole(split, rows):
-            return np.concatenate(list(chunks(rows)))
-        size = self.sizes[split]
-        return cached_array(
-            self.cache,
-            f"{split}_{key}",
-            self._origin(split),
-            dtype=np.int32,
-            shape=(size,),
-            chunks=lambda: chunks(np.arange(size)),
-        )[rows]
-
-    def _whole(self, split: str, rows: np.ndarray) -> bool:
-        return 10 * len(rows) >= self.sizes[split]
-
-    def _origin(self, split: str) -> dict[str, Any]:
-        """What decoded arrays depend on; see `cached_array`."""
-        with self._reading(split):
-            stats = [(path.name, path.stat()) for path in self.shards[split]]
-        return {
-            "set": self.name,
-            "folder": str(self.folder.resolve()),
-            "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
-            "resize": self.resize,
-            "pillow": require("PIL").__version__,
-        }
-
-    def _examples(self, split: str, rows: np.ndarray) -> Iterator[Any]:
-        """The features of the examples at `rows`, as `tf.train.Example` has them."""
-        proto = require("tensorflow_datasets.proto").tf_example_pb2
-        for record in self.records[split].__getitems__(rows.tolist()):
-            yield proto.Example.FromString(record).features.feature
-
-    @contextlib.contextmanager
-    def _reading(self, split: str) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # ArrayRecord raises RuntimeError, Pillow OSError, others too
-            where = f"the {self.splits[split]} split of {title_of(self.name)} in {self.folder}"
-            raise DataError(f"cannot read {where}: {error}. {advice(error)}") from error
+def prepared_files(name: str, data_dir: str | None) -> tuple[tuple[str, int], ...]:
+    """Path and time of the file that TFDS writes last, of each version that is prepared."""
+    root = Path(os.path.expanduser(data_dir or "~/tensorflow_datasets"))
+    root /= name.split("/")[0].split(":")[0]
+    found = [*root.glob("*/dataset_info.json"), *root.glob("*/*/dataset_info.json")]
+    return tuple((str(path), path.stat().st_mtime_ns) for path in sorted(found))
 
 
 def advice(error: Exception) -> str:
     """What to do about data that cannot be read: what the machine refuses now may be sound."""
-    refusal = (
-        error.errno if isinstance(error, OSError) else None
-    )  # Pillow's OSErrors have no number
-    if isinstance(error, MemoryError) or refusal not in (None, errno.ENOENT):
+    number = error.errno if isinstance(error, OSError) else None  # Pillow's OSErrors have none
+    if isinstance(error, MemoryError) or number not in (None, errno.ENOENT):
         return "The files were left as they are: give the same command again when they can be read."
-    return DAMAGED
+    return "The files are damaged or incomplete: delete the folder and prepare it again."
 
 
-def title_of(name: str) -> str:
-    """The name of a data set in sentences."""
-    return _TITLES.get(name, name)
+def _prepared_builder(tfds: Any, name: str, data_dir: str | None) -> Any:
+    """A builder of the files in `data_dir`, or None if they are not all there."""
+    files = require("tensorflow_datasets.core.read_only_builder")
+    try:
+        return files.builder_from_files(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError:
+        return None
+    except OSError as error:
+        # dataset_info.json is what TFDS writes last: without it, the folder is half a copy.
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
+
+
+def _builder_from_code(tfds: Any, name: str, data_dir: str | None) -> Any:
+    expected = f"NAME, NAME/CONFIG or NAME/CONFIG:VERSION of TFDS, {', '.join(DATASETS)}, auto"
+    try:
+        return tfds.builder(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError as error:
+        raise ConfigError(f"unknown data set {name!r}; expected {expected}") from error
+    except (ValueError, AssertionError, TypeError) as error:
+        raise ConfigError(f"data set {name!r}: {error}; expected {expected}") from error
+
+
+def _source(tfds: Any, builder: Any, description: str, image_size: int | None) -> ImageSource:
+    info, folder = builder.info, Path(builder.data_path)
+    name = _name(info)
+    image_key, label_key, shape = _features(tfds, info, image_size)
+    if "train" not in info.splits or not {"test", "validation"} & {*info.splits}:
+        found = ", ".join(info.splits)
+        raise ConfigError(f"{name} has the splits {found}; expected train, and test or validation")
+    parse = require("tensorflow_datasets.proto").tf_example_pb2.Example.FromString
+    caches = user_cache()
+
+    def image(feature: Any) -> np.ndarray:
+        return decode_image(feature.bytes_list.value[0], shape[2], image_size).reshape(shape)
+
+    def label(feature: Any) -> int:
+        return feature.int64_list.value[0]
+
+    def read_split(split: str) -> tuple[LazyArray, LazyArray]:
+        """Images and labels."""
+
+        @contextlib.contextmanager
+        def reading() -> Iterator[None]:
+            try:
+                yield
+            except Exception as error:  # ArrayRecord raises RuntimeError, Pillow OSError
+                where = f"the {split} split of {_TITLES.get(name, name)} in {folder}"
+                raise DataError(f"cannot read {where}: {error}. {advice(error)}") from error
+
+        with reading():
+            records = builder.as_data_source(
+                split,
+                deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
+                file_format="array_record",
+            )
+            stats = [(path.name, path.stat()) for path in map(Path, info.splits[split].filepaths)]
+        files = [(path, stat.st_size) for path, stat in stats]
+        times = [stat.st_mtime_ns for _, stat in stats]
+
+        def column(key: str, row_shape: Any, dtype: Any, decode: Callable[[Any], Any]) -> LazyArray:
+            def read(rows: np.ndarray) -> np.ndarray:
+                found = np.empty((len(rows), *row_shape), dtype)
+                with reading():
+                    for index, record in enumerate(records.__getitems__(rows.tolist())):
+                        found[index] = decode(parse(record).features.feature[key])
+                return found
+
+            digest = content_digest([name, folder.name, split, key, files, row_shape, image_size])
+            of_file = [digest, str(folder.resolve()), times, require("PIL").__version__]
+            place = (
+                f"{info.full_name.replace('/', '-')}/{split}-{key}-{content_digest(of_file)}.npy"
+            )
+            cache = None if caches is None else caches / place
+            return LazyArray(
+                np.arange(len(records)), row_shape, np.dtype(dtype), read, digest, cache
+            )
+
+        return column(image_key, shape, np.uint8, image), column(label_key, (), np.int32, label)
+
+    test = "test" if "test" in info.splits else "validation"
+    arrays = {"train": read_split("train"), "test": read_split(test)}
+    if "validation" in info.splits and arrays["test"][1][0] < 0:  # secret: -1 throughout
+        arrays["test"] = read_split("validation")
+    return ImageSource(
+        name,
+        description,
+        tuple(info.features[label_key].names),
+        arrays,
+        flip=name.split("/")[0] not in _NOT_MIRRORED,
+    )
+
+
+def _features(
+    tfds: Any, info: Any, image_size: int | None
+) -> tuple[str, str, tuple[int, int, int]]:
+    """The names of the image and of the label, and the shape of the images."""
+    name, features, keys = _name(info), dict(info.features.items()), []
+    for kind, usual in ((tfds.features.Image, "image"), (tfds.features.ClassLabel, "label")):
+        found = [key for key, feature in features.items() if type(feature) is kind]
+        if usual not in found and len(found) != 1:
+            has = ", ".join(
+                f"{key} ({type(feature).__name__})" for key, feature in features.items()
+            )
+            raise ConfigError(
+                f"{name} is no set of labelled images: its features are {has}; expected one of the "
+                f"type {kind.__name__}, or one of them named {usual}"
+            )
+        keys.append(usual if usual in found else found[0])
+    image = features[keys[0]]
+    height, width, channels = (
+        image.shape if image_size is None else (image_size, image_size, image.shape[2])
+    )
+    if np.dtype(image.np_dtype) != np.uint8 or channels not in (1, 3, None):
+        raise ConfigError(
+            f"{name} has {np.dtype(image.np_dtype)} images of shape {image.shape}; expected uint8 "
+            "and 1 or 3 channels"
+        )
+    if height is None or width is None:
+        raise ConfigError(
+            f"{name} has images of no fixed size: give image_size, the side in pixels to which "
+            "they are resized and cropped, such as 224"
+        )
+    return keys[0], keys[1], (height, width, channels or 3)
+
+
+def _name(info: Any) -> str:
+    return info.full_name.removesuffix(f"/{info.version}")
+
+
+def _root(builder: Any) -> Path:
+    """The TFDS directory that a builder's folder, NAME[/CONFIG]/VERSION, is in."""
+    return Path(builder.data_path).parents[builder.info.full_name.count("/")]
