@@ -135,9 +135,8 @@ def test_other_warnings_are_shown(cache, monkeypatch):
 def test_a_folder_that_the_cache_of_images_made_is_private_enough(cache):
     before = os.umask(0o002)
     try:
-        cached_array(
-            cache / "digits", "images", {}, dtype=bool, shape=(1,), chunks=lambda: [np.ones(1)]
-        )
+        path = cache / "digits" / "images.npy"
+        cached_array(path, dtype=bool, shape=(1,), chunks=lambda: [np.ones(1)])
     finally:
         os.umask(before)
     keep_compiled()

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from edl_jax.data.augmentation import Augmentation
-from edl_jax.data.mixing import cutmix_box, mix
+from edl_jax.data.augmentation import Augmentation, cutmix_box, mix
 
 MIXUP = Augmentation(mixup=0.4)
 CUTMIX = Augmentation(cutmix=1.0)

@@ -205,7 +205,11 @@ def _in_box(height: int, width: int, centre: jax.Array, sides: jax.Array) -> jax
     """Where a box lies that the border cuts short; of even sides more lies before the centre."""
     first = centre - sides // 2
     rows, columns = jnp.arange(height) - first[0], jnp.arange(width) - first[1]
-    return ((rows >= 0) & (rows < sides[0]))[:, None] & ((columns >= 0) & (columns < sides[1]))
+    inside_rows, inside_columns = (
+        (rows >= 0) & (rows < sides[0]),
+        (columns >= 0) & (columns < sides[1]),
+    )
+    return inside_rows[:, None] & inside_columns[None, :]
 
 
 def _blend(rows: jax.Array, keep: jax.Array) -> jax.Array:

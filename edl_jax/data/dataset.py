@@ -84,17 +84,12 @@ def channel_statistics(images: Array) -> tuple[np.ndarray, np.ndarray]:
     The deviation of a channel that is the same everywhere is given as 1, so that one can divide.
     """
     count = min(len(images), _STATISTICS_IMAGES)
-    channels = images.shape[-1]
-    total, squares = np.zeros((2, channels), np.int64)
+    levels, counts = np.arange(256.0), np.zeros((images.shape[-1], 256), np.int64)
     for chunk in read_chunks(images, np.arange(count) * len(images) // count):
-        # First over the images of a chunk, so few that the sums fit 32 bits, then over pixels.
-        levels = chunk.reshape(len(chunk), -1)
-        sums = levels.sum(axis=0, dtype=np.uint32)
-        total += sums.reshape(-1, channels).sum(axis=0, dtype=np.int64)
-        sums = np.square(levels, dtype=np.uint16).sum(axis=0, dtype=np.uint32)
-        squares += sums.reshape(-1, channels).sum(axis=0, dtype=np.int64)
+        for channel, of_channel in enumerate(counts):
+            of_channel += np.bincount(chunk[..., channel].ravel(), minlength=256)
     pixels = count * images.shape[1] * images.shape[2]
-    mean = total / pixels
-    variance = squares / pixels - mean**2  # exactly 0 where all pixels are alike
+    mean = counts @ levels / pixels
+    variance = counts @ levels**2 / pixels - mean**2  # exactly 0 where all pixels are alike
     std = np.sqrt(np.where(variance > 0, variance, 255.0**2))
     return (mean / 255).astype(np.float32), (std / 255).astype(np.float32)

@@ -12,8 +12,8 @@ from edl_jax.checked import config_or_default
 from edl_jax.data.config import DataConfig
 from edl_jax.data.dataset import Dataset, channel_statistics
 from edl_jax.data.folder import PREFIX, find_images, read_folder
+from edl_jax.data.images import UnavailableError
 from edl_jax.data.label_noise import asymmetric_targets, imbalanced_rows, noisy_labels
-from edl_jax.data.optional import UnavailableError
 from edl_jax.data.sources import DATASETS, ArraySource, ImageSource, LazyArray
 from edl_jax.data.streaming import fits_device, read_rows
 from edl_jax.data.tfds_source import open_tfds, prepared_files

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from edl_jax.data.optional import UnavailableError, require
+from edl_jax.data.images import UnavailableError, require
 
 CIFAR_URLS = {
     "cifar10": "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
@@ -18,49 +18,35 @@ CIFAR_URLS = {
 }
 
 
-def prepare(builder: Any, title: str, root: Path) -> None:
-    """Download a data set and prepare it in a TFDS directory, with the data set's own builder.
+def prepare(builder: Any, name: str) -> None:
+    """Download a data set and prepare it, with its own TFDS builder.
 
     Checksums, shuffling, writing and renaming at the end are TFDS's: a half-finished folder is
     never taken for a prepared one.
     """
-    missing = f"{title} is not prepared in {root}"
-    require("importlib_resources")  # TFDS's builders need it and TFDS does not install it
     try:
         url = CIFAR_URLS.get(builder.name) or next(iter(builder.url_infos or ()), None)
         if url is not None:
-            _check_network(url)
+            # Fails within seconds where there is no network; TFDS's downloader tries for minutes.
+            with contextlib.suppress(urllib.error.HTTPError):  # a server that refuses is one
+                request = urllib.request.Request(url, method="HEAD")
+                urllib.request.urlopen(request, timeout=3).close()
         if builder.name in CIFAR_URLS:
             _read_cifar_without_tensorflow(builder)
         config = require("tensorflow_datasets").download.DownloadConfig(try_download_gcs=False)
         builder.download_and_prepare(file_format="array_record", download_config=config)
     except Exception as error:  # network, disk, checksum, archive: each has exceptions of its own
-        if _misses_tensorflow(error):
-            code = (
-                f"import tensorflow_datasets as tfds; tfds.builder({title!r}, data_dir="
-                f"{str(root)!r}).download_and_prepare(file_format='array_record')"
+        advice = ""
+        if isinstance(error, ImportError):
+            advice = (
+                " Prepare it once where TensorFlow is, by "
+                f"tfds.builder({name!r}, data_dir={str(builder.data_dir_root)!r})"
+                ".download_and_prepare(file_format='array_record')."
             )
-            raise UnavailableError(
-                f"{missing}, and its own TFDS builder needs TensorFlow to prepare it. Do that "
-                f"once, in any environment with tensorflow and tensorflow-datasets, after which "
-                f'TensorFlow is not needed: python -c "{code}"'
-            ) from error
-        raise UnavailableError(f"{missing} and could not be downloaded: {error}") from error
-
-
-def _check_network(url: str) -> None:
-    """Fails within seconds where there is no network; TFDS's downloader tries for minutes."""
-    request = urllib.request.Request(url, method="HEAD")
-    with contextlib.suppress(urllib.error.HTTPError):  # a server that refuses such requests is one
-        urllib.request.urlopen(request, timeout=3).close()
-
-
-def _misses_tensorflow(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, ImportError) and "tensorflow" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+        raise UnavailableError(
+            f"{name} is not prepared in {builder.data_dir_root} and could not be downloaded and "
+            f"prepared: {error}.{advice}"
+        ) from error
 
 
 def _read_cifar_without_tensorflow(builder: Any) -> None:

@@ -4,21 +4,16 @@ from pathlib import Path
 
 import numpy as np
 
-from edl_jax.data.images import decode_image
-from edl_jax.data.optional import require
+from edl_jax.data.images import decode_image, require
 from edl_jax.data.sources import ArraySource
 from edl_jax.errors import DataError
 
 PREFIX = "folder:"
-Files = dict[str, list[Path]]  # the images of each split; their folders name their classes
 _TEST_EVERY = 5  # of a folder without splits, one image in so many is for testing
 
 
-def find_images(root: Path) -> Files:
-    """The images of a folder's train/ and test/; or, where it has neither, its own.
-
-    Those are split once, by a fixed seed.
-    """
+def find_images(root: Path) -> dict[str, list[Path]]:
+    """The images of a folder's train/ and test/, or else of all, split once by a fixed seed."""
     tops = {split: root / split for split in ("train", "test")}
     if not all(top.is_dir() for top in tops.values()):
         tops = {"all": root}
@@ -27,12 +22,12 @@ def find_images(root: Path) -> Files:
         split: [path for path in sorted(top.glob("*/*")) if path.suffix.lower() in known]
         for split, top in tops.items()
     }
-    classes = {split: {path.parent.name for path in paths} for split, paths in files.items()}
-    if len({*map(frozenset, classes.values())}) > 1 or any(len(x) < 2 for x in classes.values()):
-        told = "; ".join(f"{x}: {', '.join(sorted(y)[:9]) or 'none'}" for x, y in classes.items())
+    classes = {split: sorted({x.parent.name for x in paths}) for split, paths in files.items()}
+    first, *others = classes.values()
+    if len(first) < 2 or any(other != first for other in others):
         raise DataError(
-            f"{root} has images of the classes {told}; expected a sub-folder of images for each of "
-            "two or more classes, in it or, the same ones, in its train/ and in its test/."
+            f"{root} has images of the classes {classes}; expected a sub-folder of images for each "
+            "of two or more classes, in it or, the same ones, in its train/ and in its test/."
         )
     if "all" in files:
         count = max(len(files["all"]) // _TEST_EVERY, 1)
@@ -42,24 +37,21 @@ def find_images(root: Path) -> Files:
     return files
 
 
-def read_folder(root: Path, files: Files, image_size: int | None) -> ArraySource:
+def read_folder(root: Path, files: dict[str, list[Path]], image_size: int | None) -> ArraySource:
     """Read what `find_images` found, resized and cropped to squares if a size is given."""
     class_names = tuple(sorted({path.parent.name for paths in files.values() for path in paths}))
-    first, arrays = files["train"][0], {}
-    shape = _read(first, image_size).shape
+    arrays = {}
     for split, paths in files.items():
-        images = np.empty((len(paths), *shape), np.uint8)
-        for row, path in enumerate(paths):
-            image = _read(path, image_size)
-            if image.shape != shape:
+        images = [_read(path, image_size) for path in paths]
+        for path, image in zip(paths, images, strict=True):
+            if image.shape != images[0].shape:
                 raise DataError(
-                    f"{path} has {image.shape[1]} x {image.shape[0]} pixels, and {first} "
-                    f"{shape[1]} x {shape[0]}; expected all alike, or an image_size to resize them "
-                    "to."
+                    f"{path} has {image.shape[1]} x {image.shape[0]} pixels, and {paths[0]} has "
+                    f"{images[0].shape[1]} x {images[0].shape[0]}; expected all alike, or an "
+                    "image_size to resize them to."
                 )
-            images[row] = image
         labels = [class_names.index(path.parent.name) for path in paths]
-        arrays[split] = images, np.asarray(labels, np.int32)
+        arrays[split] = np.stack(images), np.asarray(labels, np.int32)
     return ArraySource(root.name, f"images in {root}", class_names, arrays)
 
 

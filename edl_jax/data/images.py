@@ -1,27 +1,43 @@
 """Encoded images to arrays, by Pillow, so that every machine decodes alike."""
 
+import importlib
 import io
 from typing import Any
 
 import numpy as np
 
-from edl_jax.data.optional import require
+from edl_jax.errors import DataError
+
+
+class UnavailableError(DataError):
+    """A data set cannot be had here; with "auto", another takes its place."""
+
+
+def require(module: str) -> Any:
+    """Import a module of the `data` extra when it is first needed, or say how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UnavailableError(f'{error}: pip install "edl_jax[data]"') from error
 
 
 def decode_image(data: bytes, channels: int, size: int | None) -> np.ndarray:
     """An image file's pixels, `[height, width, channels]`, uint8; see `fit_square` for `size`."""
     with require("PIL.Image").open(io.BytesIO(data)) as image:
-        image = image.convert("L" if channels == 1 else "RGB")
-        pixels = np.asarray(image if size is None else fit_square(image, size))
-        return pixels.reshape(*pixels.shape[:2], channels)
+        pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+        pixels = pixels.reshape(*pixels.shape[:2], channels)
+        return pixels if size is None else fit_square(pixels, size)
 
 
-def fit_square(image: Any, size: int) -> Any:
-    """The square in the middle of a Pillow image, resized to `size` by `size`.
+def fit_square(pixels: np.ndarray, size: int) -> np.ndarray:
+    """The square in the middle of an image, resized to `[size, size, channels]`.
 
     The filter is bilinear and widens when it makes the image smaller, so nothing is skipped.
     """
-    side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    box = (left, top, left + side, top + side)
-    return image.resize((size, size), require("PIL.Image").Resampling.BILINEAR, box=box)
+    height, width, channels = pixels.shape
+    side = min(height, width)
+    left, top = (width - side) / 2, (height - side) / 2
+    image, bilinear = require("PIL.Image"), require("PIL.Image").Resampling.BILINEAR
+    whole = image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+    resized = whole.resize((size, size), bilinear, box=(left, top, left + side, top + side))
+    return np.asarray(resized).reshape(size, size, channels)

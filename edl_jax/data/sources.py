@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edl_jax.data.images import fit_square
-from edl_jax.data.optional import require
+from edl_jax.data.images import fit_square, require
 from edl_jax.errors import DataError
 from edl_jax.registry import Registry
 
@@ -22,12 +21,12 @@ class LazyArray:
     """An array whose rows are read when they are indexed.
 
     Attributes:
-      rows: `[n]`, their places in what is read.
+      rows: `[n]`, their places in all that `read` can read.
       row_shape: shape of a row.
       dtype: of the array.
       read: `(places) -> rows`, from `[k]` to `[k, *row_shape]`.
-      digest: what tells all that could be read from others, hexadecimal digits.
-      cache: where all rows may be kept.
+      digest: what tells all that can be read from others, hexadecimal digits.
+      cache: file where all rows may be kept.
     """
 
     rows: np.ndarray
@@ -48,7 +47,7 @@ class LazyArray:
     def __getitem__(self, indices: Any) -> np.ndarray:
         """The rows at `indices`, as an array in memory gives them."""
         places = self.rows[indices]
-        return self.read(np.reshape(places, -1)).reshape(*np.shape(places), *self.row_shape)
+        return self.read(np.reshape(places, -1)).reshape((*np.shape(places), *self.row_shape))
 
     def part(self, rows: np.ndarray) -> "LazyArray":
         """Some of its rows, read when they are indexed."""
@@ -148,15 +147,8 @@ class ArraySource(ImageSource):
 
     def resized(self, size: int) -> "ArraySource":
         """The same with images of `size` by `size`, cut to the square in their middle."""
-        make = require("PIL.Image").fromarray
-        channels = self.image_shape[2]
-
-        def fit(image: np.ndarray) -> np.ndarray:
-            fitted = fit_square(make(image[..., 0] if channels == 1 else image), size)
-            return np.asarray(fitted).reshape(size, size, channels)
-
         arrays = {
-            split: (np.stack([fit(image) for image in images]), labels)
+            split: (np.stack([fit_square(image, size) for image in images]), labels)
             for split, (images, labels) in self.arrays.items()
         }
         return dataclasses.replace(self, arrays=arrays)

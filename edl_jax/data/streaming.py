@@ -1,7 +1,6 @@
-"""Images read while training, for data sets that do not fit the device's memory."""
+"""Rows of images and labels read in parallel, in full or while training."""
 
 import collections
-import dataclasses
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +10,8 @@ import jax
 import numpy as np
 
 from edl_jax.data.array_cache import cached_array
-from edl_jax.data.optional import require
+from edl_jax.data.images import require
 from edl_jax.data.sources import LazyArray
-from edl_jax.errors import InputError
 
 T = TypeVar("T")
 Array = np.ndarray | LazyArray
@@ -47,7 +45,7 @@ def read_rows(array: Array, rows: np.ndarray) -> np.ndarray:
     if isinstance(array, np.ndarray):
         return array[rows]
     if 10 * len(rows) < len(array):
-        return np.concatenate(list(read_chunks(array, rows)))
+        return np.concatenate([*read_chunks(array, rows)])
     every = np.arange(len(array))
     whole = cached_array(
         array.cache, dtype=array.dtype, shape=array.shape, chunks=lambda: read_chunks(array, every)
@@ -58,51 +56,18 @@ def read_rows(array: Array, rows: np.ndarray) -> np.ndarray:
 def stream_batches(
     images: Array, labels: np.ndarray, indices: np.ndarray
 ) -> Generator[Batch, None, None]:
-    """Batches of exactly the examples asked for, read ahead by threads of Grain.
+    """Batches of the examples at `indices`, `[steps, batch]`, read ahead by threads of Grain.
 
+    Yields images, `[batch, height, width, channels]`, uint8, and labels, `[batch]`, int32.
     Closing or dropping the iterator ends the threads.
-
-    Args:
-      images: `[n, height, width, channels]`, uint8.
-      labels: `[n]`, whole numbers.
-      indices: `[steps, batch]`, whole numbers in `[0, n)`.
-
-    Returns:
-      An iterator of `steps` pairs of images, `[batch, height, width, channels]`, uint8, and
-      labels, `[batch]`, int32.
     """
-    indices = np.asarray(indices)
-    if indices.ndim != 2 or indices.dtype.kind not in "iu":
-        raise InputError(
-            f"indices are {indices.dtype} of shape {indices.shape}; expected whole numbers of "
-            "shape [steps, batch]."
-        )
-    if indices.size and not 0 <= indices.min() <= indices.max() < len(images):
-        raise InputError(
-            f"indices lie in {indices.min()}..{indices.max()}; expected 0..{len(images) - 1}."
-        )
-    return _stream(require("grain"), _Batches(images, labels, indices))
+    grain = require("grain")
 
+    def read(step: int) -> Batch:
+        return images[indices[step]], labels[indices[step]].astype(np.int32)
 
-@dataclasses.dataclass(frozen=True)
-class _Batches:
-    """A Grain source whose records are whole batches, one thread's work each."""
-
-    images: Array
-    labels: np.ndarray
-    indices: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, step: Any) -> Batch:
-        chosen = self.indices[step]
-        return self.images[chosen], self.labels[chosen].astype(np.int32)
-
-
-def _stream(grain: Any, batches: _Batches) -> Generator[Batch, None, None]:
     options = grain.ReadOptions(num_threads=_NUM_THREADS, prefetch_buffer_size=_NUM_THREADS)
-    iterator = iter(grain.MapDataset.source(batches).to_iter_dataset(options))
+    iterator = iter(grain.MapDataset.range(len(indices)).map(read).to_iter_dataset(options))
     try:
         yield from iterator
     finally:

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from edl_jax.data.download import prepare
-from edl_jax.data.images import decode_image
-from edl_jax.data.optional import UnavailableError, require
+from edl_jax.data.images import UnavailableError, decode_image, require
 from edl_jax.data.sources import DATASETS, ImageSource, LazyArray, content_digest
 from edl_jax.errors import ConfigError, DataError, EDLError
 from edl_jax.runs.storage import user_cache
@@ -21,7 +20,6 @@ _NOT_MIRRORED = {
     *("mnist", "mnist_corrupted", "emnist", "kmnist", "svhn_cropped"),
     *("binary_alpha_digits", "cmaterdb", "omniglot"),
 }
-_TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 
 
 def open_tfds(name: str, data_dir: str | None, image_size: int | None) -> ImageSource:
@@ -32,34 +30,27 @@ def open_tfds(name: str, data_dir: str | None, image_size: int | None) -> ImageS
     tfds = require("tensorflow_datasets")
     for module in ("array_record", "PIL.Image"):
         require(module)
-    where: Any = data_dir or "the default TFDS directory"
-    title = _TITLES.get(name, name)
+    where = data_dir or "the default TFDS directory"
     try:
-        builder, verb = _prepared_builder(tfds, name, data_dir), "prepared in"
+        builder = _prepared_builder(tfds, name, data_dir)
         if builder is None:
-            builder, verb = (
-                _builder_from_code(tfds, name, data_dir),
-                "downloaded to and prepared in",
-            )
-            where = _root(builder)
+            builder = _builder_from_code(tfds, name, data_dir)
             _features(tfds, builder.info, image_size)  # refuse before downloading
-            prepare(builder, title, where)
+            prepare(builder, name)
             builder = tfds.builder_from_directory(builder.data_path)
-        where = _root(builder)
         if "array_record" not in {form.value for form in builder.info.available_file_formats()}:
-            raise UnavailableError(f"{title} in {where} is not in ArrayRecord format")
-        return _source(tfds, builder, f"{title} {verb} {where}", image_size)
+            raise UnavailableError(f"{name} in {where} is not in ArrayRecord format")
+        return _source(tfds, builder, image_size)
     except EDLError:
         raise
     except Exception as error:  # the parsers under TFDS raise exceptions of their own
-        raise DataError(f"cannot open {title} in {where}: {error}. {advice(error)}") from error
+        raise DataError(f"cannot open {name} in {where}: {error}. {advice(error)}") from error
 
 
 def prepared_files(name: str, data_dir: str | None) -> tuple[tuple[str, int], ...]:
     """Path and time of the file that TFDS writes last, of each version that is prepared."""
     root = Path(os.path.expanduser(data_dir or "~/tensorflow_datasets"))
-    root /= name.split("/")[0].split(":")[0]
-    found = [*root.glob("*/dataset_info.json"), *root.glob("*/*/dataset_info.json")]
+    found = (root / name.split("/")[0].split(":")[0]).glob("**/dataset_info.json")
     return tuple((str(path), path.stat().st_mtime_ns) for path in sorted(found))
 
 
@@ -86,122 +77,97 @@ def _prepared_builder(tfds: Any, name: str, data_dir: str | None) -> Any:
 
 
 def _builder_from_code(tfds: Any, name: str, data_dir: str | None) -> Any:
-    expected = f"NAME, NAME/CONFIG or NAME/CONFIG:VERSION of TFDS, {', '.join(DATASETS)}, auto"
     try:
         return tfds.builder(name, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError as error:
-        raise ConfigError(f"unknown data set {name!r}; expected {expected}") from error
-    except (ValueError, AssertionError, TypeError) as error:
-        raise ConfigError(f"data set {name!r}: {error}; expected {expected}") from error
+    except (ValueError, AssertionError, TypeError) as error:  # by name, configuration or option
+        told = str(error).splitlines()[0]  # else the names of all data sets
+        raise ConfigError(
+            f"there is no data set {name!r}: {told} Expected NAME, NAME/CONFIG or "
+            f"NAME/CONFIG:VERSION of TFDS, {', '.join(DATASETS)}, folder:PATH or auto."
+        ) from error
 
 
-def _source(tfds: Any, builder: Any, description: str, image_size: int | None) -> ImageSource:
+def _source(tfds: Any, builder: Any, image_size: int | None) -> ImageSource:
     info, folder = builder.info, Path(builder.data_path)
-    name = _name(info)
+    name = info.full_name.rpartition("/")[0]
     image_key, label_key, shape = _features(tfds, info, image_size)
     if "train" not in info.splits or not {"test", "validation"} & {*info.splits}:
         found = ", ".join(info.splits)
         raise ConfigError(f"{name} has the splits {found}; expected train, and test or validation")
     parse = require("tensorflow_datasets.proto").tf_example_pb2.Example.FromString
-    caches = user_cache()
+    raw, caches = tfds.decode.DeserializeMethod.RAW_BYTES, user_cache()
 
-    def image(feature: Any) -> np.ndarray:
-        return decode_image(feature.bytes_list.value[0], shape[2], image_size).reshape(shape)
+    @contextlib.contextmanager
+    def reading(split: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # ArrayRecord raises RuntimeError, Pillow OSError, others too
+            where = f"the {split} split of {name} in {folder}"
+            raise DataError(f"cannot read {where}: {error}. {advice(error)}") from error
 
-    def label(feature: Any) -> int:
-        return feature.int64_list.value[0]
-
-    def read_split(split: str) -> tuple[LazyArray, LazyArray]:
-        """Images and labels."""
-
-        @contextlib.contextmanager
-        def reading() -> Iterator[None]:
-            try:
-                yield
-            except Exception as error:  # ArrayRecord raises RuntimeError, Pillow OSError
-                where = f"the {split} split of {_TITLES.get(name, name)} in {folder}"
-                raise DataError(f"cannot read {where}: {error}. {advice(error)}") from error
-
-        with reading():
+    def column(split: str, key: str, row_shape: Any, dtype: Any, decode: Callable) -> LazyArray:
+        with reading(split):
             records = builder.as_data_source(
-                split,
-                deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
-                file_format="array_record",
+                split, deserialize_method=raw, file_format="array_record"
             )
             stats = [(path.name, path.stat()) for path in map(Path, info.splits[split].filepaths)]
-        files = [(path, stat.st_size) for path, stat in stats]
-        times = [stat.st_mtime_ns for _, stat in stats]
 
-        def column(key: str, row_shape: Any, dtype: Any, decode: Callable[[Any], Any]) -> LazyArray:
-            def read(rows: np.ndarray) -> np.ndarray:
-                found = np.empty((len(rows), *row_shape), dtype)
-                with reading():
-                    for index, record in enumerate(records.__getitems__(rows.tolist())):
-                        found[index] = decode(parse(record).features.feature[key])
-                return found
+        def read(rows: np.ndarray) -> np.ndarray:
+            values = np.empty((len(rows), *row_shape), dtype)
+            with reading(split):
+                for index, record in enumerate(records.__getitems__(rows.tolist())):
+                    values[index] = decode(parse(record).features.feature[key])
+            return values
 
-            digest = content_digest([name, folder.name, split, key, files, row_shape, image_size])
-            of_file = [digest, str(folder.resolve()), times, require("PIL").__version__]
-            place = (
-                f"{info.full_name.replace('/', '-')}/{split}-{key}-{content_digest(of_file)}.npy"
-            )
-            cache = None if caches is None else caches / place
-            return LazyArray(
-                np.arange(len(records)), row_shape, np.dtype(dtype), read, digest, cache
-            )
+        files = [(file, stat.st_size) for file, stat in stats]
+        digest = content_digest([name, folder.name, split, key, files, row_shape, image_size])
+        of_cache = [digest, str(folder.resolve()), require("PIL").__version__]
+        of_cache += [stat.st_mtime_ns for _, stat in stats]
+        place = f"{info.full_name.replace('/', '-')}/{split}-{key}-{content_digest(of_cache)}.npy"
+        path = None if caches is None else caches / place
+        return LazyArray(np.arange(len(records)), row_shape, np.dtype(dtype), read, digest, path)
 
-        return column(image_key, shape, np.uint8, image), column(label_key, (), np.int32, label)
+    def decode(feature: Any) -> np.ndarray:
+        return decode_image(feature.bytes_list.value[0], shape[2], image_size).reshape(shape)
 
-    test = "test" if "test" in info.splits else "validation"
-    arrays = {"train": read_split("train"), "test": read_split(test)}
-    if "validation" in info.splits and arrays["test"][1][0] < 0:  # secret: -1 throughout
-        arrays["test"] = read_split("validation")
-    return ImageSource(
-        name,
-        description,
-        tuple(info.features[label_key].names),
-        arrays,
-        flip=name.split("/")[0] not in _NOT_MIRRORED,
-    )
+    def arrays(split: str) -> tuple[LazyArray, LazyArray]:
+        images = column(split, image_key, shape, np.uint8, decode)
+        return images, column(split, label_key, (), np.int32, lambda x: x.int64_list.value[0])
+
+    train, test = arrays("train"), arrays("test" if "test" in info.splits else "validation")
+    if "validation" in info.splits and test[1][0] < 0:  # secret: -1 throughout
+        test = arrays("validation")
+    class_names, flip = tuple(info.features[label_key].names), info.name not in _NOT_MIRRORED
+    description = f"{name} prepared in {folder}"
+    return ImageSource(name, description, class_names, {"train": train, "test": test}, flip)
 
 
 def _features(
     tfds: Any, info: Any, image_size: int | None
 ) -> tuple[str, str, tuple[int, int, int]]:
     """The names of the image and of the label, and the shape of the images."""
-    name, features, keys = _name(info), dict(info.features.items()), []
-    for kind, usual in ((tfds.features.Image, "image"), (tfds.features.ClassLabel, "label")):
-        found = [key for key, feature in features.items() if type(feature) is kind]
+    features = dict(info.features.items())
+    images = [
+        key
+        for key, x in features.items()
+        if type(x) is tfds.features.Image and x.np_dtype == np.uint8 and x.shape[2] in (1, 3, None)
+    ]
+    labels = [key for key, x in features.items() if type(x) is tfds.features.ClassLabel]
+    keys = []
+    for usual, found in (("image", images), ("label", labels)):
         if usual not in found and len(found) != 1:
-            has = ", ".join(
-                f"{key} ({type(feature).__name__})" for key, feature in features.items()
-            )
             raise ConfigError(
-                f"{name} is no set of labelled images: its features are {has}; expected one of the "
-                f"type {kind.__name__}, or one of them named {usual}"
+                f"{info.name} is no set of labelled images: its features are {features}; expected "
+                "an Image of uint8 and 1 or 3 channels, and a ClassLabel, and of several one named "
+                "image and label."
             )
         keys.append(usual if usual in found else found[0])
-    image = features[keys[0]]
-    height, width, channels = (
-        image.shape if image_size is None else (image_size, image_size, image.shape[2])
-    )
-    if np.dtype(image.np_dtype) != np.uint8 or channels not in (1, 3, None):
-        raise ConfigError(
-            f"{name} has {np.dtype(image.np_dtype)} images of shape {image.shape}; expected uint8 "
-            "and 1 or 3 channels"
-        )
+    height, width, channels = features[keys[0]].shape
+    if image_size is not None:
+        height = width = image_size
     if height is None or width is None:
         raise ConfigError(
-            f"{name} has images of no fixed size: give image_size, the side in pixels to which "
-            "they are resized and cropped, such as 224"
+            f"{info.name} has images of no fixed size: give image_size, the side in pixels to "
+            "which they are resized and cropped, such as 224."
         )
     return keys[0], keys[1], (height, width, channels or 3)
-
-
-def _name(info: Any) -> str:
-    return info.full_name.removesuffix(f"/{info.version}")
-
-
-def _root(builder: Any) -> Path:
-    """The TFDS directory that a builder's folder, NAME[/CONFIG]/VERSION, is in."""
-    return Path(builder.data_path).parents[builder.info.full_name.count("/")]
