@@ -51,8 +51,8 @@ def prepare(
 ) -> tuple[jax.Array, jax.Array]:
     """A batch as the model and the loss see it: augmented, normalised and mixed.
 
-    The arguments are those of `augment`, `normalize` and `mix`; the key is the same on every
-    device.
+    The arguments are those of `augment`, `normalize` and `mix`; the key, typed, is the batch's and
+    the same on every device.
     """
     key_augment, key_mix = jax.random.split(key)
     images = augment(
@@ -94,20 +94,8 @@ def augment(
     and on its own `index` only, so that they do not change with the number of devices that share
     a batch.
 
-    Args:
-      key: typed PRNG key of the batch.
-      images: pixels, `[batch, h, w, c]`, uint8.
-      index: place of each image in the global batch, `[batch]`, int32.
-      settings: which augmentations to use.
-      padding: pixels added on every side; offsets are uniform over `0..2 * padding`.
-      flip: whether mirrored images keep their meaning in this data set.
-      mean: mean of each channel in units of 0..1, `[c]`: the colour of what is cut out.
-
-    Returns:
-      The augmented images, `[batch, h, w, c]`, uint8.
-
-    Raises:
-      ConfigError: if the square to cut out is larger than an image.
+    `images` are pixels, `[batch, h, w, c]`, uint8; `index` is the place of each in the global batch,
+    `[batch]`, int32; `mean` is the colour of what is cut out, in units of 0..1, `[c]`.
     """
     height, width, _ = images.shape[1:]
     if settings.cutout > min(height, width):
@@ -158,16 +146,8 @@ def mix(
     * cutmix shows x' in a box of the image's shape whose area is `1 - lambda` of it before the
       border cuts it short; labels are weighted by the area that is seen.
 
-    Args:
-      key: typed PRNG key of the batch; not the key of `augment`.
-      images: normalised images, `[batch, h, w, c]`, floating.
-      labels: classes, `[batch]`, integer.
-      settings: which augmentations to use.
-      num_classes: number of classes.
-
-    Returns:
-      The images, mixed in float32 and rounded once to their own dtype, and soft labels,
-      `[batch, num_classes]`, float32. Both as they came if `settings` has neither.
+    Gives the images, mixed in float32 and rounded once to their own dtype, and soft labels,
+    `[batch, num_classes]`, float32; or both as they came if `settings` has neither.
 
     References:
       Zhang et al., "mixup: beyond empirical risk minimization", ICLR 2018;

@@ -5,8 +5,8 @@ import functools
 
 import numpy as np
 
-from edl_jax.data.sources import LazyArray, content_digest
-from edl_jax.data.streaming import Array, read_chunks
+from edl_jax.data.array_cache import read_chunks
+from edl_jax.data.sources import Array, LazyArray, content_digest
 
 _STATISTICS_IMAGES = 10_000
 

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from edl_jax.checked import config_or_default
+from edl_jax.data.array_cache import read_rows
 from edl_jax.data.config import DataConfig
 from edl_jax.data.dataset import Dataset, channel_statistics
 from edl_jax.data.folder import PREFIX, find_images, read_folder
 from edl_jax.data.images import UnavailableError
 from edl_jax.data.label_noise import asymmetric_targets, imbalanced_rows, noisy_labels
-from edl_jax.data.sources import DATASETS, ArraySource, ImageSource, LazyArray
-from edl_jax.data.streaming import fits_device, read_rows
+from edl_jax.data.sources import DATASETS, ArraySource, ImageSource
+from edl_jax.data.streaming import fits_device
 from edl_jax.data.tfds_source import open_tfds, prepared_files
 from edl_jax.errors import ConfigError, DataError
 from edl_jax.runs.storage import user_path
@@ -26,8 +27,8 @@ def load_dataset(config: DataConfig | None = None, source: ArraySource | None = 
 
     The last two are kept in memory: the same configuration and data give the same object again. A
     data set of TFDS that is not prepared is downloaded and prepared. Decoded images are kept in the
-    user's cache folder, `$XDG_CACHE_HOME/edl_jax` or `~/.cache/edl_jax`. The test split is TFDS's
-    "test", or "validation" where there is none with labels.
+    user's cache folder. The test split is TFDS's "test", or "validation" where there is none with
+    labels.
 
     Args:
       config: the data set, its parts and what is done to its training labels.
@@ -40,12 +41,11 @@ def load_dataset(config: DataConfig | None = None, source: ArraySource | None = 
     """
     config = config_or_default(config, DataConfig)
     name, size = config.name, config.image_size
-    place = config.data_dir
-    place = os.environ.get("TFDS_DATA_DIR") or None if place is None else place
-    directory = None if place is None else str(user_path(place))
     if source is not None or name in DATASETS:
-        given = _registered(name, size) if source is None else _resized(source, size)
-        origin = _Origin((given.name, given.description, given.digest), lambda: given)
+        given = DATASETS[name]() if source is None else source
+        if not isinstance(given, ArraySource):
+            raise DataError(f"data set {name!r} is made as {given!r}; expected an ArraySource.")
+        origin = _Origin((given.name, given.description, given.digest), lambda: given.resized(size))
     elif name.startswith(PREFIX):
         folder = user_path(name.removeprefix(PREFIX))
         files = find_images(folder)
@@ -53,8 +53,10 @@ def load_dataset(config: DataConfig | None = None, source: ArraySource | None = 
         key = tuple((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats)
         origin = _Origin(key, lambda: read_folder(folder, files, size))
     else:
-        may_replace = name == "auto" and config.data_dir is None
-        found = "cifar10" if name == "auto" else name
+        asked, found = config.data_dir, "cifar10" if name == "auto" else name
+        place = (os.environ.get("TFDS_DATA_DIR") or None) if asked is None else asked
+        directory = None if place is None else str(user_path(place))
+        may_replace = name == "auto" and asked is None
         origin = _Origin(
             (name, directory, may_replace, prepared_files(found, directory)),
             lambda: _prepared(found, directory, size, may_replace),
@@ -70,19 +72,6 @@ class _Origin:
     open: Callable[[], ImageSource] = dataclasses.field(compare=False)
 
 
-def _registered(name: str, image_size: int | None) -> ArraySource:
-    source = DATASETS[name]()
-    if not isinstance(source, ArraySource):
-        raise DataError(f"data set {name!r} is made as {source!r}; expected an ArraySource.")
-    return _resized(source, image_size)
-
-
-def _resized(source: ArraySource, image_size: int | None) -> ArraySource:
-    if image_size is None or source.image_shape[:2] == (image_size, image_size):
-        return source
-    return source.resized(image_size)
-
-
 def _prepared(
     name: str, data_dir: str | None, image_size: int | None, may_replace: bool
 ) -> ImageSource:
@@ -90,9 +79,11 @@ def _prepared(
         return open_tfds(name, data_dir, image_size)
     except UnavailableError as error:
         if not may_replace:
-            advice = f"Name the directory that contains {name.split('/')[0]}/, allow the download"
-            raise DataError(f"{error}. {advice}, or use 'digits'.") from error
-        digits = _registered("digits", image_size)
+            raise DataError(
+                f"{error} Set data_dir to the directory that contains {name.split('/')[0]}/, allow "
+                "the download, or use 'digits'."
+            ) from error
+        digits = DATASETS["digits"]().resized(image_size)
         return dataclasses.replace(digits, description=f"{digits.description} ({error})")
 
 
@@ -100,42 +91,35 @@ def _prepared(
 def _load(origin: _Origin, config: DataConfig) -> Dataset:
     """Choose the three parts, change the train part as asked for and measure it."""
     source = origin.open()
-    (train_images, train_labels), (test_images, test_labels) = (
-        source.arrays[split] for split in ("train", "test")
-    )
-    rows = _rows(config, source.name, len(train_labels), len(test_labels))
-    labels = _read_parts(train_labels, test_labels, rows)
+    (train_images, train_labels), test = source.arrays["train"], source.arrays["test"]
+    rows = _rows(config, source.name, len(train_labels), len(test[1]))
+    labels = _read_parts(train_labels, test[1], rows)
     for part, found in labels.items():
-        source.check_labels("test" if part == "test" else "train", found)
+        source.check_labels(part, found)
+    num_classes, seed = len(source.class_names), config.noise_seed
     if config.imbalance != "none":
+        factor = config.imbalance_factor
         kept = imbalanced_rows(
-            labels["train"],
-            len(source.class_names),
-            profile=config.imbalance,
-            factor=config.imbalance_factor,
-            seed=config.noise_seed,
+            labels["train"], num_classes, profile=config.imbalance, factor=factor, seed=seed
         )
         rows["train"], labels["train"] = rows["train"][kept], labels["train"][kept]
     if config.label_noise != "none":
+        is_asymmetric = config.label_noise == "asymmetric"
+        targets = asymmetric_targets(source.class_names) if is_asymmetric else None
         labels["train"] = noisy_labels(
-            labels["train"],
-            len(source.class_names),
-            rate=config.noise_rate,
-            seed=config.noise_seed,
-            targets=asymmetric_targets(source.class_names)
-            if config.label_noise == "asymmetric"
-            else None,
+            labels["train"], num_classes, rate=config.noise_rate, seed=seed, targets=targets
         )
     stream = config.stream
     if stream is None:
         stream = not fits_device(len(rows["train"]) * int(np.prod(source.image_shape)))
     if stream:
-        train, test = _lazy(source, train_images), _lazy(source, test_images)
+        lazy = {split: source.lazy_images(split) for split in ("train", "test")}
         images = {
-            part: (test if part == "test" else train).part(chosen) for part, chosen in rows.items()
+            part: lazy["test" if part == "test" else "train"].part(chosen)
+            for part, chosen in rows.items()
         }
     else:
-        images = _read_parts(train_images, test_images, rows)
+        images = _read_parts(train_images, test[0], rows)
     arrays: dict[str, Any] = {f"{part}_labels": x.astype(np.int32) for part, x in labels.items()}
     arrays |= {f"{part}_images": x for part, x in images.items()}
     arrays["mean"], arrays["std"] = channel_statistics(arrays["train_images"])
@@ -177,11 +161,3 @@ def _read_parts(train: Any, test: Any, rows: dict[str, np.ndarray]) -> dict[str,
     shared = read_rows(train, np.concatenate([rows["train"], rows["val"]]))
     count = len(rows["train"])
     return {"train": shared[:count], "val": shared[count:], "test": read_rows(test, rows["test"])}
-
-
-def _lazy(source: ImageSource, images: np.ndarray | LazyArray) -> LazyArray:
-    if isinstance(images, LazyArray):
-        return images
-    assert isinstance(source, ArraySource)
-    every = np.arange(len(images))
-    return LazyArray(every, images.shape[1:], images.dtype, images.__getitem__, source.digest)

@@ -84,19 +84,10 @@ def noisy_labels(
 ) -> np.ndarray:
     """Labels of which exactly `round(rate * n_c)` of each class `c` are wrong.
 
-    So the rate is that of wrong labels, not of labels drawn anew, of which one in `num_classes`
-    would be right. A higher rate with the same seed keeps the wrong labels of a lower one.
-
-    Args:
-      labels: `[n]`, whole numbers in `[0, num_classes)`.
-      num_classes: number of classes, at least 2.
-      rate: share of wrong labels, in [0, 1].
-      seed: of the choice.
-      targets: the class that each is taken for, `[num_classes]` (asymmetric noise, Patrini et al.
-        2017); None: any other, uniformly (symmetric noise, Angluin and Laird 1988).
-
-    Returns:
-      `[n]`, dtype of `labels`; a new array.
+    Each class is taken for its target (asymmetric noise, Patrini et al. 2017), or for any other,
+    uniformly (symmetric noise, Angluin and Laird 1988). The rate is that of wrong labels, not of
+    labels drawn anew, of which one in `num_classes` would be right. A higher rate with the same
+    seed keeps the wrong labels of a lower one.
     """
     rng = np.random.default_rng([check("seed", seed, Seed), 1])
     noisy = labels.copy()
@@ -112,15 +103,7 @@ def noisy_labels(
 
 
 def asymmetric_targets(class_names: Sequence[str]) -> np.ndarray:
-    """The class that each class is taken for, `[num_classes]`, by the names of the classes.
-
-    With CIFAR-10's: truck for automobile, bird for airplane, deer for horse, cat and dog for each
-    other, and the other five for themselves. With CIFAR-100's: the next class of the same
-    superclass, and the first for the last.
-
-    Raises:
-      ConfigError: the classes are neither.
-    """
+    """The class that each is taken for, `[num_classes]`: in CIFAR-100, the next of its superclass."""
     for flips in (_CIFAR10_FLIPS, _CIFAR100_FLIPS):
         if {*flips, *flips.values()} <= {*class_names}:
             number = {name: index for index, name in enumerate(class_names)}

@@ -20,13 +20,8 @@ _DIGEST_ROWS = 1000
 class LazyArray:
     """An array whose rows are read when they are indexed.
 
-    Attributes:
-      rows: `[n]`, their places in all that `read` can read.
-      row_shape: shape of a row.
-      dtype: of the array.
-      read: `(places) -> rows`, from `[k]` to `[k, *row_shape]`.
-      digest: what tells all that can be read from others, hexadecimal digits.
-      cache: file where all rows may be kept.
+    `rows` are their places in all that `read` can read, from `[k]` to `[k, *row_shape]`; `digest`
+    tells all that from others, and `cache` is the file where the whole array may be kept.
     """
 
     rows: np.ndarray
@@ -54,6 +49,9 @@ class LazyArray:
         return dataclasses.replace(self, rows=self.rows[rows])
 
 
+Array = np.ndarray | LazyArray
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageSource:
     """Labelled images of the splits "train" and "test"; see `ArraySource` for the fields."""
@@ -68,6 +66,10 @@ class ImageSource:
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels."""
         return self.arrays["train"][0].shape[1:]
+
+    def lazy_images(self, split: str) -> LazyArray:
+        """The images of a split, read when they are indexed."""
+        return self.arrays[split][0]
 
     def check_labels(self, split: str, labels: np.ndarray) -> None:
         """Refuse labels that are not those of classes."""
@@ -99,43 +101,23 @@ class ArraySource(ImageSource):
     """
 
     def __post_init__(self) -> None:
-        if not isinstance(self.arrays, Mapping) or {*self.arrays} != {"train", "test"}:
-            found = [*self.arrays] if isinstance(self.arrays, Mapping) else type(self.arrays)
-            raise DataError(
-                f"data set {self.name!r} has the splits {found}; expected train and test, in a "
-                "dictionary."
-            )
         # Not a set, whose order differs from process to process, nor the letters of a string.
         if not isinstance(self.class_names, list | tuple | np.ndarray) or len(self.class_names) < 2:
             raise DataError(
                 f"data set {self.name!r} has the classes {self.class_names!r}; expected a tuple of "
                 "2 or more names."
             )
-        for split, pair in self.arrays.items():
-            parts = pair if isinstance(pair, list | tuple) else (pair,)
-            if len(parts) != 2 or not all(hasattr(part, "__array__") for part in parts):
-                kinds = " and ".join(type(part).__name__ for part in parts)
-                raise DataError(
-                    f"the {split} images and labels of {self.name!r} are {kinds}; "
-                    "expected two NumPy arrays, in a tuple."
-                )
-        arrays = {split: tuple(map(np.asarray, pair)) for split, pair in self.arrays.items()}
+        arrays = _usable(self.arrays)
+        if arrays is None:
+            raise DataError(
+                f"data set {self.name!r} has the arrays {_in_words(self.arrays)}; expected "
+                "{'train': (images, labels), 'test': (images, labels)}: NumPy arrays, images "
+                "uint8[n, height, width, channels], alike in both splits but for n, of 1 or 3 "
+                "channels, and labels whole numbers, [n]."
+            )
         object.__setattr__(self, "arrays", arrays)
         object.__setattr__(self, "class_names", tuple(self.class_names))
-        for split, (images, labels) in self.arrays.items():
-            is_alike = images.ndim == 4 and images.shape[1:] == self.image_shape
-            if images.dtype != np.uint8 or not is_alike or images.shape[3] not in (1, 3):
-                raise DataError(
-                    f"the {split} images of {self.name!r} are {images.dtype}{[*images.shape]}; "
-                    "expected uint8[n, height, width, channels], alike in both splits but for n, "
-                    "of 1 or 3 channels."
-                )
-            if images.size == 0 or labels.shape != (len(images),) or labels.dtype.kind not in "iu":
-                raise DataError(
-                    f"the {split} images and labels of {self.name!r} are uint8{[*images.shape]} "
-                    f"and {labels.dtype}{[*labels.shape]}; expected at least one image and pixel, "
-                    f"and whole numbers, [{len(images)}]."
-                )
+        for split, (_, labels) in arrays.items():
             self.check_labels(split, labels)
 
     @property
@@ -145,13 +127,53 @@ class ArraySource(ImageSource):
         about = [*map(str, self.class_names), self.flip]
         return content_digest(about, *(x.astype(np.int32) for x in labels), *images)
 
-    def resized(self, size: int) -> "ArraySource":
+    def lazy_images(self, split: str) -> LazyArray:
+        """The images of a split, read when they are indexed."""
+        images = self.arrays[split][0]
+        every, read = np.arange(len(images)), images.__getitem__
+        return LazyArray(every, self.image_shape, images.dtype, read, self.digest)
+
+    def resized(self, size: int | None) -> "ArraySource":
         """The same with images of `size` by `size`, cut to the square in their middle."""
+        if size is None or self.image_shape[:2] == (size, size):
+            return self
         arrays = {
             split: (np.stack([fit_square(image, size) for image in images]), labels)
             for split, (images, labels) in self.arrays.items()
         }
         return dataclasses.replace(self, arrays=arrays)
+
+
+def _usable(arrays: Any) -> dict[str, tuple[np.ndarray, np.ndarray]] | None:
+    """The arrays of an `ArraySource` as NumPy's, or None if they are not what it holds."""
+    if not isinstance(arrays, Mapping) or {*arrays} != {"train", "test"}:
+        return None
+    found = {}
+    for split, pair in arrays.items():
+        if (
+            not isinstance(pair, list | tuple)
+            or [hasattr(x, "__array__") for x in pair] != [True] * 2
+        ):
+            return None
+        images, labels = found[split] = tuple(map(np.asarray, pair))
+        if images.ndim != 4 or images.size == 0 or images.shape[3] not in (1, 3):
+            return None
+        kinds = images.dtype.str + labels.dtype.kind
+        if kinds not in ("|u1i", "|u1u") or labels.shape != images.shape[:1]:
+            return None
+    is_alike = found["train"][0].shape[1:] == found["test"][0].shape[1:]
+    return found if is_alike else None
+
+
+def _in_words(arrays: Any) -> str:
+    """What is where an `ArraySource` expects arrays."""
+    if isinstance(arrays, Mapping):
+        return ", ".join(f"{split}: {_in_words(pair)}" for split, pair in arrays.items())
+    if isinstance(arrays, tuple):
+        return f"({', '.join(map(_in_words, arrays))})"
+    if hasattr(arrays, "__array__"):
+        return f"{arrays.dtype}{[*arrays.shape]}"
+    return type(arrays).__name__
 
 
 def content_digest(about: Any, *arrays: np.ndarray) -> str:

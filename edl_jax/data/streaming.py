@@ -1,23 +1,19 @@
-"""Rows of images and labels read in parallel, in full or while training."""
+"""Images read while training, for data sets that do not fit the device's memory."""
 
 import collections
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
-from edl_jax.data.array_cache import cached_array
+from edl_jax.data.array_cache import NUM_THREADS
 from edl_jax.data.images import require
-from edl_jax.data.sources import LazyArray
+from edl_jax.data.sources import Array
 
 T = TypeVar("T")
-Array = np.ndarray | LazyArray
 Batch = tuple[np.ndarray, np.ndarray]  # images and labels
-_CHUNK = 250
-_NUM_THREADS = min(os.cpu_count() or 1, 16)
 
 
 def fits_device(num_bytes: int) -> bool:
@@ -28,29 +24,6 @@ def fits_device(num_bytes: int) -> bool:
     stats = jax.local_devices()[0].memory_stats() or {}
     limit = stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return 4 * num_bytes <= limit
-
-
-def read_chunks(array: Array, rows: np.ndarray) -> Iterator[np.ndarray]:
-    """The rows, in order and a few hundred at a time, read by several threads."""
-    pieces = np.split(rows, range(_CHUNK, len(rows), _CHUNK))
-    with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        try:
-            yield from pool.map(array.__getitem__, pieces)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def read_rows(array: Array, rows: np.ndarray) -> np.ndarray:
-    """The rows in memory; an array of which a tenth is wanted is read whole and cached."""
-    if isinstance(array, np.ndarray):
-        return array[rows]
-    if 10 * len(rows) < len(array):
-        return np.concatenate([*read_chunks(array, rows)])
-    every = np.arange(len(array))
-    whole = cached_array(
-        array.cache, dtype=array.dtype, shape=array.shape, chunks=lambda: read_chunks(array, every)
-    )
-    return whole if np.array_equal(rows, every) else whole[rows]
 
 
 def stream_batches(
@@ -66,7 +39,7 @@ def stream_batches(
     def read(step: int) -> Batch:
         return images[indices[step]], labels[indices[step]].astype(np.int32)
 
-    options = grain.ReadOptions(num_threads=_NUM_THREADS, prefetch_buffer_size=_NUM_THREADS)
+    options = grain.ReadOptions(num_threads=NUM_THREADS, prefetch_buffer_size=NUM_THREADS)
     iterator = iter(grain.MapDataset.range(len(indices)).map(read).to_iter_dataset(options))
     try:
         yield from iterator

@@ -39,7 +39,7 @@ def open_tfds(name: str, data_dir: str | None, image_size: int | None) -> ImageS
             prepare(builder, name)
             builder = tfds.builder_from_directory(builder.data_path)
         if "array_record" not in {form.value for form in builder.info.available_file_formats()}:
-            raise UnavailableError(f"{name} in {where} is not in ArrayRecord format")
+            raise UnavailableError(f"{name} in {where} is not in ArrayRecord format.")
         return _source(tfds, builder, image_size)
     except EDLError:
         raise
