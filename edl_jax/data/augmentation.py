@@ -15,12 +15,9 @@ from edl_jax.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation(Checked):
-    """Which augmentations a training uses.
+    """Which augmentations a training uses; a `ConfigError` names the first field that cannot work.
 
     With mixup and cutmix both on, a fair coin picks one of them for every batch.
-
-    Raises:
-      ConfigError: naming the first field that cannot work, its value and what was expected.
     """
 
     crop: bool = True
@@ -51,20 +48,12 @@ def prepare(
 ) -> tuple[jax.Array, jax.Array]:
     """A batch as the model and the loss see it: augmented, normalised and mixed.
 
-    The arguments are those of `augment`, `normalize` and `mix`; the key, typed, is the batch's and
-    the same on every device.
+    The key, typed, is the batch's and the same on every device.
     """
     key_augment, key_mix = jax.random.split(key)
-    images = augment(
-        key_augment,
-        images,
-        index,
-        settings,
-        padding=dataset.crop_padding,
-        flip=dataset.flip,
-        mean=dataset.mean,
-    )
-    images = normalize(images, dataset.mean, dataset.std, dtype)
+    padding, flip, mean = dataset.crop_padding, dataset.flip, dataset.mean
+    images = augment(key_augment, images, index, settings, padding=padding, flip=flip, mean=mean)
+    images = normalize(images, mean, dataset.std, dtype)
     return mix(key_mix, images, labels, settings, num_classes=dataset.num_classes)
 
 
@@ -87,15 +76,12 @@ def augment(
     flip: bool,
     mean: ArrayLike,
 ) -> jax.Array:
-    """Crops, mirrors and cuts a square out of every image, each by its own random choices.
+    """Crops, mirrors and cuts a square out of every image, `[batch, h, w, c]`, uint8.
 
     Crops and flips are those of He et al. (2016) for CIFAR-10 with `padding=4, flip=True`; the
     padding is black (pixel 0), as it is before normalisation. An image's choices depend on `key`
-    and on its own `index` only, so that they do not change with the number of devices that share
-    a batch.
-
-    `images` are pixels, `[batch, h, w, c]`, uint8; `index` is the place of each in the global batch,
-    `[batch]`, int32; `mean` is the colour of what is cut out, in units of 0..1, `[c]`.
+    and on its own `index`, its place in the global batch, only: so they do not change with the
+    number of devices that share a batch.
     """
     height, width, _ = images.shape[1:]
     if settings.cutout > min(height, width):
@@ -139,20 +125,15 @@ def mix(
 
     Images 0 and 1 are mixed with each other, 2 and 3, and so on; the last of an odd batch stays
     as it is. So pairs are the same however many devices share the batch, if each has an even
-    number. Batches are in random order, so neighbours are strangers. As in the authors' code, one
+    number; batches are in random order, so neighbours are strangers. As in the authors' code, one
     lambda from Beta(alpha, alpha) serves the whole batch, and one box:
 
-    * mixup gives `lambda x + (1 - lambda) x'`, and the same for labels;
-    * cutmix shows x' in a box of the image's shape whose area is `1 - lambda` of it before the
-      border cuts it short; labels are weighted by the area that is seen.
+    * mixup (Zhang et al. 2018) gives `lambda x + (1 - lambda) x'`, and the same for labels;
+    * cutmix (Yun et al. 2019) shows x' in a box of the image's shape whose area is `1 - lambda` of
+      it before the border cuts it short; labels are weighted by the area that is seen.
 
-    Gives the images, mixed in float32 and rounded once to their own dtype, and soft labels,
-    `[batch, num_classes]`, float32; or both as they came if `settings` has neither.
-
-    References:
-      Zhang et al., "mixup: beyond empirical risk minimization", ICLR 2018;
-      Yun et al., "CutMix: regularization strategy to train strong classifiers with localizable
-      features", ICCV 2019.
+    Images are mixed in float32 and rounded once to their own dtype; labels become soft,
+    `[batch, num_classes]`, float32.
     """
     if not settings.mixes:
         return images, labels
@@ -185,11 +166,9 @@ def _in_box(height: int, width: int, centre: jax.Array, sides: jax.Array) -> jax
     """Where a box lies that the border cuts short; of even sides more lies before the centre."""
     first = centre - sides // 2
     rows, columns = jnp.arange(height) - first[0], jnp.arange(width) - first[1]
-    inside_rows, inside_columns = (
-        (rows >= 0) & (rows < sides[0]),
-        (columns >= 0) & (columns < sides[1]),
-    )
-    return inside_rows[:, None] & inside_columns[None, :]
+    in_rows = (rows >= 0) & (rows < sides[0])
+    in_columns = (columns >= 0) & (columns < sides[1])
+    return in_rows[:, None] & in_columns[None, :]
 
 
 def _blend(rows: jax.Array, keep: jax.Array) -> jax.Array:

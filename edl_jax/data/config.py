@@ -11,13 +11,10 @@ from edl_jax.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(Checked):
-    """Which images a training sees.
+    """Which images a training sees; a `ConfigError` names the first field that cannot work.
 
     Validation images are taken out of the train split first; the rest is cut to `train_examples`,
     made imbalanced, then given wrong labels. Validation and test images stay as they are.
-
-    Raises:
-      ConfigError: naming the first field that cannot work, its value and what was expected.
     """
 
     name: Annotated[str, MinLen(1)] = "auto"
@@ -26,8 +23,7 @@ class DataConfig(Checked):
     of images for each class), or auto (CIFAR-10 where it can be had, digits otherwise)."""
     data_dir: str | None = None
     """TFDS directory that holds the prepared data, the one that contains cifar10/, on a local file
-    system; default:
-    TFDS_DATA_DIR, else TFDS's own. With auto, it rules digits out."""
+    system; default: TFDS_DATA_DIR, else TFDS's own. With auto, it rules digits out."""
     train_examples: Count | None = None
     """Number of training images, the first of the train split; default: all."""
     val_examples: Annotated[int, Ge(0)] = 0

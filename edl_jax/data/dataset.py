@@ -5,8 +5,7 @@ import functools
 
 import numpy as np
 
-from edl_jax.data.array_cache import read_chunks
-from edl_jax.data.sources import Array, LazyArray, content_digest
+from edl_jax.data.arrays import Array, LazyArray, content_digest, read_chunks
 
 _STATISTICS_IMAGES = 10_000
 
@@ -22,11 +21,9 @@ class Dataset:
       train_labels: `[n]`, int32, in `[0, num_classes)`; likewise `val_labels` and `test_labels`.
       class_names: names of the classes, by label.
       crop_padding: padding of the usual random crop, in pixels: an eighth of the shorter side.
-      flip: whether mirrored images keep their meaning: true except for data sets of characters
-        (digits, MNIST, SVHN and their like).
+      flip: whether mirrored images keep their meaning; false for characters, such as digits.
       source: a sentence that says where the images come from and why.
-      mean: mean of each channel of the train images in units of 0..1, `[c]`, float32; of 10,000
-        evenly spaced ones if there are more.
+      mean: mean of each channel of the train images in units of 0..1, `[c]`, float32.
       std: standard deviation likewise.
     """
 
@@ -66,11 +63,9 @@ class Dataset:
         It covers labels, pixels, names of the classes, crop padding and flip; of streamed images,
         the digest of their source (of TFDS files: names and sizes) and the chosen rows.
         """
-        parts = (self.train_images, self.val_images, self.test_images)
         about = [*map(str, self.class_names), self.crop_padding, self.flip]
-        about += [part.digest for part in parts if isinstance(part, LazyArray)]
-        arrays = [part.rows if isinstance(part, LazyArray) else part for part in parts]
-        return content_digest(about, self.train_labels, self.val_labels, self.test_labels, *arrays)
+        images = (self.train_images, self.val_images, self.test_images)
+        return content_digest(about, self.train_labels, self.val_labels, self.test_labels, *images)
 
     @property
     def identity(self) -> dict[str, str]:
@@ -79,9 +74,10 @@ class Dataset:
 
 
 def channel_statistics(images: Array) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each channel, exact up to the rounding to float32.
+    """Mean and standard deviation of each channel, of 10,000 evenly spaced images at most.
 
-    The deviation of a channel that is the same everywhere is given as 1, so that one can divide.
+    They are exact up to the rounding to float32. The deviation of a channel that is the same
+    everywhere is given as 1, so that one can divide.
     """
     count = min(len(images), _STATISTICS_IMAGES)
     levels, counts = np.arange(256.0), np.zeros((images.shape[-1], 256), np.int64)

@@ -9,30 +9,26 @@ from typing import Any
 import numpy as np
 
 from edl_jax.checked import config_or_default
-from edl_jax.data.array_cache import read_rows
+from edl_jax.data.arrays import Array, LazyArray, content_digest, read_rows
 from edl_jax.data.config import DataConfig
 from edl_jax.data.dataset import Dataset, channel_statistics
-from edl_jax.data.folder import PREFIX, find_images, read_folder
 from edl_jax.data.images import UnavailableError
 from edl_jax.data.label_noise import asymmetric_targets, imbalanced_rows, noisy_labels
-from edl_jax.data.sources import DATASETS, ArraySource, ImageSource
+from edl_jax.data.sources import DATASETS, ArraySource, find_images, read_folder
 from edl_jax.data.streaming import fits_device
 from edl_jax.data.tfds_source import open_tfds, prepared_files
 from edl_jax.errors import ConfigError, DataError
 from edl_jax.runs.storage import user_path
 
+_FOLDER = "folder:"
+
 
 def load_dataset(config: DataConfig | None = None, source: ArraySource | None = None) -> Dataset:
-    """Load a data set.
+    """Load the data set that a configuration names, or another source in its place.
 
     The last two are kept in memory: the same configuration and data give the same object again. A
-    data set of TFDS that is not prepared is downloaded and prepared. Decoded images are kept in the
-    user's cache folder. The test split is TFDS's "test", or "validation" where there is none with
-    labels.
-
-    Args:
-      config: the data set, its parts and what is done to its training labels.
-      source: images in place of those that the configuration names.
+    data set of TFDS that is not prepared is downloaded and prepared; its test split is TFDS's
+    "test", or "validation" where there is none with labels.
 
     Raises:
       ConfigError: if the name is unknown or of no set of labelled images, or there are fewer
@@ -46,17 +42,19 @@ def load_dataset(config: DataConfig | None = None, source: ArraySource | None = 
         if not isinstance(given, ArraySource):
             raise DataError(f"data set {name!r} is made as {given!r}; expected an ArraySource.")
         origin = _Origin((given.name, given.description, given.digest), lambda: given.resized(size))
-    elif name.startswith(PREFIX):
-        folder = user_path(name.removeprefix(PREFIX))
+    elif name.startswith(_FOLDER):
+        folder = user_path(name.removeprefix(_FOLDER))
         files = find_images(folder)
         stats = [(path, path.stat()) for paths in files.values() for path in paths]
         key = tuple((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats)
         origin = _Origin(key, lambda: read_folder(folder, files, size))
     else:
-        asked, found = config.data_dir, "cifar10" if name == "auto" else name
-        place = (os.environ.get("TFDS_DATA_DIR") or None) if asked is None else asked
+        found = "cifar10" if name == "auto" else name
+        may_replace = name == "auto" and config.data_dir is None
+        place = config.data_dir
+        if place is None:
+            place = os.environ.get("TFDS_DATA_DIR") or None
         directory = None if place is None else str(user_path(place))
-        may_replace = name == "auto" and asked is None
         origin = _Origin(
             (name, directory, may_replace, prepared_files(found, directory)),
             lambda: _prepared(found, directory, size, may_replace),
@@ -69,21 +67,20 @@ class _Origin:
     """A source that is equal to another if their keys are, whoever opens it."""
 
     key: tuple[Any, ...]
-    open: Callable[[], ImageSource] = dataclasses.field(compare=False)
+    open: Callable[[], ArraySource] = dataclasses.field(compare=False)
 
 
-def _prepared(
-    name: str, data_dir: str | None, image_size: int | None, may_replace: bool
-) -> ImageSource:
+def _prepared(name: str, directory: str | None, size: int | None, may_replace: bool) -> ArraySource:
+    """A set of TFDS, or the digits where it cannot be had and they may take its place."""
     try:
-        return open_tfds(name, data_dir, image_size)
+        return open_tfds(name, directory, size)
     except UnavailableError as error:
         if not may_replace:
             raise DataError(
                 f"{error} Set data_dir to the directory that contains {name.split('/')[0]}/, allow "
                 "the download, or use 'digits'."
             ) from error
-        digits = DATASETS["digits"]().resized(image_size)
+        digits = DATASETS["digits"]().resized(size)
         return dataclasses.replace(digits, description=f"{digits.description} ({error})")
 
 
@@ -91,9 +88,9 @@ def _prepared(
 def _load(origin: _Origin, config: DataConfig) -> Dataset:
     """Choose the three parts, change the train part as asked for and measure it."""
     source = origin.open()
-    (train_images, train_labels), test = source.arrays["train"], source.arrays["test"]
-    rows = _rows(config, source.name, len(train_labels), len(test[1]))
-    labels = _read_parts(train_labels, test[1], rows)
+    splits = source.arrays | {"val": source.arrays["train"]}
+    rows = _rows(config, source.name, len(splits["train"][1]), len(splits["test"][1]))
+    labels = {part: read_rows(splits[part][1], chosen) for part, chosen in rows.items()}
     for part, found in labels.items():
         source.check_labels(part, found)
     num_classes, seed = len(source.class_names), config.noise_seed
@@ -107,21 +104,14 @@ def _load(origin: _Origin, config: DataConfig) -> Dataset:
         is_asymmetric = config.label_noise == "asymmetric"
         targets = asymmetric_targets(source.class_names) if is_asymmetric else None
         labels["train"] = noisy_labels(
-            labels["train"], num_classes, rate=config.noise_rate, seed=seed, targets=targets
+            labels["train"], num_classes, targets, rate=config.noise_rate, seed=seed
         )
     stream = config.stream
     if stream is None:
         stream = not fits_device(len(rows["train"]) * int(np.prod(source.image_shape)))
-    if stream:
-        lazy = {split: source.lazy_images(split) for split in ("train", "test")}
-        images = {
-            part: lazy["test" if part == "test" else "train"].part(chosen)
-            for part, chosen in rows.items()
-        }
-    else:
-        images = _read_parts(train_images, test[0], rows)
+    read = _lazy_rows if stream else read_rows
     arrays: dict[str, Any] = {f"{part}_labels": x.astype(np.int32) for part, x in labels.items()}
-    arrays |= {f"{part}_images": x for part, x in images.items()}
+    arrays |= {f"{part}_images": read(splits[part][0], chosen) for part, chosen in rows.items()}
     arrays["mean"], arrays["std"] = channel_statistics(arrays["train_images"])
     for array in arrays.values():
         if isinstance(array, np.ndarray):
@@ -134,6 +124,14 @@ def _load(origin: _Origin, config: DataConfig) -> Dataset:
         source=source.description,
         **arrays,
     )
+
+
+def _lazy_rows(array: Array, rows: np.ndarray) -> LazyArray:
+    """The rows, read when they are indexed."""
+    if isinstance(array, LazyArray):
+        return dataclasses.replace(array, rows=array.rows[rows])
+    digest = content_digest(None, array)
+    return LazyArray(rows, array.shape[1:], array.dtype, array.__getitem__, digest)
 
 
 def _rows(config: DataConfig, name: str, num_train: int, num_test: int) -> dict[str, np.ndarray]:
@@ -154,10 +152,3 @@ def _rows(config: DataConfig, name: str, num_train: int, num_test: int) -> dict[
         "val": np.flatnonzero(held_out),
         "test": np.arange(test),
     }
-
-
-def _read_parts(train: Any, test: Any, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Each part of the arrays of two splits; train and validation are read in one go."""
-    shared = read_rows(train, np.concatenate([rows["train"], rows["val"]]))
-    count = len(rows["train"])
-    return {"train": shared[:count], "val": shared[count:], "test": read_rows(test, rows["test"])}

@@ -34,10 +34,7 @@ def fit_square(pixels: np.ndarray, size: int) -> np.ndarray:
 
     The filter is bilinear and widens when it makes the image smaller, so nothing is skipped.
     """
-    height, width, channels = pixels.shape
-    side = min(height, width)
-    left, top = (width - side) / 2, (height - side) / 2
-    image, bilinear = require("PIL.Image"), require("PIL.Image").Resampling.BILINEAR
-    whole = image.fromarray(pixels[..., 0] if channels == 1 else pixels)
-    resized = whole.resize((size, size), bilinear, box=(left, top, left + side, top + side))
-    return np.asarray(resized).reshape(size, size, channels)
+    pillow, channels = require("PIL.Image"), pixels.shape[2]
+    image = pillow.fromarray(pixels[..., 0] if channels == 1 else pixels)
+    fitted = require("PIL.ImageOps").fit(image, (size, size), pillow.Resampling.BILINEAR)
+    return np.asarray(fitted).reshape(size, size, channels)

@@ -4,18 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edl_jax.checked import Seed, check
 from edl_jax.errors import ConfigError
 
-# Patrini et al. 2017: pairs that people and networks mix up.
-_CIFAR10_FLIPS = {
-    "truck": "automobile",
-    "bird": "airplane",
-    "deer": "horse",
-    "cat": "dog",
-    "dog": "cat",
-}
-# Krizhevsky 2009: the superclasses of CIFAR-100.
+# The class that each is taken for, of pairs that people and networks mix up (Patrini et al. 2017).
+_CIFAR10 = {"truck": "automobile", "bird": "airplane", "deer": "horse", "cat": "dog", "dog": "cat"}
+# The superclasses of CIFAR-100 (Krizhevsky 2009), in which each is taken for the next.
 _CIFAR100_GROUPS = """
 beaver dolphin otter seal whale, aquarium_fish flatfish ray shark trout,
 orchid poppy rose sunflower tulip, bottle bowl can cup plate,
@@ -28,7 +21,7 @@ baby boy girl man woman, crocodile dinosaur lizard snake turtle,
 hamster mouse rabbit shrew squirrel, maple_tree oak_tree palm_tree pine_tree willow_tree,
 bicycle bus motorcycle pickup_truck train, lawn_mower rocket streetcar tank tractor
 """
-_CIFAR100_FLIPS = {
+_CIFAR100 = {
     name: group.split()[(place + 1) % 5]
     for group in _CIFAR100_GROUPS.split(",")
     for place, name in enumerate(group.split())
@@ -66,7 +59,7 @@ def imbalanced_rows(
             f"imbalance_factor is {factor} where the smallest class has {available} training "
             "images: a class would be left with none. Expected at most as much as it has images."
         )
-    rng = np.random.default_rng([check("seed", seed, Seed), 0])
+    rng = np.random.default_rng([seed, 0])
     chosen = [
         rng.permutation(np.flatnonzero(labels == label))[:count]
         for label, count in enumerate(counts)
@@ -75,12 +68,7 @@ def imbalanced_rows(
 
 
 def noisy_labels(
-    labels: np.ndarray,
-    num_classes: int,
-    *,
-    rate: float,
-    seed: int,
-    targets: np.ndarray | None = None,
+    labels: np.ndarray, num_classes: int, targets: np.ndarray | None, *, rate: float, seed: int
 ) -> np.ndarray:
     """Labels of which exactly `round(rate * n_c)` of each class `c` are wrong.
 
@@ -89,7 +77,7 @@ def noisy_labels(
     labels drawn anew, of which one in `num_classes` would be right. A higher rate with the same
     seed keeps the wrong labels of a lower one.
     """
-    rng = np.random.default_rng([check("seed", seed, Seed), 1])
+    rng = np.random.default_rng([seed, 1])
     noisy = labels.copy()
     for label in range(num_classes):
         rows = rng.permutation(np.flatnonzero(labels == label))
@@ -103,8 +91,8 @@ def noisy_labels(
 
 
 def asymmetric_targets(class_names: Sequence[str]) -> np.ndarray:
-    """The class that each is taken for, `[num_classes]`: in CIFAR-100, the next of its superclass."""
-    for flips in (_CIFAR10_FLIPS, _CIFAR100_FLIPS):
+    """The class that each is taken for, `[num_classes]`, of CIFAR-10 or CIFAR-100."""
+    for flips in (_CIFAR10, _CIFAR100):
         if {*flips, *flips.values()} <= {*class_names}:
             number = {name: index for index, name in enumerate(class_names)}
             return np.array([number[flips.get(name, name)] for name in class_names])

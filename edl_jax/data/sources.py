@@ -1,90 +1,24 @@
-"""What a data set is read from; images in memory, your own or the digits of scikit-learn."""
+"""What a data set is read from: arrays of your own, a folder of images, scikit-learn's digits."""
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edl_jax.data.images import fit_square, require
+from edl_jax.data.arrays import LazyArray, content_digest
+from edl_jax.data.images import decode_image, fit_square, require
 from edl_jax.errors import DataError
 from edl_jax.registry import Registry
 
 _DIGITS_TEST = 360
-_DIGEST_ROWS = 1000
+_FOLDER_TEST_EVERY = 5  # of a folder without splits, one image in so many is for testing
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LazyArray:
-    """An array whose rows are read when they are indexed.
-
-    `rows` are their places in all that `read` can read, from `[k]` to `[k, *row_shape]`; `digest`
-    tells all that from others, and `cache` is the file where the whole array may be kept.
-    """
-
-    rows: np.ndarray
-    row_shape: tuple[int, ...]
-    dtype: np.dtype
-    read: Callable[[np.ndarray], np.ndarray]
-    digest: str
-    cache: Path | None = None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """`(n, *row_shape)`."""
-        return (len(self.rows), *self.row_shape)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, indices: Any) -> np.ndarray:
-        """The rows at `indices`, as an array in memory gives them."""
-        places = self.rows[indices]
-        return self.read(np.reshape(places, -1)).reshape((*np.shape(places), *self.row_shape))
-
-    def part(self, rows: np.ndarray) -> "LazyArray":
-        """Some of its rows, read when they are indexed."""
-        return dataclasses.replace(self, rows=self.rows[rows])
-
-
-Array = np.ndarray | LazyArray
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class ImageSource:
-    """Labelled images of the splits "train" and "test"; see `ArraySource` for the fields."""
-
-    name: str
-    description: str
-    class_names: tuple[str, ...]
-    arrays: dict[str, tuple[Any, Any]]
-    flip: bool = True
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels."""
-        return self.arrays["train"][0].shape[1:]
-
-    def lazy_images(self, split: str) -> LazyArray:
-        """The images of a split, read when they are indexed."""
-        return self.arrays[split][0]
-
-    def check_labels(self, split: str, labels: np.ndarray) -> None:
-        """Refuse labels that are not those of classes."""
-        num_classes = len(self.class_names)
-        wrong = np.unique(labels[(labels < 0) | (labels >= num_classes)])
-        if wrong.size:
-            raise DataError(
-                f"{split} labels out of range 0..{num_classes - 1} in {self.name} "
-                f"({self.description}): {', '.join(map(str, wrong[:3]))}."
-            )
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class ArraySource(ImageSource):
-    """Labelled images in memory. Checked when made.
+class ArraySource:
+    """Labelled images. Checked when made.
 
     Attributes:
       name: of the data set.
@@ -92,13 +26,18 @@ class ArraySource(ImageSource):
       class_names: names of the classes, by label.
       arrays: of the split "train" and of the split "test" the images, `[n, height, width,
         channels]`, uint8, of 1 or 3 channels, and their labels, `[n]`, whole numbers below the
-        number of classes; arrays of NumPy (a `memmap` too) or JAX, or what gives one by
-        `__array__`.
+        number of classes; arrays of NumPy (a `memmap` too) or JAX.
       flip: whether mirrored images keep their meaning, so that augmentation may mirror them.
 
     Raises:
       DataError: naming what cannot be used and what was expected.
     """
+
+    name: str
+    description: str
+    class_names: tuple[str, ...]
+    arrays: dict[str, tuple[Any, Any]]
+    flip: bool = True
 
     def __post_init__(self) -> None:
         # Not a set, whose order differs from process to process, nor the letters of a string.
@@ -118,7 +57,13 @@ class ArraySource(ImageSource):
         object.__setattr__(self, "arrays", arrays)
         object.__setattr__(self, "class_names", tuple(self.class_names))
         for split, (_, labels) in arrays.items():
-            self.check_labels(split, labels)
+            if isinstance(labels, np.ndarray):
+                self.check_labels(split, labels)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels."""
+        return self.arrays["train"][0].shape[1:]
 
     @property
     def digest(self) -> str:
@@ -127,11 +72,15 @@ class ArraySource(ImageSource):
         about = [*map(str, self.class_names), self.flip]
         return content_digest(about, *(x.astype(np.int32) for x in labels), *images)
 
-    def lazy_images(self, split: str) -> LazyArray:
-        """The images of a split, read when they are indexed."""
-        images = self.arrays[split][0]
-        every, read = np.arange(len(images)), images.__getitem__
-        return LazyArray(every, self.image_shape, images.dtype, read, self.digest)
+    def check_labels(self, split: str, labels: np.ndarray) -> None:
+        """Refuse labels that are not those of classes."""
+        num_classes = len(self.class_names)
+        wrong = np.unique(labels[(labels < 0) | (labels >= num_classes)])
+        if wrong.size:
+            raise DataError(
+                f"{split} labels out of range 0..{num_classes - 1} in {self.name} "
+                f"({self.description}): {', '.join(map(str, wrong[:3]))}."
+            )
 
     def resized(self, size: int | None) -> "ArraySource":
         """The same with images of `size` by `size`, cut to the square in their middle."""
@@ -144,25 +93,26 @@ class ArraySource(ImageSource):
         return dataclasses.replace(self, arrays=arrays)
 
 
-def _usable(arrays: Any) -> dict[str, tuple[np.ndarray, np.ndarray]] | None:
-    """The arrays of an `ArraySource` as NumPy's, or None if they are not what it holds."""
+def _usable(arrays: Any) -> dict[str, tuple[Any, Any]] | None:
+    """The arrays of an `ArraySource`, in memory as NumPy's; None if they are not what it holds."""
     if not isinstance(arrays, Mapping) or {*arrays} != {"train", "test"}:
         return None
-    found = {}
+    found, shapes = {}, set()
     for split, pair in arrays.items():
-        if (
-            not isinstance(pair, list | tuple)
-            or [hasattr(x, "__array__") for x in pair] != [True] * 2
-        ):
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
             return None
-        images, labels = found[split] = tuple(map(np.asarray, pair))
-        if images.ndim != 4 or images.size == 0 or images.shape[3] not in (1, 3):
+        if not all(hasattr(x, "shape") for x in pair):
             return None
-        kinds = images.dtype.str + labels.dtype.kind
-        if kinds not in ("|u1i", "|u1u") or labels.shape != images.shape[:1]:
+        images, labels = (x if isinstance(x, LazyArray) else np.asarray(x) for x in pair)
+        if len(images.shape) != 4 or 0 in images.shape or images.shape[3] not in (1, 3):
             return None
-    is_alike = found["train"][0].shape[1:] == found["test"][0].shape[1:]
-    return found if is_alike else None
+        if images.dtype != np.uint8 or labels.dtype.kind not in "iu":
+            return None
+        if labels.shape != images.shape[:1]:
+            return None
+        found[split] = images, labels
+        shapes.add(images.shape[1:])
+    return found if len(shapes) == 1 else None
 
 
 def _in_words(arrays: Any) -> str:
@@ -171,19 +121,50 @@ def _in_words(arrays: Any) -> str:
         return ", ".join(f"{split}: {_in_words(pair)}" for split, pair in arrays.items())
     if isinstance(arrays, tuple):
         return f"({', '.join(map(_in_words, arrays))})"
-    if hasattr(arrays, "__array__"):
-        return f"{arrays.dtype}{[*arrays.shape]}"
-    return type(arrays).__name__
+    known = hasattr(arrays, "shape") and hasattr(arrays, "dtype")
+    return f"{arrays.dtype}{[*arrays.shape]}" if known else type(arrays).__name__
 
 
-def content_digest(about: Any, *arrays: np.ndarray) -> str:
-    """16 hexadecimal digits for arrays, and for plain data about them."""
-    digest = hashlib.sha256(repr(about).encode())
-    for array in arrays:
-        digest.update(f"{array.dtype.str} {array.shape}".encode())
-        for start in range(0, len(array), _DIGEST_ROWS):  # what is mapped need not fit memory
-            digest.update(np.ascontiguousarray(array[start : start + _DIGEST_ROWS]).data)
-    return digest.hexdigest()[:16]
+def find_images(root: Path) -> dict[str, list[Path]]:
+    """The images of a folder's train/ and test/, or else of all, split once by a fixed seed."""
+    splits = [root / "train", root / "test"]
+    tops = splits if all(split.is_dir() for split in splits) else [root]
+    known = {*require("PIL.Image").registered_extensions()}
+    found = [[x for x in sorted(top.glob("*/*")) if x.suffix.lower() in known] for top in tops]
+    classes = [sorted({path.parent.name for path in paths}) for paths in found]
+    if len(classes[0]) < 2 or classes[-1] != classes[0]:
+        told = {top.name: names for top, names in zip(tops, classes, strict=True)}
+        raise DataError(
+            f"{root} has images of the classes {told}; expected a sub-folder of images for each "
+            "of two or more classes, in it or, the same ones, in its train/ and in its test/."
+        )
+    if tops == [root]:
+        count = max(len(found[0]) // _FOLDER_TEST_EVERY, 1)
+        shuffled = [found[0][row] for row in np.random.default_rng(0).permutation(len(found[0]))]
+        found = [shuffled[count:], shuffled[:count]]
+    return dict(zip(("train", "test"), found, strict=True))
+
+
+def read_folder(root: Path, files: dict[str, list[Path]], image_size: int | None) -> ArraySource:
+    """Read what `find_images` found, resized and cropped to squares if a size is given."""
+    class_names = tuple(sorted({path.parent.name for paths in files.values() for path in paths}))
+    arrays = {}
+    for split, paths in files.items():
+        images = []
+        for path in paths:
+            try:
+                images.append(decode_image(path.read_bytes(), 3, image_size))
+            except (OSError, ValueError) as error:
+                raise DataError(f"{path} cannot be read as an image ({error}).") from error
+            if images[-1].shape != images[0].shape:
+                found, first = (f"{x.shape[1]} x {x.shape[0]}" for x in (images[-1], images[0]))
+                raise DataError(
+                    f"{path} has {found} pixels, and {paths[0]} has {first}; expected all alike, "
+                    "or an image_size to resize them to."
+                )
+        labels = [class_names.index(path.parent.name) for path in paths]
+        arrays[split] = np.stack(images), np.asarray(labels, np.int32)
+    return ArraySource(root.name, f"images in {root}", class_names, arrays)
 
 
 # What makes a data set, by name; those of TFDS are found without it.
@@ -197,12 +178,14 @@ def digits() -> ArraySource:
     order = np.random.default_rng(0).permutation(len(loaded.target))
     images = np.round(loaded.images * (255 / 16)).astype(np.uint8)[order][..., None]
     labels = loaded.target[order]
-    train, test = slice(-_DIGITS_TEST), slice(-_DIGITS_TEST, None)
     return ArraySource(
         name="digits",
         description="scikit-learn's handwritten digits",
         class_names=tuple("0123456789"),
-        arrays={"train": (images[train], labels[train]), "test": (images[test], labels[test])},
+        arrays={
+            "train": (images[:-_DIGITS_TEST], labels[:-_DIGITS_TEST]),
+            "test": (images[-_DIGITS_TEST:], labels[-_DIGITS_TEST:]),
+        },
         flip=False,
     )
 

@@ -1,18 +1,14 @@
 """Images read while training, for data sets that do not fit the device's memory."""
 
-import collections
 import os
-from collections.abc import Callable, Generator, Iterable
-from typing import Any, TypeVar
+from collections.abc import Generator
 
 import jax
 import numpy as np
 
-from edl_jax.data.array_cache import NUM_THREADS
+from edl_jax.data.arrays import NUM_THREADS, Array
 from edl_jax.data.images import require
-from edl_jax.data.sources import Array
 
-T = TypeVar("T")
 Batch = tuple[np.ndarray, np.ndarray]  # images and labels
 
 
@@ -31,8 +27,8 @@ def stream_batches(
 ) -> Generator[Batch, None, None]:
     """Batches of the examples at `indices`, `[steps, batch]`, read ahead by threads of Grain.
 
-    Yields images, `[batch, height, width, channels]`, uint8, and labels, `[batch]`, int32.
-    Closing or dropping the iterator ends the threads.
+    Images are `[batch, height, width, channels]`, uint8, and labels `[batch]`, int32. Closing or
+    dropping the iterator ends the threads.
     """
     grain = require("grain")
 
@@ -45,21 +41,3 @@ def stream_batches(
         yield from iterator
     finally:
         iterator.close()
-
-
-def prefetch_to_device(
-    batches: Iterable[Any], put: Callable[[Any], T], size: int = 2
-) -> Generator[T, None, None]:
-    """What `put` gives for each batch, called for `size` batches beyond the one in use.
-
-    The batches' `close` method, if they have one, is called at the end.
-    """
-    iterator, ahead = iter(batches), collections.deque[T]()
-    try:
-        for batch in iterator:
-            ahead.append(put(batch))
-            if len(ahead) > size:
-                yield ahead.popleft()
-        yield from ahead
-    finally:
-        getattr(iterator, "close", lambda: None)()

@@ -1,20 +1,27 @@
-"""Image classification sets of TFDS, read from a prepared directory without TensorFlow."""
+"""Image classification sets of TFDS: prepared on first use and read, without TensorFlow."""
 
 import contextlib
 import errno
 import os
+import tarfile
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edl_jax.data.download import prepare
+from edl_jax.data.arrays import LazyArray, content_digest
 from edl_jax.data.images import UnavailableError, decode_image, require
-from edl_jax.data.sources import DATASETS, ImageSource, LazyArray, content_digest
+from edl_jax.data.sources import DATASETS, ArraySource
 from edl_jax.errors import ConfigError, DataError, EDLError
 from edl_jax.runs.storage import user_cache
 
+CIFAR_URLS = {
+    "cifar10": "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+    "cifar100": "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+}
 # Data sets of characters, which mean something else or nothing when mirrored. TFDS does not say.
 _NOT_MIRRORED = {
     *("mnist", "mnist_corrupted", "emnist", "kmnist", "svhn_cropped"),
@@ -22,7 +29,7 @@ _NOT_MIRRORED = {
 }
 
 
-def open_tfds(name: str, data_dir: str | None, image_size: int | None) -> ImageSource:
+def open_tfds(name: str, data_dir: str | None, image_size: int | None) -> ArraySource:
     """Find a data set in a TFDS directory (None: TFDS's own), or prepare it there.
 
     What is prepared is taken as it is, whatever its version and without the code that made it.
@@ -32,12 +39,7 @@ def open_tfds(name: str, data_dir: str | None, image_size: int | None) -> ImageS
         require(module)
     where = data_dir or "the default TFDS directory"
     try:
-        builder = _prepared_builder(tfds, name, data_dir)
-        if builder is None:
-            builder = _builder_from_code(tfds, name, data_dir)
-            _features(tfds, builder.info, image_size)  # refuse before downloading
-            prepare(builder, name)
-            builder = tfds.builder_from_directory(builder.data_path)
+        builder = _builder(tfds, name, data_dir, image_size)
         if "array_record" not in {form.value for form in builder.info.available_file_formats()}:
             raise UnavailableError(f"{name} in {where} is not in ArrayRecord format.")
         return _source(tfds, builder, image_size)
@@ -62,32 +64,90 @@ def advice(error: Exception) -> str:
     return "The files are damaged or incomplete: delete the folder and prepare it again."
 
 
-def _prepared_builder(tfds: Any, name: str, data_dir: str | None) -> Any:
-    """A builder of the files in `data_dir`, or None if they are not all there."""
+def _builder(tfds: Any, name: str, data_dir: str | None, image_size: int | None) -> Any:
+    """A builder of the files in `data_dir`, which are prepared if they are not all there."""
     files = require("tensorflow_datasets.core.read_only_builder")
     try:
         return files.builder_from_files(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError:
-        return None
+        pass
     except OSError as error:
         # dataset_info.json is what TFDS writes last: without it, the folder is half a copy.
-        if isinstance(error.__cause__, FileNotFoundError):
-            return None
-        raise
-
-
-def _builder_from_code(tfds: Any, name: str, data_dir: str | None) -> Any:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
     try:
-        return tfds.builder(name, data_dir=data_dir)
+        builder = tfds.builder(name, data_dir=data_dir)
     except (ValueError, AssertionError, TypeError) as error:  # by name, configuration or option
         told = str(error).splitlines()[0]  # else the names of all data sets
         raise ConfigError(
             f"there is no data set {name!r}: {told} Expected NAME, NAME/CONFIG or "
             f"NAME/CONFIG:VERSION of TFDS, {', '.join(DATASETS)}, folder:PATH or auto."
         ) from error
+    _features(tfds, builder.info, image_size)  # refuse before downloading
+    _prepare(tfds, builder, name)
+    return tfds.builder_from_directory(builder.data_path)
 
 
-def _source(tfds: Any, builder: Any, image_size: int | None) -> ImageSource:
+def _prepare(tfds: Any, builder: Any, name: str) -> None:
+    """Download a data set and prepare it, with its own TFDS builder.
+
+    Checksums, shuffling, writing and renaming at the end are TFDS's: a half-finished folder is
+    never taken for a prepared one.
+    """
+    try:
+        url = CIFAR_URLS.get(builder.name) or next(iter(builder.url_infos or ()), None)
+        if url is not None:
+            # Fails within seconds where there is no network; TFDS's downloader tries for minutes.
+            with contextlib.suppress(urllib.error.HTTPError):  # a server that refuses is one
+                request = urllib.request.Request(url, method="HEAD")
+                urllib.request.urlopen(request, timeout=3).close()
+        if builder.name in CIFAR_URLS:
+            _read_cifar_without_tensorflow(builder)
+        config = tfds.download.DownloadConfig(try_download_gcs=False)
+        builder.download_and_prepare(file_format="array_record", download_config=config)
+    except Exception as error:  # network, disk, checksum, archive: each has exceptions of its own
+        told = (
+            f"{name} is not prepared in {builder.data_dir_root} and could not be downloaded and "
+            f"prepared: {error}."
+        )
+        if isinstance(error, ImportError):
+            told += (
+                " Prepare it once where TensorFlow is, by "
+                f"tfds.builder({name!r}, data_dir={str(builder.data_dir_root)!r})"
+                ".download_and_prepare(file_format='array_record')."
+            )
+        raise UnavailableError(told) from error
+
+
+def _read_cifar_without_tensorflow(builder: Any) -> None:
+    """Replaces a CIFAR builder's reading of the archive, which uses TensorFlow."""
+    pillow, facts = require("PIL.Image"), builder._cifar_info
+    width = len(facts.label_keys)
+
+    def examples(split: str, records: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
+        # A byte for each label, then 32x32 pixels of red, of green and of blue.
+        for index, record in enumerate(np.frombuffer(records, np.uint8).reshape(-1, width + 3072)):
+            pixels = record[width:].reshape(3, 32, 32).transpose(1, 2, 0)
+            labels = zip(facts.label_keys, map(int, record), strict=False)
+            name = f"{split}_{index:05d}"
+            yield index, {"id": name, "image": pillow.fromarray(pixels), **dict(labels)}
+
+    def split_generators(downloads: Any) -> dict[str, Any]:
+        with tarfile.open(downloads.download(CIFAR_URLS[builder.name])) as tar:
+            files = {Path(member.name).name: tar.extractfile(member) for member in tar}
+            contents = {name: file.read() for name, file in files.items() if file}
+        for key, file in zip(facts.label_keys, facts.label_files, strict=True):
+            builder.info.features[key].names = contents[file].decode().split()
+        return {
+            split: examples(split, b"".join(contents[file] for file in files))
+            for split, files in [("train", facts.train_files), ("test", facts.test_files)]
+        }
+
+    builder._split_generators = split_generators
+
+
+def _source(tfds: Any, builder: Any, image_size: int | None) -> ArraySource:
+    """The train and the test split, whose arrays are read from the records when indexed."""
     info, folder = builder.info, Path(builder.data_path)
     name = info.full_name.rpartition("/")[0]
     image_key, label_key, shape = _features(tfds, info, image_size)
@@ -139,30 +199,30 @@ def _source(tfds: Any, builder: Any, image_size: int | None) -> ImageSource:
         test = arrays("validation")
     class_names, flip = tuple(info.features[label_key].names), info.name not in _NOT_MIRRORED
     description = f"{name} prepared in {folder}"
-    return ImageSource(name, description, class_names, {"train": train, "test": test}, flip)
+    return ArraySource(name, description, class_names, {"train": train, "test": test}, flip)
 
 
 def _features(
     tfds: Any, info: Any, image_size: int | None
 ) -> tuple[str, str, tuple[int, int, int]]:
     """The names of the image and of the label, and the shape of the images."""
-    features = dict(info.features.items())
-    images = [
-        key
-        for key, x in features.items()
-        if type(x) is tfds.features.Image and x.np_dtype == np.uint8 and x.shape[2] in (1, 3, None)
-    ]
-    labels = [key for key, x in features.items() if type(x) is tfds.features.ClassLabel]
-    keys = []
-    for usual, found in (("image", images), ("label", labels)):
-        if usual not in found and len(found) != 1:
-            raise ConfigError(
-                f"{info.name} is no set of labelled images: its features are {features}; expected "
-                "an Image of uint8 and 1 or 3 channels, and a ClassLabel, and of several one named "
-                "image and label."
-            )
-        keys.append(usual if usual in found else found[0])
-    height, width, channels = features[keys[0]].shape
+    kinds, found = tfds.features, dict(info.features.items())
+    of_kind = {
+        "image": [
+            key
+            for key, x in found.items()
+            if type(x) is kinds.Image and x.np_dtype == np.uint8 and x.shape[2] in (1, 3, None)
+        ],
+        "label": [key for key, x in found.items() if type(x) is kinds.ClassLabel],
+    }
+    if not all(usual in keys or len(keys) == 1 for usual, keys in of_kind.items()):
+        raise ConfigError(
+            f"{info.name} is no set of labelled images: its features are {found}; expected an "
+            "Image of uint8 and 1 or 3 channels, and a ClassLabel, and of several one named image "
+            "and label."
+        )
+    image, label = (usual if usual in keys else keys[0] for usual, keys in of_kind.items())
+    height, width, channels = found[image].shape
     if image_size is not None:
         height = width = image_size
     if height is None or width is None:
@@ -170,4 +230,4 @@ def _features(
             f"{info.name} has images of no fixed size: give image_size, the side in pixels to "
             "which they are resized and cropped, such as 224."
         )
-    return keys[0], keys[1], (height, width, channels or 3)
+    return image, label, (height, width, channels or 3)

@@ -14,15 +14,16 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from edl_jax.data import datasets, download
-from edl_jax.data.label_noise import _CIFAR100_FLIPS
+from edl_jax.data import datasets, tfds_source
+from edl_jax.data.label_noise import _CIFAR100
+from edl_jax.data.tfds_source import CIFAR_URLS
 
 NO_SERVER = "http://127.0.0.1:9/archive.tar.gz"  # the discard port: refused at once
 CIFAR10_NAMES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
     *("dog", "frog", "horse", "ship", "truck"),
 )
-CIFAR100_NAMES = tuple(sorted(_CIFAR100_FLIPS))
+CIFAR100_NAMES = tuple(sorted(_CIFAR100))
 _SUPERCLASSES = """
 4 1 14 8 0 6 7 7 18 3 3 14 9 18 7 11 3 9 7 11 6 11 5 10 7 6 13 15 3 15 0 11 1 10 12 14 16 9 11 5
 5 19 8 8 15 13 14 17 18 10 16 4 17 4 2 0 17 4 18 17 10 3 2 12 12 16 12 1 9 19 2 10 0 1 16 12 9 13
@@ -35,7 +36,7 @@ COARSE_NAMES = tuple(f"coarse{label}" for label in range(20))
 @pytest.fixture(autouse=True)
 def offline(monkeypatch, tmp_path):
     """No test sees this machine's network, environment, TFDS directory or cache, nor another's."""
-    monkeypatch.setattr(download, "CIFAR_URLS", dict.fromkeys(download.CIFAR_URLS, NO_SERVER))
+    monkeypatch.setattr(tfds_source, "CIFAR_URLS", dict.fromkeys(CIFAR_URLS, NO_SERVER))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "empty"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home cache"))
     datasets._load.cache_clear()
@@ -104,7 +105,7 @@ def served(name: str, archive: Archive, answers_head: bool = True) -> Iterator[N
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         url = f"http://127.0.0.1:{server.server_port}/archive.tar.gz"
-        patch.setitem(download.CIFAR_URLS, name, url)
+        patch.setitem(tfds_source.CIFAR_URLS, name, url)
         try:
             yield
         finally:

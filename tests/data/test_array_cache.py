@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edl_jax.data import array_cache, datasets
-from edl_jax.data.array_cache import cached_array
+from edl_jax.data import arrays, datasets
+from edl_jax.data.arrays import LazyArray, read_rows
 from edl_jax.data.config import DataConfig
 from edl_jax.data.datasets import load_dataset
 from edl_jax.data.tfds_source import prepared_files
@@ -22,19 +22,25 @@ ARRAY = np.arange(24, dtype=np.int32).reshape(6, 4)
 
 
 class Source:
-    """Counts how often the array is computed, in two chunks."""
+    """Counts how often the array is read."""
 
     def __init__(self, array=ARRAY):
         self.array, self.count = array, 0
 
-    def chunks(self):
+    def read(self, rows):
         self.count += 1
-        yield self.array[:4]
-        yield self.array[4:]
+        return self.array[rows]
 
 
-def load(path, source, array=ARRAY):
-    return cached_array(path, dtype=array.dtype, shape=array.shape, chunks=source.chunks)
+class Broken(Source):
+    def read(self, rows):
+        return self.array[rows + 1]
+
+
+def load(path, source):
+    array = source.array
+    rows = np.arange(len(array))
+    return read_rows(LazyArray(rows, array.shape[1:], array.dtype, source.read, "", path), rows)
 
 
 def test_computed_once_then_mapped(tmp_path):
@@ -55,7 +61,7 @@ def test_computed_once_then_mapped(tmp_path):
 def test_any_shape(tmp_path, dtype, shape):
     array = np.ones(shape, dtype)
     for _ in range(2):
-        found = load(tmp_path / "item.npy", Source(array), array=array)
+        found = load(tmp_path / "item.npy", Source(array))
         assert (found.shape, found.dtype) == (array.shape, array.dtype)
         np.testing.assert_array_equal(found, array)
 
@@ -88,7 +94,7 @@ def test_an_array_of_another_kind_is_replaced(tmp_path, caplog, change):
     array = {"dtype": ARRAY.astype(np.float32), "shape": ARRAY.reshape(6, 2, 2)}[change]
     source = Source(array + 1)
     for _ in range(2):
-        found = load(tmp_path / "item.npy", source, array=array)
+        found = load(tmp_path / "item.npy", source)
         np.testing.assert_array_equal(found, array + 1)
     assert source.count == 1
     assert "it is int32[6, 4]" in caplog.text
@@ -108,7 +114,6 @@ def test_without_a_folder_that_can_be_written_there_is_no_cache(tmp_path, caplog
         for _ in range(2):
             found = load(blocked(tmp_path) / "item.npy" if exists else None, source)
             np.testing.assert_array_equal(found, ARRAY)
-            assert not found.flags.writeable
     assert source.count == 2
     assert ("is not kept" in caplog.text) == exists
 
@@ -120,19 +125,15 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
             yield file
             raise OSError(28, "No space left on device")
 
-    open_atomically = array_cache.open_atomically
-    monkeypatch.setattr(array_cache, "open_atomically", full)
+    open_atomically = arrays.open_atomically
+    monkeypatch.setattr(arrays, "open_atomically", full)
     np.testing.assert_array_equal(load(tmp_path / "item.npy", Source()), ARRAY)
     assert not [*tmp_path.iterdir()]
 
 
-def test_an_error_while_computing_leaves_nothing_behind(tmp_path):
-    def chunks():
-        yield ARRAY[:4]
-        raise KeyError("broken")
-
-    with pytest.raises(KeyError):
-        cached_array(tmp_path / "item.npy", dtype="int32", shape=(6, 4), chunks=chunks)
+def test_an_error_while_reading_leaves_nothing_behind(tmp_path):
+    with pytest.raises(IndexError):
+        load(tmp_path / "item.npy", Broken())
     assert not [*tmp_path.iterdir()]
 
 
@@ -252,7 +253,9 @@ def test_nothing_writable_does_without_a_cache(copy_of, caches, tmp_path, monkey
     np.testing.assert_array_equal(load_cells(root).train_images, expected.train_images)
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr("edl_jax.data.tfds_source.user_cache", lambda: None)
-    np.testing.assert_array_equal(load_cells(root).train_images, expected.train_images)
+    without = load_cells(root)
+    np.testing.assert_array_equal(without.train_images, expected.train_images)
+    assert not without.train_images.flags.writeable
     assert len(caches()) == 1
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edl_jax.data import download
+from edl_jax.data import tfds_source
+from edl_jax.data.arrays import LazyArray
 from edl_jax.data.config import DataConfig
 from edl_jax.data.datasets import load_dataset
-from edl_jax.data.sources import LazyArray
 from edl_jax.errors import ConfigError, DataError
 from tests.data.conftest import (
     CIFAR10_NAMES,
@@ -212,8 +212,10 @@ def test_directory_without_the_set_is_an_error_and_stays_as_it_is(tmp_path, monk
         raise OSError("no network in tests")
 
     if name == "mnist":
-        monkeypatch.setattr(download.urllib.request, "urlopen", refuse)
-    with pytest.raises(DataError, match=r"not prepared in .*asked.*could not be downloaded.*Name "):
+        monkeypatch.setattr(tfds_source.urllib.request, "urlopen", refuse)
+    with pytest.raises(
+        DataError, match=r"not prepared in .*asked.*could not be downloaded.*Set data_dir "
+    ):
         load_dataset(DataConfig(name, data_dir=tmp_path / "asked"))
     assert not (tmp_path / "asked").exists()
 
@@ -231,7 +233,7 @@ def test_half_finished_download_is_not_taken_for_a_data_set(monkeypatch, tmp_pat
         if damage == "checksum":
             size = path.stat().st_size
             info = checksums.UrlInfo(size=size, checksum="0" * 64, filename=path.name)
-            monkeypatch.setattr(Cifar10, "url_infos", {download.CIFAR_URLS["cifar10"]: info})
+            monkeypatch.setattr(Cifar10, "url_infos", {tfds_source.CIFAR_URLS["cifar10"]: info})
         elif damage == "truncated archive":
             path.write_bytes(path.read_bytes()[:50_000])
         with pytest.raises(DataError, match="could not be downloaded"):
@@ -243,8 +245,8 @@ def test_official_archives_are_those_whose_checksums_tfds_knows(monkeypatch):
     from tensorflow_datasets.image_classification.cifar import Cifar10, Cifar100
 
     monkeypatch.undo()
-    assert download.CIFAR_URLS["cifar10"] in (Cifar10.url_infos or {})
-    assert download.CIFAR_URLS["cifar100"] in (Cifar100.url_infos or {})
+    assert tfds_source.CIFAR_URLS["cifar10"] in (Cifar10.url_infos or {})
+    assert tfds_source.CIFAR_URLS["cifar100"] in (Cifar100.url_infos or {})
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,4 @@
 import importlib.util
-import itertools
 import sys
 import threading
 import time
@@ -9,10 +8,10 @@ import numpy as np
 import pytest
 
 from edl_jax.data import datasets
+from edl_jax.data.arrays import LazyArray
 from edl_jax.data.config import DataConfig
 from edl_jax.data.datasets import load_dataset
-from edl_jax.data.sources import LazyArray
-from edl_jax.data.streaming import fits_device, prefetch_to_device, stream_batches
+from edl_jax.data.streaming import fits_device, stream_batches
 from edl_jax.errors import DataError
 
 needs_grain = pytest.mark.skipif(
@@ -151,62 +150,6 @@ def test_without_grain_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "grain", None)
     with pytest.raises(DataError, match=r'grain.*pip install "edl_jax\[data\]"'):
         next(stream_batches(IMAGES, LABELS, np.zeros((1, 1), int)))
-
-
-# Device
-
-
-class Source:
-    """Counts what is taken from it and whether it was closed."""
-
-    def __init__(self, number):
-        self.taken, self.closed, self.number = 0, False, number
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        if self.taken == self.number:
-            raise StopIteration
-        self.taken += 1
-        return self.taken - 1
-
-    def close(self):
-        self.closed = True
-
-
-@pytest.mark.parametrize("size", [0, 1, 2, 20])
-def test_so_many_batches_are_put_ahead(size):
-    source, put = Source(9), []
-
-    def record(batch):
-        put.append(batch)
-        return 10 * batch
-
-    for number, batch in enumerate(prefetch_to_device(source, record, size)):
-        assert batch == 10 * number
-        assert len(put) == source.taken == min(number + size + 1, 9)
-    assert number == 8
-    assert source.closed
-
-
-def test_the_source_is_closed_when_the_consumer_stops_or_putting_fails():
-    source = Source(9)
-    batches = prefetch_to_device(source, lambda batch: batch)
-    assert [*itertools.islice(batches, 2)] == [0, 1]
-    assert not source.closed
-    batches.close()  # type: ignore[attr-defined]
-    assert source.closed
-    source = Source(9)
-    with pytest.raises(ZeroDivisionError):
-        [*prefetch_to_device(source, lambda x: 1 // (3 - x))]
-    assert source.closed
-
-
-def test_batches_arrive_on_the_device():
-    for number, batch in enumerate(prefetch_to_device([np.ones(3), np.zeros(3)], jax.device_put)):
-        assert isinstance(batch, jax.Array)
-        np.testing.assert_array_equal(batch, 1 - number)
 
 
 # Memory

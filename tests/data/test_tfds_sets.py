@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edl_jax.data import datasets
+from edl_jax.data import datasets, tfds_source
 from edl_jax.data.config import DataConfig
 from edl_jax.data.datasets import load_dataset
 from edl_jax.data.images import fit_square
@@ -35,6 +35,16 @@ def test_a_set_is_what_its_builder_says(prepared):
     assert data.val_images.shape == (0, 10, 12, 1)
     np.testing.assert_array_equal(data.class_counts, [30, 30, 30])
     assert data.class_counts.dtype == np.int64
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_only_characters_are_not_mirrored(prepared, monkeypatch, mirrored):
+    assert {"mnist", "emnist"} < tfds_source._NOT_MIRRORED
+    assert "fashion_mnist" not in tfds_source._NOT_MIRRORED
+    characters = {"tiny_words" if mirrored else "tiny_photos"}
+    monkeypatch.setattr(tfds_source, "_NOT_MIRRORED", characters)
+    config = DataConfig("tiny_photos/plain", data_dir=prepared, image_size=8)
+    assert load_dataset(config).flip == mirrored
 
 
 def test_the_order_is_that_of_tfds_across_shards(prepared):

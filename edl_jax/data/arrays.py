@@ -1,0 +1,121 @@
+"""Arrays whose rows are read when they are indexed; read in parallel, and cached once decoded."""
+
+import dataclasses
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edl_jax.runs.storage import TEMPORARY, make_folder, open_atomically
+
+NUM_THREADS = min(os.cpu_count() or 1, 16)
+_logger = logging.getLogger(__name__)
+_ABANDONED_SECONDS = 3600
+_CHUNK = 250
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LazyArray:
+    """An array whose rows are read when they are indexed.
+
+    `rows` are their places in all that `read` can read, from `[k]` to `[k, *row_shape]`; `digest`
+    tells all that from others, and `cache` is the file where the whole array may be kept.
+    """
+
+    rows: np.ndarray
+    row_shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[np.ndarray], np.ndarray]
+    digest: str
+    cache: Path | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(n, *row_shape)`."""
+        return (len(self.rows), *self.row_shape)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, indices: Any) -> np.ndarray:
+        """The rows at `indices`, as an array in memory gives them."""
+        places = self.rows[indices]
+        return self.read(np.reshape(places, -1)).reshape((*np.shape(places), *self.row_shape))
+
+
+Array = np.ndarray | LazyArray
+
+
+def content_digest(about: Any, *arrays: Array) -> str:
+    """16 hexadecimal digits for arrays, and for plain data about them."""
+    digest = hashlib.sha256(repr(about).encode())
+    for array in arrays:
+        if isinstance(array, LazyArray):
+            digest.update(array.digest.encode())
+            array = array.rows
+        digest.update(f"{array.dtype.str} {array.shape}".encode())
+        for start in range(0, len(array), _CHUNK):  # what is mapped need not fit memory
+            digest.update(np.ascontiguousarray(array[start : start + _CHUNK]).data)
+    return digest.hexdigest()[:16]
+
+
+def read_chunks(array: Array, rows: np.ndarray) -> Iterator[np.ndarray]:
+    """The rows, in order and a few hundred at a time, read by several threads."""
+    pieces = np.split(rows, range(_CHUNK, len(rows), _CHUNK))
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        try:
+            yield from pool.map(array.__getitem__, pieces)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def read_rows(array: Array, rows: np.ndarray) -> np.ndarray:
+    """The rows in memory; an array of which a tenth is wanted is read whole and cached."""
+    if isinstance(array, np.ndarray):
+        return array[rows]
+    whole = _mapped(array)
+    if whole is None and array.cache is not None and 10 * len(rows) >= len(array):
+        try:
+            _write(array.cache, array)
+            whole = _mapped(array)
+        except OSError as error:
+            _logger.info("%s is not kept: %s", array.cache, error)
+    if whole is None:
+        return np.concatenate([*read_chunks(array, rows)])
+    return whole if np.array_equal(rows, np.arange(len(array))) else whole[rows]
+
+
+def _mapped(array: LazyArray) -> np.ndarray | None:
+    """The cached array, or None with a line in the log if it is there but cannot be used."""
+    if array.cache is None:
+        return None
+    try:
+        found = np.load(array.cache, mmap_mode="r")
+        if (found.dtype, found.shape) != (array.dtype, array.shape):
+            raise ValueError(f"it is {found.dtype}{[*found.shape]}")
+        return np.asarray(found)
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # whatever the bytes there make the parser raise
+        _logger.warning("%s is written again: %s", array.cache, error)
+        return None
+
+
+def _write(path: Path, array: LazyArray) -> None:
+    """Writes the array's file; processes that do so at once write and rename the same bytes."""
+    make_folder(path.parents[1], 0o700)  # or `keep_compiled` would not trust it, under some umasks
+    for left in path.parent.glob(f".*{TEMPORARY}"):
+        # Of a process that was killed: one that lives writes every few seconds.
+        if time.time() - left.stat().st_mtime > _ABANDONED_SECONDS:
+            left.unlink()
+    header: Any = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}
+    with open_atomically(path) as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for chunk in read_chunks(array, np.arange(len(array))):
+            file.write(chunk.tobytes())
