@@ -1,20 +1,22 @@
-"""Arrays whose rows are read when they are indexed; read in parallel, and cached once decoded."""
+"""Arrays whose rows are read when they are indexed: in parallel, cached, ahead of a training."""
 
 import dataclasses
 import hashlib
+import importlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edl_jax.errors import DataError
 from edl_jax.runs.storage import TEMPORARY, make_folder, open_atomically
 
-NUM_THREADS = min(os.cpu_count() or 1, 16)
+_THREADS = min(os.cpu_count() or 1, 16)
 _logger = logging.getLogger(__name__)
 _ABANDONED_SECONDS = 3600
 _CHUNK = 250
@@ -68,7 +70,7 @@ def content_digest(about: Any, *arrays: Array) -> str:
 def read_chunks(array: Array, rows: np.ndarray) -> Iterator[np.ndarray]:
     """The rows, in order and a few hundred at a time, read by several threads."""
     pieces = np.split(rows, range(_CHUNK, len(rows), _CHUNK))
-    with ThreadPoolExecutor(NUM_THREADS) as pool:
+    with ThreadPoolExecutor(_THREADS) as pool:
         try:
             yield from pool.map(array.__getitem__, pieces)
         finally:
@@ -76,18 +78,19 @@ def read_chunks(array: Array, rows: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def read_rows(array: Array, rows: np.ndarray) -> np.ndarray:
-    """The rows in memory; an array of which a tenth is wanted is read whole and cached."""
+    """The rows in memory; an array of which half is wanted is read whole and cached."""
     if isinstance(array, np.ndarray):
         return array[rows]
     whole = _mapped(array)
-    if whole is None and array.cache is not None and 10 * len(rows) >= len(array):
+    if whole is None:
+        if array.cache is None or 2 * len(rows) < len(array):
+            return np.concatenate([*read_chunks(array, rows)])
+        whole = np.concatenate([*read_chunks(array, np.arange(len(array)))])
+        whole.flags.writeable = False
         try:
-            _write(array.cache, array)
-            whole = _mapped(array)
+            _write(array.cache, whole)
         except OSError as error:
             _logger.info("%s is not kept: %s", array.cache, error)
-    if whole is None:
-        return np.concatenate([*read_chunks(array, rows)])
     return whole if np.array_equal(rows, np.arange(len(array))) else whole[rows]
 
 
@@ -107,15 +110,45 @@ def _mapped(array: LazyArray) -> np.ndarray | None:
         return None
 
 
-def _write(path: Path, array: LazyArray) -> None:
-    """Writes the array's file; processes that do so at once write and rename the same bytes."""
+def _write(path: Path, whole: np.ndarray) -> None:
+    """Writes a cache; processes that do so at once write and rename the same bytes."""
     make_folder(path.parents[1], 0o700)  # or `keep_compiled` would not trust it, under some umasks
     for left in path.parent.glob(f".*{TEMPORARY}"):
         # Of a process that was killed: one that lives writes every few seconds.
         if time.time() - left.stat().st_mtime > _ABANDONED_SECONDS:
             left.unlink()
-    header: Any = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}
     with open_atomically(path) as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        for chunk in read_chunks(array, np.arange(len(array))):
-            file.write(chunk.tobytes())
+        np.save(file, whole)
+
+
+def stream_batches(
+    images: Array, labels: np.ndarray, indices: np.ndarray
+) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
+    """Batches of the examples at `indices`, `[steps, batch]`, read ahead by threads of Grain.
+
+    Images are `[batch, height, width, channels]`, uint8, and labels `[batch]`, int32. Closing or
+    dropping the iterator ends the threads.
+    """
+    grain = require("grain")
+
+    def read(step: int) -> tuple[np.ndarray, np.ndarray]:
+        return images[indices[step]], labels[indices[step]].astype(np.int32)
+
+    options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_THREADS)
+    iterator = iter(grain.MapDataset.range(len(indices)).map(read).to_iter_dataset(options))
+    try:
+        yield from iterator
+    finally:
+        iterator.close()
+
+
+def require(module: str) -> Any:
+    """Import a module of the `data` extra when it is first needed, or say how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UnavailableError(f'{error}: pip install "edl_jax[data]"') from error
+
+
+class UnavailableError(DataError):
+    """A data set cannot be had here; with "auto", another takes its place."""

@@ -6,16 +6,15 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
 from edl_jax.checked import config_or_default
-from edl_jax.data.arrays import Array, LazyArray, content_digest, read_rows
+from edl_jax.data.arrays import Array, LazyArray, UnavailableError, content_digest, read_rows
 from edl_jax.data.config import DataConfig
 from edl_jax.data.dataset import Dataset, channel_statistics
-from edl_jax.data.images import UnavailableError
 from edl_jax.data.label_noise import asymmetric_targets, imbalanced_rows, noisy_labels
 from edl_jax.data.sources import DATASETS, ArraySource, find_images, read_folder
-from edl_jax.data.streaming import fits_device
 from edl_jax.data.tfds_source import open_tfds, prepared_files
 from edl_jax.errors import ConfigError, DataError
 from edl_jax.runs.storage import user_path
@@ -124,6 +123,16 @@ def _load(origin: _Origin, config: DataConfig) -> Dataset:
         source=source.description,
         **arrays,
     )
+
+
+def fits_device(num_bytes: int) -> bool:
+    """Whether images of this size leave the device three quarters of its memory.
+
+    On the CPU, where JAX names no limit, the machine's memory counts.
+    """
+    stats = jax.local_devices()[0].memory_stats() or {}
+    limit = stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return 4 * num_bytes <= limit
 
 
 def _lazy_rows(array: Array, rows: np.ndarray) -> LazyArray:

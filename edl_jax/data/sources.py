@@ -1,14 +1,14 @@
 """What a data set is read from: arrays of your own, a folder of images, scikit-learn's digits."""
 
 import dataclasses
+import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edl_jax.data.arrays import LazyArray, content_digest
-from edl_jax.data.images import decode_image, fit_square, require
+from edl_jax.data.arrays import LazyArray, content_digest, require
 from edl_jax.errors import DataError
 from edl_jax.registry import Registry
 
@@ -165,6 +165,25 @@ def read_folder(root: Path, files: dict[str, list[Path]], image_size: int | None
         labels = [class_names.index(path.parent.name) for path in paths]
         arrays[split] = np.stack(images), np.asarray(labels, np.int32)
     return ArraySource(root.name, f"images in {root}", class_names, arrays)
+
+
+def decode_image(data: bytes, channels: int, size: int | None) -> np.ndarray:
+    """An image file's pixels, `[height, width, channels]`, uint8; see `fit_square` for `size`."""
+    with require("PIL.Image").open(io.BytesIO(data)) as image:
+        pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+        pixels = pixels.reshape(*pixels.shape[:2], channels)
+        return pixels if size is None else fit_square(pixels, size)
+
+
+def fit_square(pixels: np.ndarray, size: int) -> np.ndarray:
+    """The square in the middle of an image, resized to `[size, size, channels]`.
+
+    The filter is bilinear and widens when it makes the image smaller, so nothing is skipped.
+    """
+    pillow, channels = require("PIL.Image"), pixels.shape[2]
+    image = pillow.fromarray(pixels[..., 0] if channels == 1 else pixels)
+    fitted = require("PIL.ImageOps").fit(image, (size, size), pillow.Resampling.BILINEAR)
+    return np.asarray(fitted).reshape(size, size, channels)
 
 
 # What makes a data set, by name; those of TFDS are found without it.

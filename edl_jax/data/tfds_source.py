@@ -12,16 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from edl_jax.data.arrays import LazyArray, content_digest
-from edl_jax.data.images import UnavailableError, decode_image, require
-from edl_jax.data.sources import DATASETS, ArraySource
+from edl_jax.data.arrays import LazyArray, UnavailableError, content_digest, require
+from edl_jax.data.sources import DATASETS, ArraySource, decode_image
 from edl_jax.errors import ConfigError, DataError, EDLError
 from edl_jax.runs.storage import user_cache
 
-CIFAR_URLS = {
-    "cifar10": "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-    "cifar100": "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
-}
 # Data sets of characters, which mean something else or nothing when mirrored. TFDS does not say.
 _NOT_MIRRORED = {
     *("mnist", "mnist_corrupted", "emnist", "kmnist", "svhn_cropped"),
@@ -95,14 +90,15 @@ def _prepare(tfds: Any, builder: Any, name: str) -> None:
     never taken for a prepared one.
     """
     try:
-        url = CIFAR_URLS.get(builder.name) or next(iter(builder.url_infos or ()), None)
-        if url is not None:
-            # Fails within seconds where there is no network; TFDS's downloader tries for minutes.
+        urls = [*(builder.url_infos or ())]
+        if builder.name in ("cifar10", "cifar100"):
+            urls = [builder._cifar_info.url]
+            _read_cifar_without_tensorflow(builder)
+        # Fails within seconds where there is no network; TFDS's downloader tries for minutes.
+        for url in urls[:1]:
             with contextlib.suppress(urllib.error.HTTPError):  # a server that refuses is one
                 request = urllib.request.Request(url, method="HEAD")
                 urllib.request.urlopen(request, timeout=3).close()
-        if builder.name in CIFAR_URLS:
-            _read_cifar_without_tensorflow(builder)
         config = tfds.download.DownloadConfig(try_download_gcs=False)
         builder.download_and_prepare(file_format="array_record", download_config=config)
     except Exception as error:  # network, disk, checksum, archive: each has exceptions of its own
@@ -133,7 +129,7 @@ def _read_cifar_without_tensorflow(builder: Any) -> None:
             yield index, {"id": name, "image": pillow.fromarray(pixels), **dict(labels)}
 
     def split_generators(downloads: Any) -> dict[str, Any]:
-        with tarfile.open(downloads.download(CIFAR_URLS[builder.name])) as tar:
+        with tarfile.open(downloads.download(facts.url)) as tar:
             files = {Path(member.name).name: tar.extractfile(member) for member in tar}
             contents = {name: file.read() for name, file in files.items() if file}
         for key, file in zip(facts.label_keys, facts.label_files, strict=True):

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from edl_jax.data.arrays import stream_batches
 from edl_jax.data.dataset import Dataset
-from edl_jax.data.streaming import stream_batches
 from edl_jax.runs.devices import on_every_device, rows_divided
 from edl_jax.training.metrics import Metrics, Sums, metrics_of
 from edl_jax.training.steps import AXIS, Batch, TrainState

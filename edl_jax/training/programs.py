@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from edl_jax.data.arrays import stream_batches
 from edl_jax.data.dataset import Dataset
-from edl_jax.data.streaming import stream_batches
 from edl_jax.errors import ConfigError
 from edl_jax.runs.devices import on_every_device, rows_divided, to_every_device
 from edl_jax.training.config import TrainConfig

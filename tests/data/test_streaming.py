@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from edl_jax.data import datasets
-from edl_jax.data.arrays import LazyArray
+from edl_jax.data.arrays import LazyArray, stream_batches
 from edl_jax.data.config import DataConfig
-from edl_jax.data.datasets import load_dataset
-from edl_jax.data.streaming import fits_device, stream_batches
+from edl_jax.data.datasets import fits_device, load_dataset
 from edl_jax.errors import DataError
 
 needs_grain = pytest.mark.skipif(

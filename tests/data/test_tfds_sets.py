@@ -10,7 +10,7 @@ import pytest
 from edl_jax.data import datasets, tfds_source
 from edl_jax.data.config import DataConfig
 from edl_jax.data.datasets import load_dataset
-from edl_jax.data.images import fit_square
+from edl_jax.data.sources import fit_square
 from edl_jax.errors import ConfigError, DataError
 
 pytest.importorskip("tensorflow_datasets")
