@@ -5,7 +5,6 @@ import hashlib
 import importlib
 import logging
 import os
-import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,11 +13,10 @@ from typing import Any
 import numpy as np
 
 from edl_jax.errors import DataError
-from edl_jax.runs.storage import TEMPORARY, make_folder, open_atomically
+from edl_jax.runs.storage import make_folder, open_atomically, sweep
 
 _THREADS = min(os.cpu_count() or 1, 16)
 _logger = logging.getLogger(__name__)
-_ABANDONED_SECONDS = 3600
 _CHUNK = 250
 
 
@@ -111,12 +109,9 @@ def _mapped(array: LazyArray) -> np.ndarray | None:
 
 
 def _write(path: Path, whole: np.ndarray) -> None:
-    """Writes a cache; processes that do so at once write and rename the same bytes."""
+    """Writes a cache; of processes that do so at once, the last one's is kept."""
     make_folder(path.parents[1], 0o700)  # or `keep_compiled` would not trust it, under some umasks
-    for left in path.parent.glob(f".*{TEMPORARY}"):
-        # Of a process that was killed: one that lives writes every few seconds.
-        if time.time() - left.stat().st_mtime > _ABANDONED_SECONDS:
-            left.unlink()
+    sweep(path.parent)  # another process that is writing too will do without
     with open_atomically(path) as file:
         np.save(file, whole)
 

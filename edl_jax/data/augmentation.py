@@ -51,10 +51,9 @@ def prepare(
     The key, typed, is the batch's and the same on every device.
     """
     key_augment, key_mix = jax.random.split(key)
-    padding, flip, mean = dataset.crop_padding, dataset.flip, dataset.mean
-    images = augment(key_augment, images, index, settings, padding=padding, flip=flip, mean=mean)
-    images = normalize(images, mean, dataset.std, dtype)
-    return mix(key_mix, images, labels, settings, num_classes=dataset.num_classes)
+    images = augment(key_augment, images, index, settings, dataset)
+    images = normalize(images, dataset.mean, dataset.std, dtype)
+    return mix(key_mix, images, labels, settings, dataset.num_classes)
 
 
 def normalize(
@@ -67,21 +66,13 @@ def normalize(
 
 
 def augment(
-    key: jax.Array,
-    images: jax.Array,
-    index: jax.Array,
-    settings: Augmentation,
-    *,
-    padding: int,
-    flip: bool,
-    mean: ArrayLike,
+    key: jax.Array, images: jax.Array, index: jax.Array, settings: Augmentation, dataset: Dataset
 ) -> jax.Array:
     """Crops, mirrors and cuts a square out of every image, `[batch, h, w, c]`, uint8.
 
-    Crops and flips are those of He et al. (2016) for CIFAR-10 with `padding=4, flip=True`; the
-    padding is black (pixel 0), as it is before normalisation. An image's choices depend on `key`
-    and on its own `index`, its place in the global batch, only: so they do not change with the
-    number of devices that share a batch.
+    Crops and flips are those of He et al. (2016) for CIFAR-10; the padding is black (pixel 0), as
+    it is before normalisation. An image's choices depend on `key` and on its own `index`, its place
+    in the global batch, only: so they do not change with the number of devices that share a batch.
     """
     height, width, _ = images.shape[1:]
     if settings.cutout > min(height, width):
@@ -92,6 +83,7 @@ def augment(
     # One draw an image for all choices, a word each: the remainders are uniform to 1e-8.
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
     words = jax.vmap(lambda key: jax.random.bits(key, (5,), jnp.uint32))(keys)
+    padding = dataset.crop_padding
     if settings.crop and padding:
         offsets = (words[:, :2] % (2 * padding + 1)).astype(jnp.int32)
         sides = (padding, padding)
@@ -99,14 +91,14 @@ def augment(
         shape = images.shape[1:]
         starts = jnp.pad(offsets, ((0, 0), (0, 1)))
         images = jax.vmap(lambda x, start: jax.lax.dynamic_slice(x, start, shape))(padded, starts)
-    if settings.flip and flip:
+    if settings.flip and dataset.flip:
         mirrored = (words[:, 2] >> 31 == 1)[:, None, None, None]
         images = jnp.where(mirrored, images[:, :, ::-1], images)
     if settings.cutout:
         # DeVries and Taylor (2017): centres are uniform over the pixels and squares may reach over
         # the border, which matters. Filled with the mean, which is 0 after normalisation.
         centres = (words[:, 3:] % jnp.array([[height, width]], jnp.uint32)).astype(jnp.int32)
-        colour = jnp.round(jnp.asarray(mean, jnp.float32) * 255).astype(images.dtype)
+        colour = jnp.round(jnp.asarray(dataset.mean, jnp.float32) * 255).astype(images.dtype)
         sides = jnp.full(2, settings.cutout, jnp.int32)
         inside = jax.vmap(lambda centre: _in_box(height, width, centre, sides))(centres)
         images = jnp.where(inside[..., None], colour[None, None, None, :], images)
@@ -114,12 +106,7 @@ def augment(
 
 
 def mix(
-    key: jax.Array,
-    images: jax.Array,
-    labels: jax.Array,
-    settings: Augmentation,
-    *,
-    num_classes: int,
+    key: jax.Array, images: jax.Array, labels: jax.Array, settings: Augmentation, num_classes: int
 ) -> tuple[jax.Array, jax.Array]:
     """Mixes every image and label with its neighbour's, by mixup or cutmix; or does nothing.
 

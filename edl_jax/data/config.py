@@ -38,8 +38,8 @@ class DataConfig(Checked):
     """Whether to read images while training; default: if the training images would fill more than a
     quarter of the device's memory."""
     label_noise: Literal["none", "symmetric", "asymmetric"] = "none"
-    """Wrong training labels: none, symmetric (any other class), or asymmetric (one similar class:
-    the usual flips of CIFAR-10, or the next class of the same superclass)."""
+    """Wrong training labels: none, symmetric (any other class), or asymmetric (one similar class,
+    with CIFAR-10)."""
     noise_rate: Annotated[float, Ge(0), Le(1)] = 0.0
     """Share of each class's training labels to make wrong; with asymmetric noise, of each class
     that is taken for another (five of CIFAR-10's ten)."""

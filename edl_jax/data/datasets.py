@@ -27,12 +27,8 @@ def load_dataset(config: DataConfig | None = None, source: ArraySource | None = 
 
     The last two are kept in memory: the same configuration and data give the same object again. A
     data set of TFDS that is not prepared is downloaded and prepared; its test split is TFDS's
-    "test", or "validation" where there is none with labels.
-
-    Raises:
-      ConfigError: if the name is unknown or of no set of labelled images, or there are fewer
-        examples than asked for.
-      DataError: if the data set cannot be prepared or read, or an optional dependency is missing.
+    "test", or "validation" where there is none with labels. A `ConfigError` names what does not fit
+    the data set, a `DataError` what cannot be prepared or read.
     """
     config = config_or_default(config, DataConfig)
     name, size = config.name, config.image_size

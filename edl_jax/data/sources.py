@@ -104,14 +104,13 @@ def _usable(arrays: Any) -> dict[str, tuple[Any, Any]] | None:
         if not all(hasattr(x, "shape") for x in pair):
             return None
         images, labels = (x if isinstance(x, LazyArray) else np.asarray(x) for x in pair)
-        if len(images.shape) != 4 or 0 in images.shape or images.shape[3] not in (1, 3):
-            return None
-        if images.dtype != np.uint8 or labels.dtype.kind not in "iu":
-            return None
-        if labels.shape != images.shape[:1]:
+        shape = images.shape
+        are_images = images.dtype == np.uint8 and len(shape) == 4 and shape[3] in (1, 3)
+        are_labels = labels.dtype.kind in "iu" and labels.shape == shape[:1]
+        if not are_images or not are_labels or 0 in shape:
             return None
         found[split] = images, labels
-        shapes.add(images.shape[1:])
+        shapes.add(shape[1:])
     return found if len(shapes) == 1 else None
 
 
@@ -197,14 +196,12 @@ def digits() -> ArraySource:
     order = np.random.default_rng(0).permutation(len(loaded.target))
     images = np.round(loaded.images * (255 / 16)).astype(np.uint8)[order][..., None]
     labels = loaded.target[order]
+    splits = {"train": slice(-_DIGITS_TEST), "test": slice(-_DIGITS_TEST, None)}
     return ArraySource(
         name="digits",
         description="scikit-learn's handwritten digits",
         class_names=tuple("0123456789"),
-        arrays={
-            "train": (images[:-_DIGITS_TEST], labels[:-_DIGITS_TEST]),
-            "test": (images[-_DIGITS_TEST:], labels[-_DIGITS_TEST:]),
-        },
+        arrays={split: (images[rows], labels[rows]) for split, rows in splits.items()},
         flip=False,
     )
 

@@ -198,9 +198,7 @@ def _source(tfds: Any, builder: Any, image_size: int | None) -> ArraySource:
     return ArraySource(name, description, class_names, {"train": train, "test": test}, flip)
 
 
-def _features(
-    tfds: Any, info: Any, image_size: int | None
-) -> tuple[str, str, tuple[int, int, int]]:
+def _features(tfds: Any, info: Any, image_size: int | None) -> tuple[str, str, tuple[int, ...]]:
     """The names of the image and of the label, and the shape of the images."""
     kinds, found = tfds.features, dict(info.features.items())
     of_kind = {
