@@ -1,4 +1,5 @@
 import functools
+from typing import Any, NamedTuple
 
 import hypothesis
 import hypothesis.strategies as st
@@ -14,14 +15,22 @@ MEAN = np.array([0.49, 0.48, 0.45], np.float32)
 COLOUR = [125, 122, 115]  # the mean in pixels
 
 
+class Data(NamedTuple):
+    """What `augment` reads of a data set."""
+
+    crop_padding: int
+    flip: bool
+    mean: np.ndarray
+
+
 def random_images(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "padding", "flip"))
 def jitted_augment(key, images, index, *, settings, padding, flip):
-    mean = MEAN[: images.shape[-1]]
-    return augment(key, images, index, settings, padding=padding, flip=flip, mean=mean)
+    data: Any = Data(padding, flip, MEAN[: images.shape[-1]])
+    return augment(key, images, index, settings, data)
 
 
 def augmented(seed, images, *, padding, flip, settings=None, index=None) -> np.ndarray:
@@ -56,12 +65,12 @@ def assert_uniform(chosen: list[tuple[int, ...]], choices: int) -> None:
 
 
 def test_without_padding_and_flip_is_the_identity():
-    images = random_images(4, 6, 5, 3)
+    images = random_images(512, 6, 5, 3)
     np.testing.assert_array_equal(augmented(0, images, padding=0, flip=False), images)
 
 
 def test_settings_turn_crop_and_flip_off():
-    images = random_images(64, 6, 5, 3)
+    images = random_images(512, 6, 5, 3)
     off = Augmentation(crop=False, flip=False)
     np.testing.assert_array_equal(augmented(0, images, padding=2, flip=True, settings=off), images)
     for settings, (padding, flip) in [
@@ -131,14 +140,15 @@ def test_cutout_comes_last_and_its_place_is_independent_of_crop_and_flip():
 
 
 def test_what_is_cut_out_is_zero_once_normalised():
-    images = random_images(64, 4, 4, 3)
+    images = random_images(512, 4, 5, 3)
     out = augmented(0, images, padding=0, flip=False, settings=Augmentation(cutout=2))
-    cut = normalize(jnp.asarray(out[out != images].reshape(-1, 3)[:, None, None]), MEAN, MEAN)
-    assert len(cut) > 64
+    changed = out[(out != images).any(-1)]
+    cut = normalize(jnp.asarray(changed[:, None, None]), MEAN, MEAN)
+    assert len(cut) > 512
     assert abs(cut).max() < 0.5 / 255 / MEAN.min() + 1e-6
 
 
-@hypothesis.given(st.lists(st.integers(0, 15), min_size=8, max_size=8), st.integers(0, 2**32 - 1))
+@hypothesis.given(st.lists(st.integers(0, 15), min_size=16, max_size=16), st.integers(0, 2**32 - 1))
 def test_an_images_choices_depend_on_key_and_index_only(places, seed):
     places = np.array(places)
     images = random_images(16, 6, 5, 3)
@@ -150,9 +160,12 @@ def test_an_images_choices_depend_on_key_and_index_only(places, seed):
 
 def test_a_square_larger_than_the_images_is_refused():
     images = random_images(2, 6, 5, 3)
-    augmented(0, images, padding=0, flip=False, settings=Augmentation(cutout=5))
+    options = {"padding": 0, "flip": False}
+    jitted_augment.eval_shape(
+        jax.random.key(0), images, np.arange(2), settings=Augmentation(cutout=5), **options
+    )
     with pytest.raises(ConfigError, match=r"cutout is 6 with images of 6 x 5 pixels; .* at most 5"):
-        augmented(0, images, padding=0, flip=False, settings=Augmentation(cutout=6))
+        augmented(0, images, settings=Augmentation(cutout=6), **options)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +198,7 @@ def test_flips_are_even_and_independent_of_the_crop():
 
 
 def test_same_key_same_result_and_another_key_another():
-    images = random_images(16, 6, 5, 3)
+    images = random_images(512, 6, 5, 3)
     first, again, other = (augmented(seed, images, padding=2, flip=True) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert np.any(other != first)
@@ -210,8 +223,8 @@ def test_lowers_for_every_platform(platform):
     @jax.jit
     def prepare(key: jax.Array, images: jax.Array) -> jax.Array:
         with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
-            options = {"padding": 4, "flip": True, "mean": MEAN}
-            augmented = augment(key, images, jnp.arange(128), settings, **options)
+            data: Any = Data(crop_padding=4, flip=True, mean=MEAN)
+            augmented = augment(key, images, jnp.arange(128), settings, data)
             return normalize(augmented, jnp.zeros(3), jnp.ones(3), jnp.bfloat16)
 
     images = jax.ShapeDtypeStruct((128, 32, 32, 3), jnp.uint8)

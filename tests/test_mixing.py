@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from edl_jax.data.augmentation import Augmentation
-from edl_jax.data.mixing import cutmix_box, mix
+from edl_jax.data.augmentation import Augmentation, cutmix_box, mix
 
 MIXUP = Augmentation(mixup=0.4)
 CUTMIX = Augmentation(cutmix=1.0)
@@ -91,10 +90,14 @@ def test_cutmix_shows_the_neighbour_in_a_box_whose_area_the_labels_know():
     assert 1 - weight.mean() == pytest.approx(expected.mean(), abs=4 * 0.5 / DRAWS**0.5)
 
 
+@jax.jit
+def jitted_boxes(keys, weight):
+    return jax.vmap(lambda key: cutmix_box(key, 6, 4, weight))(keys)
+
+
 @pytest.mark.parametrize(("weight", "sides"), [(0.0, (6, 4)), (0.7, (3, 2)), (1.0, (0, 0))])
 def test_cutmix_box_has_its_sides_and_every_centre_alike(weight, sides):
-    run = jax.jit(jax.vmap(lambda key: cutmix_box(key, 6, 4, jnp.float32(weight))))
-    box = np.asarray(run(jax.random.split(jax.random.key(0), 2400)))
+    box = np.asarray(jitted_boxes(jax.random.split(jax.random.key(0), 2400), np.float32(weight)))
     if not any(sides):
         assert not box.any()
         return

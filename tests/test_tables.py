@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 
 from edl_jax import PretrainConfig, TrainConfig
-from edl_jax.data import download
 from edl_jax.data.config import DataConfig
 from edl_jax.errors import ConfigError, RunFolderError
 from edl_jax.runs.folder import RunFolder
@@ -30,6 +29,7 @@ from edl_jax.studies.figures import line_styles, panels, plot_training, short_na
 from edl_jax.studies.tables import contrast, frame, markdown, other_settings, readable, summary
 from edl_jax.training import Augmentation
 from edl_jax.training.optimizers import OptimizerConfig
+from tests.data.conftest import NO_SERVER, name_archive
 from tests.test_evolution import TINY
 from tests.test_training import DIGITS
 
@@ -183,7 +183,7 @@ def test_every_setting_that_is_no_default_is_named():
 
 def test_demo_runs_end_to_end(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nothing"))
-    monkeypatch.setitem(download.CIFAR_URLS, "cifar10", "http://127.0.0.1:9/none")
+    name_archive(monkeypatch, "cifar10", NO_SERVER)
     small = dataclasses.replace(
         DIGITS, epochs=1, data=dataclasses.replace(DIGITS.data, train_examples=256)
     )

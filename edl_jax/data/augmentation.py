@@ -1,8 +1,4 @@
-"""Image augmentation as pure functions that run on the device, on batches.
-
-A batch goes through `augment` (each image by itself, on uint8 pixels), `normalize`, and `mix` of
-`mixing.py` (pairs of images, on normalised floats, since a mixed pixel is no whole number).
-"""
+"""Image augmentation as pure functions that run on the device, on batches; see `prepare`."""
 
 import dataclasses
 from typing import Annotated
@@ -13,17 +9,15 @@ from annotated_types import Ge
 from jax.typing import ArrayLike, DTypeLike
 
 from edl_jax.checked import Checked, NotNegative
+from edl_jax.data.dataset import Dataset
 from edl_jax.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation(Checked):
-    """Which augmentations a training uses.
+    """Which augmentations a training uses; a `ConfigError` names the first field that cannot work.
 
     With mixup and cutmix both on, a fair coin picks one of them for every batch.
-
-    Raises:
-      ConfigError: naming the first field that cannot work, its value and what was expected.
     """
 
     crop: bool = True
@@ -43,62 +37,42 @@ class Augmentation(Checked):
         return self.mixup > 0 or self.cutmix > 0
 
 
+def prepare(
+    key: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    index: jax.Array,
+    dataset: Dataset,
+    settings: Augmentation,
+    dtype: DTypeLike,
+) -> tuple[jax.Array, jax.Array]:
+    """A batch as the model and the loss see it: augmented, normalised and mixed.
+
+    The key, typed, is the batch's and the same on every device.
+    """
+    key_augment, key_mix = jax.random.split(key)
+    images = augment(key_augment, images, index, settings, dataset)
+    images = normalize(images, dataset.mean, dataset.std, dtype)
+    return mix(key_mix, images, labels, settings, dataset.num_classes)
+
+
 def normalize(
     images: jax.Array, mean: ArrayLike, std: ArrayLike, dtype: DTypeLike = jnp.float32
 ) -> jax.Array:
-    """Scales pixels to 0..1, then to zero mean and unit variance per channel.
-
-    Computes `(images / 255 - mean) / std` in float32 and rounds once, to `dtype`.
-
-    Args:
-      images: pixels, `[batch, h, w, c]`, uint8.
-      mean: mean of each channel in units of 0..1, `[c]`, float32.
-      std: standard deviation of each channel in units of 0..1, `[c]`, float32.
-      dtype: dtype of the result.
-
-    Returns:
-      The normalised images, `[batch, h, w, c]`, `dtype`.
-    """
+    """`(images / 255 - mean) / std` per channel in float32, rounded once to `dtype`."""
     mean = jnp.asarray(mean, jnp.float32)[None, None, None, :]
     std = jnp.asarray(std, jnp.float32)[None, None, None, :]
     return ((images.astype(jnp.float32) / 255.0 - mean) / std).astype(dtype)
 
 
 def augment(
-    key: jax.Array,
-    images: jax.Array,
-    index: jax.Array,
-    settings: Augmentation,
-    *,
-    padding: int,
-    flip: bool,
-    mean: ArrayLike,
+    key: jax.Array, images: jax.Array, index: jax.Array, settings: Augmentation, dataset: Dataset
 ) -> jax.Array:
-    """Crops, mirrors and cuts a square out of every image, each by its own random choices.
+    """Crops, mirrors and cuts a square out of every image, `[batch, h, w, c]`, uint8.
 
-    Crops and flips are those of He et al. (2016) for CIFAR-10 with `padding=4, flip=True`; the
-    padding is black (pixel 0), as it is before normalisation. An image's choices depend on `key`
-    and on its own `index` only, so that they do not change with the number of devices that share
-    a batch.
-
-    Args:
-      key: typed PRNG key of the batch, the same on every device.
-      images: pixels, `[batch, h, w, c]`, uint8.
-      index: place of each image in the global batch, `[batch]`, int32.
-      settings: which augmentations to use.
-      padding: pixels added on every side; offsets are uniform over `0..2 * padding`.
-      flip: whether mirrored images keep their meaning in this data set.
-      mean: mean of each channel in units of 0..1, `[c]`: the colour of what is cut out.
-
-    Returns:
-      The augmented images, `[batch, h, w, c]`, uint8.
-
-    Raises:
-      ConfigError: if the square to cut out is larger than an image.
-
-    References:
-      He, Zhang, Ren and Sun, "Deep residual learning for image recognition", CVPR 2016,
-      section 4.2, https://arxiv.org/abs/1512.03385
+    Crops and flips are those of He et al. (2016) for CIFAR-10; the padding is black (pixel 0), as
+    it is before normalisation. An image's choices depend on `key` and on its own `index`, its place
+    in the global batch, only: so they do not change with the number of devices that share a batch.
     """
     height, width, _ = images.shape[1:]
     if settings.cutout > min(height, width):
@@ -109,6 +83,7 @@ def augment(
     # One draw an image for all choices, a word each: the remainders are uniform to 1e-8.
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
     words = jax.vmap(lambda key: jax.random.bits(key, (5,), jnp.uint32))(keys)
+    padding = dataset.crop_padding
     if settings.crop and padding:
         offsets = (words[:, :2] % (2 * padding + 1)).astype(jnp.int32)
         sides = (padding, padding)
@@ -116,53 +91,77 @@ def augment(
         shape = images.shape[1:]
         starts = jnp.pad(offsets, ((0, 0), (0, 1)))
         images = jax.vmap(lambda x, start: jax.lax.dynamic_slice(x, start, shape))(padded, starts)
-    if settings.flip and flip:
+    if settings.flip and dataset.flip:
         mirrored = (words[:, 2] >> 31 == 1)[:, None, None, None]
         images = jnp.where(mirrored, images[:, :, ::-1], images)
     if settings.cutout:
+        # DeVries and Taylor (2017): centres are uniform over the pixels and squares may reach over
+        # the border, which matters. Filled with the mean, which is 0 after normalisation.
         centres = (words[:, 3:] % jnp.array([[height, width]], jnp.uint32)).astype(jnp.int32)
-        colour = jnp.round(jnp.asarray(mean, jnp.float32) * 255).astype(images.dtype)
-        images = jax.vmap(cutout, (0, 0, None, None))(images, centres, settings.cutout, colour)
+        colour = jnp.round(jnp.asarray(dataset.mean, jnp.float32) * 255).astype(images.dtype)
+        sides = jnp.full(2, settings.cutout, jnp.int32)
+        inside = jax.vmap(lambda centre: _in_box(height, width, centre, sides))(centres)
+        images = jnp.where(inside[..., None], colour[None, None, None, :], images)
     return images
 
 
-def cutout(image: jax.Array, centre: jax.Array, size: int, colour: jax.Array) -> jax.Array:
-    """Fills a square of one image with one colour; the square may reach over the border.
+def mix(
+    key: jax.Array, images: jax.Array, labels: jax.Array, settings: Augmentation, num_classes: int
+) -> tuple[jax.Array, jax.Array]:
+    """Mixes every image and label with its neighbour's, by mixup or cutmix; or does nothing.
 
-    With its centre uniform over the pixels, many squares are cut short by the border, which the
-    authors found to matter. They fill with 0 after normalisation, which is the mean colour.
+    Images 0 and 1 are mixed with each other, 2 and 3, and so on; the last of an odd batch stays
+    as it is. So pairs are the same however many devices share the batch, if each has an even
+    number; batches are in random order, so neighbours are strangers. As in the authors' code, one
+    lambda from Beta(alpha, alpha) serves the whole batch, and one box:
 
-    Args:
-      image: pixels, `[h, w, c]`.
-      centre: row and column of the square's centre, `[2]`, integer.
-      size: side of the square in pixels.
-      colour: what to fill with, `[c]`, dtype of the image.
+    * mixup (Zhang et al. 2018) gives `lambda x + (1 - lambda) x'`, and the same for labels;
+    * cutmix (Yun et al. 2019) shows x' in a box of the image's shape whose area is `1 - lambda` of
+      it before the border cuts it short; labels are weighted by the area that is seen.
 
-    Returns:
-      The image with its square filled, `[h, w, c]`.
-
-    References:
-      DeVries and Taylor, "Improved regularization of convolutional neural networks with cutout",
-      2017, https://arxiv.org/abs/1708.04552
+    Images are mixed in float32 and rounded once to their own dtype; labels become soft,
+    `[batch, num_classes]`, float32.
     """
-    inside = in_box(image.shape[0], image.shape[1], centre, jnp.array([size, size], jnp.int32))
-    return jnp.where(inside[:, :, None], colour[None, None, :], image)
+    if not settings.mixes:
+        return images, labels
+    coin_key, weight_key, box_key = jax.random.split(key, 3)
+    use_cutmix = settings.cutmix > 0
+    if settings.mixup and settings.cutmix:
+        use_cutmix = jax.random.bernoulli(coin_key, jnp.float32(0.5))
+    alpha = jnp.where(use_cutmix, jnp.float32(settings.cutmix), jnp.float32(settings.mixup))
+    weight = jax.random.beta(weight_key, alpha, alpha, dtype=jnp.float32)
+    height, width = images.shape[1:3]
+    outside = ~cutmix_box(box_key, height, width, weight)
+    seen = jnp.mean(outside, dtype=jnp.float32)
+    keep = jnp.where(use_cutmix, outside.astype(jnp.float32), weight)[None, :, :, None]
+    mixed = _blend(images.astype(jnp.float32), keep).astype(images.dtype)
+    one_hot = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
+    return mixed, _blend(one_hot, jnp.where(use_cutmix, seen, weight))
 
 
-def in_box(height: int, width: int, centre: jax.Array, sides: jax.Array) -> jax.Array:
-    """Where a box lies that the border cuts short, `[height, width]`, bool.
+def cutmix_box(key: jax.Array, height: int, width: int, weight: jax.Array) -> jax.Array:
+    """Where cutmix shows the second image, `[height, width]`, bool.
 
-    Args:
-      height: rows of the image.
-      width: columns of the image.
-      centre: row and column of the box's centre, `[2]`, integer.
-      sides: its height and width, `[2]`, integer; of even sides one pixel more lies before the
-        centre than after it.
+    The box has the image's sides times `sqrt(1 - weight)`, rounded down, and a uniform centre.
     """
-    rows, columns = (
-        (axis >= first) & (axis < first + side)
-        for axis, first, side in zip(
-            (jnp.arange(height), jnp.arange(width)), centre - sides // 2, sides, strict=True
-        )
-    )
-    return rows[:, None] & columns[None, :]
+    size = jnp.array([height, width], jnp.int32)
+    sides = (size.astype(jnp.float32) * jnp.sqrt(1 - weight)).astype(jnp.int32)
+    return _in_box(height, width, jax.random.randint(key, (2,), 0, size, jnp.int32), sides)
+
+
+def _in_box(height: int, width: int, centre: jax.Array, sides: jax.Array) -> jax.Array:
+    """Where a box lies that the border cuts short; of even sides more lies before the centre."""
+    first = centre - sides // 2
+    rows, columns = jnp.arange(height) - first[0], jnp.arange(width) - first[1]
+    in_rows = (rows >= 0) & (rows < sides[0])
+    in_columns = (columns >= 0) & (columns < sides[1])
+    return in_rows[:, None] & in_columns[None, :]
+
+
+def _blend(rows: jax.Array, keep: jax.Array) -> jax.Array:
+    """Blends neighbouring rows, `[batch, ...]`: `keep` of its own and `1 - keep` of the other."""
+    even = len(rows) - len(rows) % 2
+    # Not by an index: so the batch stays divided where it is divided among devices.
+    pairs = rows[:even].reshape(-1, 2, *rows.shape[1:])
+    others = jnp.concatenate([pairs[:, ::-1].reshape(rows[:even].shape), rows[even:]])
+    return keep * rows + (1 - keep) * others

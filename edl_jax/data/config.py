@@ -11,13 +11,10 @@ from edl_jax.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(Checked):
-    """Which images a training sees.
+    """Which images a training sees; a `ConfigError` names the first field that cannot work.
 
     Validation images are taken out of the train split first; the rest is cut to `train_examples`,
     made imbalanced, then given wrong labels. Validation and test images stay as they are.
-
-    Raises:
-      ConfigError: naming the first field that cannot work, its value and what was expected.
     """
 
     name: Annotated[str, MinLen(1)] = "auto"
@@ -26,8 +23,7 @@ class DataConfig(Checked):
     of images for each class), or auto (CIFAR-10 where it can be had, digits otherwise)."""
     data_dir: str | None = None
     """TFDS directory that holds the prepared data, the one that contains cifar10/, on a local file
-    system; default:
-    TFDS_DATA_DIR, else TFDS's own. With auto, it rules digits out."""
+    system; default: TFDS_DATA_DIR, else TFDS's own. With auto, it rules digits out."""
     train_examples: Count | None = None
     """Number of training images, the first of the train split; default: all."""
     val_examples: Annotated[int, Ge(0)] = 0
@@ -42,8 +38,8 @@ class DataConfig(Checked):
     """Whether to read images while training; default: if the training images would fill more than a
     quarter of the device's memory."""
     label_noise: Literal["none", "symmetric", "asymmetric"] = "none"
-    """Wrong training labels: none, symmetric (any other class), or asymmetric (one similar class:
-    the usual flips of CIFAR-10, or the next class of the same superclass)."""
+    """Wrong training labels: none, symmetric (any other class), or asymmetric (one similar class,
+    with CIFAR-10)."""
     noise_rate: Annotated[float, Ge(0), Le(1)] = 0.0
     """Share of each class's training labels to make wrong; with asymmetric noise, of each class
     that is taken for another (five of CIFAR-10's ten)."""

@@ -5,8 +5,7 @@ import functools
 
 import numpy as np
 
-from edl_jax.data.sources import content_digest
-from edl_jax.data.streaming import Images, StreamedImages, read_chunks
+from edl_jax.data.arrays import Array, LazyArray, content_digest, read_chunks
 
 _STATISTICS_IMAGES = 10_000
 
@@ -17,26 +16,23 @@ class Dataset:
 
     Attributes:
       name: the name in `DATASETS`, such as "digits", or the one that TFDS has for it.
-      train_images: `[n, h, w, c]`, uint8: an array, or `StreamedImages` where they are read while
+      train_images: `[n, h, w, c]`, uint8: an array, or a `LazyArray` where they are read while
         training; likewise `val_images` and `test_images`, of the same type.
       train_labels: `[n]`, int32, in `[0, num_classes)`; likewise `val_labels` and `test_labels`.
       class_names: names of the classes, by label.
-      crop_padding: padding of the usual random crop, in pixels: an eighth of the shorter side, so
-        4 at 32 pixels.
-      flip: whether mirrored images keep their meaning: true except for data sets of characters
-        (digits, MNIST, SVHN and their like).
+      crop_padding: padding of the usual random crop, in pixels: an eighth of the shorter side.
+      flip: whether mirrored images keep their meaning; false for characters, such as digits.
       source: a sentence that says where the images come from and why.
-      mean: mean of each channel of the train images in units of 0..1, `[c]`, float32; of 10,000
-        evenly spaced ones if there are more.
+      mean: mean of each channel of the train images in units of 0..1, `[c]`, float32.
       std: standard deviation likewise.
     """
 
     name: str
-    train_images: Images
+    train_images: Array
     train_labels: np.ndarray
-    val_images: Images
+    val_images: Array
     val_labels: np.ndarray
-    test_images: Images
+    test_images: Array
     test_labels: np.ndarray
     class_names: tuple[str, ...]
     crop_padding: int
@@ -58,23 +54,18 @@ class Dataset:
     @property
     def streamed(self) -> bool:
         """Whether the images are read while training instead of being in memory."""
-        return isinstance(self.train_images, StreamedImages)
+        return isinstance(self.train_images, LazyArray)
 
     @functools.cached_property
     def digest(self) -> str:
         """What tells these images and labels from others of the same name, 16 hexadecimal digits.
 
-        It covers labels, pixels, names of the classes, crop padding and flip. Of streamed images,
-        it takes the digest of their source (of TFDS files: names and sizes) and the chosen rows
-        for the pixels.
+        It covers labels, pixels, names of the classes, crop padding and flip; of streamed images,
+        the digest of their source (of TFDS files: names and sizes) and the chosen rows.
         """
         about = [*map(str, self.class_names), self.crop_padding, self.flip]
-        arrays = [self.train_labels, self.val_labels, self.test_labels]
-        parts = (self.train_images, self.val_images, self.test_images)
-        if isinstance(self.train_images, StreamedImages):
-            about.append(self.train_images.source.digest)
-        arrays += [part.rows if isinstance(part, StreamedImages) else part for part in parts]
-        return content_digest(about, *arrays)
+        images = (self.train_images, self.val_images, self.test_images)
+        return content_digest(about, self.train_labels, self.val_labels, self.test_labels, *images)
 
     @property
     def identity(self) -> dict[str, str]:
@@ -82,23 +73,19 @@ class Dataset:
         return {"name": self.name, "digest": self.digest}
 
 
-def channel_statistics(images: Images) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each channel, exact up to the rounding to float32.
+def channel_statistics(images: Array) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each channel, of 10,000 evenly spaced images at most.
 
-    The deviation of a channel that is the same everywhere is given as 1, so that one can divide.
+    They are exact up to the rounding to float32. The deviation of a channel that is the same
+    everywhere is given as 1, so that one can divide.
     """
     count = min(len(images), _STATISTICS_IMAGES)
-    channels = images.shape[-1]
-    total, squares = np.zeros((2, channels), np.int64)
+    levels, counts = np.arange(256.0), np.zeros((images.shape[-1], 256), np.int64)
     for chunk in read_chunks(images, np.arange(count) * len(images) // count):
-        # First over the images of a chunk, so few that the sums fit 32 bits, then over pixels.
-        levels = chunk.reshape(len(chunk), -1)
-        sums = levels.sum(axis=0, dtype=np.uint32)
-        total += sums.reshape(-1, channels).sum(axis=0, dtype=np.int64)
-        sums = np.square(levels, dtype=np.uint16).sum(axis=0, dtype=np.uint32)
-        squares += sums.reshape(-1, channels).sum(axis=0, dtype=np.int64)
+        for channel, of_channel in enumerate(counts):
+            of_channel += np.bincount(chunk[..., channel].ravel(), minlength=256)
     pixels = count * images.shape[1] * images.shape[2]
-    mean = total / pixels
-    variance = squares / pixels - mean**2  # exactly 0 where all pixels are alike
+    mean = counts @ levels / pixels
+    variance = counts @ levels**2 / pixels - mean**2  # exactly 0 where all pixels are alike
     std = np.sqrt(np.where(variance > 0, variance, 255.0**2))
     return (mean / 255).astype(np.float32), (std / 255).astype(np.float32)

@@ -1,79 +1,24 @@
-"""What a data set is read from; images in memory, your own or the digits of scikit-learn."""
+"""What a data set is read from: arrays of your own, a folder of images, scikit-learn's digits."""
 
 import dataclasses
-import hashlib
+import io
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from edl_jax.data.images import fit_square
-from edl_jax.data.optional import require
+from edl_jax.data.arrays import LazyArray, content_digest, require
 from edl_jax.errors import DataError
 from edl_jax.registry import Registry
 
 _DIGITS_TEST = 360
-_DIGEST_ROWS = 1000
-
-
-class ImageSource(Protocol):
-    """Labelled images in two splits, "train" and "test"."""
-
-    @property
-    def name(self) -> str:
-        """Name of the data set."""
-        ...
-
-    @property
-    def description(self) -> str:
-        """A sentence that says where the images come from."""
-        ...
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the classes, by label."""
-        ...
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels."""
-        ...
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Number of examples in each split."""
-        ...
-
-    @property
-    def flip(self) -> bool:
-        """Whether mirrored images keep their meaning."""
-        ...
-
-    @property
-    def digest(self) -> str:
-        """What tells its images and classes from others of the same name, hexadecimal digits."""
-        ...
-
-    def read(self, split: str, rows: np.ndarray) -> np.ndarray:
-        """Decodes the images at `rows`, `[k]`: `[k, height, width, channels]`, uint8."""
-        ...
-
-    def images(self, split: str, rows: np.ndarray) -> np.ndarray:
-        """The same, for many images at once: from a cache, or in parallel."""
-        ...
-
-    def labels(self, split: str, rows: np.ndarray) -> np.ndarray:
-        """The labels at `rows`, `[k]`, int32, in `[0, num_classes)`."""
-        ...
-
-    def superclasses(self) -> np.ndarray | None:
-        """The superclass of each class, `[num_classes]`, if the data set has any."""
-        ...
+_FOLDER_TEST_EVERY = 5  # of a folder without splits, one image in so many is for testing
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ArraySource:
-    """Labelled images in memory. Checked when made.
+    """Labelled images. Checked when made.
 
     Attributes:
       name: of the data set.
@@ -81,8 +26,7 @@ class ArraySource:
       class_names: names of the classes, by label.
       arrays: of the split "train" and of the split "test" the images, `[n, height, width,
         channels]`, uint8, of 1 or 3 channels, and their labels, `[n]`, whole numbers below the
-        number of classes; arrays of NumPy (a `memmap` too) or JAX, or what gives one by
-        `__array__`.
+        number of classes; arrays of NumPy (a `memmap` too) or JAX.
       flip: whether mirrored images keep their meaning, so that augmentation may mirror them.
 
     Raises:
@@ -92,50 +36,29 @@ class ArraySource:
     name: str
     description: str
     class_names: tuple[str, ...]
-    arrays: dict[str, tuple[np.ndarray, np.ndarray]]
+    arrays: dict[str, tuple[Any, Any]]
     flip: bool = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.arrays, Mapping) or {*self.arrays} != {"train", "test"}:
-            names = self.arrays if isinstance(self.arrays, Mapping) else [type(self.arrays)]
-            raise DataError(
-                f"data set {self.name!r} has the splits {', '.join(map(str, names))}; "
-                "expected train and test, in a dictionary."
-            )
         # Not a set, whose order differs from process to process, nor the letters of a string.
         if not isinstance(self.class_names, list | tuple | np.ndarray) or len(self.class_names) < 2:
             raise DataError(
                 f"data set {self.name!r} has the classes {self.class_names!r}; expected a tuple of "
                 "2 or more names."
             )
-        object.__setattr__(self, "class_names", tuple(self.class_names))
-        for split, pair in self.arrays.items():
-            parts = pair if isinstance(pair, list | tuple) else (pair,)
-            if len(parts) != 2 or not all(hasattr(part, "__array__") for part in parts):
-                kinds = " and ".join(type(part).__name__ for part in parts)
-                raise DataError(
-                    f"the {split} images and labels of {self.name!r} are {kinds}; "
-                    "expected two NumPy arrays, in a tuple."
-                )
-        arrays = {split: tuple(map(np.asarray, pair)) for split, pair in self.arrays.items()}
+        arrays = _usable(self.arrays)
+        if arrays is None:
+            raise DataError(
+                f"data set {self.name!r} has the arrays {_in_words(self.arrays)}; expected "
+                "{'train': (images, labels), 'test': (images, labels)}: NumPy arrays, images "
+                "uint8[n, height, width, channels], alike in both splits but for n, of 1 or 3 "
+                "channels, and labels whole numbers, [n]."
+            )
         object.__setattr__(self, "arrays", arrays)
-        for split, (images, labels) in self.arrays.items():
-            shape = (*images.shape[:1], *self.image_shape)
-            is_alike = images.ndim == 4 and images.shape == shape and shape[3] in (1, 3)
-            is_alike = is_alike and min(shape[1:3]) > 0
-            if images.dtype != np.uint8 or not is_alike:
-                raise DataError(
-                    f"the {split} images of {self.name!r} are {images.dtype}{[*images.shape]}; "
-                    "expected uint8[n, height, width, channels], alike in both splits but for n, "
-                    "of 1 or 3 channels."
-                )
-            whole = np.issubdtype(labels.dtype, np.integer)
-            if not whole or labels.shape != shape[:1]:
-                raise DataError(
-                    f"the {split} labels of {self.name!r} are {labels.dtype}{[*labels.shape]}; "
-                    f"expected whole numbers, [{shape[0]}]."
-                )
-            check_labels(self, split, labels)
+        object.__setattr__(self, "class_names", tuple(self.class_names))
+        for split, (_, labels) in arrays.items():
+            if isinstance(labels, np.ndarray):
+                self.check_labels(split, labels)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -143,72 +66,123 @@ class ArraySource:
         return self.arrays["train"][0].shape[1:]
 
     @property
-    def sizes(self) -> dict[str, int]:
-        """Number of examples in each split."""
-        return {split: len(labels) for split, (_, labels) in self.arrays.items()}
-
-    @property
     def digest(self) -> str:
         """What tells its images, labels and classes from others, 16 hexadecimal digits."""
-        pairs = [self.arrays[split] for split in ("train", "test")]
-        arrays = [labels.astype(np.int32) for _, labels in pairs] + [images for images, _ in pairs]
-        return content_digest([*map(str, self.class_names), self.flip], *arrays)
+        images, labels = zip(self.arrays["train"], self.arrays["test"], strict=True)
+        about = [*map(str, self.class_names), self.flip]
+        return content_digest(about, *(x.astype(np.int32) for x in labels), *images)
 
-    def resized(self, size: int) -> "ArraySource":
-        """The same with images of `size` by `size`, cut to the square in their middle.
+    def check_labels(self, split: str, labels: np.ndarray) -> None:
+        """Refuse labels that are not those of classes."""
+        num_classes = len(self.class_names)
+        wrong = np.unique(labels[(labels < 0) | (labels >= num_classes)])
+        if wrong.size:
+            raise DataError(
+                f"{split} labels out of range 0..{num_classes - 1} in {self.name} "
+                f"({self.description}): {', '.join(map(str, wrong[:3]))}."
+            )
 
-        Raises:
-          UnavailableError: Pillow is missing.
-        """
-        make = require("PIL.Image").fromarray
-        channels = self.image_shape[2]
-
-        def fit(image: np.ndarray) -> np.ndarray:
-            fitted = fit_square(make(image[..., 0] if channels == 1 else image), size)
-            return np.asarray(fitted).reshape(size, size, channels)
-
+    def resized(self, size: int | None) -> "ArraySource":
+        """The same with images of `size` by `size`, cut to the square in their middle."""
+        if size is None or self.image_shape[:2] == (size, size):
+            return self
         arrays = {
-            split: (np.stack([fit(image) for image in images]), labels)
+            split: (np.stack([fit_square(image, size) for image in images]), labels)
             for split, (images, labels) in self.arrays.items()
         }
         return dataclasses.replace(self, arrays=arrays)
 
-    def read(self, split: str, rows: np.ndarray) -> np.ndarray:
-        """The images at `rows`, copied."""
-        return self.arrays[split][0][rows]
 
-    def images(self, split: str, rows: np.ndarray) -> np.ndarray:
-        """The images at `rows`, copied."""
-        return self.read(split, rows)
-
-    def labels(self, split: str, rows: np.ndarray) -> np.ndarray:
-        """The labels at `rows`, copied."""
-        return self.arrays[split][1][rows].astype(np.int32)
-
-    def superclasses(self) -> None:
-        """There are none."""
-
-
-def content_digest(about: Any, *arrays: np.ndarray) -> str:
-    """16 hexadecimal digits for arrays, and for plain data about them."""
-    digest = hashlib.sha256(repr(about).encode())
-    for array in arrays:
-        digest.update(f"{array.dtype.str} {array.shape}".encode())
-        for start in range(0, len(array), _DIGEST_ROWS):  # what is mapped need not fit memory
-            digest.update(np.ascontiguousarray(array[start : start + _DIGEST_ROWS]).data)
-    return digest.hexdigest()[:16]
+def _usable(arrays: Any) -> dict[str, tuple[Any, Any]] | None:
+    """The arrays of an `ArraySource`, in memory as NumPy's; None if they are not what it holds."""
+    if not isinstance(arrays, Mapping) or {*arrays} != {"train", "test"}:
+        return None
+    found, shapes = {}, set()
+    for split, pair in arrays.items():
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            return None
+        if not all(hasattr(x, "shape") for x in pair):
+            return None
+        images, labels = (x if isinstance(x, LazyArray) else np.asarray(x) for x in pair)
+        shape = images.shape
+        are_images = images.dtype == np.uint8 and len(shape) == 4 and shape[3] in (1, 3)
+        are_labels = labels.dtype.kind in "iu" and labels.shape == shape[:1]
+        if not are_images or not are_labels or 0 in shape:
+            return None
+        found[split] = images, labels
+        shapes.add(shape[1:])
+    return found if len(shapes) == 1 else None
 
 
-def check_labels(source: ImageSource, split: str, labels: np.ndarray, advice: str = "") -> None:
-    """Raises a DataError if labels are not those of classes; `advice` ends it."""
-    num_classes = len(source.class_names)
-    wrong = np.unique(labels[(labels < 0) | (labels >= num_classes)])
-    if wrong.size:
-        found = ", ".join(map(str, wrong[:3])) + (", ..." if wrong.size > 3 else "")
+def _in_words(arrays: Any) -> str:
+    """What is where an `ArraySource` expects arrays."""
+    if isinstance(arrays, Mapping):
+        return ", ".join(f"{split}: {_in_words(pair)}" for split, pair in arrays.items())
+    if isinstance(arrays, tuple):
+        return f"({', '.join(map(_in_words, arrays))})"
+    known = hasattr(arrays, "shape") and hasattr(arrays, "dtype")
+    return f"{arrays.dtype}{[*arrays.shape]}" if known else type(arrays).__name__
+
+
+def find_images(root: Path) -> dict[str, list[Path]]:
+    """The images of a folder's train/ and test/, or else of all, split once by a fixed seed."""
+    splits = [root / "train", root / "test"]
+    tops = splits if all(split.is_dir() for split in splits) else [root]
+    known = {*require("PIL.Image").registered_extensions()}
+    found = [[x for x in sorted(top.glob("*/*")) if x.suffix.lower() in known] for top in tops]
+    classes = [sorted({path.parent.name for path in paths}) for paths in found]
+    if len(classes[0]) < 2 or classes[-1] != classes[0]:
+        told = {top.name: names for top, names in zip(tops, classes, strict=True)}
         raise DataError(
-            f"{split} labels out of range 0..{num_classes - 1} in {source.name} "
-            f"({source.description}): {found}. {advice}".rstrip()
+            f"{root} has images of the classes {told}; expected a sub-folder of images for each "
+            "of two or more classes, in it or, the same ones, in its train/ and in its test/."
         )
+    if tops == [root]:
+        count = max(len(found[0]) // _FOLDER_TEST_EVERY, 1)
+        shuffled = [found[0][row] for row in np.random.default_rng(0).permutation(len(found[0]))]
+        found = [shuffled[count:], shuffled[:count]]
+    return dict(zip(("train", "test"), found, strict=True))
+
+
+def read_folder(root: Path, files: dict[str, list[Path]], image_size: int | None) -> ArraySource:
+    """Read what `find_images` found, resized and cropped to squares if a size is given."""
+    class_names = tuple(sorted({path.parent.name for paths in files.values() for path in paths}))
+    arrays = {}
+    for split, paths in files.items():
+        images = []
+        for path in paths:
+            try:
+                images.append(decode_image(path.read_bytes(), 3, image_size))
+            except (OSError, ValueError) as error:
+                raise DataError(f"{path} cannot be read as an image ({error}).") from error
+            if images[-1].shape != images[0].shape:
+                found, first = (f"{x.shape[1]} x {x.shape[0]}" for x in (images[-1], images[0]))
+                raise DataError(
+                    f"{path} has {found} pixels, and {paths[0]} has {first}; expected all alike, "
+                    "or an image_size to resize them to."
+                )
+        labels = [class_names.index(path.parent.name) for path in paths]
+        arrays[split] = np.stack(images), np.asarray(labels, np.int32)
+    return ArraySource(root.name, f"images in {root}", class_names, arrays)
+
+
+def decode_image(data: bytes, channels: int, size: int | None) -> np.ndarray:
+    """An image file's pixels, `[height, width, channels]`, uint8; see `fit_square` for `size`."""
+    with require("PIL.Image").open(io.BytesIO(data)) as image:
+        pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+        pixels = pixels.reshape(*pixels.shape[:2], channels)
+        return pixels if size is None else fit_square(pixels, size)
+
+
+def fit_square(pixels: np.ndarray, size: int) -> np.ndarray:
+    """The square in the middle of an image, resized to `[size, size, channels]`.
+
+    The filter is bilinear and widens when it makes the image smaller, so nothing is skipped.
+    """
+    pillow, channels = require("PIL.Image"), pixels.shape[2]
+    image = pillow.fromarray(pixels[..., 0] if channels == 1 else pixels)
+    fitted = require("PIL.ImageOps").fit(image, (size, size), pillow.Resampling.BILINEAR)
+    return np.asarray(fitted).reshape(size, size, channels)
 
 
 # What makes a data set, by name; those of TFDS are found without it.
@@ -217,21 +191,17 @@ DATASETS: Registry[Callable[[], ArraySource]] = Registry("data set")
 
 @DATASETS.register("digits")
 def digits() -> ArraySource:
-    """Scikit-learn's 1,797 handwritten digits, shuffled once; the last 360 are the test split.
-
-    Raises:
-      UnavailableError: scikit-learn is missing.
-    """
+    """Scikit-learn's 1,797 handwritten digits, shuffled once; the last 360 are the test split."""
     loaded: Any = require("sklearn.datasets").load_digits()
     order = np.random.default_rng(0).permutation(len(loaded.target))
     images = np.round(loaded.images * (255 / 16)).astype(np.uint8)[order][..., None]
     labels = loaded.target[order]
-    train, test = slice(-_DIGITS_TEST), slice(-_DIGITS_TEST, None)
+    splits = {"train": slice(-_DIGITS_TEST), "test": slice(-_DIGITS_TEST, None)}
     return ArraySource(
         name="digits",
         description="scikit-learn's handwritten digits",
         class_names=tuple("0123456789"),
-        arrays={"train": (images[train], labels[train]), "test": (images[test], labels[test])},
+        arrays={split: (images[rows], labels[rows]) for split, rows in splits.items()},
         flip=False,
     )
 

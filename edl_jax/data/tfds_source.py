@@ -1,202 +1,227 @@
-"""Image classification sets that TFDS has prepared, read without TensorFlow."""
+"""Image classification sets of TFDS: prepared on first use and read, without TensorFlow."""
 
 import contextlib
-import dataclasses
 import errno
-from collections.abc import Iterator
+import os
+import tarfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edl_jax.data.array_cache import cached_array
-from edl_jax.data.images import decode_image
-from edl_jax.data.optional import require
-from edl_jax.data.sources import check_labels, content_digest
-from edl_jax.data.streaming import StreamedImages, read_chunks
-from edl_jax.errors import DataError
+from edl_jax.data.arrays import LazyArray, UnavailableError, content_digest, require
+from edl_jax.data.sources import DATASETS, ArraySource, decode_image
+from edl_jax.errors import ConfigError, DataError, EDLError
+from edl_jax.runs.storage import user_cache
 
-DAMAGED = "The files are damaged or incomplete: delete the folder and prepare it again."
 # Data sets of characters, which mean something else or nothing when mirrored. TFDS does not say.
 _NOT_MIRRORED = {
     *("mnist", "mnist_corrupted", "emnist", "kmnist", "svhn_cropped"),
     *("binary_alpha_digits", "cmaterdb", "omniglot"),
 }
-_TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
-_LABEL_CHUNK = 1000
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class TfdsSource:
-    """A prepared data set.
+def open_tfds(name: str, data_dir: str | None, image_size: int | None) -> ArraySource:
+    """Find a data set in a TFDS directory (None: TFDS's own), or prepare it there.
 
-    A split of which at least a tenth is wanted is read whole and cached, so that next time it is
-    only mapped; fewer examples are decoded on their own.
-
-    Attributes:
-      name: as TFDS knows it, with its configuration, such as "imagenette/320px".
-      description: says where it is prepared.
-      class_names: names of the classes.
-      image_shape: height, width and channels.
-      resize: whether images have to be resized to that.
-      splits: TFDS's name of the "train" and of the "test" split.
-      keys: the image's and the label's feature; and the superclass's, if there is one.
-      records: the splits' serialized examples.
-      shards: the splits' files.
-      folder: where it is prepared.
-      cache: folder for decoded arrays, if there is any.
+    What is prepared is taken as it is, whatever its version and without the code that made it.
     """
+    tfds = require("tensorflow_datasets")
+    for module in ("array_record", "PIL.Image"):
+        require(module)
+    where = data_dir or "the default TFDS directory"
+    try:
+        builder = _builder(tfds, name, data_dir, image_size)
+        if "array_record" not in {form.value for form in builder.info.available_file_formats()}:
+            raise UnavailableError(f"{name} in {where} is not in ArrayRecord format.")
+        return _source(tfds, builder, image_size)
+    except EDLError:
+        raise
+    except Exception as error:  # the parsers under TFDS raise exceptions of their own
+        raise DataError(f"cannot open {name} in {where}: {error}. {advice(error)}") from error
 
-    name: str
-    description: str
-    class_names: tuple[str, ...]
-    image_shape: tuple[int, int, int]
-    resize: bool
-    splits: dict[str, str]
-    keys: tuple[str, ...]
-    records: dict[str, Any]
-    shards: dict[str, tuple[Path, ...]]
-    folder: Path
-    cache: Path | None
 
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Number of examples in each split."""
-        return {split: len(records) for split, records in self.records.items()}
-
-    @property
-    def flip(self) -> bool:
-        """Whether mirrored images keep their meaning."""
-        return self.name.split("/")[0] not in _NOT_MIRRORED
-
-    @property
-    def digest(self) -> str:
-        """What tells its files from others, by their names and sizes, 16 hexadecimal digits."""
-        about: list[Any] = [self.name, self.folder.name, self.class_names, self.keys]
-        about += [self.image_shape, self.resize]
-        for split in self.splits:
-            files = [[name, size] for name, size, _ in self._origin(split)["files"]]
-            about.append([self.splits[split], files])
-        return content_digest(about)
-
-    def read(self, split: str, rows: np.ndarray) -> np.ndarray:
-        """Decodes the images at `rows`.
-
-        Raises:
-          DataError: the files are damaged.
-        """
-        images = np.empty((len(rows), *self.image_shape), np.uint8)
-        with self._reading(split):
-            for index, example in enumerate(self._examples(split, rows)):
-                (content,) = example[self.keys[0]].bytes_list.value
-                images[index] = decode_image(content, self.image_shape, resize=self.resize)
-        return images
-
-    def images(self, split: str, rows: np.ndarray) -> np.ndarray:
-        """The images at `rows`, from the cache if they are many."""
-        streamed = StreamedImages(self, split, np.arange(self.sizes[split]))
-        if not self._whole(split, rows):
-            return np.concatenate(list(read_chunks(streamed, rows)))
-        every = cached_array(
-            self.cache,
-            f"{split}_images",
-            self._origin(split),
-            dtype=np.uint8,
-            shape=streamed.shape,
-            chunks=lambda: read_chunks(streamed, streamed.rows),
-        )
-        return every if np.array_equal(rows, streamed.rows) else every[rows]
-
-    def labels(self, split: str, rows: np.ndarray) -> np.ndarray:
-        """The labels at `rows`.
-
-        Raises:
-          DataError: the files are damaged.
-        """
-        labels = self._labels(split, rows, self.keys[1])
-        check_labels(self, split, labels, DAMAGED)
-        return labels
-
-    def labels_are_secret(self, split: str) -> bool:
-        """Whether the labels are not told: TFDS has -1 for all of them."""
-        return self._labels(split, np.arange(1), self.keys[1])[0] < 0
-
-    def superclasses(self) -> np.ndarray | None:
-        """The superclass of each class, where examples have a coarse label.
-
-        Raises:
-          DataError: a class has no training image, from which its superclass would be known.
-        """
-        if len(self.keys) < 3:
-            return None
-        rows = np.arange(self.sizes["train"])
-        table = np.full(len(self.class_names), -1)
-        table[self._labels("train", rows, self.keys[1])] = self._labels("train", rows, self.keys[2])
-        if table.min() < 0:
-            name = self.class_names[int(table.argmin())]
-            raise DataError(f"class {name} of {self.name} in {self.folder} has no training images")
-        return table
-
-    def _labels(self, split: str, rows: np.ndarray, key: str) -> np.ndarray:
-        def chunks(rows: np.ndarray) -> Iterator[np.ndarray]:
-            with self._reading(split):
-                for piece in np.split(rows, range(_LABEL_CHUNK, len(rows), _LABEL_CHUNK)):
-                    examples = self._examples(split, piece)
-                    values = [example[key].int64_list.value for example in examples]
-                    yield np.array(values, np.int32).reshape(len(piece))
-
-        if not self._whole(split, rows):
-            return np.concatenate(list(chunks(rows)))
-        size = self.sizes[split]
-        return cached_array(
-            self.cache,
-            f"{split}_{key}",
-            self._origin(split),
-            dtype=np.int32,
-            shape=(size,),
-            chunks=lambda: chunks(np.arange(size)),
-        )[rows]
-
-    def _whole(self, split: str, rows: np.ndarray) -> bool:
-        return 10 * len(rows) >= self.sizes[split]
-
-    def _origin(self, split: str) -> dict[str, Any]:
-        """What decoded arrays depend on; see `cached_array`."""
-        with self._reading(split):
-            stats = [(path.name, path.stat()) for path in self.shards[split]]
-        return {
-            "set": self.name,
-            "folder": str(self.folder.resolve()),
-            "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
-            "resize": self.resize,
-            "pillow": require("PIL").__version__,
-        }
-
-    def _examples(self, split: str, rows: np.ndarray) -> Iterator[Any]:
-        """The features of the examples at `rows`, as `tf.train.Example` has them."""
-        proto = require("tensorflow_datasets.proto").tf_example_pb2
-        for record in self.records[split].__getitems__(rows.tolist()):
-            yield proto.Example.FromString(record).features.feature
-
-    @contextlib.contextmanager
-    def _reading(self, split: str) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # ArrayRecord raises RuntimeError, Pillow OSError, others too
-            where = f"the {self.splits[split]} split of {title_of(self.name)} in {self.folder}"
-            raise DataError(f"cannot read {where}: {error}. {advice(error)}") from error
+def prepared_files(name: str, data_dir: str | None) -> tuple[tuple[str, int], ...]:
+    """Path and time of the file that TFDS writes last, of each version that is prepared."""
+    root = Path(os.path.expanduser(data_dir or "~/tensorflow_datasets"))
+    found = (root / name.split("/")[0].split(":")[0]).glob("**/dataset_info.json")
+    return tuple((str(path), path.stat().st_mtime_ns) for path in sorted(found))
 
 
 def advice(error: Exception) -> str:
     """What to do about data that cannot be read: what the machine refuses now may be sound."""
-    refusal = (
-        error.errno if isinstance(error, OSError) else None
-    )  # Pillow's OSErrors have no number
-    if isinstance(error, MemoryError) or refusal not in (None, errno.ENOENT):
+    number = error.errno if isinstance(error, OSError) else None  # Pillow's OSErrors have none
+    if isinstance(error, MemoryError) or number not in (None, errno.ENOENT):
         return "The files were left as they are: give the same command again when they can be read."
-    return DAMAGED
+    return "The files are damaged or incomplete: delete the folder and prepare it again."
 
 
-def title_of(name: str) -> str:
-    """The name of a data set in sentences."""
-    return _TITLES.get(name, name)
+def _builder(tfds: Any, name: str, data_dir: str | None, image_size: int | None) -> Any:
+    """A builder of the files in `data_dir`, which are prepared if they are not all there."""
+    files = require("tensorflow_datasets.core.read_only_builder")
+    try:
+        return files.builder_from_files(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError:
+        pass
+    except OSError as error:
+        # dataset_info.json is what TFDS writes last: without it, the folder is half a copy.
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except (ValueError, AssertionError, TypeError) as error:  # by name, configuration or option
+        told = str(error).splitlines()[0]  # else the names of all data sets
+        raise ConfigError(
+            f"there is no data set {name!r}: {told} Expected NAME, NAME/CONFIG or "
+            f"NAME/CONFIG:VERSION of TFDS, {', '.join(DATASETS)}, folder:PATH or auto."
+        ) from error
+    _features(tfds, builder.info, image_size)  # refuse before downloading
+    _prepare(tfds, builder, name)
+    return tfds.builder_from_directory(builder.data_path)
+
+
+def _prepare(tfds: Any, builder: Any, name: str) -> None:
+    """Download a data set and prepare it, with its own TFDS builder.
+
+    Checksums, shuffling, writing and renaming at the end are TFDS's: a half-finished folder is
+    never taken for a prepared one.
+    """
+    try:
+        urls = [*(builder.url_infos or ())]
+        if builder.name in ("cifar10", "cifar100"):
+            urls = [builder._cifar_info.url]
+            _read_cifar_without_tensorflow(builder)
+        # Fails within seconds where there is no network; TFDS's downloader tries for minutes.
+        for url in urls[:1]:
+            with contextlib.suppress(urllib.error.HTTPError):  # a server that refuses is one
+                request = urllib.request.Request(url, method="HEAD")
+                urllib.request.urlopen(request, timeout=3).close()
+        config = tfds.download.DownloadConfig(try_download_gcs=False)
+        builder.download_and_prepare(file_format="array_record", download_config=config)
+    except Exception as error:  # network, disk, checksum, archive: each has exceptions of its own
+        told = (
+            f"{name} is not prepared in {builder.data_dir_root} and could not be downloaded and "
+            f"prepared: {error}."
+        )
+        if isinstance(error, ImportError):
+            told += (
+                " Prepare it once where TensorFlow is, by "
+                f"tfds.builder({name!r}, data_dir={str(builder.data_dir_root)!r})"
+                ".download_and_prepare(file_format='array_record')."
+            )
+        raise UnavailableError(told) from error
+
+
+def _read_cifar_without_tensorflow(builder: Any) -> None:
+    """Replaces a CIFAR builder's reading of the archive, which uses TensorFlow."""
+    pillow, facts = require("PIL.Image"), builder._cifar_info
+    width = len(facts.label_keys)
+
+    def examples(split: str, records: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
+        # A byte for each label, then 32x32 pixels of red, of green and of blue.
+        for index, record in enumerate(np.frombuffer(records, np.uint8).reshape(-1, width + 3072)):
+            pixels = record[width:].reshape(3, 32, 32).transpose(1, 2, 0)
+            labels = zip(facts.label_keys, map(int, record), strict=False)
+            name = f"{split}_{index:05d}"
+            yield index, {"id": name, "image": pillow.fromarray(pixels), **dict(labels)}
+
+    def split_generators(downloads: Any) -> dict[str, Any]:
+        with tarfile.open(downloads.download(facts.url)) as tar:
+            files = {Path(member.name).name: tar.extractfile(member) for member in tar}
+            contents = {name: file.read() for name, file in files.items() if file}
+        for key, file in zip(facts.label_keys, facts.label_files, strict=True):
+            builder.info.features[key].names = contents[file].decode().split()
+        return {
+            split: examples(split, b"".join(contents[file] for file in files))
+            for split, files in [("train", facts.train_files), ("test", facts.test_files)]
+        }
+
+    builder._split_generators = split_generators
+
+
+def _source(tfds: Any, builder: Any, image_size: int | None) -> ArraySource:
+    """The train and the test split, whose arrays are read from the records when indexed."""
+    info, folder = builder.info, Path(builder.data_path)
+    name = info.full_name.rpartition("/")[0]
+    image_key, label_key, shape = _features(tfds, info, image_size)
+    if "train" not in info.splits or not {"test", "validation"} & {*info.splits}:
+        found = ", ".join(info.splits)
+        raise ConfigError(f"{name} has the splits {found}; expected train, and test or validation")
+    parse = require("tensorflow_datasets.proto").tf_example_pb2.Example.FromString
+    raw, caches = tfds.decode.DeserializeMethod.RAW_BYTES, user_cache()
+
+    @contextlib.contextmanager
+    def reading(split: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # ArrayRecord raises RuntimeError, Pillow OSError, others too
+            where = f"the {split} split of {name} in {folder}"
+            raise DataError(f"cannot read {where}: {error}. {advice(error)}") from error
+
+    def column(split: str, key: str, row_shape: Any, dtype: Any, decode: Callable) -> LazyArray:
+        with reading(split):
+            records = builder.as_data_source(
+                split, deserialize_method=raw, file_format="array_record"
+            )
+            stats = [(path.name, path.stat()) for path in map(Path, info.splits[split].filepaths)]
+
+        def read(rows: np.ndarray) -> np.ndarray:
+            values = np.empty((len(rows), *row_shape), dtype)
+            with reading(split):
+                for index, record in enumerate(records.__getitems__(rows.tolist())):
+                    values[index] = decode(parse(record).features.feature[key])
+            return values
+
+        files = [(file, stat.st_size) for file, stat in stats]
+        digest = content_digest([name, folder.name, split, key, files, row_shape, image_size])
+        of_cache = [digest, str(folder.resolve()), require("PIL").__version__]
+        of_cache += [stat.st_mtime_ns for _, stat in stats]
+        place = f"{info.full_name.replace('/', '-')}/{split}-{key}-{content_digest(of_cache)}.npy"
+        path = None if caches is None else caches / place
+        return LazyArray(np.arange(len(records)), row_shape, np.dtype(dtype), read, digest, path)
+
+    def decode(feature: Any) -> np.ndarray:
+        return decode_image(feature.bytes_list.value[0], shape[2], image_size).reshape(shape)
+
+    def arrays(split: str) -> tuple[LazyArray, LazyArray]:
+        images = column(split, image_key, shape, np.uint8, decode)
+        return images, column(split, label_key, (), np.int32, lambda x: x.int64_list.value[0])
+
+    train, test = arrays("train"), arrays("test" if "test" in info.splits else "validation")
+    if "validation" in info.splits and test[1][0] < 0:  # secret: -1 throughout
+        test = arrays("validation")
+    class_names, flip = tuple(info.features[label_key].names), info.name not in _NOT_MIRRORED
+    description = f"{name} prepared in {folder}"
+    return ArraySource(name, description, class_names, {"train": train, "test": test}, flip)
+
+
+def _features(tfds: Any, info: Any, image_size: int | None) -> tuple[str, str, tuple[int, ...]]:
+    """The names of the image and of the label, and the shape of the images."""
+    kinds, found = tfds.features, dict(info.features.items())
+    of_kind = {
+        "image": [
+            key
+            for key, x in found.items()
+            if type(x) is kinds.Image and x.np_dtype == np.uint8 and x.shape[2] in (1, 3, None)
+        ],
+        "label": [key for key, x in found.items() if type(x) is kinds.ClassLabel],
+    }
+    if not all(usual in keys or len(keys) == 1 for usual, keys in of_kind.items()):
+        raise ConfigError(
+            f"{info.name} is no set of labelled images: its features are {found}; expected an "
+            "Image of uint8 and 1 or 3 channels, and a ClassLabel, and of several one named image "
+            "and label."
+        )
+    image, label = (usual if usual in keys else keys[0] for usual, keys in of_kind.items())
+    height, width, channels = found[image].shape
+    if image_size is not None:
+        height = width = image_size
+    if height is None or width is None:
+        raise ConfigError(
+            f"{info.name} has images of no fixed size: give image_size, the side in pixels to "
+            "which they are resized and cropped, such as 224."
+        )
+    return image, label, (height, width, channels or 3)

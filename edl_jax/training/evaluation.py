@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from edl_jax.data.arrays import stream_batches
 from edl_jax.data.dataset import Dataset
-from edl_jax.data.streaming import prefetch_to_device, stream_batches
 from edl_jax.runs.devices import on_every_device, rows_divided
 from edl_jax.training.metrics import Metrics, Sums, metrics_of
 from edl_jax.training.steps import AXIS, Batch, TrainState
@@ -42,7 +42,7 @@ def _read_batches(dataset: Dataset, split: str, mesh: Mesh) -> Iterator[Batch]:
     else:
         batches = ((images[index], labels[index]) for index in rows)
     filled = ((x, np.where(no, -1, y)) for (x, y), no in zip(batches, is_surplus, strict=True))
-    return prefetch_to_device(filled, put)
+    return map(put, filled)
 
 
 @functools.lru_cache(maxsize=4)  # as of the training images, for both splits

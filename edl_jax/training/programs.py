@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from edl_jax.data.arrays import stream_batches
 from edl_jax.data.dataset import Dataset
-from edl_jax.data.streaming import prefetch_to_device, stream_batches
 from edl_jax.errors import ConfigError
 from edl_jax.runs.devices import on_every_device, rows_divided, to_every_device
 from edl_jax.training.config import TrainConfig
@@ -199,7 +199,7 @@ def _streamed(
         rows = order[first : first + count * places.size].reshape(count, places.size)
         rows = rows[:, places.reshape(-1)[mine]]
         batches = stream_batches(dataset.train_images, dataset.train_labels, rows)
-        for images, labels in prefetch_to_device(batches, put):
+        for images, labels in map(put, batches):
             state = compiled(state, key_step, images, labels)
         return state
 

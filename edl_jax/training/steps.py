@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from edl_jax.data.augmentation import normalize
+from edl_jax.data.augmentation import normalize, prepare
 from edl_jax.data.dataset import Dataset
-from edl_jax.data.mixing import prepare
 from edl_jax.losses.method import Student, as_method, check_loss, put_together, take_apart
 from edl_jax.training.building import make_build
 from edl_jax.training.config import TrainConfig

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from edl_jax.data import datasets, download
+from edl_jax.data import datasets
 
 NO_SERVER = "http://127.0.0.1:9/archive.tar.gz"  # the discard port: refused at once
 CIFAR10_NAMES = (
@@ -28,10 +28,21 @@ COARSE_NAMES = tuple(f"coarse{label}" for label in range(20))
 @pytest.fixture(autouse=True)
 def offline(monkeypatch, tmp_path):
     """No test sees this machine's network, environment, TFDS directory or cache, nor another's."""
-    monkeypatch.setattr(download, "CIFAR_URLS", dict.fromkeys(download.CIFAR_URLS, NO_SERVER))
+    for name in ("cifar10", "cifar100"):
+        name_archive(monkeypatch, name, NO_SERVER)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "empty"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home cache"))
     datasets._load.cache_clear()
+
+
+def name_archive(patch: pytest.MonkeyPatch, name: str, url: str) -> None:
+    """Lets TFDS download a CIFAR archive from another address."""
+    with contextlib.suppress(ImportError):
+        from tensorflow_datasets.image_classification import cifar
+
+        kind = {"cifar10": cifar.Cifar10, "cifar100": cifar.Cifar100}[name]
+        of_builder = kind._cifar_info.fget
+        patch.setattr(kind, "_cifar_info", property(lambda x: of_builder(x)._replace(url=url)))
 
 
 class Archive(NamedTuple):
@@ -67,17 +78,18 @@ def write_archive(name: str, folder: Path, surplus: bytes = b"") -> Archive:
     for file, piece in zip(sizes, pieces, strict=True):
         files[file] = piece.tobytes() + surplus
     path = folder / "archive.tar.gz"
+    top = {"cifar10": "cifar-10-batches-bin", "cifar100": "cifar-100-binary"}[name]
     with tarfile.open(path, "w:gz") as tar:
         for file, content in files.items():
-            info = tarfile.TarInfo(f"folder/{file}")
+            info = tarfile.TarInfo(f"{top}/{file}")
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
     return Archive(images, labels, len(pieces[-1]), path)
 
 
 @contextlib.contextmanager
-def served(name: str, archive: Archive, answers_head: bool = True) -> Iterator[None]:
-    """Serves an archive on the loopback as if it were the official one."""
+def served(name: str, archive: Archive, answers_head: bool = True) -> Iterator[str]:
+    """Serves an archive on the loopback as if it were the official one; gives its address."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, format, *args):
@@ -97,9 +109,9 @@ def served(name: str, archive: Archive, answers_head: bool = True) -> Iterator[N
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         url = f"http://127.0.0.1:{server.server_port}/archive.tar.gz"
-        patch.setitem(download.CIFAR_URLS, name, url)
+        name_archive(patch, name, url)
         try:
-            yield
+            yield url
         finally:
             server.shutdown()
             thread.join()

@@ -1,57 +1,58 @@
-import json
+import contextlib
 import logging
 import os
 import pwd
 import shutil
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from edl_jax.data import array_cache, datasets
-from edl_jax.data.array_cache import cached_array
+from edl_jax.data import arrays, datasets
+from edl_jax.data.arrays import LazyArray, read_rows
 from edl_jax.data.config import DataConfig
 from edl_jax.data.datasets import load_dataset
-from edl_jax.data.tfds_catalog import prepared_files
+from edl_jax.data.tfds_source import prepared_files
 from edl_jax.errors import DataError
-from edl_jax.runs.storage import user_cache
+from edl_jax.runs.storage import TEMPORARY, user_cache
 
-ORIGIN = {"set": "some", "files": [["a", 1, 2]]}
 ARRAY = np.arange(24, dtype=np.int32).reshape(6, 4)
 
 
 class Source:
-    """Counts how often the array is computed, in two chunks."""
+    """Counts how often the array is read."""
 
     def __init__(self, array=ARRAY):
         self.array, self.count = array, 0
 
-    def chunks(self):
+    def read(self, rows):
         self.count += 1
-        yield self.array[:4]
-        yield self.array[4:]
+        return self.array[rows]
 
 
-def load(folder, source, origin=ORIGIN, item="item", array=ARRAY):
-    return cached_array(
-        folder, item, origin, dtype=array.dtype, shape=array.shape, chunks=source.chunks
-    )
+class Broken(Source):
+    def read(self, rows):
+        return self.array[rows + 1]
+
+
+def load(path, source):
+    array = source.array
+    rows = np.arange(len(array))
+    return read_rows(LazyArray(rows, array.shape[1:], array.dtype, source.read, "", path), rows)
 
 
 def test_computed_once_then_mapped(tmp_path):
-    source = Source()
+    source, path = Source(), tmp_path / "a" / "b" / "item.npy"
     for _ in range(3):
-        found = load(tmp_path / "a" / "b", source)
+        found = load(path, source)
         np.testing.assert_array_equal(found, ARRAY)
         assert found.dtype == ARRAY.dtype
         with pytest.raises(ValueError, match="read-only"):
             found[...] = 0
     assert source.count == 1
-    files = sorted(path.name for path in (tmp_path / "a" / "b").iterdir())
-    assert files == ["item.json", "item.npy"]  # and nothing temporary
-    np.testing.assert_array_equal(np.load(tmp_path / "a" / "b" / "item.npy"), ARRAY)
+    assert [*path.parent.iterdir()] == [path]  # and nothing temporary
+    np.testing.assert_array_equal(np.load(path), ARRAY)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int32"])
@@ -59,72 +60,44 @@ def test_computed_once_then_mapped(tmp_path):
 def test_any_shape(tmp_path, dtype, shape):
     array = np.ones(shape, dtype)
     for _ in range(2):
-        found = load(tmp_path, Source(array), array=array)
+        found = load(tmp_path / "item.npy", Source(array))
         assert (found.shape, found.dtype) == (array.shape, array.dtype)
         np.testing.assert_array_equal(found, array)
 
 
-@pytest.mark.parametrize("name", ["item.npy", "item.json"])
-@pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "longer", "flipped", "folder"])
-def test_damage_to_any_file_is_noticed_and_mended(tmp_path, caplog, name, damage):
-    load(tmp_path, Source())
-    path = tmp_path / name
+@pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "flipped", "folder"])
+def test_damage_is_noticed_and_mended(tmp_path, caplog, damage):
+    path = tmp_path / "item.npy"
+    load(path, Source())
     content = path.read_bytes()
     path.unlink()
     if damage == "folder":
         path.mkdir()
     elif damage != "missing":
-        changed = {
-            "empty": b"",
-            "truncated": content[:-1],
-            "longer": content + b"0",
-            "flipped": bytes(byte ^ 255 for byte in content),
-        }
+        flipped = bytes(byte ^ 255 for byte in content)
+        changed = {"empty": b"", "truncated": content[:-1], "flipped": flipped}
         path.write_bytes(changed[damage])
     source = Source()
     with caplog.at_level(logging.WARNING):
-        np.testing.assert_array_equal(load(tmp_path, source), ARRAY)
+        np.testing.assert_array_equal(load(path, source), ARRAY)
     assert source.count >= 1
-    assert ("built again" in caplog.text) == ((name, damage) != ("item.json", "missing"))
+    assert ("written again" in caplog.text) == (damage != "missing")
     if damage != "folder":  # which cannot be replaced by a file
-        np.testing.assert_array_equal(load(tmp_path, source), ARRAY)
+        np.testing.assert_array_equal(load(path, source), ARRAY)
         assert source.count == 1
 
 
-def test_every_flipped_byte_is_noticed_or_harmless(tmp_path):
-    load(tmp_path, Source())
-    origin = json.loads((tmp_path / "item.json").read_bytes())["origin"]
-    for name in ("item.npy", "item.json"):
-        content = (tmp_path / name).read_bytes()
-        for place in range(len(content)):
-            broken = bytearray(content)
-            broken[place] ^= 1 << (place % 8)
-            (tmp_path / name).write_bytes(broken)
-            found = array_cache._read(tmp_path, "item", origin, ARRAY.dtype, ARRAY.shape)
-            if found is not None:
-                assert name == "item.json"  # whose white space may change
-                np.testing.assert_array_equal(found, ARRAY)
-        (tmp_path / name).write_bytes(content)
-
-
-@pytest.mark.parametrize("change", ["origin", "dtype", "shape"])
-def test_a_stale_array_is_replaced(tmp_path, caplog, change):
-    load(tmp_path, Source())
-    array = {"dtype": ARRAY.astype(np.float32), "shape": ARRAY.reshape(6, 2, 2)}.get(change, ARRAY)
-    origin = ORIGIN | ({"set": "other"} if change == "origin" else {})
+@pytest.mark.parametrize("change", ["dtype", "shape"])
+def test_an_array_of_another_kind_is_replaced(tmp_path, caplog, change):
+    old = load(tmp_path / "item.npy", Source())
+    array = {"dtype": ARRAY.astype(np.float32), "shape": ARRAY.reshape(6, 2, 2)}[change]
     source = Source(array + 1)
     for _ in range(2):
-        found = load(tmp_path, source, origin, array=array)
+        found = load(tmp_path / "item.npy", source)
         np.testing.assert_array_equal(found, array + 1)
     assert source.count == 1
-    assert "stale" in caplog.text
-
-
-def test_an_array_in_use_outlives_its_replacement(tmp_path):
-    old = load(tmp_path, Source())
-    new = load(tmp_path, Source(ARRAY + 1), {"set": "other"})
-    np.testing.assert_array_equal(old, ARRAY)
-    np.testing.assert_array_equal(new, ARRAY + 1)
+    assert "it is int32[6, 4]" in caplog.text
+    np.testing.assert_array_equal(old, ARRAY)  # what is in use outlives its replacement
 
 
 def blocked(tmp_path: Path) -> Path:
@@ -138,79 +111,53 @@ def test_without_a_folder_that_can_be_written_there_is_no_cache(tmp_path, caplog
     source = Source()
     with caplog.at_level(logging.INFO):
         for _ in range(2):
-            found = load(blocked(tmp_path) if exists else None, source)
+            found = load(blocked(tmp_path) / "item.npy" if exists else None, source)
             np.testing.assert_array_equal(found, ARRAY)
-            assert not found.flags.writeable
     assert source.count == 2
-    assert [record.levelname for record in caplog.records] == ["INFO"] * (2 if exists else 0)
+    assert ("is not kept" in caplog.text) == exists
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
-    class Full(array_cache._ChecksumWriter):
-        def write(self, data):
-            if self.crc32:  # something was written
-                raise OSError(28, "No space left on device")
-            super().write(data)
+    @contextlib.contextmanager
+    def full(path):
+        with open_atomically(path) as file:
+            yield file
+            raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(array_cache, "_ChecksumWriter", Full)
-    np.testing.assert_array_equal(load(tmp_path, Source()), ARRAY)
+    open_atomically = arrays.open_atomically
+    monkeypatch.setattr(arrays, "open_atomically", full)
+    np.testing.assert_array_equal(load(tmp_path / "item.npy", Source()), ARRAY)
     assert not [*tmp_path.iterdir()]
 
 
-def test_an_error_while_computing_leaves_nothing_behind(tmp_path):
-    def chunks():
-        yield ARRAY[:4]
-        raise KeyError("broken")
-
-    with pytest.raises(KeyError):
-        cached_array(tmp_path, "item", ORIGIN, dtype="int32", shape=(6, 4), chunks=chunks)
+def test_an_error_while_reading_leaves_nothing_behind(tmp_path):
+    with pytest.raises(IndexError):
+        load(tmp_path / "item.npy", Broken())
     assert not [*tmp_path.iterdir()]
 
 
-def test_what_a_killed_process_left_is_removed_after_an_hour(tmp_path):
-    old, new = tmp_path / ".item.npy.old", tmp_path / ".item.npy.new"
-    for path, age in ((old, 4000), (new, 3000)):
-        path.write_bytes(b"half")
-        os.utime(path, (time.time() - age,) * 2)
-    load(tmp_path, Source())
-    assert (old.exists(), new.exists()) == (False, True)
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    left = tmp_path / f".item.npy.left{TEMPORARY}"
+    left.write_bytes(b"half")
+    load(tmp_path / "item.npy", Source())
+    assert not left.exists()
 
 
-# Two at once
+def test_threads_that_write_at_once_all_get_the_array(tmp_path):
+    barrier, found, path = threading.Barrier(6), [], tmp_path / "item.npy"
 
-
-@pytest.mark.parametrize("other", [ORIGIN, {"set": "other"}])
-def test_another_process_may_build_meanwhile(tmp_path, other):
-    def chunks():
-        yield ARRAY[:4]
-        np.testing.assert_array_equal(load(tmp_path, Source(), other), ARRAY)
-        yield ARRAY[4:]
-
-    found = cached_array(tmp_path, "item", ORIGIN, dtype="int32", shape=(6, 4), chunks=chunks)
-    np.testing.assert_array_equal(found, ARRAY)
-    source = Source()
-    np.testing.assert_array_equal(load(tmp_path, source), ARRAY)
-    assert source.count == 0
-
-
-def test_threads_that_want_different_arrays_in_one_place_all_get_theirs(tmp_path):
-    barrier, wrong = threading.Barrier(6), []
-
-    def work(number):
-        mine = ARRAY + number % 3
+    def work():
         barrier.wait()
         for _ in range(20):
-            found = load(tmp_path, Source(mine), {"set": str(number % 3)})
-            if not np.array_equal(found, mine):
-                wrong.append(number)
+            found.append(np.array_equal(load(path, Source()), ARRAY))
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    threads = [threading.Thread(target=work) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert not wrong
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["item.json", "item.npy"]
+    assert found == [True] * 120
+    assert [*tmp_path.iterdir()] == [path]
 
 
 # In a data set
@@ -232,12 +179,9 @@ def test_decoded_images_are_kept_in_the_users_cache_alone(copy_of, caches, monke
     before = sorted(root.rglob("*"))
     first = load_cells(root, val_examples=9)
     (cache,) = caches()
-    assert cache.name.startswith("tiny_cells-1.0.0-")
-    assert sorted(path.name for path in cache.iterdir()) == sorted(
-        f"{split}_{item}.{kind}"
-        for split in ("train", "test")
-        for item in ("images", "label")
-        for kind in ("npy", "json")
+    assert cache.name == "tiny_cells-1.0.0"
+    assert sorted(path.name.rpartition("-")[0] for path in cache.iterdir()) == sorted(
+        f"{split}-{item}" for split in ("train", "test") for item in ("image", "label")
     )
     assert sorted(root.rglob("*")) == before
 
@@ -268,17 +212,15 @@ def test_each_size_and_each_folder_has_a_cache_of_its_own(copy_of, caches, tmp_p
     load_cells(root, image_size=5)
     shutil.copytree(root, tmp_path / "elsewhere")
     load_cells(tmp_path / "elsewhere")
-    kinds = sorted(path.name.rpartition("-")[0] for path in caches())
-    assert kinds == ["tiny_cells-1.0.0", "tiny_cells-1.0.0", "tiny_cells-1.0.0-5"]
+    (cache,) = caches()
+    assert len([*cache.glob("test-image-*.npy")]) == 3
 
 
-@pytest.mark.parametrize(
-    "name", ["train_images.npy", "train_images.json", "test_label.npy", "test_label.json"]
-)
+@pytest.mark.parametrize("name", ["train-image", "test-label"])
 def test_a_damaged_cache_is_mended_from_the_records(copy_of, caches, name):
     root, _ = copy_of("tiny_cells")
     first = load_cells(root)
-    path = caches()[0] / name
+    (path,) = caches()[0].glob(f"{name}-*.npy")
     whole = path.read_bytes()
     path.unlink()  # else the arrays that are mapped would change too
     path.write_bytes(whole[:-20])
@@ -288,25 +230,17 @@ def test_a_damaged_cache_is_mended_from_the_records(copy_of, caches, name):
     assert path.read_bytes() == whole
 
 
-@pytest.mark.parametrize("change", ["touched records", "another Pillow", "another split"])
-def test_a_cache_of_something_else_is_stale(copy_of, caches, monkeypatch, change):
+@pytest.mark.parametrize("change", ["touched records", "another Pillow"])
+def test_a_cache_of_something_else_is_not_used(copy_of, caches, monkeypatch, change):
     root, folder = copy_of("tiny_cells")
     load_cells(root)
-    described = caches()[0] / "test_images.json"
-    before = json.loads(described.read_bytes())
     if change == "touched records":
         for path in folder.glob("*test*"):
             path.touch()
-    elif change == "another Pillow":
-        monkeypatch.setattr("PIL.__version__", "0.0")
     else:
-        train = described.with_name("train_images.npy")
-        shutil.copy(train, described.with_suffix(".npy"))
-        shutil.copy(train.with_suffix(".json"), described)
-    data = load_cells(root)
-    assert sorted(data.test_images[:, 0, 0, 0]) == [*range(len(data.test_images))]
-    after = json.loads(described.read_bytes())
-    assert (after["origin"] == before["origin"]) == (change == "another split")
+        monkeypatch.setattr("PIL.__version__", "0.0")
+    load_cells(root)
+    assert len([*caches()[0].glob("test-image-*.npy")]) == 2
 
 
 def test_nothing_writable_does_without_a_cache(copy_of, caches, tmp_path, monkeypatch):
@@ -315,8 +249,10 @@ def test_nothing_writable_does_without_a_cache(copy_of, caches, tmp_path, monkey
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked(tmp_path)))
     np.testing.assert_array_equal(load_cells(root).train_images, expected.train_images)
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr("edl_jax.data.tfds_catalog.user_cache", lambda: None)
-    np.testing.assert_array_equal(load_cells(root).train_images, expected.train_images)
+    monkeypatch.setattr("edl_jax.data.tfds_source.user_cache", lambda: None)
+    without = load_cells(root)
+    np.testing.assert_array_equal(without.train_images, expected.train_images)
+    assert not without.train_images.flags.writeable
     assert len(caches()) == 1
 
 

@@ -53,7 +53,7 @@ def test_one_folder_is_split_once_for_all_seeds_and_images_are_resized(tmp_path)
     [
         ((), "expected a sub-folder of images"),
         (("a/1.png",), "expected a sub-folder of images"),
-        (("train/a/1.png", "train/b/1.png", "test/a/1.png"), "train: a, b; test: a"),
+        (("train/a/1.png", "train/b/1.png", "test/a/1.png"), "'train': .'a', 'b'.*'test': .'a'"),
         (("a/broken.png", "b/broken.png"), "cannot be read as an image"),
     ],
 )

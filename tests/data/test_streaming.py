@@ -1,5 +1,4 @@
 import importlib.util
-import itertools
 import sys
 import threading
 import time
@@ -8,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from edl_jax.data import datasets, streaming
+from edl_jax.data import datasets
+from edl_jax.data.arrays import LazyArray, stream_batches
 from edl_jax.data.config import DataConfig
-from edl_jax.data.datasets import load_dataset
-from edl_jax.data.streaming import fits_device, prefetch_to_device, stream_batches
-from edl_jax.errors import DataError, InputError
+from edl_jax.data.datasets import fits_device, load_dataset
+from edl_jax.errors import DataError
 
 needs_grain = pytest.mark.skipif(
     importlib.util.find_spec("grain") is None, reason="grain is not installed"
@@ -140,88 +139,16 @@ def test_damaged_records_reach_the_consumer_as_a_data_error(copy_of):
     datasets._load.cache_clear()
     for path in folder.glob("*-train.*"):
         path.write_bytes(bytes(len(path.read_bytes())))
-    broken = streaming.StreamedImages(
-        datasets.open_tfds("tiny_cells", str(root), None), "train", np.arange(90)
-    )
+    broken = datasets.open_tfds("tiny_cells", str(root), None).arrays["train"][0]
     with pytest.raises(DataError, match="cannot read the train split of tiny_cells"):
         [*stream_batches(broken, data.train_labels, np.arange(90).reshape(9, 10))]
     wait_until_threads_end()
 
 
-@pytest.mark.parametrize(
-    ("indices", "named"),
-    [
-        (np.arange(4), r"shape \(4,\)"),
-        (np.zeros((2, 2)), "float64"),
-        (np.array([[0, 50]]), r"0\.\.50; expected 0\.\.49"),
-        (np.array([[-1, 0]]), r"-1\.\.0"),
-    ],
-)
-def test_wrong_indices_are_refused_at_once(indices, named):
-    with pytest.raises(InputError, match=named):
-        stream_batches(IMAGES, LABELS, indices)
-
-
 def test_without_grain_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "grain", None)
     with pytest.raises(DataError, match=r'grain.*pip install "edl_jax\[data\]"'):
-        stream_batches(IMAGES, LABELS, np.zeros((1, 1), int))
-
-
-# Device
-
-
-class Source:
-    """Counts what is taken from it and whether it was closed."""
-
-    def __init__(self, number):
-        self.taken, self.closed, self.number = 0, False, number
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        if self.taken == self.number:
-            raise StopIteration
-        self.taken += 1
-        return self.taken - 1
-
-    def close(self):
-        self.closed = True
-
-
-@pytest.mark.parametrize("size", [0, 1, 2, 20])
-def test_so_many_batches_are_put_ahead(size):
-    source, put = Source(9), []
-
-    def record(batch):
-        put.append(batch)
-        return 10 * batch
-
-    for number, batch in enumerate(prefetch_to_device(source, record, size)):
-        assert batch == 10 * number
-        assert len(put) == source.taken == min(number + size + 1, 9)
-    assert number == 8
-    assert source.closed
-
-
-def test_the_source_is_closed_when_the_consumer_stops_or_putting_fails():
-    source = Source(9)
-    batches = prefetch_to_device(source, lambda batch: batch)
-    assert [*itertools.islice(batches, 2)] == [0, 1]
-    assert not source.closed
-    batches.close()  # type: ignore[attr-defined]
-    assert source.closed
-    source = Source(9)
-    with pytest.raises(ZeroDivisionError):
-        [*prefetch_to_device(source, lambda x: 1 // (3 - x))]
-    assert source.closed
-
-
-def test_batches_arrive_on_the_device():
-    for number, batch in enumerate(prefetch_to_device([np.ones(3), np.zeros(3)], jax.device_put)):
-        assert isinstance(batch, jax.Array)
-        np.testing.assert_array_equal(batch, 1 - number)
+        next(stream_batches(IMAGES, LABELS, np.zeros((1, 1), int)))
 
 
 # Memory
@@ -253,6 +180,6 @@ def test_sets_that_do_not_fit_are_streamed(monkeypatch, size):
     assert data.streamed == (size < 81_920)
     for part in ("train", "val", "test"):
         images = getattr(data, f"{part}_images")
-        assert isinstance(images, streaming.StreamedImages) == data.streamed
+        assert isinstance(images, LazyArray) == data.streamed
     assert isinstance(data.train_labels, np.ndarray)
     assert not load_dataset(DataConfig("digits", train_examples=1280, stream=False)).streamed
