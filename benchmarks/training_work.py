@@ -18,9 +18,9 @@ from edl_jax import TrainConfig
 from edl_jax.data.augmentation import Augmentation
 from edl_jax.data.dataset import Dataset
 from edl_jax.losses.by_name import resolve_loss
-from edl_jax.models.by_name import create_model
+from edl_jax.models import MODELS
 from edl_jax.runs.devices import device_mesh
-from edl_jax.training.programs import TrainFunctions, make_train
+from edl_jax.training.programs import TrainFunctions
 from edl_jax.training.steps import AXIS
 
 NUM_CLASSES = 10
@@ -89,9 +89,8 @@ class TrainWork:
         """Of the convolutions and products of a step, forward and backward."""
 
         def forward(images: jax.Array) -> jax.Array:
-            model = create_model(
-                self.model, width=self.width, num_classes=NUM_CLASSES, rngs=nnx.Rngs(0)
-            )
+            width = {} if self.width is None else {"width": self.width}
+            model: Any = MODELS[self.model](num_classes=NUM_CLASSES, rngs=nnx.Rngs(0), **width)
             return model(images)
 
         shape = (self.batch_size, self.image_size, self.image_size, 3)
@@ -111,7 +110,7 @@ def patch(module: Any, name: str, value: Any) -> Patch:
 def functions_of(work: TrainWork, config: TrainConfig, num_devices: int = 1) -> TrainFunctions:
     """Our functions of a training, on the first so many devices."""
     mesh = device_mesh(AXIS, jax.devices()[:num_devices])
-    return make_train(config, work.dataset, resolve_loss(config.loss), mesh)
+    return TrainFunctions(config, work.dataset, resolve_loss(config.loss), mesh)
 
 
 def our_run(functions: TrainFunctions, steps: int) -> Run:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from edl_jax.models.by_name import create_model
+from edl_jax.models import MODELS
 from edl_jax.models.resnet import ResNet, ResNetArchitecture
 from edl_jax.models.vit import VisionTransformer, ViTArchitecture
 from tests.network_tools import fill, images_of, quick_jit

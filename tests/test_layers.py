@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 from hypothesis.extra.numpy import arrays
 from jax.test_util import check_grads
 
-from edl_jax.models.by_name import create_model
+from edl_jax.models import MODELS
 from edl_jax.models.layers import NormalizedHead
 from tests.network_tools import fill, images_of, quick_jit
 
@@ -73,7 +73,7 @@ def test_features_without_direction_have_cosines_of_zero_and_no_gradient():
 
 @pytest.mark.parametrize("name", ["resnet8", "vit_tiny"])
 def test_every_family_takes_a_normalized_head(name):
-    model = nnx.eval_shape(lambda: create_model(name, width=6, head_scale=7.0, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: MODELS[name](width=6, head_scale=7.0, rngs=nnx.Rngs(0)))
     assert isinstance(model.head, NormalizedHead)
     assert model.head.scale == 7.0
     assert model.head.kernel.shape[1] == 10
@@ -82,7 +82,7 @@ def test_every_family_takes_a_normalized_head(name):
 def statistics_and_gradient(norm_axis: str | None, shards: int | None):
     """New statistics and gradient of a step on 8 images, divided into mapped shards if asked."""
     model = nnx.eval_shape(
-        lambda: create_model("resnet8", width=2, norm_axis=norm_axis, rngs=nnx.Rngs(0))
+        lambda: MODELS["resnet8"](width=2, norm_axis=norm_axis, rngs=nnx.Rngs(0))
     )
     graph, params, statistics = nnx.split(fill(model), nnx.Param, nnx.BatchStat)
     images, labels = images_of(8, 8), np.arange(8)
@@ -121,6 +121,6 @@ def test_statistics_stay_local_without_an_axis():
 
 @pytest.mark.parametrize(("name", "count"), [("resnet18", 20), ("resnet50", 53)])
 def test_every_batch_norm_has_the_axis(name, count):
-    model = nnx.eval_shape(lambda: create_model(name, norm_axis="shard", rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: MODELS[name](norm_axis="shard", rngs=nnx.Rngs(0)))
     norms = [module for _, module in nnx.iter_modules(model) if isinstance(module, nnx.BatchNorm)]
     assert [norm.axis_name for norm in norms] == ["shard"] * count

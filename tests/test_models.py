@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from edl_jax.errors import ConfigError
-from edl_jax.models.by_name import MODELS, create_model
+from edl_jax.models import MODELS
 from edl_jax.models.resnet import ResNet
 from edl_jax.models.vit import VisionTransformer, ViTArchitecture
 from tests.network_tools import fill, images_of, logits_of
@@ -53,13 +53,13 @@ def test_every_model_is_tested():
 @functools.cache
 def abstract(name: str) -> nnx.Module:
     """The network at full width, shapes only."""
-    return nnx.eval_shape(lambda: create_model(name, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: MODELS[name](dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
 
 
 def narrow(name: str, dtype=jnp.float32) -> nnx.Module:
     width = 12 if name.startswith("vit") else 4
     return fill(
-        nnx.eval_shape(lambda: create_model(name, width=width, dtype=dtype, rngs=nnx.Rngs(0)))
+        nnx.eval_shape(lambda: MODELS[name](width=width, dtype=dtype, rngs=nnx.Rngs(0)))
     )
 
 
@@ -131,22 +131,22 @@ def test_bfloat16_is_near_float32():
 @pytest.mark.parametrize("field", ["width", "num_classes", "in_channels", "image_size"])
 def test_sizes_must_be_positive(field):
     with pytest.raises(ConfigError, match=f"{field}.*got 0"):
-        create_model("resnet8", **{field: 0}, rngs=nnx.Rngs(0))
+        MODELS["resnet8"](**{field: 0}, rngs=nnx.Rngs(0))
 
 
 def test_unknown_name_names_the_known_ones():
     with pytest.raises(ConfigError, match=r"'resnet9'.*resnet8, resnet20, .*, vit_tiny"):
-        create_model("resnet9", rngs=nnx.Rngs(0))
+        MODELS["resnet9"](rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
 def test_head_scale_must_be_positive_and_finite(scale):
     with pytest.raises(ConfigError, match=f"head_scale must be positive and finite, got {scale}"):
-        create_model("resnet8", head_scale=scale, rngs=nnx.Rngs(0))
+        MODELS["resnet8"](head_scale=scale, rngs=nnx.Rngs(0))
 
 
 def test_resnet_takes_images_of_any_size():
-    model = nnx.eval_shape(lambda: create_model("resnet8", image_size=28, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: MODELS["resnet8"](image_size=28, rngs=nnx.Rngs(0)))
     assert isinstance(model, ResNet)
     assert nnx.eval_shape(
         lambda model, images: model(images), model, jnp.ones((1, 17, 9, 3))

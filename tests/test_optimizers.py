@@ -1,6 +1,7 @@
-"""Optimisers, and what changes a step: decay, clipping, averages, parts of a batch, mixing."""
+"""Optimisers, and what changes a step: decay, clipping, averages, mixing."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,8 @@ from flax import nnx
 
 from edl_jax.errors import ConfigError
 from edl_jax.losses.formulas.robust_barron import AdaptiveBarron
-from edl_jax.models import by_name as models
-from edl_jax.models.vit import ViTArchitecture
+from edl_jax.models import MODELS
+from edl_jax.models.vit import VisionTransformer
 from edl_jax.training import Augmentation
 from edl_jax.training.optimizers import OptimizerConfig, make_schedule
 from edl_jax.training.training import load_shared
@@ -29,8 +30,8 @@ def dataset():
 
 @pytest.fixture
 def small_vit(monkeypatch):
-    """No batch statistics, so that parts of a batch are independent."""
-    monkeypatch.setitem(models.MODELS, "vit_tiny", ViTArchitecture(12, depth=1, heads=1, patch=4))
+    model = partial(VisionTransformer, width=12, depth=1, heads=1, patch=4)
+    monkeypatch.setitem(MODELS, "vit_tiny", model)
     return dataclasses.replace(
         DIGITS,
         model="vit_tiny",
@@ -68,7 +69,7 @@ def test_decay_is_the_optimisers_own_where_it_has_one_and_spares_the_loss(name):
 
 
 def test_an_optimiser_that_keeps_a_random_key_is_refused():
-    with pytest.raises(ConfigError, match="'noisy_sgd' keeps a random key"):
+    with pytest.raises(ConfigError, match="'noisy_sgd' .* keeps a random key"):
         make_optimizer("noisy_sgd", {"key": 0}, 0.1)
 
 
@@ -104,17 +105,6 @@ def test_a_training_of_a_single_step_trains(dataset):
     before = jax.device_get(functions.init(key).params)
     after = functions.advance(functions.init(key), key, 1).params
     assert all(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (before, after)), strict=True))
-
-
-def test_parts_of_a_batch_add_up_to_the_batch(small_vit, dataset):
-    key, states = jax.random.key(0), {}
-    for parts in (1, 4):
-        config = dataclasses.replace(small_vit, accumulate=parts, warmup_epochs=0)
-        functions = functions_of(config, dataset)
-        states[parts] = functions.advance(functions.init(key), key, 3)
-    assert_close(states[4].params, states[1].params, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(states[4].loss_sum, states[1].loss_sum, rtol=1e-5)
-    assert states[4].correct == states[1].correct
 
 
 def test_the_average_is_evaluated_and_follows_the_weights(small_vit, dataset):

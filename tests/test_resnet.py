@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from edl_jax.models.by_name import create_model
+from edl_jax.models import MODELS
 from edl_jax.models.resnet import ResNet, ResNetArchitecture
 from tests.network_tools import fill, logits_of, quick_jit
 
@@ -15,7 +15,7 @@ def images_of(*shape: int) -> jax.Array:
 
 def resnet8(dtype=jnp.float32) -> nnx.Module:
     return fill(
-        nnx.eval_shape(lambda: create_model("resnet8", width=4, dtype=dtype, rngs=nnx.Rngs(0)))
+        nnx.eval_shape(lambda: MODELS["resnet8"](width=4, dtype=dtype, rngs=nnx.Rngs(0)))
     )
 
 
@@ -50,7 +50,7 @@ def test_parameter_count_of_the_cifar_family_by_arithmetic(blocks, width):
 @pytest.mark.parametrize("shape", [(2, 32, 32, 3), (3, 8, 8, 1)])
 def test_logits_are_float32_of_one_row_per_image(name, shape):
     sizes = {"width": 4, "num_classes": 7, "in_channels": shape[-1]}
-    model = fill(nnx.eval_shape(lambda: create_model(name, **sizes, rngs=nnx.Rngs(0))))
+    model = fill(nnx.eval_shape(lambda: MODELS[name](**sizes, rngs=nnx.Rngs(0))))
     logits = logits_of(model, images_of(*shape))
     assert logits.shape == (shape[0], 7)
     assert logits.dtype == jnp.float32
@@ -140,7 +140,7 @@ def test_pure_function_of_state_under_jit_and_grad():
 
 
 def test_option_a_shortcut_subsamples_and_pads_with_zeros():
-    model = nnx.eval_shape(lambda: create_model("resnet8", width=4, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: MODELS["resnet8"](width=4, rngs=nnx.Rngs(0)))
     x = images_of(2, 8, 8, 4)
     y = model.blocks[1].shortcut(x)
     assert y.shape == (2, 4, 4, 8)
@@ -152,7 +152,7 @@ def test_option_a_shortcut_subsamples_and_pads_with_zeros():
 def test_initial_weights_are_he_normal_over_the_fan_out():
     @quick_jit
     def kernels():
-        model = create_model("resnet8", width=64, rngs=nnx.Rngs(0))
+        model = MODELS["resnet8"](width=64, rngs=nnx.Rngs(0))
         return [block.first.conv.kernel[...] for block in model.blocks[:2]]
 
     for kernel in kernels():

@@ -12,7 +12,7 @@ from edl_jax.errors import ConfigError
 from edl_jax.losses import load_pretrained
 from edl_jax.runs.devices import device_mesh
 from edl_jax.training import Augmentation
-from edl_jax.training.programs import make_train
+from edl_jax.training.programs import TrainFunctions
 from edl_jax.training.steps import AXIS
 from edl_jax.training.training import load_shared
 from tests.test_loss_method import Watched
@@ -26,7 +26,6 @@ class Loss(Watched):  # whose state is to come out equal too
 BASE = dataclasses.replace(
     DIGITS,
     sync_batch_norm=True,
-    accumulate=2,
     augmentation=Augmentation(cutmix=1.0),
     ema_decay=0.5,
     warmup_epochs=0,
@@ -38,7 +37,7 @@ def trained(devices, **changes):
     """The state after three steps, the metrics then, and outputs of images."""
     config = dataclasses.replace(BASE, **changes)
     mesh = device_mesh(AXIS, jax.devices()[:devices])
-    functions = make_train(config, load_shared(config.data), Loss(), mesh)
+    functions = TrainFunctions(config, load_shared(config.data), Loss(), mesh)
     state = functions.init(jax.random.key(0))
     state = functions.advance(state, jax.random.key(1), 3)
     seen = ()
@@ -53,7 +52,7 @@ def differ(a, b):
 
 def test_two_devices_train_as_one_does_with_synchronised_statistics():
     """To rounding: sums over the batch are taken in another order."""
-    plain = {"augmentation": PLAIN, "accumulate": 1, "ema_decay": 0.0}
+    plain = {"augmentation": PLAIN, "ema_decay": 0.0}
     one, two = trained(1, **plain), trained(2, **plain)
     assert not any(jax.tree.leaves(jax.tree.map(differ, two, one)))
 
@@ -76,14 +75,14 @@ def test_a_batch_that_the_devices_cannot_share_is_refused():
     class Five:
         devices, size = np.array(jax.devices()), 5
 
-    config, mesh = dataclasses.replace(DIGITS, accumulate=2), cast("Mesh", Five())
-    with pytest.raises(ConfigError, match=r"batch_size is 64 with 5 devices .* multiple of 10\."):
-        make_train(config, load_shared(config.data), CROSS_ENTROPY, mesh)
+    mesh = cast("Mesh", Five())
+    with pytest.raises(ConfigError, match=r"batch_size is 64 with .* 5 devices; .* multiple of 5,"):
+        TrainFunctions(DIGITS, load_shared(DIGITS.data), CROSS_ENTROPY, mesh)
 
 
 def test_images_that_cannot_be_mixed_two_and_two_are_refused():
     mixup = Augmentation(mixup=1.0)
-    config = dataclasses.replace(DIGITS, batch_size=6, accumulate=2, augmentation=mixup)
+    config = dataclasses.replace(DIGITS, batch_size=3, augmentation=mixup)
     mesh = device_mesh(AXIS, jax.devices()[:1])
-    with pytest.raises(ConfigError, match="3 images at a time; mixup and cutmix mix two and two"):
-        make_train(config, load_shared(config.data), CROSS_ENTROPY, mesh)
+    with pytest.raises(ConfigError, match=r"batch_size is 3 .* multiple of 2 \(images are mixed two and two\)"):
+        TrainFunctions(config, load_shared(config.data), CROSS_ENTROPY, mesh)

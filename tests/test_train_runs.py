@@ -32,7 +32,6 @@ CONFIG = dataclasses.replace(
     epochs=4,
     augmentation=Augmentation(mixup=0.5),
     ema_decay=0.9,
-    steps_per_chunk=3,
     loss="cross_entropy",
     data=dataclasses.replace(DIGITS.data, train_examples=256, test_examples=100),
 )
@@ -120,6 +119,7 @@ def test_sigterm_is_heeded_within_an_epoch_and_loses_no_step(tmp_path, whole, mo
         return original(*arguments)
 
     monkeypatch.setattr(TrainingRun, "advance", advance)
+    monkeypatch.setattr(TrainingRun, "chunk", 3)
     with pytest.raises(Preempted, match=r"after step 7 of 16; everything is saved"):
         train(CONFIG, run_dir=tmp_path / "run")
     monkeypatch.undo()

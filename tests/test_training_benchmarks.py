@@ -11,8 +11,7 @@ from benchmarks import loss_overhead, train_throughput, training_work
 from benchmarks.flops import product_flops, training_flops
 from benchmarks.peers import torch_loops
 from benchmarks.training_work import TrainWork, functions_of, our_run, our_training, patch
-from edl_jax.models import layers
-from edl_jax.models.by_name import MODELS, create_model
+from edl_jax.models import MODELS, layers
 from edl_jax.models.resnet import ResNetArchitecture
 from edl_jax.training import programs
 from edl_jax.training.optimizers import MODEL
@@ -133,7 +132,7 @@ def test_patches_last_while_a_training_is_built_and_run(monkeypatch):
 @pytest.mark.skipif(not hasattr(layers, "convolve"), reason="convolutions are XLA's own")
 def test_xla_s_weight_gradients_can_be_put_back():
     with patch(layers, "convolve", jax.lax.conv_general_dilated)():
-        model = nnx.eval_shape(lambda: create_model("tiny", rngs=nnx.Rngs(0)))
+        model = nnx.eval_shape(lambda: MODELS["tiny"](rngs=nnx.Rngs(0)))
     assert model.stem.conv.conv_general_dilated is jax.lax.conv_general_dilated
 
 

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from edl_jax.errors import ConfigError, InputError
-from edl_jax.models.by_name import MODELS, create_model
+from edl_jax.models import MODELS
 from edl_jax.models.vit import ViTArchitecture
 from tests.network_tools import fill, images_of, logits_of, quick_jit
 
@@ -15,18 +15,18 @@ from tests.network_tools import fill, images_of, logits_of, quick_jit
 @pytest.mark.parametrize("size", [30, 33, 2])
 def test_the_patch_must_divide_the_image(size):
     with pytest.raises(ConfigError, match=f"image_size is {size}; expected a multiple .* patch, 4"):
-        create_model("vit_tiny", image_size=size, rngs=nnx.Rngs(0))
+        MODELS["vit_tiny"](image_size=size, rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize(("width", "advice"), [(64, 63), (1, 3), (191, 192)])
 def test_the_heads_must_divide_the_width(width, advice):
     with pytest.raises(ConfigError, match=f"width is {width}; .* 3 heads, such as {advice}"):
-        create_model("vit_tiny", width=width, rngs=nnx.Rngs(0))
+        MODELS["vit_tiny"](width=width, rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 8, 3), (2, 32, 28, 3)])
 def test_images_of_another_size_are_refused(shape):
-    model = nnx.eval_shape(lambda: create_model("vit_tiny", rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: MODELS["vit_tiny"](rngs=nnx.Rngs(0)))
     with pytest.raises(InputError, match=f"images are {shape[1]}x{shape[2]} .* for 32x32"):
         nnx.eval_shape(lambda model: model(jnp.ones(shape)), model)
 
@@ -40,11 +40,11 @@ def short():
 
 
 def filled(name: str) -> nnx.Module:
-    return fill(nnx.eval_shape(lambda: create_model(name, width=12, rngs=nnx.Rngs(0))))
+    return fill(nnx.eval_shape(lambda: MODELS[name](width=12, rngs=nnx.Rngs(0))))
 
 
 def test_initial_weights(short):
-    graph, state = quick_jit(lambda: nnx.split(create_model(short, rngs=nnx.Rngs(0))))()
+    graph, state = quick_jit(lambda: nnx.split(MODELS[short](rngs=nnx.Rngs(0))))()
     model = nnx.merge(graph, state)
     block = model.blocks[0]
     # Cut at two deviations, a normal distribution keeps 0.8796 of its own.
