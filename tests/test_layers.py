@@ -1,4 +1,4 @@
-"""The normalised head against NumPy, and batch statistics over a mapped axis."""
+"""The normalised head against NumPy, and batch norm over the devices."""
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,12 @@ from hypothesis import given, strategies as st
 from hypothesis.extra.numpy import arrays
 from jax.test_util import check_grads
 
+from edl_jax.data import DataConfig
+from edl_jax.data.datasets import load_dataset
 from edl_jax.models import MODELS
 from edl_jax.models.layers import NormalizedHead
-from tests.network_tools import fill, images_of, quick_jit
+from edl_jax.training import TrainConfig
+from edl_jax.training.steps import AXIS, make_build
 
 SCALE = 30.0
 
@@ -79,48 +82,10 @@ def test_every_family_takes_a_normalized_head(name):
     assert model.head.kernel.shape[1] == 10
 
 
-def statistics_and_gradient(norm_axis: str | None, shards: int | None):
-    """New statistics and gradient of a step on 8 images, divided into mapped shards if asked."""
-    model = nnx.eval_shape(
-        lambda: MODELS["resnet8"](width=2, norm_axis=norm_axis, rngs=nnx.Rngs(0))
-    )
-    graph, params, statistics = nnx.split(fill(model), nnx.Param, nnx.BatchStat)
-    images, labels = images_of(8, 8), np.arange(8)
-
-    def loss(params, images, labels):
-        model = nnx.merge(graph, params, statistics, copy=True)
-        logits = model(images)
-        losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)
-        return losses.mean(), nnx.state(model, nnx.BatchStat)
-
-    def whole(params):
-        if shards is None:
-            return loss(params, images, labels)
-        mapped = jax.vmap(loss, in_axes=(None, 0, 0), axis_name="shard")
-        parts = (x.reshape(shards, -1, *x.shape[1:]) for x in (images, labels))
-        value, statistics = mapped(params, *parts)
-        return value.mean(), statistics
-
-    gradient, statistics = quick_jit(jax.grad(whole, has_aux=True))(params)
-    return jax.tree.leaves(statistics), jax.tree.leaves(gradient)
-
-
-def test_statistics_over_a_mapped_axis_are_those_of_the_whole_batch():
-    statistics, gradient = statistics_and_gradient(None, None)
-    over_shards, over_gradient = statistics_and_gradient("shard", 4)
-    for each, whole in zip(over_shards, statistics, strict=True):
-        np.testing.assert_allclose(each, np.stack([whole] * 4), rtol=1e-4, atol=1e-5)
-    for mapped, whole in zip(over_gradient, gradient, strict=True):
-        np.testing.assert_allclose(mapped, whole, rtol=1e-3, atol=1e-4)
-
-
-def test_statistics_stay_local_without_an_axis():
-    statistics, _ = statistics_and_gradient(None, 4)
-    assert all(np.any(each[0] != each[1]) for each in statistics)
-
-
 @pytest.mark.parametrize(("name", "count"), [("resnet18", 20), ("resnet50", 53)])
-def test_every_batch_norm_has_the_axis(name, count):
-    model = nnx.eval_shape(lambda: MODELS[name](norm_axis="shard", rngs=nnx.Rngs(0)))
+def test_every_batch_norm_has_the_axis_where_statistics_are_synchronised(name, count):
+    config = TrainConfig(model=name, data=DataConfig("digits"), sync_batch_norm=True)
+    build = make_build(config, load_dataset(config.data), jnp.float32)
+    model = nnx.eval_shape(lambda: build(jax.random.key(0)))
     norms = [module for _, module in nnx.iter_modules(model) if isinstance(module, nnx.BatchNorm)]
-    assert [norm.axis_name for norm in norms] == ["shard"] * count
+    assert [norm.axis_name for norm in norms] == [AXIS] * count

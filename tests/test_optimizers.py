@@ -69,7 +69,7 @@ def test_decay_is_the_optimisers_own_where_it_has_one_and_spares_the_loss(name):
 
 
 def test_an_optimiser_that_keeps_a_random_key_is_refused():
-    with pytest.raises(ConfigError, match="'noisy_sgd' .* keeps a random key"):
+    with pytest.raises(ConfigError, match=r"'noisy_sgd' .* keeps a random key"):
         make_optimizer("noisy_sgd", {"key": 0}, 0.1)
 
 

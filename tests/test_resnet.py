@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 
 from edl_jax.models import MODELS
-from edl_jax.models.resnet import ResNet, ResNetArchitecture
+from edl_jax.models.resnet import ResNet
 from tests.network_tools import fill, logits_of, quick_jit
 
 
@@ -14,9 +14,7 @@ def images_of(*shape: int) -> jax.Array:
 
 
 def resnet8(dtype=jnp.float32) -> nnx.Module:
-    return fill(
-        nnx.eval_shape(lambda: MODELS["resnet8"](width=4, dtype=dtype, rngs=nnx.Rngs(0)))
-    )
+    return fill(nnx.eval_shape(lambda: MODELS["resnet8"](width=4, dtype=dtype, rngs=nnx.Rngs(0))))
 
 
 def size_of(model: nnx.Module) -> int:
@@ -38,11 +36,7 @@ def test_parameter_count_of_the_cifar_family_by_arithmetic(blocks, width):
             expected += conv(channels, wide) + conv(wide, wide)
             channels = wide
     expected += channels * 10 + 10
-    architecture = ResNetArchitecture(blocks, width=16, projection=False)
-    sizes = {"width": width, "num_classes": 10, "in_channels": 3}
-    model = nnx.eval_shape(
-        lambda: ResNet(architecture, **sizes, dtype=jnp.float32, rngs=nnx.Rngs(0))
-    )
+    model = nnx.eval_shape(lambda: ResNet(blocks, width=width, rngs=nnx.Rngs(0)))
     assert size_of(model) == expected
 
 

@@ -76,7 +76,9 @@ def test_a_batch_that_the_devices_cannot_share_is_refused():
         devices, size = np.array(jax.devices()), 5
 
     mesh = cast("Mesh", Five())
-    with pytest.raises(ConfigError, match=r"batch_size is 64 with .* 5 devices; .* multiple of 5,"):
+    with pytest.raises(
+        ConfigError, match=r"batch_size is 64 with .* 5 devices; .* multiple of 5\."
+    ):
         TrainFunctions(DIGITS, load_shared(DIGITS.data), CROSS_ENTROPY, mesh)
 
 
@@ -84,5 +86,5 @@ def test_images_that_cannot_be_mixed_two_and_two_are_refused():
     mixup = Augmentation(mixup=1.0)
     config = dataclasses.replace(DIGITS, batch_size=3, augmentation=mixup)
     mesh = device_mesh(AXIS, jax.devices()[:1])
-    with pytest.raises(ConfigError, match=r"batch_size is 3 .* multiple of 2 \(images are mixed two and two\)"):
+    with pytest.raises(ConfigError, match=r"batch_size is 3 .* multiple of 2, as images are mixed"):
         TrainFunctions(config, load_shared(config.data), CROSS_ENTROPY, mesh)

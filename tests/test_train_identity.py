@@ -113,7 +113,10 @@ def test_a_run_folder_that_cannot_be_is_refused(run_dir, named):
 @pytest.mark.parametrize(
     ("seeds", "named"),
     [
-        ([0, 2**32], "seeds is .*4294967296.*; expected .* whole numbers, each at least 0 and at most 42949"),
+        (
+            [0, 2**32],
+            "seeds is .*4294967296.*; expected .* whole numbers, each at least 0 and at most 42949",
+        ),
         ([-1], "seeds is .*-1"),
         ([1.0], r"seeds is .*1\.0"),
         ([True], "seeds is .*True"),

@@ -75,7 +75,10 @@ def test_an_optimiser_is_taken_as_it_is_or_made_of_the_schedule():
     ("given", "message"),
     [
         ({"model": lambda: None}, "cannot be used .*expected a function or class that takes rngs"),
-        ({"model": lambda rngs, num_classes, in_channels: Linear(rngs, 3, 1)}, r"gives \(2, 3\) for 2 images.* logits \[batch, 2\]"),
+        (
+            {"model": lambda rngs, num_classes, in_channels: Linear(rngs, 3, 1)},
+            r"gives \(2, 3\) for 2 images.* logits \[batch, 2\]",
+        ),
         ({"model": "resnet9"}, "model is 'resnet9'"),
         ({"model": 3}, "model 3 cannot be used"),
         ({"data": 3}, "data is 3; expected an instance of DataConfig"),
@@ -89,7 +92,9 @@ def test_what_cannot_be_used_is_refused(given, message):
 
 
 def test_a_model_of_your_own_takes_the_settings_that_are_given_or_refuses_them():
-    with pytest.raises(ConfigError, match=r"argument 'width'\); expected .* takes rngs, width, num"):
+    with pytest.raises(
+        ConfigError, match=r"argument 'width'\); expected .* takes rngs, width, num"
+    ):
         train(dataclasses.replace(CONFIG, width=4), model=Linear, data=source())
     widths = []
 

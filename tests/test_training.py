@@ -333,7 +333,10 @@ def test_steps_and_the_evaluation_lower_for_accelerators(platform, dataset, monk
         ({"optimizer.name": "sdg"}, "name is 'sdg' with .* expected an optimiser of optax"),
         ({"optimizer.name": "tree"}, "name is 'tree'"),
         ({"optimizer.name": "lbfgs"}, "'lbfgs' with .* cannot be used .* gradients and parameters"),
-        ({"optimizer.options": {"beta": 1.0}}, "with options {'beta': 1.0}, .*unexpected keyword argument 'beta'"),
+        (
+            {"optimizer.options": {"beta": 1.0}},
+            "with options {'beta': 1.0}, .*unexpected keyword argument 'beta'",
+        ),
         (
             {"optimizer.name": "adamw", "optimizer.options": {"weight_decay": 0.1}},
             "multiple values for keyword argument 'weight_decay'",
@@ -348,5 +351,5 @@ def test_config_refuses(change, message):
 
 
 def test_fewer_images_than_a_batch_are_refused():
-    with pytest.raises(ConfigError, match="batch_size is 128 with 50 training images .* at most the number of"):
+    with pytest.raises(ConfigError, match=r"batch_size is 128 with 50 training images .* at most"):
         train(TrainConfig(data=DataConfig(name="digits", train_examples=50)))

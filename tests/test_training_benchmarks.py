@@ -1,3 +1,4 @@
+import functools
 import json
 from unittest import mock
 
@@ -12,7 +13,7 @@ from benchmarks.flops import product_flops, training_flops
 from benchmarks.peers import torch_loops
 from benchmarks.training_work import TrainWork, functions_of, our_run, our_training, patch
 from edl_jax.models import MODELS, layers
-from edl_jax.models.resnet import ResNetArchitecture
+from edl_jax.models.resnet import ResNet
 from edl_jax.training import programs
 from edl_jax.training.optimizers import MODEL
 from edl_jax.training.steps import TrainState
@@ -25,7 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-    monkeypatch.setitem(MODELS, "tiny", ResNetArchitecture((1,), width=8, projection=False))
+    monkeypatch.setitem(MODELS, "tiny", functools.partial(ResNet, (1,), width=8))
     monkeypatch.setattr(training_work, "QUICK", TINY)
 
 

@@ -1,5 +1,7 @@
 """Vision transformers: refusals, initial weights, training without batch statistics."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,19 +10,19 @@ from flax import nnx
 
 from edl_jax.errors import ConfigError, InputError
 from edl_jax.models import MODELS
-from edl_jax.models.vit import ViTArchitecture
+from edl_jax.models.vit import VisionTransformer
 from tests.network_tools import fill, images_of, logits_of, quick_jit
 
 
 @pytest.mark.parametrize("size", [30, 33, 2])
 def test_the_patch_must_divide_the_image(size):
-    with pytest.raises(ConfigError, match=f"image_size is {size}; expected a multiple .* patch, 4"):
+    with pytest.raises(ConfigError, match=f"image_size is {size} .* multiples of 4 and 3, such"):
         MODELS["vit_tiny"](image_size=size, rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize(("width", "advice"), [(64, 63), (1, 3), (191, 192)])
 def test_the_heads_must_divide_the_width(width, advice):
-    with pytest.raises(ConfigError, match=f"width is {width}; .* 3 heads, such as {advice}"):
+    with pytest.raises(ConfigError, match=f"and width {width}; .* 3 heads .* and {advice}"):
         MODELS["vit_tiny"](width=width, rngs=nnx.Rngs(0))
 
 
@@ -35,7 +37,8 @@ def test_images_of_another_size_are_refused(shape):
 def short():
     """A transformer of one block."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(MODELS, "vit_short", ViTArchitecture(width=48, depth=1, heads=3, patch=4))
+        model = partial(VisionTransformer, width=48, depth=1, heads=3, patch=4)
+        patch.setitem(MODELS, "vit_short", model)
         yield "vit_short"
 
 

@@ -99,17 +99,16 @@ class ResNet(nnx.Module):
     ):
         del image_size
         self.stem = ConvNorm(in_channels, width, kernel=3, stride=1, dtype=dtype, rngs=rngs)
-        block = partial(Block, bottleneck=bottleneck, projection=projection, dtype=dtype, rngs=rngs)
-        self.blocks = nnx.List()
-        channels = width
+        self.blocks, channels = nnx.List(), width
         for stage, count in enumerate(stage_blocks):
             inner = width * 2**stage
             for index in range(count):
-                self.blocks.append(
-                    block(channels, inner, stride=2 if stage > 0 and index == 0 else 1)
-                )
+                shape = channels, inner, 2 if stage > 0 and index == 0 else 1
+                block = Block(*shape, bottleneck, projection, dtype=dtype, rngs=rngs)
+                self.blocks.append(block)
                 channels = 4 * inner if bottleneck else inner
-        self.head = classifier_head(channels, num_classes, scale=head_scale, rngs=rngs)
+        init = nnx.initializers.lecun_normal()
+        self.head = classifier_head(channels, num_classes, head_scale, init, rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Logits `[batch, num_classes]`, float32, of images `[batch, h, w, channels]`."""

@@ -40,8 +40,8 @@ class TrainFunctions:
         if size > num_train or size % multiple:
             raise ConfigError(
                 f"TrainConfig.batch_size is {size} with {num_train} training images and "
-                f"{mesh.size} devices; expected a multiple of {multiple}"
-                f"{' (images are mixed two and two)' if mixes else ''}, at most the number of images."
+                f"{mesh.size} devices; expected at most as many as there are images, and a "
+                f"multiple of {multiple}{', as images are mixed two and two' if mixes else ''}."
             )
         self.dataset, self.mesh, self.batch_size = dataset, mesh, size
         self.steps_per_epoch = num_train // size
