@@ -79,7 +79,7 @@ def test_outputs_of_test_images_are_those_of_the_accuracy(functions, dataset):
     state = functions.advance(functions.init(key_init), key, 3)
     rows = np.arange(len(dataset.test_labels))  # no whole number of batches
     predicted = functions.outputs(state, key, "test", rows).argmax(axis=-1)
-    accuracy = functions.evaluate(state, "test").accuracy
+    accuracy = functions.evaluate(state, "test")["accuracy"]
     assert (predicted == dataset.test_labels).mean() == accuracy
     some = functions.outputs(state, key, "test", rows[[7, 3]])
     np.testing.assert_array_equal(some.argmax(axis=-1), predicted[[7, 3]])

@@ -22,7 +22,7 @@ from edl_jax.runs.folder import read_json
 from edl_jax.studies.sweep import with_fields
 from edl_jax.training import Augmentation, make_trainer, programs, training
 from edl_jax.training.loop import run_training
-from edl_jax.training.metrics import Metrics
+from edl_jax.training.metrics import METRICS
 from edl_jax.training.programs import TrainFunctions
 from edl_jax.training.steps import AXIS
 from edl_jax.training.training import load_shared
@@ -188,9 +188,9 @@ def test_metrics_count_every_image_once(dataset, monkeypatch):
     accuracy, nll, calibration_error = reference(logits, dataset.test_labels)
     assert 0.1 < accuracy < 1
     found = functions.evaluate(state, "test")
-    assert found.accuracy == pytest.approx(accuracy, abs=2 / 360)
-    assert found.nll == pytest.approx(nll, rel=1e-3)
-    assert found.calibration_error == pytest.approx(calibration_error, abs=4 / 360)
+    assert found["accuracy"] == pytest.approx(accuracy, abs=2 / 360)
+    assert found["nll"] == pytest.approx(nll, rel=1e-3)
+    assert found["calibration_error"] == pytest.approx(calibration_error, abs=4 / 360)
     programs._held_batches.cache_clear()
 
 
@@ -212,7 +212,7 @@ def test_validation_images_are_watched_and_test_images_reported():
 def test_without_test_nothing_looks_at_the_test_images(functions):
     def evaluate(state, split):
         assert split == "val"
-        return Metrics(0.5, 1.0, 0.1)
+        return dict(zip(METRICS, (0.5, 1.0, 0.1), strict=True))
 
     config = dataclasses.replace(
         DIGITS, epochs=1, data=dataclasses.replace(DIGITS.data, val_examples=1)

@@ -1,8 +1,7 @@
 """Convolutions whose weight gradient is quick on a CPU.
 
 XLA's CPU backend computes a weight gradient as a convolution with a kernel as large as the image,
-two to four times as slowly as the matrix products below; `benchmarks/train_throughput.py` shows
-what they buy. On accelerators everything is XLA's own.
+two to four times as slowly as the matrix products below. On accelerators everything is XLA's own.
 """
 
 from typing import Any
@@ -34,17 +33,13 @@ def _plain(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     )
 
 
-def _forward(images: jax.Array, kernel: jax.Array, stride: int) -> tuple[jax.Array, Any]:
-    return _plain(images, kernel, stride), (images, kernel)
-
-
 def _backward(stride: int, saved: Any, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     images, kernel = saved
     is_wide = images.shape[-1] >= _FEW_CHANNELS and images.shape[2] >= _SMALL_SIDE
-    by_product = _by_shifts if stride == 1 and is_wide else _by_taps
+    by_shifts, size = stride == 1 and is_wide, kernel.shape[0]
 
-    def on_cpu(images: jax.Array, gradient: jax.Array) -> jax.Array:
-        found = by_product(images, gradient, size=kernel.shape[0], stride=stride)
+    def on_cpu(x: jax.Array, g: jax.Array) -> jax.Array:
+        found = _by_shifts(x, g, size) if by_shifts else _by_taps(x, g, size, stride)
         return found.astype(kernel.dtype)
 
     def by_xla(images: jax.Array, gradient: jax.Array) -> jax.Array:
@@ -55,10 +50,10 @@ def _backward(stride: int, saved: Any, gradient: jax.Array) -> tuple[jax.Array, 
 
 
 _convolve = jax.custom_vjp(_plain, nondiff_argnums=(2,))
-_convolve.defvjp(_forward, _backward)
+_convolve.defvjp(lambda x, w, stride: (_plain(x, w, stride), (x, w)), _backward)
 
 
-def _by_shifts(images: jax.Array, gradient: jax.Array, *, size: int, stride: int) -> jax.Array:
+def _by_shifts(images: jax.Array, gradient: jax.Array, size: int) -> jax.Array:
     """The weight gradient as one product of shifted images and oppositely shifted gradients.
 
     `dW[i, j] = sum x[h + i, w + j] g[h, w] = sum x[h + i, v] g[h, v - j]`: with k row shifts of the
@@ -66,7 +61,6 @@ def _by_shifts(images: jax.Array, gradient: jax.Array, *, size: int, stride: int
     product of `[k in_channels, n]` and `[n, k out_channels]`: three copies instead of the nine of
     patches for k = 3, and a product that is not narrow.
     """
-    del stride
     side, (height, width) = size // 2, images.shape[1:3]
     # The barriers keep XLA from computing padding, shifts and product element by element.
     x = lax.optimization_barrier(jnp.pad(images, ((0, 0), (side, side), (side, side), (0, 0))))
@@ -81,7 +75,7 @@ def _by_shifts(images: jax.Array, gradient: jax.Array, *, size: int, stride: int
     return product.transpose(0, 2, 1, 3)
 
 
-def _by_taps(images: jax.Array, gradient: jax.Array, *, size: int, stride: int) -> jax.Array:
+def _by_taps(images: jax.Array, gradient: jax.Array, size: int, stride: int) -> jax.Array:
     """The weight gradient as one product for each of the kernel's k^2 taps."""
     side, (height, width) = size // 2, gradient.shape[1:3]
     x = jnp.pad(images, ((0, 0), (side, side), (side, side), (0, 0)))

@@ -42,11 +42,7 @@ class Block(nnx.Module):
 
 
 class Shortcut(nnx.Module):
-    """A block's input brought to its output's shape.
-
-    By a 1x1 convolution with batch norm (option B of the paper), or by subsampling and zero-padded
-    channels, which has no parameters (option A).
-    """
+    """A block's input in its output's shape: subsampled and padded, or by a 1x1 convolution."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, projection: bool, **options):
         needs_projection = projection and (stride != 1 or inputs != outputs)
@@ -67,8 +63,8 @@ class Shortcut(nnx.Module):
 class ResNet(nnx.Module):
     """Residual network: 3x3 stem, stages of blocks, global average pool, head.
 
-    It starts in training mode; `eval()` and `train()` switch. Parameters and statistics are float32
-    whatever `dtype` is; so are the pooling and the head.
+    As for small images in He et al., https://arxiv.org/abs/1512.03385. It starts in training mode;
+    `eval()` and `train()` switch. Parameters, statistics, pooling and head are float32.
 
     Args:
       stage_blocks: blocks in each stage. Every stage after the first halves the image and doubles
@@ -76,11 +72,8 @@ class ResNet(nnx.Module):
       width: channels of the stem and of the first stage's 3x3 convolutions.
       projection: whether shortcuts between stages are convolutions.
       bottleneck: whether blocks are bottlenecks.
-      num_classes, in_channels, image_size, dtype, head_scale, rngs: see `edl_jax.models`.
 
-    References:
-      He, Zhang, Ren and Sun, "Deep residual learning for image recognition", CVPR 2016,
-      https://arxiv.org/abs/1512.03385
+    All other arguments are those of every factory in `edl_jax.models`.
     """
 
     def __init__(

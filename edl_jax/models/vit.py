@@ -54,26 +54,17 @@ class VisionTransformer(nnx.Module):
     It has no batch statistics and no dropout, so that `train()` and `eval()` change nothing.
     Parameters, layer norms, softmax and head are float32 whatever `dtype` is.
 
-    Initial weights as in DeiT: truncated normal of scale 0.02 for every matrix, the class token and
-    the positions, biases zero; only the embedding of the patches is LeCun normal, as in Dosovitskiy
-    et al., so that tokens of normalised images start with unit variance at any patch size.
+    Of Dosovitskiy et al., https://arxiv.org/abs/2010.11929, with initial weights as in DeiT,
+    https://arxiv.org/abs/2012.12877: truncated normal of scale 0.02, biases zero; only the patches'
+    embedding is LeCun normal, so that tokens of normalised images start with unit variance.
 
     Args:
       width: size of a token.
       depth: number of blocks.
       heads: attention heads; they share `width` evenly.
       patch: side of the square patches, in pixels.
-      num_classes, in_channels, image_size, dtype, head_scale, rngs: see `edl_jax.models`.
 
-    Raises:
-      ConfigError: if the patch does not divide the image, or the heads do not divide the width.
-      InputError: if it is called with images of another size.
-
-    References:
-      Dosovitskiy et al., "An image is worth 16x16 words", ICLR 2021,
-      https://arxiv.org/abs/2010.11929
-      Touvron et al., "Training data-efficient image transformers" (DeiT), ICML 2021,
-      https://arxiv.org/abs/2012.12877
+    All other arguments are those of every factory in `edl_jax.models`.
     """
 
     def __init__(

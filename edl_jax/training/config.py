@@ -17,11 +17,7 @@ from edl_jax.training.optimizers import OptimizerConfig
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(Checked):
-    """How a classifier is trained.
-
-    Raises:
-      ConfigError: naming the first field that cannot work, its value and what was expected.
-    """
+    """How a classifier is trained; a `ConfigError` names the first field that cannot work."""
 
     loss: str = "edl"
     """Loss: a name that `edl losses` lists, with options if you like, such as `focal(gamma=3)`; or

@@ -10,9 +10,9 @@ import jax
 
 from edl_jax.errors import DivergedError
 from edl_jax.runs.fit import fit
-from edl_jax.runs.folder import METRICS, Row, RunFolder
+from edl_jax.runs.folder import METRICS as METRICS_FILE, Row, RunFolder
 from edl_jax.training.config import TrainConfig
-from edl_jax.training.metrics import Metrics
+from edl_jax.training.metrics import METRICS
 from edl_jax.training.optimizers import LOSS
 from edl_jax.training.programs import TrainFunctions
 from edl_jax.training.steps import TrainState, evaluated
@@ -53,8 +53,7 @@ class TrainResult:
 class TrainingRun:
     """A run of steps from a seed; see `edl_jax.runs.fit.Run`."""
 
-    unit, files = "step", (METRICS,)
-    chunk = 100
+    unit, files, chunk = "step", (METRICS_FILE,), 100
 
     def __init__(self, config: TrainConfig, functions: TrainFunctions, seed: int):
         """Prepare a run."""
@@ -62,12 +61,9 @@ class TrainingRun:
         self.period = functions.steps_per_epoch
         self.total = config.epochs * self.period
         self.init_key, self.key = jax.random.split(jax.random.key(seed))
+        self.init = functions.init
         self._config, self._functions, self._seed = config, functions, seed
         self._seconds, self._images = 0.0, 0
-
-    def init(self, key: jax.Array) -> TrainState:
-        """The classifier before the first step."""
-        return self._functions.init(key)
 
     def advance(self, state: TrainState, n: int) -> tuple[TrainState, list[Row]]:
         """Take `n` steps; a `DivergedError` says in which of them the loss was not finite."""
@@ -93,7 +89,7 @@ class TrainingRun:
             "epoch": step // self.period,
             "train_loss": float(state.loss_sum) / self.period,
             "train_accuracy": int(state.correct) / (self.period * self._config.batch_size),
-            **self._functions.evaluate(state, evaluated_on)._asdict(),
+            **self._functions.evaluate(state, evaluated_on),
             "evaluated_on": evaluated_on,
             "learning_rate": float(self._functions.learning_rate(step - 1)),
             "images_per_second": speed,
@@ -105,10 +101,8 @@ class TrainingRun:
 
     def summary(self, row: Row) -> str:
         """Accuracy and speed."""
-        return (
-            f"{row['evaluated_on']} accuracy {row['accuracy']:.3f}, "
-            f"{row['images_per_second']:.0f} images/s"
-        )
+        accuracy, speed = row["accuracy"], row["images_per_second"]
+        return f"{row['evaluated_on']} accuracy {accuracy:.3f}, {speed:.0f} images/s"
 
 
 def run_training(
@@ -121,26 +115,27 @@ def run_training(
     report: Callable[[Row], None] = lambda row: None,
     test: bool = True,
 ) -> TrainResult:
-    """Train with functions made before; `folder` and `progress` are of `fit`.
+    """Train with functions made before; `report` is called with the row of every epoch.
 
     With validation images and without `test`, nothing looks at the test images, and what is
-    measured on them is NaN. `report` is called with the row of every epoch.
+    measured on them is NaN.
     """
     run = TrainingRun(config, functions, seed)
-    options = {"folder": folder, "progress": progress}
     state, (rows,) = fit(
-        run, run.init_key, **options, watch=lambda _, state, row: row and report(row)
+        run,
+        run.init_key,
+        folder=folder,
+        progress=progress,
+        watch=lambda done, state, row: report(row) if row else None,
     )
-    if not config.data.val_examples:  # measured already, after the last epoch
-        metrics = {name: rows[-1][name] for name in Metrics._fields}
-    elif test:
-        metrics = functions.evaluate(state, "test")._asdict()
+    if not config.data.val_examples:
+        last = rows[-1]  # measured already, after the last epoch
     else:
-        metrics = dict.fromkeys(Metrics._fields, math.nan)
+        last = functions.evaluate(state, "test") if test else {}
     params, statistics = evaluated(state)
     return TrainResult(
-        # JSON has no NaN.
-        **{f"test_{name}": math.nan if x is None else x for name, x in metrics.items()},
+        # None is what JSON has in place of NaN.
+        **{f"test_{x}": math.nan if last.get(x) is None else last[x] for x in METRICS},
         history=rows,
         source=functions.dataset.source,
         params=params,

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+METRICS = ("accuracy", "nll", "calibration_error")  # see `TrainResult`
 NUM_BINS = 15
 
 
@@ -16,14 +17,6 @@ class Sums(NamedTuple):
     nll: jax.Array  # float32
     bin_confidence: jax.Array  # sum of the confidences in each bin of confidence, [NUM_BINS]
     bin_correct: jax.Array  # how many of each bin are correct, [NUM_BINS], int32
-
-
-class Metrics(NamedTuple):
-    """How well a classifier does on a split; see `TrainResult`."""
-
-    accuracy: float
-    nll: float
-    calibration_error: float
 
 
 def sums_of(logits: jax.Array, labels: jax.Array) -> Sums:
@@ -47,11 +40,12 @@ def sums_of(logits: jax.Array, labels: jax.Array) -> Sums:
     )
 
 
-def metrics_of(sums: Sums, count: int) -> Metrics:
+def metrics_of(sums: Sums, count: int) -> dict[str, float]:
     """The metrics of `count` images.
 
     The calibration error is `sum_m |sum of confidences - number correct| / count` over the bins
     (Guo et al., "On calibration of modern neural networks", https://arxiv.org/abs/1706.04599).
     """
     gap = np.abs(sums.bin_confidence - sums.bin_correct).sum()
-    return Metrics(*(float(x) / count for x in (sums.correct, sums.nll, gap)))
+    totals = (sums.correct, sums.nll, gap)
+    return {name: float(x) / count for name, x in zip(METRICS, totals, strict=True)}

@@ -43,8 +43,7 @@ class OptimizerConfig(Checked):
     parameter` added to the gradient. A loss's own parameters never decay.
 
     Raises:
-      ConfigError: if there is no such optimiser, it does not take the options, needs more than
-        gradients and parameters, or keeps a random key.
+      ConfigError: if optax has no such optimiser, or it cannot be used with these options.
     """
 
     name: str = "sgd"
@@ -95,9 +94,8 @@ def make_optimizer(
     config: OptimizerConfig, schedule: optax.Schedule, given: Optimizer | None = None
 ) -> optax.GradientTransformation:
     """The optimiser that is given, or made with the schedule, or else that of the configuration."""
-    if given is None:
-        return config.make(schedule)
-    found = given(schedule) if callable(given) else given
+    found = config.make(schedule) if given is None else given
+    found = found(schedule) if callable(found) else found
     if not isinstance(found, optax.GradientTransformation):
         raise ConfigError(
             f"optimizer is {given!r}; expected a GradientTransformation of optax, or a function "

@@ -14,7 +14,7 @@ from edl_jax.data.streaming import prefetch_to_device, stream_batches
 from edl_jax.errors import ConfigError
 from edl_jax.runs.devices import on_every_device, rows_divided, to_every_device
 from edl_jax.training.config import TrainConfig
-from edl_jax.training.metrics import Metrics, metrics_of
+from edl_jax.training.metrics import metrics_of
 from edl_jax.training.steps import AXIS, TrainState, make_steps
 
 # For what runs once: otherwise compiling the initial weights takes as long as compiling the step.
@@ -51,10 +51,9 @@ class TrainFunctions:
         self.learning_rate = steps.learning_rate
         if steps.validates and (dataset.streamed or not config.data.val_examples):
             raise ConfigError(
-                f"the loss {type(loss).__qualname__} looks at validation images; TrainConfig.data "
-                f"has val_examples {config.data.val_examples} and images are "
-                f"{'streamed' if dataset.streamed else 'in memory'}; expected val_examples of at "
-                "least 1, and images in memory (stream False)."
+                f"the loss {type(loss).__qualname__} looks at validation images, of which there "
+                f"are {config.data.val_examples}{', streamed' if dataset.streamed else ''}; "
+                "expected TrainConfig.data with val_examples of at least 1, and stream False."
             )
         self._init = jax.jit(
             steps.init, compiler_options=_COMPILED_QUICKLY if on_cpu(mesh) else None
@@ -62,7 +61,7 @@ class TrainFunctions:
         compiled, batch = functools.partial(on_every_device, mesh=mesh), (_DIVIDED, _DIVIDED)
         self._order = compiled(self._order_of)
         self._one = compiled(self._step_of, donate_argnums=(0,))
-        self._several = compiled(self._steps_of, donate_argnums=(0,))
+        self._several = compiled(self._steps_of, donate_argnums=(1,))
         keyed = (_WHOLE, _WHOLE, *batch)
         self._streamed = compiled(steps.step, in_specs=keyed, donate_argnums=(0,))
         self._sums = compiled(steps.sums, in_specs=(_WHOLE, *batch))
@@ -94,7 +93,7 @@ class TrainFunctions:
         train = _on_devices(dataset, "train", self.mesh)
         held = _on_devices(dataset, "val", self.mesh) if self._steps.validates else ()
         if not on_cpu(self.mesh):
-            return self._several(state, key, order, train, held, jnp.int32(count))
+            return self._several(jnp.int32(count), state, key, order, train, held)
         for _ in range(count):
             state = self._one(state, key, order, train, held)
         return state
@@ -114,11 +113,10 @@ class TrainFunctions:
         rows = jax.lax.dynamic_slice_in_dim(order, first, share)
         return self._steps.step(state, key, *(x[rows] for x in train), *held)
 
-    def _steps_of(self, state: TrainState, *rest: Any) -> TrainState:
-        *data, count = rest
-        return jax.lax.fori_loop(0, count, lambda _, x: self._step_of(x, *data), state)
+    def _steps_of(self, count: jax.Array, state: TrainState, *data: Any) -> TrainState:
+        return jax.lax.fori_loop(0, count, lambda _, state: self._step_of(state, *data), state)
 
-    def evaluate(self, state: TrainState, split: str) -> Metrics:
+    def evaluate(self, state: TrainState, split: str) -> dict[str, float]:
         """The metrics on the split "val" or "test"."""
         read = _read_batches if self.dataset.streamed else _held_batches
         found = [self._sums(state, *batch) for batch in read(self.dataset, split, self.mesh)]
@@ -158,9 +156,8 @@ def _read_batches(dataset: Dataset, split: str, mesh: Mesh) -> Iterable[Any]:
         batches = stream_batches(images, labels, rows)
     else:
         batches = ((images[index], labels[index]) for index in rows)
-    surplus = places >= count
-    filled = ((x, np.where(no, -1, y)) for (x, y), no in zip(batches, surplus, strict=True))
-    return prefetch_to_device(filled, put)
+    labelled = zip(batches, places < count, strict=True)
+    return prefetch_to_device(((x, np.where(is_one, y, -1)) for (x, y), is_one in labelled), put)
 
 
 @functools.lru_cache(maxsize=4)  # as of the training images, for both splits

@@ -41,18 +41,15 @@ class Steps(NamedTuple):
     """The functions of a training, not compiled, for one device of the mapped axis "data".
 
     Images are its share of a batch, `[share, h, w, c]` uint8, labels `[share]` int32. The key is
-    the same in every step and on every device.
+    the same in every step and on every device. `validation` are all such images and labels, for a
+    loss that looks at them. Sums are over the devices; a label of -1 takes no part.
     """
 
-    init: Callable[[jax.Array], TrainState]  # (key) -> state
-    # (state, key, images, labels, *validation) -> state; all validation images and labels are given
-    # if the loss looks at them
-    step: Callable[..., TrainState]
-    # (state, key, images, labels) -> logits that the loss of such a step would see
-    seen: Callable[[TrainState, jax.Array, jax.Array, jax.Array], jax.Array]
-    logits: Callable[[TrainState, jax.Array], jax.Array]  # (state, images) -> as in an evaluation
-    # (state, images, labels) -> sums over the images of all devices; a label of -1 takes no part
-    sums: Callable[[TrainState, jax.Array, jax.Array], Sums]
+    init: Callable[..., TrainState]  # (key) -> state
+    step: Callable[..., TrainState]  # (state, key, images, labels, *validation) -> state
+    seen: Callable[..., jax.Array]  # (state, key, images, labels) -> logits of such a step
+    logits: Callable[..., jax.Array]  # (state, images) -> logits as in an evaluation
+    sums: Callable[..., Sums]  # (state, images, labels) -> sums
     learning_rate: optax.Schedule
     validates: bool  # whether the loss looks at validation images
 
@@ -66,10 +63,7 @@ def make_steps(
     model: ModelFactory | None = None,
     optimizer: Optimizer | None = None,
 ) -> Steps:
-    """Build the functions of a training, which reads as one: prepare, forward, step, evaluate.
-
-    The loss is what `as_method` takes; the body of the classifier computes in `dtype`.
-    """
+    """Build the functions of a training; the body of the classifier computes in `dtype`."""
     steps_per_epoch = len(dataset.train_labels) // config.batch_size
     total_steps = config.epochs * steps_per_epoch
     warmup_steps = round(config.warmup_epochs * steps_per_epoch)
@@ -119,14 +113,11 @@ def make_steps(
         return model(normalize(images, dataset.mean, dataset.std, dtype))
 
     def averaged(state: TrainState, new: Any) -> Any:
-        """The moving average; it follows closely at first, so that it forgets the initial weights.
-
-        The decay is at most (1 + t) / (10 + t), as in TensorFlow's ExponentialMovingAverage.
-        """
+        """The moving average; it follows closely at first and so forgets the initial weights."""
         if not config.ema_decay:
             return ()
         step = state.step.astype(jnp.float32)
-        decay = jnp.minimum(config.ema_decay, (1 + step) / (10 + step))
+        decay = jnp.minimum(config.ema_decay, (1 + step) / (10 + step))  # as in TensorFlow
         return optax.tree.update_moment(new, state.average, decay, 1)
 
     def step(

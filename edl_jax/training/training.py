@@ -22,7 +22,7 @@ from edl_jax.runs.folder import RunFolder, as_finite, as_json, open_run
 from edl_jax.runs.processes import agree, all_do, first_does, is_first
 from edl_jax.training.config import TrainConfig
 from edl_jax.training.loop import Row, TrainResult, run_training
-from edl_jax.training.metrics import Metrics
+from edl_jax.training.metrics import METRICS
 from edl_jax.training.optimizers import Optimizer
 from edl_jax.training.programs import TrainFunctions
 from edl_jax.training.steps import AXIS
@@ -51,10 +51,9 @@ def train(
         `[batch]`, floating point; or an `nnx.Module` that is called so. Its `nnx.Param` are trained
         too; other variables that its call updates are carried from step to step, and updated once a
         step. A `LossMethod` says itself what it keeps.
-      model: in place of `config.model`, another name, or a function or class that is called with
-        `rngs`, `num_classes` and `in_channels` and gives an `nnx.Module`, which maps images
-        `[batch, height, width, in_channels]`, in the compute dtype, to logits `[batch,
-        num_classes]`.
+      model: in place of `config.model`, another name, or a function or class that takes `rngs`,
+        `num_classes` and `in_channels` and gives an `nnx.Module`, which maps images `[batch,
+        height, width, in_channels]`, in the compute dtype, to logits `[batch, num_classes]`.
       data: in place of `config.data`, another configuration, a name as in `DataConfig.name`, or
         images in memory.
       optimizer: in place of `config.optimizer`, one of optax, with a learning rate of its own; or a
@@ -68,8 +67,8 @@ def train(
 
     Raises:
       ConfigError, DataError, LossFileError: if a name, an object or a file cannot be used.
-      RunFolderError: if `run_dir` holds a run with another configuration, is in use by another
-        run, is damaged, or cannot be read or written.
+      RunFolderError: if `run_dir` holds a run with another configuration, is in use, is damaged,
+        or cannot be read or written.
       Preempted: on SIGTERM, after the chunk of steps under way is saved; only with `run_dir`.
       ProcessError: if another process of the run is gone, or was given something else to do.
       DivergedError: if training diverges.
@@ -86,8 +85,8 @@ def train(
         telling = progress and is_first()
         result = run_training(config, functions, config.seed, folder=folder, progress=telling)
         if folder is not None:
-            measured = {x: getattr(result, x) for x in (f"test_{name}" for name in Metrics._fields)}
-            folder.write_json("results.json", {**as_finite(measured), "data": result.source})
+            measured = as_finite({f"test_{x}": getattr(result, f"test_{x}") for x in METRICS})
+            folder.write_json("results.json", {**measured, "data": result.source})
         return result
 
 
@@ -135,10 +134,7 @@ def make_trainer(
 def _prepare(
     config: Any, loss: Any, model: Any, data: Any, optimizer: Any, devices: Any
 ) -> tuple[TrainConfig, TrainFunctions, Callable[[], dict[str, Any]]]:
-    """The configuration with what is given by name, its functions, and what the parts are known by.
-
-    Refuses processes whose settings differ; where the data lies may differ from host to host.
-    """
+    """The configuration with what is given by name, its functions, and the parts' identities."""
     config, source, named = config_or_default(config, TrainConfig), None, {}
     if isinstance(model, str):
         named["model"], model = model, None
@@ -154,6 +150,7 @@ def _prepare(
     config = dataclasses.replace(config, **named)
 
     mesh = device_mesh(AXIS, devices)
+    # Where the data lies may differ from host to host.
     placeless = dataclasses.replace(config, data=dataclasses.replace(config.data, data_dir=None))
     ids = [device.id for device in mesh.devices.flat]
     agree(lambda: {"train": as_json(placeless), "devices": ids})
