@@ -160,7 +160,7 @@ def make_steps(
             rows = (state.step % len(labels) * size + jnp.arange(size)) % len(labels)
             return evaluated_logits(after, images[rows]), labels[rows]
 
-        progress = after.step / jnp.float32(total_steps)
+        progress = after.step.astype(jnp.float32) / total_steps
         student = Student(after.step, progress, logits, targets, validation)
         updated = method.update(put_together(params[LOSS], state.loss_state), student)
         loss_params, loss_state = jax.tree.map(_mean_of_floats, take_apart(updated))
