@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from edl_jax.models import MODELS
+from edl_jax.models import MODELS, resnet, vit
 from edl_jax.models.resnet import ResNet
 from edl_jax.models.vit import VisionTransformer
 from tests.network_tools import fill, images_of, logits_of
@@ -45,7 +45,8 @@ EVALUATION = {
 }
 
 
-def test_every_model_is_tested():
+def test_every_model_is_tested_and_comes_from_a_file_of_its_own():
+    assert resnet.MODELS | vit.MODELS == {name: MODELS[name] for name in PUBLISHED}
     assert set(MODELS) - {"tiny", "small"} == set(PUBLISHED)  # which tests register
 
 

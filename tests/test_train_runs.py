@@ -212,7 +212,7 @@ def test_checkpoints_are_the_last_and_the_best_and_never_the_best_on_test(whole)
 
 
 def test_the_best_checkpoint_is_chosen_on_validation_images_where_there_are_any():
-    run = TrainingRun(CONFIG, SimpleNamespace(steps_per_epoch=4, mesh=None), seed=0)
+    run = TrainingRun(CONFIG, SimpleNamespace(steps_per_epoch=4, mesh=None, init=None), seed=0)
     row = {"epoch": 1, "accuracy": 0.25, "train_loss": 3.0}
     assert run.score({**row, "evaluated_on": "val"}) == 0.25
     assert run.score({**row, "evaluated_on": "test"}) == -3.0

@@ -7,24 +7,15 @@ take `dtype` (of the computation), `width` (channels of the first stage, or size
 images, on which only a transformer depends).
 """
 
+import importlib
+import pkgutil
 from collections.abc import Callable
-from functools import partial
 
 from flax import nnx
 
-from edl_jax.models.resnet import ResNet
-from edl_jax.models.vit import VisionTransformer
-
 ModelFactory = Callable[..., nnx.Module]
 
-MODELS: dict[str, ModelFactory] = {
-    "resnet8": partial(ResNet, (1, 1, 1)),
-    "resnet20": partial(ResNet, (3, 3, 3)),
-    "resnet32": partial(ResNet, (5, 5, 5)),
-    "resnet44": partial(ResNet, (7, 7, 7)),
-    "resnet56": partial(ResNet, (9, 9, 9)),
-    "resnet18": partial(ResNet, (2, 2, 2, 2), width=64, projection=True),
-    "resnet34": partial(ResNet, (3, 4, 6, 3), width=64, projection=True),
-    "resnet50": partial(ResNet, (3, 4, 6, 3), width=64, projection=True, bottleneck=True),
-    "vit_tiny": partial(VisionTransformer, width=192, depth=12, heads=3, patch=4),
-}
+# Of every file of this folder that has such a table.
+MODELS: dict[str, ModelFactory] = {}
+for _file in pkgutil.iter_modules(__path__, f"{__name__}."):
+    MODELS |= getattr(importlib.import_module(_file.name), "MODELS", {})

@@ -109,3 +109,15 @@ class ResNet(nnx.Module):
         for block in self.blocks:
             x = block(x)
         return self.head(jnp.mean(x, axis=(1, 2), dtype=jnp.float32))
+
+
+MODELS = {
+    "resnet8": partial(ResNet, (1, 1, 1)),
+    "resnet20": partial(ResNet, (3, 3, 3)),
+    "resnet32": partial(ResNet, (5, 5, 5)),
+    "resnet44": partial(ResNet, (7, 7, 7)),
+    "resnet56": partial(ResNet, (9, 9, 9)),
+    "resnet18": partial(ResNet, (2, 2, 2, 2), width=64, projection=True),
+    "resnet34": partial(ResNet, (3, 4, 6, 3), width=64, projection=True),
+    "resnet50": partial(ResNet, (3, 4, 6, 3), width=64, projection=True, bottleneck=True),
+}

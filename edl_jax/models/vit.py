@@ -1,5 +1,6 @@
 """Vision transformers, as Flax NNX modules."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -122,3 +123,6 @@ class VisionTransformer(nnx.Module):
 
 def _layer_norm(width: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
     return nnx.LayerNorm(width, epsilon=1e-6, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
+
+
+MODELS = {"vit_tiny": partial(VisionTransformer, width=192, depth=12, heads=3, patch=4)}
