@@ -100,7 +100,9 @@ def test_a_step_is_sgd_with_clipping_nesterov_momentum_weight_decay_and_the_sche
     assert rates[-1] < 0.005
 
     @jax.jit
-    def plain_step(params, statistics, velocity, images, labels, rate):
+    def plain_step(params, statistics, velocity, pixels, labels, rate):
+        images = normalize(pixels, dataset.mean, dataset.std)
+
         def objective(params):
             model = nnx.merge(graphdef, params, statistics, copy=True)
             losses = optax.losses.softmax_cross_entropy_with_integer_labels(model(images), labels)
@@ -116,9 +118,9 @@ def test_a_step_is_sgd_with_clipping_nesterov_momentum_weight_decay_and_the_sche
 
     for step, rate in enumerate(rates):
         batch = order[step * 64 : (step + 1) * 64]
-        images = normalize(jnp.asarray(dataset.train_images[batch]), dataset.mean, dataset.std)
+        images, labels = dataset.train_images[batch], dataset.train_labels[batch]
         params, statistics, velocity = plain_step(
-            params, statistics, velocity, images, dataset.train_labels[batch], rate
+            params, statistics, velocity, images, labels, rate
         )
     state = functions.advance(state, key, STEPS)
     assert_close(state.params["model"], params, rtol=2e-2, atol=2e-3)
@@ -175,16 +177,17 @@ def test_losses_meet_the_same_images_in_the_same_order_and_each_once(dataset):
         np.testing.assert_array_equal(labels[epoch], expected)
 
 
-def test_metrics_count_every_image_once(dataset, monkeypatch):
+def test_metrics_count_every_image_once(dataset, functions, monkeypatch):
     monkeypatch.setattr(programs, "_EVAL_BATCH", 100)  # the last batch is not whole
     programs._held_batches.cache_clear()
-    functions = functions_of(DIGITS, dataset)
     state = functions.init(jax.random.key(0))
     state = functions.advance(state, jax.random.key(0), STEPS)
     model = MODELS["tiny"](in_channels=1, rngs=nnx.Rngs(0))
     nnx.update(model, state.params["model"], state.statistics)
     model.eval()
-    logits = model(normalize(jnp.asarray(dataset.test_images), dataset.mean, dataset.std))
+    logits = nnx.jit(lambda model, x: model(normalize(x, dataset.mean, dataset.std)))(
+        model, dataset.test_images
+    )
     accuracy, nll, calibration_error = reference(logits, dataset.test_labels)
     assert 0.1 < accuracy < 1
     found = functions.evaluate(state, "test")
@@ -250,11 +253,15 @@ def test_run_folder_and_a_loss_given_as_an_object(tmp_path):
 def test_losses_by_name(tmp_path):
     path = tmp_path / "mine.safetensors"
     load_pretrained().save(path)
-    logits, labels = jnp.asarray([[1.0, 2.0]]), jnp.asarray([0])
-    np.testing.assert_array_equal(
-        resolve_loss(str(path))(logits, labels), resolve_loss("edl")(logits, labels)
-    )
-    np.testing.assert_allclose(resolve_loss("cross_entropy")(logits, labels), 1.3132617, rtol=1e-6)
+
+    @jax.jit
+    def losses(logits, labels):
+        names = (str(path), "edl", "cross_entropy")
+        return [resolve_loss(name)(logits, labels) for name in names]
+
+    mine, edl, cross_entropy = losses(np.float32([[1, 2]]), np.int32([0]))
+    np.testing.assert_array_equal(mine, edl)
+    np.testing.assert_allclose(cross_entropy, 1.3132617, rtol=1e-6)
     with pytest.raises(LossFileError, match="there is no loss file"):
         resolve_loss("none.safetensors")
 
@@ -272,11 +279,9 @@ def test_a_margin_loss_is_told_the_scale_of_the_head_and_the_class_counts(name, 
     )
     dataset = load_shared(config.data)
     options = {"class_counts": tuple(dataset.class_counts.tolist())} if name == "ldam" else {}
-    logits, labels = scale * jnp.array([[0.3, *[0.1] * 9]]), jnp.array([0])
-    np.testing.assert_allclose(
-        training.resolve_config_loss(config, dataset)(logits, labels),
-        LOSSES[name](logits, labels, scale=scale, **options),
-    )
+    expected = partial(LOSSES[name], scale=scale, **options)
+    both = jax.jit(lambda *x: (training.resolve_config_loss(config, dataset)(*x), expected(*x)))
+    np.testing.assert_allclose(*both(np.float32([[0.3, *[0.1] * 9]]) * scale, np.int32([0])))
 
 
 def test_divergence_names_the_step_and_the_learning_rate(dataset):

@@ -48,7 +48,7 @@ def filled(name: str) -> nnx.Module:
 
 def test_initial_weights(short):
     graph, state = quick_jit(lambda: nnx.split(MODELS[short](rngs=nnx.Rngs(0))))()
-    model = nnx.merge(graph, state)
+    model = nnx.merge(graph, jax.device_get(state))
     block = model.blocks[0]
     # Cut at two deviations, a normal distribution keeps 0.8796 of its own.
     matrices = [block.attention.query_key_value, block.attention.out, block.expand, block.contract]
@@ -72,7 +72,7 @@ def test_gradients_reach_every_parameter(short):
 
         return jax.grad(loss)(params)
 
-    leaves = jax.tree.leaves(gradient(params, rest))
+    leaves = jax.tree.leaves(jax.device_get(gradient(params, rest)))
     assert len(leaves) == 20
     assert all(np.isfinite(leaf).all() and np.any(leaf != 0) for leaf in leaves)
 
