@@ -1,4 +1,4 @@
-"""Classifiers of images: a table of factories, of which a model of your own is one more.
+"""Classifiers of images: a table of factories, to which every file of this folder may add its own.
 
 A factory is called with `rngs`, `num_classes` and `in_channels`, and gives an `nnx.Module` that
 maps images `[batch, h, w, in_channels]` to logits `[batch, num_classes]`. Those of the table also
@@ -15,7 +15,6 @@ from flax import nnx
 
 ModelFactory = Callable[..., nnx.Module]
 
-# Of every file of this folder that has such a table.
 MODELS: dict[str, ModelFactory] = {}
 for _file in pkgutil.iter_modules(__path__, f"{__name__}."):
     MODELS |= getattr(importlib.import_module(_file.name), "MODELS", {})

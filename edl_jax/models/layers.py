@@ -64,12 +64,12 @@ class NormalizedHead(nnx.Module):
 
 
 def classifier_head(
-    features: int, num_classes: int, scale: float | None, init: nnx.Initializer, rngs: nnx.Rngs
+    features: int, num_classes: int, scale: float | None, *, rngs: nnx.Rngs, **options: Any
 ) -> nnx.Linear | NormalizedHead:
-    """The last layer, in float32: linear, or a `NormalizedHead` where a scale is given."""
+    """The last layer, in float32: `nnx.Linear`, or a `NormalizedHead` where a scale is given."""
     if scale is not None:
         return NormalizedHead(features, num_classes, scale=scale, rngs=rngs)
-    return nnx.Linear(features, num_classes, dtype=jnp.float32, kernel_init=init, rngs=rngs)
+    return nnx.Linear(features, num_classes, dtype=jnp.float32, rngs=rngs, **options)
 
 
 def _normalize(x: jax.Array, *, axis: int) -> jax.Array:

@@ -100,8 +100,7 @@ class ResNet(nnx.Module):
                 block = Block(*shape, bottleneck, projection, dtype=dtype, rngs=rngs)
                 self.blocks.append(block)
                 channels = 4 * inner if bottleneck else inner
-        init = nnx.initializers.lecun_normal()
-        self.head = classifier_head(channels, num_classes, head_scale, init, rngs)
+        self.head = classifier_head(channels, num_classes, head_scale, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Logits `[batch, num_classes]`, float32, of images `[batch, h, w, channels]`."""

@@ -12,6 +12,7 @@ from edl_jax.models.layers import classifier_head
 
 _INIT = nnx.initializers.truncated_normal(0.02)  # cut at two standard deviations
 _MLP_RATIO = 4
+_layer_norm = partial(nnx.LayerNorm, epsilon=1e-6, dtype=jnp.float32, use_fast_variance=False)
 
 
 class Attention(nnx.Module):
@@ -36,9 +37,9 @@ class TransformerBlock(nnx.Module):
 
     def __init__(self, width: int, heads: int, *, dtype: Any, rngs: nnx.Rngs):
         linear = {"kernel_init": _INIT, "dtype": dtype, "rngs": rngs}
-        self.norm1 = _layer_norm(width, rngs)
+        self.norm1 = _layer_norm(width, rngs=rngs)
         self.attention = Attention(width, heads, dtype=dtype, rngs=rngs)
-        self.norm2 = _layer_norm(width, rngs)
+        self.norm2 = _layer_norm(width, rngs=rngs)
         self.expand = nnx.Linear(width, _MLP_RATIO * width, **linear)
         self.contract = nnx.Linear(_MLP_RATIO * width, width, **linear)
 
@@ -99,8 +100,8 @@ class VisionTransformer(nnx.Module):
         self.blocks = nnx.List(
             [TransformerBlock(width, heads, dtype=dtype, rngs=rngs) for _ in range(depth)]
         )
-        self.norm = _layer_norm(width, rngs)
-        self.head = classifier_head(width, num_classes, head_scale, _INIT, rngs)
+        self.norm = _layer_norm(width, rngs=rngs)
+        self.head = classifier_head(width, num_classes, head_scale, kernel_init=_INIT, rngs=rngs)
         self.image_size = image_size
         self.dtype = dtype
 
@@ -119,10 +120,6 @@ class VisionTransformer(nnx.Module):
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x[:, 0]))
-
-
-def _layer_norm(width: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    return nnx.LayerNorm(width, epsilon=1e-6, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
 
 
 MODELS = {"vit_tiny": partial(VisionTransformer, width=192, depth=12, heads=3, patch=4)}

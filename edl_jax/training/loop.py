@@ -56,7 +56,6 @@ class TrainingRun:
     unit, files, chunk = "step", (METRICS_FILE,), 100
 
     def __init__(self, config: TrainConfig, functions: TrainFunctions, seed: int):
-        """Prepare a run."""
         self.name, self.mesh = f"train {config.model}", functions.mesh
         self.period = functions.steps_per_epoch
         self.total = config.epochs * self.period
