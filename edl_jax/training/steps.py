@@ -50,7 +50,7 @@ class Steps(NamedTuple):
     seen: Callable[..., jax.Array]  # (state, key, images, labels) -> logits of such a step
     logits: Callable[..., jax.Array]  # (state, images) -> logits as in an evaluation
     sums: Callable[..., Sums]  # (state, images, labels) -> sums
-    learning_rate: optax.Schedule
+    learning_rate: Callable[[Any], Any]  # (step) -> learning rate
     validates: bool  # whether the loss looks at validation images
 
 
