@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 from unittest import mock
 
 import jax
@@ -16,10 +17,9 @@ from edl_jax import TrainConfig
 from edl_jax.data.augmentation import Augmentation
 from edl_jax.data.dataset import Dataset
 from edl_jax.losses.by_name import resolve_loss
-from edl_jax.models import layers
-from edl_jax.models.by_name import create_model
+from edl_jax.models import MODELS, layers
 from edl_jax.runs.devices import device_mesh
-from edl_jax.training.programs import TrainFunctions, make_train
+from edl_jax.training.programs import TrainFunctions
 from edl_jax.training.steps import AXIS
 
 NUM_CLASSES = 10
@@ -77,9 +77,9 @@ class TrainWork:
     def flops(self) -> float:
         """Of a step by XLA's count of the forward pass, three times: backward costs twice it."""
 
-        def forward(images: jax.Array) -> jax.Array:
-            rngs = nnx.Rngs(0)
-            model = create_model(self.model, width=self.width, num_classes=NUM_CLASSES, rngs=rngs)
+        def forward(images: jax.Array) -> Any:
+            width = {} if self.width is None else {"width": self.width}
+            model = MODELS[self.model](num_classes=NUM_CLASSES, rngs=nnx.Rngs(0), **width)
             return model(images)
 
         shape = (self.batch_size, self.image_size, self.image_size, 3)
@@ -99,7 +99,7 @@ def works(quick: bool) -> list[TrainWork]:
 def functions_of(work: TrainWork, config: TrainConfig, num_devices: int = 1) -> TrainFunctions:
     """Our functions of a training, on the first so many devices."""
     mesh = device_mesh(AXIS, jax.devices()[:num_devices])
-    return make_train(config, work.dataset, resolve_loss(config.loss), mesh)
+    return TrainFunctions(config, work.dataset, resolve_loss(config.loss), mesh)
 
 
 def our_run(functions: TrainFunctions, steps: int) -> Run:

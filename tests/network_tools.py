@@ -33,7 +33,7 @@ def fill(model: nnx.Module) -> nnx.Module:
         else:
             ranges = {"scale": (0.5, 1.5), "var": (0.5, 2.0)}
             array = draws.uniform(*ranges.get(path[-1], (-0.5, 0.5)), shape)
-        arrays[path] = jnp.asarray(array, jnp.float32)
+        arrays[path] = jnp.asarray(array.astype(np.float32))
     nnx.replace_by_pure_dict(state, traverse_util.unflatten_dict(arrays))
     nnx.update(model, state)
     return model

@@ -7,6 +7,7 @@ unless some are given.
 """
 
 import dataclasses
+import functools
 import json
 import sys
 import tempfile
@@ -41,8 +42,8 @@ from edl_jax.data.config import DataConfig
 from edl_jax.evolution import SlopeConfig
 from edl_jax.losses import PRETRAINED
 from edl_jax.losses.export import to_stablehlo
-from edl_jax.models import by_name as models
-from edl_jax.models.resnet import ResNetArchitecture
+from edl_jax.models import MODELS
+from edl_jax.models.resnet import ResNet
 from edl_jax.objective import (
     MARGINS,
     SEVERITIES,
@@ -239,7 +240,7 @@ def train_a_classifier() -> Any:
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (24, 8, 8, 1), np.uint8), np.arange(24) % 3
     splits = {"train": (images[:16], labels[:16]), "test": (images[16:], labels[16:])}
-    models.MODELS["one block"] = ResNetArchitecture((1,), width=4, projection=False)
+    MODELS["one block"] = functools.partial(ResNet, (1,), width=4)
     DATASETS.register("noise")(
         lambda: ArraySource("noise", "random pixels", ("a", "b", "c"), splits)
     )

@@ -3,39 +3,35 @@
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from edl_jax.models.by_name import create_model
-from edl_jax.models.resnet import ResNet, ResNetArchitecture
-from edl_jax.models.vit import VisionTransformer, ViTArchitecture
+from edl_jax.models import MODELS
+from edl_jax.models.resnet import ResNet
+from edl_jax.models.vit import VisionTransformer
 from tests.network_tools import fill, images_of, quick_jit
 
 torch = pytest.importorskip("torch")
 reference = pytest.importorskip("tests.torch_reference")
 
 pytestmark = pytest.mark.slow
-SHARED = {"num_classes": 10, "in_channels": 3, "dtype": jnp.float32}
 
 
 def pair(name: str, **sizes):
     """A model and its PyTorch twin with the same weights and statistics."""
     if name == "vit":
         shape = {"depth": 2, "heads": 3, "patch": 4}
-        build = partial(
-            VisionTransformer, ViTArchitecture(24, **shape), width=24, image_size=16, **SHARED
-        )
+        build = partial(VisionTransformer, width=24, image_size=16, **shape)
         theirs = reference.VisionTransformer(24, image_size=16, **shape)
     elif name == "resnet18":
-        build = partial(create_model, name, **sizes)
+        build = partial(MODELS[name], **sizes)
         theirs = reference.ResNet((2, 2, 2, 2), sizes.get("width", 64), True)
     else:
         option_a, bottleneck = name == "option_a", name == "bottleneck"
         blocks = (1, 1, 1) if option_a else (1, 2)
-        shape = ResNetArchitecture(blocks, 8, not option_a, bottleneck)
-        build = partial(ResNet, shape, width=8, **SHARED)
+        shape = {"width": 8, "projection": not option_a, "bottleneck": bottleneck}
+        build = partial(ResNet, blocks, **shape)
         theirs = reference.ResNet(blocks, 8, not option_a, bottleneck)
     ours = fill(nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0))))
     theirs = theirs.double()

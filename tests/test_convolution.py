@@ -41,13 +41,15 @@ def test_value_and_gradients_are_xlas_own(shape, size, stride):
     kernel = draws.normal(size=(size, size, shape[-1], 4)).astype(np.float32)
     weights = draws.normal(size=jax.eval_shape(lambda: plain(images, kernel, stride)).shape)
 
-    def gradients(function):
-        def weighted(images, kernel):
+    @jax.jit
+    def both(images, kernel):
+        def weighted(images, kernel, function):
             return jnp.sum(function(images, kernel, stride) * weights.astype(np.float32))
 
-        return jax.jit(jax.value_and_grad(weighted, (0, 1)))(images, kernel)
+        gradients = jax.value_and_grad(weighted, (0, 1))
+        return gradients(images, kernel, ours), gradients(images, kernel, plain)
 
-    found, expected = gradients(ours), gradients(plain)
+    found, expected = jax.device_get(both(images, kernel))
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
 
@@ -56,12 +58,13 @@ def test_gradients_are_those_of_finite_differences():
     draws = np.random.default_rng(0)
     images, kernel = draws.normal(size=(1, 8, 8, 8)), draws.normal(size=(3, 3, 8, 2))
     arguments = images.astype(np.float32), kernel.astype(np.float32)
-    check_grads(lambda x, w: ours(x, w, 1), arguments, order=1, modes=["rev"], rtol=1e-2)
+    check_grads(jax.jit(lambda x, w: ours(x, w, 1)), arguments, order=1, modes=["rev"], rtol=1e-2)
 
 
 def test_bfloat16_gradients_are_summed_in_float32():
-    images, kernel = jnp.ones((4, 32, 32, 8), jnp.bfloat16), jnp.ones((3, 3, 8, 2), jnp.bfloat16)
-    gradient = jax.grad(lambda w: ours(images, w, 1).sum().astype(jnp.float32))(kernel)
+    images, kernel = np.ones((4, 32, 32, 8), jnp.bfloat16), np.ones((3, 3, 8, 2), jnp.bfloat16)
+    gradient = jax.jit(jax.grad(lambda w: ours(images, w, 1).sum().astype(jnp.float32)))(kernel)
+    gradient = np.asarray(gradient)
     assert gradient.dtype == jnp.bfloat16
     np.testing.assert_array_equal(gradient[1, 1], 4096)  # in bfloat16, a sum of ones ends at 256
     np.testing.assert_array_equal(gradient[0, 1], jnp.bfloat16(4 * 31 * 32))
@@ -82,6 +85,7 @@ def test_under_vmap():
     images = draws.normal(size=(3, 2, 8, 8, 8)).astype(np.float32)
     kernels = draws.normal(size=(3, 3, 3, 8, 4)).astype(np.float32)
 
+    @jax.jit
     def gradient(images, kernel):
         return jax.grad(lambda w: jnp.sum(ours(images, w, 1) ** 2))(kernel)
 

@@ -15,7 +15,7 @@ from edl_jax.runs.devices import device_mesh
 from edl_jax.studies import CoverageConfig, coverage
 from edl_jax.studies.outputs import compare_outputs, draw_references, rank_outputs, record
 from edl_jax.training import Augmentation
-from edl_jax.training.programs import make_train
+from edl_jax.training.programs import TrainFunctions
 from edl_jax.training.steps import AXIS
 from tests.test_training import CROSS_ENTROPY, DIGITS, load_shared, order_of
 
@@ -42,7 +42,7 @@ def dataset():
 
 @pytest.fixture(scope="module")
 def functions(dataset):
-    return make_train(TINY, dataset, CROSS_ENTROPY, device_mesh(AXIS))  # as in a recording
+    return TrainFunctions(TINY, dataset, CROSS_ENTROPY, device_mesh(AXIS))  # as in a recording
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_outputs_of_test_images_are_those_of_the_accuracy(functions, dataset):
     state = functions.advance(functions.init(key_init), key, 3)
     rows = np.arange(len(dataset.test_labels))  # no whole number of batches
     predicted = functions.outputs(state, key, "test", rows).argmax(axis=-1)
-    (accuracy,) = functions.evaluate(state, "test").accuracy
+    accuracy = functions.evaluate(state, "test")["accuracy"]
     assert (predicted == dataset.test_labels).mean() == accuracy
     some = functions.outputs(state, key, "test", rows[[7, 3]])
     np.testing.assert_array_equal(some.argmax(axis=-1), predicted[[7, 3]])

@@ -62,10 +62,9 @@ class Watched(nnx.Module):
 
 def test_a_loss_keeps_its_state_from_step_to_step():
     loss = Counter()
-    config = dataclasses.replace(SMALL, accumulate=2)
-    results = make_trainer(config, loss=loss)([0, 5])
+    results = make_trainer(SMALL, loss=loss)([0, 5])
     for result in results:
-        # Steps 0 and 1 in the first epoch, 2 and 3 in the second, each of two parts.
+        # Steps 0 and 1 in the first epoch, 2 and 3 in the second.
         assert [row["train_loss"] for row in result.history] == [0.5, 2.5]
         assert int(result.loss_state["calls"][...]) == 4  # and an evaluation after each epoch
     assert int(loss.calls[...]) == 0  # given, and left as it was
@@ -190,17 +189,13 @@ def test_a_method_sees_the_whole_share_of_a_batch_in_order():
     config = dataclasses.replace(
         SMALL, epochs=1, data=dataclasses.replace(SMALL.data, train_examples=32)
     )
-    whole, parts = (
-        train(
-            dataclasses.replace(config, accumulate=n),
-            loss=Recording(),
-            devices=jax.devices()[:1],  # whose share is the batch
-        )
-        for n in (1, 2)
-    )
-    assert int(whole.loss_state[0]) == int(parts.loss_state[0]) > 0
-    for result in (whole, parts):
-        assert float(result.loss_state[1]) == pytest.approx(result.history[0]["train_loss"])
+    share = jax.devices()[:1]  # whose share is the batch
+    result = train(config, loss=Recording(), devices=share)
+    key = jax.random.split(jax.random.split(jax.random.key(0))[1])[0]
+    order = jax.random.permutation(jax.random.fold_in(key, 0), 32)
+    labels = load_shared(config.data).train_labels[order]
+    assert int(result.loss_state[0]) == np.sum(np.arange(32) * labels)
+    assert float(result.loss_state[1]) == pytest.approx(result.history[0]["train_loss"])
 
 
 @pytest.mark.parametrize("changes", [{}, {"val_examples": 32, "stream": True}])
@@ -278,7 +273,7 @@ def test_a_loss_of_whole_labels_is_refused_where_labels_are_mixed():
 def test_a_loss_may_be_given_by_name_or_path(monkeypatch, tmp_path):
     made = []
     monkeypatch.setattr(
-        training, "make_train", lambda *args, **_: made.append((args[0].loss, args[2]))
+        training, "TrainFunctions", lambda *args, **_: made.append((args[0].loss, args[2]))
     )
     monkeypatch.setattr(training, "run_training", lambda *_, **__: None)
     train(SMALL, loss="gce(q=0.5)")

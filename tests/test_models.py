@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from edl_jax.errors import ConfigError
-from edl_jax.models.by_name import MODELS, create_model
+from edl_jax.models import MODELS, resnet, vit
 from edl_jax.models.resnet import ResNet
-from edl_jax.models.vit import VisionTransformer, ViTArchitecture
+from edl_jax.models.vit import VisionTransformer
 from tests.network_tools import fill, images_of, logits_of
 
 PUBLISHED = {
@@ -46,21 +45,20 @@ EVALUATION = {
 }
 
 
-def test_every_model_is_tested():
+def test_every_model_is_tested_and_comes_from_a_file_of_its_own():
+    assert {name: MODELS[name] for name in PUBLISHED} == resnet.MODELS | vit.MODELS
     assert set(MODELS) - {"tiny", "small"} == set(PUBLISHED)  # which tests register
 
 
 @functools.cache
 def abstract(name: str) -> nnx.Module:
     """The network at full width, shapes only."""
-    return nnx.eval_shape(lambda: create_model(name, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: MODELS[name](dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
 
 
 def narrow(name: str, dtype=jnp.float32) -> nnx.Module:
     width = 12 if name.startswith("vit") else 4
-    return fill(
-        nnx.eval_shape(lambda: create_model(name, width=width, dtype=dtype, rngs=nnx.Rngs(0)))
-    )
+    return fill(nnx.eval_shape(lambda: MODELS[name](width=width, dtype=dtype, rngs=nnx.Rngs(0))))
 
 
 def size_of(model: nnx.Module) -> int:
@@ -74,11 +72,9 @@ def test_parameter_count_is_the_published_one(name):
 
 @pytest.mark.parametrize(("width", "heads", "published"), [(192, 3, 5717416), (384, 6, 22050664)])
 def test_parameter_count_of_deit_at_224_pixels_is_the_published_one(width, heads, published):
-    architecture = ViTArchitecture(width, depth=12, heads=heads, patch=16)
-    sizes = {"width": width, "num_classes": 1000, "in_channels": 3, "image_size": 224}
-    model = nnx.eval_shape(
-        lambda: VisionTransformer(architecture, **sizes, dtype=jnp.float32, rngs=nnx.Rngs(0))
-    )
+    shape = {"width": width, "depth": 12, "heads": heads, "patch": 16}
+    sizes = {"num_classes": 1000, "image_size": 224}
+    model = nnx.eval_shape(lambda: VisionTransformer(**shape, **sizes, rngs=nnx.Rngs(0)))
     assert size_of(model) == published
 
 
@@ -128,25 +124,8 @@ def test_bfloat16_is_near_float32():
     assert 1e-4 < error.max() < 0.1
 
 
-@pytest.mark.parametrize("field", ["width", "num_classes", "in_channels", "image_size"])
-def test_sizes_must_be_positive(field):
-    with pytest.raises(ConfigError, match=f"{field}.*got 0"):
-        create_model("resnet8", **{field: 0}, rngs=nnx.Rngs(0))
-
-
-def test_unknown_name_names_the_known_ones():
-    with pytest.raises(ConfigError, match=r"'resnet9'.*resnet8, resnet20, .*, vit_tiny"):
-        create_model("resnet9", rngs=nnx.Rngs(0))
-
-
-@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
-def test_head_scale_must_be_positive_and_finite(scale):
-    with pytest.raises(ConfigError, match=f"head_scale must be positive and finite, got {scale}"):
-        create_model("resnet8", head_scale=scale, rngs=nnx.Rngs(0))
-
-
 def test_resnet_takes_images_of_any_size():
-    model = nnx.eval_shape(lambda: create_model("resnet8", image_size=28, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: MODELS["resnet8"](image_size=28, rngs=nnx.Rngs(0)))
     assert isinstance(model, ResNet)
     assert nnx.eval_shape(
         lambda model, images: model(images), model, jnp.ones((1, 17, 9, 3))

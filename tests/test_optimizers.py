@@ -1,6 +1,7 @@
-"""Optimisers, and what changes a step: decay, clipping, averages, parts of a batch, mixing."""
+"""Optimisers, and what changes a step: decay, clipping, averages, mixing."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +12,15 @@ from flax import nnx
 
 from edl_jax.errors import ConfigError
 from edl_jax.losses.formulas.robust_barron import AdaptiveBarron
-from edl_jax.models import by_name as models
-from edl_jax.models.vit import ViTArchitecture
+from edl_jax.models import MODELS
+from edl_jax.models.vit import VisionTransformer
 from edl_jax.training import Augmentation
 from edl_jax.training.optimizers import OptimizerConfig, make_schedule
 from edl_jax.training.training import load_shared
 from tests.test_training import CROSS_ENTROPY, DIGITS, PLAIN, assert_close, functions_of
 
-TREE = {"model": {"w": jnp.array([3.0, -4.0])}, "loss": {"shape": jnp.array([2.0])}}
-GRADIENT = jax.tree.map(jnp.ones_like, TREE)
+TREE = {"model": {"w": np.float32([3, -4])}, "loss": {"shape": np.float32([2])}}
+GRADIENT = jax.tree.map(np.ones_like, TREE)
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +30,8 @@ def dataset():
 
 @pytest.fixture
 def small_vit(monkeypatch):
-    """No batch statistics, so that parts of a batch are independent."""
-    monkeypatch.setitem(models.MODELS, "vit_tiny", ViTArchitecture(12, depth=1, heads=1, patch=4))
+    model = partial(VisionTransformer, width=12, depth=1, heads=1, patch=4)
+    monkeypatch.setitem(MODELS, "vit_tiny", model)
     return dataclasses.replace(
         DIGITS,
         model="vit_tiny",
@@ -44,16 +45,17 @@ def make_optimizer(name, options, learning_rate, *, weight_decay=0.0, clip_norm=
     return OptimizerConfig(name, options, weight_decay, clip_norm).make(learning_rate)
 
 
-def updates(optimizer):
-    return optimizer.update(GRADIENT, optimizer.init(TREE), TREE)[0]
+def updates(optimizer, gradient=GRADIENT):
+    found = jax.jit(lambda x, params: optimizer.update(x, optimizer.init(params), params)[0])
+    return jax.device_get(found(gradient, TREE))
 
 
 @pytest.mark.parametrize("name", ["sgd", "rmsprop", "novograd"])
 def test_decay_is_an_l2_penalty_where_the_optimiser_has_none_and_spares_the_loss(name):
     found = updates(make_optimizer(name, {}, 0.5, weight_decay=0.1))
     plain = getattr(optax, name)(0.5)
-    penalised = {"model": {"w": jnp.array([1.3, 0.6])}, "loss": {"shape": jnp.array([1.0])}}
-    assert_close(found, plain.update(penalised, plain.init(TREE), TREE)[0], rtol=1e-6)
+    penalised = {"model": {"w": np.float32([1.3, 0.6])}, "loss": {"shape": np.float32([1])}}
+    assert_close(found, updates(plain, penalised), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["adamw", "lion", "lamb", "lars", "adadelta"])
@@ -68,7 +70,7 @@ def test_decay_is_the_optimisers_own_where_it_has_one_and_spares_the_loss(name):
 
 
 def test_an_optimiser_that_keeps_a_random_key_is_refused():
-    with pytest.raises(ConfigError, match="'noisy_sgd' keeps a random key"):
+    with pytest.raises(ConfigError, match=r"'noisy_sgd' .* keeps a random key"):
         make_optimizer("noisy_sgd", {"key": 0}, 0.1)
 
 
@@ -102,19 +104,8 @@ def test_a_training_of_a_single_step_trains(dataset):
     config = dataclasses.replace(DIGITS, epochs=1, batch_size=256, augmentation=PLAIN)
     functions, key = functions_of(config, dataset), jax.random.key(0)
     before = jax.device_get(functions.init(key).params)
-    after = functions.advance(functions.init(key), key, 1).params
+    after = jax.device_get(functions.advance(functions.init(key), key, 1).params)
     assert all(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (before, after)), strict=True))
-
-
-def test_parts_of_a_batch_add_up_to_the_batch(small_vit, dataset):
-    key, states = jax.random.key(0), {}
-    for parts in (1, 4):
-        config = dataclasses.replace(small_vit, accumulate=parts, warmup_epochs=0)
-        functions = functions_of(config, dataset)
-        states[parts] = functions.advance(functions.init(key), key, 3)
-    assert_close(states[4].params, states[1].params, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(states[4].loss_sum, states[1].loss_sum, rtol=1e-5)
-    assert states[4].correct == states[1].correct
 
 
 def test_the_average_is_evaluated_and_follows_the_weights(small_vit, dataset):
@@ -124,9 +115,9 @@ def test_the_average_is_evaluated_and_follows_the_weights(small_vit, dataset):
     average = jax.device_get(state.params["model"])
     for step in range(4):
         state = functions.advance(state, key, 1)
-        decay = min(0.5, (1 + step) / (10 + step))
+        decay, params = min(0.5, (1 + step) / (10 + step)), jax.device_get(state.params["model"])
         average = jax.tree.map(
-            lambda a, p, decay=decay: decay * a + (1 - decay) * p, average, state.params["model"]
+            lambda a, p, decay=decay: decay * a + (1 - decay) * p, average, params
         )
     assert_close(state.average[0], average, rtol=1e-5, atol=1e-6)
     swapped = state._replace(params={**state.params, "model": state.average[0]}, average=())

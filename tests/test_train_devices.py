@@ -4,15 +4,18 @@ import dataclasses
 from typing import cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
+from optax.losses import softmax_cross_entropy_with_integer_labels
 
 from edl_jax.errors import ConfigError
-from edl_jax.losses import load_pretrained
+from edl_jax.losses import LossMethod, load_pretrained
+from edl_jax.losses.method import as_method
 from edl_jax.runs.devices import device_mesh
 from edl_jax.training import Augmentation
-from edl_jax.training.programs import make_train
+from edl_jax.training.programs import TrainFunctions
 from edl_jax.training.steps import AXIS
 from edl_jax.training.training import load_shared
 from tests.test_loss_method import Watched
@@ -23,10 +26,29 @@ class Loss(Watched):  # whose state is to come out equal too
     inner = staticmethod(load_pretrained())
 
 
+class Validated(LossMethod):
+    """Such a loss, times the loss on the validation images so far; keeps what it saw of them."""
+
+    def __init__(self):
+        self.inner = as_method(Loss())
+
+    def init(self, key, num_classes):
+        seen = jnp.ones(()), jnp.zeros(num_classes), jnp.zeros(num_classes, jnp.int32)
+        return self.inner.init(key, num_classes), seen
+
+    def losses(self, state, logits, labels):
+        return state[1][0] * self.inner.losses(state[0], logits, labels)
+
+    def update(self, state, student):
+        logits, labels = student.validation()
+        nll = softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        seen = nll, logits.std(axis=0), jnp.bincount(labels, length=10)
+        return self.inner.update(state[0], student), seen
+
+
 BASE = dataclasses.replace(
     DIGITS,
     sync_batch_norm=True,
-    accumulate=2,
     augmentation=Augmentation(cutmix=1.0),
     ema_decay=0.5,
     warmup_epochs=0,
@@ -34,11 +56,11 @@ BASE = dataclasses.replace(
 )
 
 
-def trained(devices, **changes):
+def trained(devices, *, loss=Loss, **changes):
     """The state after three steps, the metrics then, and outputs of images."""
     config = dataclasses.replace(BASE, **changes)
     mesh = device_mesh(AXIS, jax.devices()[:devices])
-    functions = make_train(config, load_shared(config.data), Loss(), mesh)
+    functions = TrainFunctions(config, load_shared(config.data), loss(), mesh)
     state = functions.init(jax.random.key(0))
     state = functions.advance(state, jax.random.key(1), 3)
     seen = ()
@@ -52,10 +74,18 @@ def differ(a, b):
 
 
 def test_two_devices_train_as_one_does_with_synchronised_statistics():
-    """To rounding: sums over the batch are taken in another order."""
-    plain = {"augmentation": PLAIN, "accumulate": 1, "ema_decay": 0.0}
-    one, two = trained(1, **plain), trained(2, **plain)
+    """To rounding: sums over the batch are taken in another order.
+
+    So they do with a loss that looks at validation images, of which both see the whole batch.
+    """
+    data = dataclasses.replace(BASE.data, val_examples=48)
+    plain = {"augmentation": PLAIN, "ema_decay": 0.0, "data": data}
+    one, two = (trained(devices, loss=Validated, **plain) for devices in (1, 2))
     assert not any(jax.tree.leaves(jax.tree.map(differ, two, one)))
+    nll, spread, counts = two[0].loss_state[1]
+    assert 0.1 < nll != 1
+    assert spread.min() > 0.01
+    np.testing.assert_array_equal(counts, np.bincount(load_shared(data).val_labels, minlength=10))
 
 
 @pytest.mark.slow
@@ -76,14 +106,16 @@ def test_a_batch_that_the_devices_cannot_share_is_refused():
     class Five:
         devices, size = np.array(jax.devices()), 5
 
-    config, mesh = dataclasses.replace(DIGITS, accumulate=2), cast("Mesh", Five())
-    with pytest.raises(ConfigError, match=r"batch_size is 64 with 5 devices .* multiple of 10\."):
-        make_train(config, load_shared(config.data), CROSS_ENTROPY, mesh)
+    mesh = cast("Mesh", Five())
+    with pytest.raises(
+        ConfigError, match=r"batch_size is 64 with .* 5 devices; .* multiple of 5\."
+    ):
+        TrainFunctions(DIGITS, load_shared(DIGITS.data), CROSS_ENTROPY, mesh)
 
 
 def test_images_that_cannot_be_mixed_two_and_two_are_refused():
     mixup = Augmentation(mixup=1.0)
-    config = dataclasses.replace(DIGITS, batch_size=6, accumulate=2, augmentation=mixup)
+    config = dataclasses.replace(DIGITS, batch_size=3, augmentation=mixup)
     mesh = device_mesh(AXIS, jax.devices()[:1])
-    with pytest.raises(ConfigError, match="3 images at a time; mixup and cutmix mix two and two"):
-        make_train(config, load_shared(config.data), CROSS_ENTROPY, mesh)
+    with pytest.raises(ConfigError, match=r"batch_size is 3 .* multiple of 2, as images are mixed"):
+        TrainFunctions(config, load_shared(config.data), CROSS_ENTROPY, mesh)

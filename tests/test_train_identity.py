@@ -113,16 +113,18 @@ def test_a_run_folder_that_cannot_be_is_refused(run_dir, named):
 @pytest.mark.parametrize(
     ("seeds", "named"),
     [
-        ([0, 2**32], "seed is 4294967296; expected a whole number, at least 0 and at most 42949"),
-        ([-1], "seed is -1"),
-        ([1.0], r"seed is 1\.0"),
-        ([True], "seed is True"),
-        (np.array([3, -3]), r"seed is .*-3"),
-        ([0, 1, 0], "seeds has 0 more than once, which would give equal results"),
-        ([3, np.uint32(3)], "seeds has 3 more than once"),
-        ([*range(9)] * 2, "seeds has 0, 1, 2, 3, 4 more than once"),
-        (None, "seeds is None; expected a list of seeds"),
-        (np.array(5), "seeds is .*5.*; expected a list of seeds"),
+        (
+            [0, 2**32],
+            "seeds is .*4294967296.*; expected .* whole numbers, each at least 0 and at most 42949",
+        ),
+        ([-1], "seeds is .*-1"),
+        ([1.0], r"seeds is .*1\.0"),
+        ([True], "seeds is .*True"),
+        (np.array([3, -3]), r"seeds is .*-3"),
+        ([0, 1, 0], "seeds is .*0, 1, 0.*all different"),
+        ([3, np.uint32(3)], "seeds is .*3, 3.*all different"),
+        (None, "seeds is None; expected a tuple of whole numbers"),
+        (np.array(5), "seeds is 5; expected a tuple of whole numbers"),
     ],
 )
 def test_seeds_that_wrap_or_repeat_are_refused(seeds, named):
@@ -131,19 +133,6 @@ def test_seeds_that_wrap_or_repeat_are_refused(seeds, named):
         make_trainer(config)(seeds)
 
 
-@pytest.mark.parametrize(
-    ("config", "options", "named"),
-    [
-        (PretrainConfig(), {}, r"config is PretrainConfig\(.*; expected a TrainConfig"),
-        (None, {"dataset": "digits"}, "dataset is 'digits'; expected what load_dataset gives"),
-    ],
-)
-def test_a_trainer_of_something_else_is_refused(config, options, named):
-    with pytest.raises(ConfigError, match=named):
-        make_trainer(config, **options)
-
-
-def test_a_report_that_cannot_be_called_is_refused_before_the_training():
-    data = dataclasses.replace(DIGITS.data, train_examples=64)
-    with pytest.raises(ConfigError, match="report is None; expected a function"):
-        make_trainer(dataclasses.replace(DIGITS, data=data))([0], report=None)
+def test_a_trainer_of_something_else_is_refused():
+    with pytest.raises(ConfigError, match=r"config is PretrainConfig\(.*; expected a TrainConfig"):
+        make_trainer(PretrainConfig())

@@ -11,7 +11,7 @@ from flax import nnx
 from edl_jax.data import ArraySource, DataConfig
 from edl_jax.errors import ConfigError, RunFolderError
 from edl_jax.runs.folder import read_json
-from edl_jax.training import TrainConfig, train
+from edl_jax.training import TrainConfig, make_trainer, train
 from edl_jax.training.optimizers import LOSS, MODEL, OptimizerConfig, make_optimizer
 
 CONFIG = TrainConfig(epochs=1, batch_size=16, learning_rate=0.05, loss="cross_entropy")
@@ -53,11 +53,13 @@ def test_a_model_data_and_an_optimiser_of_your_own_are_trained_and_known(tmp_pat
             train(config, **{**given, name: other}, run_dir=tmp_path)
 
 
-def test_names_and_a_configuration_stand_for_data():
+def test_a_trainer_takes_the_same_and_names_and_a_configuration_stand_for_data():
     small = DataConfig("digits", train_examples=16, test_examples=8)
-    by_config = train(CONFIG, model=Linear, data=small)
+    given = {"model": Linear, "optimizer": optax.adam}
+    (by_config,) = make_trainer(CONFIG, **given, data=small)([CONFIG.seed])
     base = dataclasses.replace(CONFIG, data=dataclasses.replace(small, name="auto"))
-    assert train(base, model=Linear, data="digits").test_nll == by_config.test_nll
+    assert train(base, **given, data="digits").test_nll == by_config.test_nll
+    assert by_config.params["head"]["kernel"].shape == (64, 10)
 
 
 def test_an_optimiser_is_taken_as_it_is_or_made_of_the_schedule():
@@ -75,7 +77,10 @@ def test_an_optimiser_is_taken_as_it_is_or_made_of_the_schedule():
     ("given", "message"),
     [
         ({"model": lambda: None}, "cannot be used .*expected a function or class that takes rngs"),
-        ({"model": lambda rngs, num_classes, in_channels: Linear(rngs, 3, 1)}, r"gives \(2, 3\)"),
+        (
+            {"model": lambda rngs, num_classes, in_channels: Linear(rngs, 3, 1)},
+            r"gives \(2, 3\) for 2 images.* logits \[batch, 2\]",
+        ),
         ({"model": "resnet9"}, "model is 'resnet9'"),
         ({"model": 3}, "model 3 cannot be used"),
         ({"data": 3}, "data is 3; expected an instance of DataConfig"),
@@ -84,10 +89,21 @@ def test_an_optimiser_is_taken_as_it_is_or_made_of_the_schedule():
     ],
 )
 def test_what_cannot_be_used_is_refused(given, message):
-    with pytest.raises(ConfigError, match=message):
-        train(CONFIG, **{"data": source(), **given})
+    for start in (train, make_trainer):
+        with pytest.raises(ConfigError, match=message):
+            start(CONFIG, **{"data": source(), **given})
 
 
-def test_settings_of_named_models_are_refused_with_your_own():
-    with pytest.raises(ConfigError, match="width is 4 with a model of your own"):
+def test_a_model_of_your_own_takes_the_settings_that_are_given_or_refuses_them():
+    with pytest.raises(
+        ConfigError, match=r"argument 'width'\); expected .* takes rngs, width, num"
+    ):
         train(dataclasses.replace(CONFIG, width=4), model=Linear, data=source())
+    widths = []
+
+    def sized(rngs, num_classes, in_channels, width):
+        widths.append(width)
+        return Linear(rngs, num_classes, in_channels)
+
+    train(dataclasses.replace(CONFIG, width=4), model=sized, data=source())
+    assert {*widths} == {4}

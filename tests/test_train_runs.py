@@ -32,7 +32,6 @@ CONFIG = dataclasses.replace(
     epochs=4,
     augmentation=Augmentation(mixup=0.5),
     ema_decay=0.9,
-    steps_per_chunk=3,
     loss="cross_entropy",
     data=dataclasses.replace(DIGITS.data, train_examples=256, test_examples=100),
 )
@@ -120,6 +119,7 @@ def test_sigterm_is_heeded_within_an_epoch_and_loses_no_step(tmp_path, whole, mo
         return original(*arguments)
 
     monkeypatch.setattr(TrainingRun, "advance", advance)
+    monkeypatch.setattr(TrainingRun, "chunk", 3)
     with pytest.raises(Preempted, match=r"after step 7 of 16; everything is saved"):
         train(CONFIG, run_dir=tmp_path / "run")
     monkeypatch.undo()
@@ -212,7 +212,7 @@ def test_checkpoints_are_the_last_and_the_best_and_never_the_best_on_test(whole)
 
 
 def test_the_best_checkpoint_is_chosen_on_validation_images_where_there_are_any():
-    run = TrainingRun(CONFIG, SimpleNamespace(steps_per_epoch=4, mesh=None), seed=0)
+    run = TrainingRun(CONFIG, SimpleNamespace(steps_per_epoch=4, mesh=None, init=None), seed=0)
     row = {"epoch": 1, "accuracy": 0.25, "train_loss": 3.0}
     assert run.score({**row, "evaluated_on": "val"}) == 0.25
     assert run.score({**row, "evaluated_on": "test"}) == -3.0

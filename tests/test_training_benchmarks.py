@@ -1,3 +1,4 @@
+import functools
 import json
 from unittest import mock
 
@@ -11,9 +12,8 @@ from benchmarks import loss_overhead, train_throughput, training_work
 from benchmarks.peers import torch_loops
 from benchmarks.report import number
 from benchmarks.training_work import TrainWork, functions_of, our_run, our_training
-from edl_jax.models import layers
-from edl_jax.models.by_name import MODELS, create_model
-from edl_jax.models.resnet import ResNetArchitecture
+from edl_jax.models import MODELS, layers
+from edl_jax.models.resnet import ResNet
 from edl_jax.training.optimizers import MODEL
 from edl_jax.training.steps import TrainState
 
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-    monkeypatch.setitem(MODELS, "tiny", ResNetArchitecture((1,), width=8, projection=False))
+    monkeypatch.setitem(MODELS, "tiny", functools.partial(ResNet, (1,), width=8))
     for module in (train_throughput, loss_overhead):
         monkeypatch.setattr(module, "works", lambda quick: [TINY])
 
@@ -85,7 +85,7 @@ def test_xla_s_weight_gradients_are_those_of_its_own_convolutions(monkeypatch):
     seen = []
 
     def functions_of(*_):
-        model = nnx.eval_shape(lambda: create_model("tiny", rngs=nnx.Rngs(0)))
+        model = nnx.eval_shape(lambda: MODELS["tiny"](rngs=nnx.Rngs(0)))
         seen.append(model.stem.conv.conv_general_dilated)
 
     monkeypatch.setattr(training_work, "functions_of", functions_of)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +12,12 @@ import optax
 import pytest
 
 from edl_jax import train
-from edl_jax.models import by_name as models
-from edl_jax.models.resnet import ResNetArchitecture
-from edl_jax.models.vit import ViTArchitecture
+from edl_jax.models import MODELS
+from edl_jax.models.resnet import ResNet
+from edl_jax.models.vit import VisionTransformer
 from edl_jax.runs.devices import device_mesh, on_every_device
 from edl_jax.training import Augmentation
-from edl_jax.training.optimizers import OptimizerConfig, make_schedule
+from edl_jax.training.optimizers import OptimizerConfig
 from edl_jax.training.steps import AXIS, make_steps
 from edl_jax.training.training import load_shared
 from tests.test_training import DIGITS
@@ -32,12 +33,12 @@ SMALL = dataclasses.replace(
     optimizer=dataclasses.replace(DIGITS.optimizer, clip_norm=1.0),
 )
 SHAPES = {
-    "plain": ResNetArchitecture((1, 1), width=4, projection=False),
-    "bottleneck": ResNetArchitecture((1, 1), width=4, projection=True, bottleneck=True),
-    "vit": ViTArchitecture(width=12, depth=1, heads=1, patch=4),
+    "plain": partial(ResNet, (1, 1), width=4),
+    "bottleneck": partial(ResNet, (1, 1), width=4, projection=True, bottleneck=True),
+    "vit": partial(VisionTransformer, width=12, depth=1, heads=1, patch=4),
 }
 SETTINGS = {
-    "plain": {"accumulate": 2, "optimizer": OptimizerConfig("lamb")},
+    "plain": {"optimizer": OptimizerConfig("lamb")},
     "bottleneck": {"head_scale": 30.0, "sync_batch_norm": True},
     "vit": {"optimizer": OptimizerConfig("adamw")},
 }
@@ -48,23 +49,23 @@ def loss(logits, labels):
 
 
 @pytest.mark.parametrize(
-    ("model", "on_cpu"), [("plain", False), ("bottleneck", True), ("vit", False)]
+    ("model", "dtype"),
+    [("plain", jnp.bfloat16), ("bottleneck", jnp.float32), ("vit", jnp.bfloat16)],
 )
-def test_a_step_and_an_evaluation_of_every_model_with_switches_on(model, on_cpu, monkeypatch):
+def test_a_step_and_an_evaluation_of_every_model_with_switches_on(model, dtype, monkeypatch):
     """Traced only: rank promotion is refused and dtypes are decided then."""
-    monkeypatch.setitem(models.MODELS, "tiny", SHAPES[model])
+    monkeypatch.setitem(MODELS, "tiny", SHAPES[model])
     config = dataclasses.replace(SMALL, **SETTINGS[model])
     dataset, mesh = load_shared(config.data), device_mesh(AXIS, jax.devices()[:1])
-    schedule = make_schedule(0.1, warmup_steps=2, total_steps=4)
     images, labels = jnp.zeros((32, 8, 8, 1), jnp.uint8), jnp.zeros(32, jnp.int32)
 
     def traced():
         """The shapes and dtypes of the state before and after and of the sums; and all arrays."""
-        steps = make_steps(config, dataset, loss, schedule, steps_per_epoch=2, on_cpu=on_cpu)
+        steps = make_steps(config, dataset, loss, dtype)
         step, sums = (on_every_device(x, mesh) for x in (steps.step, steps.sums))
         before = jax.eval_shape(steps.init, jax.random.key(0))
         key = jax.random.key(1)
-        step, after = jax.make_jaxpr(step, return_shape=True)(before, key, images, labels, labels)
+        step, after = jax.make_jaxpr(step, return_shape=True)(before, key, images, labels)
         sums, found = jax.make_jaxpr(sums, return_shape=True)(before, images, labels)
         shapes = jax.tree.map(lambda x: f"{x.dtype}{x.shape}", (before, after, found))
         return shapes, f"{step} {sums}"

@@ -73,7 +73,7 @@ class BottleneckBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stem, stages of blocks, global average pool, head; a `ResNetArchitecture` of ours."""
+    """Stem, stages of blocks, global average pool, head; a `ResNet` of ours."""
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks.peers.torch_loops import Tensor, device, load, set_up, wait
 from benchmarks.timing import Run
 from benchmarks.training_work import TrainWork
-from edl_jax.models.by_name import MODELS
+from edl_jax.models import MODELS
 from edl_jax.training.optimizers import make_schedule
 
 
@@ -36,9 +36,10 @@ def augment(images: Tensor, padding: int) -> Tensor:
 def network_of(work: TrainWork) -> Any:
     """The network of the work, its convolutions' weights with the channels last."""
     resnet: Any = importlib.import_module("benchmarks.peers.torch_resnet")
-    shape: Any = MODELS[work.model]
-    width = work.width or shape.width
-    network = resnet.ResNet(shape.stage_blocks, width, shape.projection, shape.bottleneck)
+    factory: Any = MODELS[work.model]
+    shape = {"width": 16, "projection": False, "bottleneck": False, **factory.keywords}
+    shape["width"] = work.width or shape["width"]
+    network = resnet.ResNet(*factory.args, **shape)
     return network.to(device(), memory_format=load().channels_last)
 
 

@@ -52,8 +52,7 @@ class LossMethod(abc.ABC):
 
         Args:
           state: the present state.
-          logits: `[batch, num_classes]` float32: the whole share of a device, or with `accumulate`
-            a part of it.
+          logits: `[batch, num_classes]` float32: the share of a device.
           labels: `[batch]` int32, or with mixup or cutmix `[batch, num_classes]` float32.
         """
 

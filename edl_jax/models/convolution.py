@@ -1,11 +1,9 @@
 """Convolutions whose weight gradient is quick on a CPU.
 
 XLA's CPU backend computes a weight gradient as a convolution with a kernel as large as the image,
-two to four times as slowly as the matrix products below; `benchmarks/train_throughput.py` shows
-what they buy. On accelerators everything is XLA's own.
+two to four times as slowly as the matrix products below. On accelerators everything is XLA's own.
 """
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -21,15 +19,8 @@ def convolve(
 ) -> jax.Array:
     """As `jax.lax.conv_general_dilated`, for `nnx.Conv`; differentiable in reverse mode only.
 
-    Args:
-      images: `[batch, h, w, in_channels]`.
-      kernel: `[k, k, in_channels, out_channels]` with an odd k.
-      strides: the same step in both directions, twice.
-      padding: `k // 2` on every side.
-      rest: what else `nnx.Conv` says, which is not looked at: no dilation, one group.
-
-    Returns:
-      `[batch, h', w', out_channels]` with `h' = ceil(h / stride)`.
+    Images are `[batch, h, w, channels]`, the kernel is square with an odd side `k`, the strides are
+    equal, and padding is `k // 2` on every side, without dilation and groups.
     """
     del padding, rest
     return _convolve(images, kernel, strides[0])
@@ -42,40 +33,27 @@ def _plain(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     )
 
 
-def _forward(images: jax.Array, kernel: jax.Array, stride: int) -> tuple[jax.Array, Any]:
-    return _plain(images, kernel, stride), (images, kernel)
-
-
 def _backward(stride: int, saved: Any, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     images, kernel = saved
-    size = kernel.shape[0]
-    plain = partial(_plain, stride=stride)
-    (of_images,) = jax.vjp(lambda x: plain(x, kernel), images)[1](gradient)
+    is_wide = images.shape[-1] >= _FEW_CHANNELS and images.shape[2] >= _SMALL_SIDE
+    by_shifts, size = stride == 1 and is_wide, kernel.shape[0]
+
+    def on_cpu(x: jax.Array, g: jax.Array) -> jax.Array:
+        found = _by_shifts(x, g, size) if by_shifts else _by_taps(x, g, size, stride)
+        return found.astype(kernel.dtype)
 
     def by_xla(images: jax.Array, gradient: jax.Array) -> jax.Array:
-        return jax.vjp(lambda w: plain(images, w), kernel)[1](gradient)[0]
+        return jax.vjp(lambda w: _plain(images, w, stride), kernel)[1](gradient)[0]
 
-    by_product = partial(
-        _by_shifts
-        if stride == 1 and images.shape[-1] >= _FEW_CHANNELS and images.shape[2] >= _SMALL_SIDE
-        else _by_taps,
-        size=size,
-        stride=stride,
-    )
-    of_kernel = lax.platform_dependent(
-        images,
-        gradient,
-        cpu=lambda *args: by_product(*args).astype(kernel.dtype),
-        default=by_xla,
-    )
-    return of_images, of_kernel
+    (of_images,) = jax.vjp(lambda x: _plain(x, kernel, stride), images)[1](gradient)
+    return of_images, lax.platform_dependent(images, gradient, cpu=on_cpu, default=by_xla)
 
 
 _convolve = jax.custom_vjp(_plain, nondiff_argnums=(2,))
-_convolve.defvjp(_forward, _backward)
+_convolve.defvjp(lambda x, w, stride: (_plain(x, w, stride), (x, w)), _backward)
 
 
-def _by_shifts(images: jax.Array, gradient: jax.Array, *, size: int, stride: int) -> jax.Array:
+def _by_shifts(images: jax.Array, gradient: jax.Array, size: int) -> jax.Array:
     """The weight gradient as one product of shifted images and oppositely shifted gradients.
 
     `dW[i, j] = sum x[h + i, w + j] g[h, w] = sum x[h + i, v] g[h, v - j]`: with k row shifts of the
@@ -83,24 +61,21 @@ def _by_shifts(images: jax.Array, gradient: jax.Array, *, size: int, stride: int
     product of `[k in_channels, n]` and `[n, k out_channels]`: three copies instead of the nine of
     patches for k = 3, and a product that is not narrow.
     """
-    del stride
     side, (height, width) = size // 2, images.shape[1:3]
-    span = width + 2 * side
     # The barriers keep XLA from computing padding, shifts and product element by element.
     x = lax.optimization_barrier(jnp.pad(images, ((0, 0), (side, side), (side, side), (0, 0))))
-    x = lax.optimization_barrier(
-        jnp.concatenate([x[:, i : i + height] for i in range(size)], axis=-1)
-    )
-    margin = (2 * side, 2 * side)
-    g = lax.optimization_barrier(jnp.pad(gradient, ((0, 0), (0, 0), margin, (0, 0))))
-    first = 2 * side
-    g = [g[:, :, first - j : first - j + span] for j in range(size)]
+    x = [x[:, i : i + height] for i in range(size)]
+    x = lax.optimization_barrier(jnp.concatenate(x, axis=-1))
+    margin, span = 2 * side, width + 2 * side
+    padding = ((0, 0), (0, 0), (margin, margin), (0, 0))
+    g = lax.optimization_barrier(jnp.pad(gradient, padding))
+    g = [g[:, :, margin - j : margin - j + span] for j in range(size)]
     g = lax.optimization_barrier(jnp.concatenate(g, axis=-1))
     product = _product(x, g).reshape(size, images.shape[-1], size, gradient.shape[-1])
     return product.transpose(0, 2, 1, 3)
 
 
-def _by_taps(images: jax.Array, gradient: jax.Array, *, size: int, stride: int) -> jax.Array:
+def _by_taps(images: jax.Array, gradient: jax.Array, size: int, stride: int) -> jax.Array:
     """The weight gradient as one product for each of the kernel's k^2 taps."""
     side, (height, width) = size // 2, gradient.shape[1:3]
     x = jnp.pad(images, ((0, 0), (side, side), (side, side), (0, 0)))

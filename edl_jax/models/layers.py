@@ -11,89 +11,44 @@ from edl_jax.models.convolution import convolve
 _SMALLEST_NORM = 1e-6  # of a vector that has a direction; its square is far from underflow
 
 
-def convolution(
-    in_channels: int, out_channels: int, *, kernel: int, stride: int, dtype: Any, rngs: nnx.Rngs
-) -> nnx.Conv:
-    """A convolution without bias that keeps the image size divided by `stride`.
-
-    The initial weights are He normal over the fan-out, `std = sqrt(2 / (kernel^2 out_channels))`.
-
-    References:
-      He, Zhang, Ren and Sun, "Delving deep into rectifiers", ICCV 2015,
-      https://arxiv.org/abs/1502.01852
-    """
-    return nnx.Conv(
-        in_channels,
-        out_channels,
-        (kernel, kernel),
-        strides=stride,
-        # Explicit: "SAME" with stride 2 would shift the image against the shortcut.
-        padding=kernel // 2,
-        use_bias=False,
-        dtype=dtype,
-        kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
-        conv_general_dilated=convolve,
-        rngs=rngs,
-    )
-
-
-def batch_norm(channels: int, *, norm_axis: str | None, rngs: nnx.Rngs) -> nnx.BatchNorm:
-    """Batch norm over all axes but the last, in float32 whatever the input's dtype is.
-
-    In float32, so that the running statistics are not rounded when they are applied.
-
-    Args:
-      channels: size of the last axis.
-      norm_axis: name of a mapped axis (of `jax.shard_map` or `jax.vmap`) over which the statistics
-        of a training step are averaged, so that they are those of the whole batch; None keeps them
-        local.
-      rngs: source of the initial weights.
-    """
-    return nnx.BatchNorm(
-        channels, momentum=0.9, epsilon=1e-5, dtype=jnp.float32, axis_name=norm_axis, rngs=rngs
-    )
-
-
 class ConvNorm(nnx.Module):
-    """Convolution without bias in `dtype`, then batch norm in float32."""
+    """Convolution without bias in `dtype`, then batch norm in float32.
+
+    The image size is divided by `stride`. Initial weights are He normal over the fan-out,
+    `std = sqrt(2 / (kernel^2 outputs))` (He et al., https://arxiv.org/abs/1502.01852).
+    """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        kernel: int,
-        stride: int,
-        dtype: Any,
-        norm_axis: str | None,
-        rngs: nnx.Rngs,
+        self, inputs: int, outputs: int, *, kernel: int, stride: int, dtype: Any, rngs: nnx.Rngs
     ):
-        self.conv = convolution(
-            in_channels, out_channels, kernel=kernel, stride=stride, dtype=dtype, rngs=rngs
+        self.conv = nnx.Conv(
+            inputs,
+            outputs,
+            (kernel, kernel),
+            strides=stride,
+            # Explicit: "SAME" with stride 2 would shift the image against the shortcut.
+            padding=kernel // 2,
+            use_bias=False,
+            dtype=dtype,
+            kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
+            conv_general_dilated=convolve,
+            rngs=rngs,
         )
-        self.norm = batch_norm(out_channels, norm_axis=norm_axis, rngs=rngs)
+        # In float32, so that the running statistics are not rounded when they are applied.
+        self.norm = nnx.BatchNorm(outputs, momentum=0.9, dtype=jnp.float32, rngs=rngs)
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `[batch, h, w, in_channels]` to `[batch, h', w', out_channels]` in `dtype`."""
+        """Maps `[batch, h, w, inputs]` to `[batch, h', w', outputs]` in `dtype`."""
         return self.norm(self.conv(x)).astype(self.dtype)
 
 
 class NormalizedHead(nnx.Module):
     r"""Logits that are scaled cosines, \(z_c = s \, \frac{f \cdot w_c}{|f| \, |w_c|}\), no bias.
 
-    A feature vector or class weight of norm below 1e-6 has no direction: its cosines are 0 and no
-    gradient reaches it.
-
-    Args:
-      features: size of the feature vectors.
-      num_classes: number of logits.
-      scale: the fixed factor `s`, the largest value that a logit can have.
-      rngs: source of the initial weights, LeCun normal, of norm about 1.
-
-    References:
-      Wang et al., "CosFace: large margin cosine loss for deep face recognition", CVPR 2018,
-      https://arxiv.org/abs/1801.09414 (its normalisation, without the margin)
+    The scale `s` is fixed. A feature vector or class weight of norm below 1e-6 has no direction:
+    its cosines are 0 and no gradient reaches it. As in CosFace (Wang et al., CVPR 2018,
+    https://arxiv.org/abs/1801.09414), without the margin.
     """
 
     def __init__(self, features: int, num_classes: int, *, scale: float, rngs: nnx.Rngs):
@@ -109,25 +64,12 @@ class NormalizedHead(nnx.Module):
 
 
 def classifier_head(
-    features: int,
-    num_classes: int,
-    *,
-    scale: float | None,
-    kernel_init: nnx.Initializer,
-    rngs: nnx.Rngs,
+    features: int, num_classes: int, scale: float | None, *, rngs: nnx.Rngs, **options: Any
 ) -> nnx.Linear | NormalizedHead:
-    """The last layer, `[batch, features]` to logits `[batch, num_classes]`, in float32.
-
-    Args:
-      features: size of the feature vectors.
-      num_classes: number of logits.
-      scale: of a `NormalizedHead`; None is a linear layer with bias.
-      kernel_init: initial weights of the linear layer.
-      rngs: source of the initial weights.
-    """
+    """The last layer, in float32: `nnx.Linear`, or a `NormalizedHead` where a scale is given."""
     if scale is not None:
         return NormalizedHead(features, num_classes, scale=scale, rngs=rngs)
-    return nnx.Linear(features, num_classes, dtype=jnp.float32, kernel_init=kernel_init, rngs=rngs)
+    return nnx.Linear(features, num_classes, dtype=jnp.float32, rngs=rngs, **options)
 
 
 def _normalize(x: jax.Array, *, axis: int) -> jax.Array:

@@ -1,6 +1,7 @@
 """Vision transformers, as Flax NNX modules."""
 
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,22 +12,7 @@ from edl_jax.models.layers import classifier_head
 
 _INIT = nnx.initializers.truncated_normal(0.02)  # cut at two standard deviations
 _MLP_RATIO = 4
-
-
-class ViTArchitecture(NamedTuple):
-    """The shape of one vision transformer.
-
-    Attributes:
-      width: default size of a token.
-      depth: number of blocks.
-      heads: attention heads; they share `width` evenly.
-      patch: side of the square patches, in pixels.
-    """
-
-    width: int
-    depth: int
-    heads: int
-    patch: int
+_layer_norm = partial(nnx.LayerNorm, epsilon=1e-6, dtype=jnp.float32, use_fast_variance=False)
 
 
 class Attention(nnx.Module):
@@ -51,9 +37,9 @@ class TransformerBlock(nnx.Module):
 
     def __init__(self, width: int, heads: int, *, dtype: Any, rngs: nnx.Rngs):
         linear = {"kernel_init": _INIT, "dtype": dtype, "rngs": rngs}
-        self.norm1 = _layer_norm(width, rngs)
+        self.norm1 = _layer_norm(width, rngs=rngs)
         self.attention = Attention(width, heads, dtype=dtype, rngs=rngs)
-        self.norm2 = _layer_norm(width, rngs)
+        self.norm2 = _layer_norm(width, rngs=rngs)
         self.expand = nnx.Linear(width, _MLP_RATIO * width, **linear)
         self.contract = nnx.Linear(_MLP_RATIO * width, width, **linear)
 
@@ -68,63 +54,45 @@ class VisionTransformer(nnx.Module):
     """Vision transformer: patches, class token, learned positions, pre-norm blocks, head.
 
     It has no batch statistics and no dropout, so that `train()` and `eval()` change nothing.
-    Parameters are float32 whatever `dtype` is, and so are the layer norms and the softmax.
+    Parameters, layer norms, softmax and head are float32 whatever `dtype` is.
 
-    Initial weights as in DeiT: truncated normal of scale 0.02 for every matrix, the class token and
-    the positions, biases zero; only the embedding of the patches is LeCun normal, as in Dosovitskiy
-    et al., so that tokens of normalised images start with unit variance at any patch size.
+    Of Dosovitskiy et al., https://arxiv.org/abs/2010.11929, with initial weights as in DeiT,
+    https://arxiv.org/abs/2012.12877: truncated normal of scale 0.02, biases zero; only the patches'
+    embedding is LeCun normal, so that tokens of normalised images start with unit variance.
 
     Args:
-      architecture: depth, heads and patch.
       width: size of a token.
-      num_classes: number of logits.
-      in_channels: channels of the images.
-      image_size: side of the square images, in pixels.
-      dtype: compute dtype of the body; the head is float32.
-      head_scale: scale of a `NormalizedHead`; None is a linear head.
-      rngs: source of the initial weights.
+      depth: number of blocks.
+      heads: attention heads; they share `width` evenly.
+      patch: side of the square patches, in pixels.
 
-    Raises:
-      ConfigError: if the patch does not divide the image, or the heads do not divide the width.
-
-    References:
-      Dosovitskiy et al., "An image is worth 16x16 words", ICLR 2021,
-      https://arxiv.org/abs/2010.11929
-      Touvron et al., "Training data-efficient image transformers" (DeiT), ICML 2021,
-      https://arxiv.org/abs/2012.12877
+    All other arguments are those of every factory in `edl_jax.models`.
     """
 
     def __init__(
         self,
-        architecture: ViTArchitecture,
         *,
         width: int,
-        num_classes: int,
-        in_channels: int,
-        image_size: int,
-        dtype: Any,
+        depth: int,
+        heads: int,
+        patch: int,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        image_size: int = 32,
+        dtype: Any = jnp.float32,
         head_scale: float | None = None,
         rngs: nnx.Rngs,
     ):
-        _, depth, heads, patch = architecture
-        if image_size % patch:
+        if image_size % patch or width % heads:
             raise ConfigError(
-                f"image_size is {image_size}; expected a multiple of the transformer's patch, "
-                f"{patch}. Pad or crop the images, or choose another model."
+                f"image_size is {image_size} and width {width}; a transformer of patches of "
+                f"{patch} pixels and {heads} heads expects multiples of {patch} and {heads}, such "
+                f"as {patch * max(1, round(image_size / patch))} and "
+                f"{heads * max(1, round(width / heads))}."
             )
-        if width % heads:
-            raise ConfigError(
-                f"width is {width}; expected a multiple of the transformer's {heads} heads, such "
-                f"as {heads * max(1, round(width / heads))}."
-            )
+        size = (patch, patch)
         self.embed = nnx.Conv(
-            in_channels,
-            width,
-            (patch, patch),
-            strides=patch,
-            padding="VALID",
-            dtype=dtype,
-            rngs=rngs,
+            in_channels, width, size, strides=patch, padding="VALID", dtype=dtype, rngs=rngs
         )
         tokens = (image_size // patch) ** 2 + 1
         self.class_token = nnx.Param(_INIT(rngs.params(), (1, 1, width), jnp.float32))
@@ -132,41 +100,26 @@ class VisionTransformer(nnx.Module):
         self.blocks = nnx.List(
             [TransformerBlock(width, heads, dtype=dtype, rngs=rngs) for _ in range(depth)]
         )
-        self.norm = _layer_norm(width, rngs)
-        self.head = classifier_head(
-            width, num_classes, scale=head_scale, kernel_init=_INIT, rngs=rngs
-        )
+        self.norm = _layer_norm(width, rngs=rngs)
+        self.head = classifier_head(width, num_classes, head_scale, kernel_init=_INIT, rngs=rngs)
         self.image_size = image_size
         self.dtype = dtype
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Computes the logits.
-
-        Args:
-          images: normalised images, `[batch, image_size, image_size, in_channels]`, floating point.
-
-        Returns:
-          Logits, `[batch, num_classes]`, float32.
-
-        Raises:
-          InputError: if the images have another size.
-        """
+        """Logits `[batch, num_classes]`, float32, of images `[batch, h, w, channels]`."""
         if images.shape[1:3] != (self.image_size, self.image_size):
             raise InputError(
                 f"images are {images.shape[1]}x{images.shape[2]} pixels; this transformer was made "
                 f"for {self.image_size}x{self.image_size}. Make it with their image_size, or "
-                "resize them to a square by TrainConfig.image_size."
+                "resize them to a square by TrainConfig.data.image_size."
             )
         patches = self.embed(images).reshape(len(images), -1, self.embed.out_features)
-        class_token = self.class_token[...].astype(self.dtype)
-        class_tokens = jnp.broadcast_to(class_token, (len(images), *class_token.shape[1:]))
-        x = jnp.concatenate([class_tokens, patches], axis=1) + self.positions[...].astype(
-            self.dtype
-        )
+        token, positions = (x[...].astype(self.dtype) for x in (self.class_token, self.positions))
+        tokens = jnp.broadcast_to(token, (len(images), *token.shape[1:]))
+        x = jnp.concatenate([tokens, patches], axis=1) + positions
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x[:, 0]))
 
 
-def _layer_norm(width: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    return nnx.LayerNorm(width, epsilon=1e-6, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
+MODELS = {"vit_tiny": partial(VisionTransformer, width=192, depth=12, heads=3, patch=4)}

@@ -16,7 +16,7 @@ from edl_jax.runs.devices import device_mesh
 from edl_jax.runs.folder import as_finite
 from edl_jax.studies import distances
 from edl_jax.training import TrainConfig
-from edl_jax.training.programs import make_train
+from edl_jax.training.programs import TrainFunctions
 from edl_jax.training.steps import AXIS
 from edl_jax.training.training import resolve_config_loss
 
@@ -43,7 +43,8 @@ def record(
       DivergedError: if the training diverges.
     """
     dataset = load_dataset(train.data)
-    functions = make_train(train, dataset, resolve_config_loss(train, dataset), device_mesh(AXIS))
+    loss = resolve_config_loss(train, dataset)
+    functions = TrainFunctions(train, dataset, loss, device_mesh(AXIS))
     held_out = "val" if train.data.val_examples else "test"
     whole = min(num_outputs, len(dataset.train_labels)) // train.batch_size
     counts = {"train": max(whole, 1) * train.batch_size, held_out: num_outputs}

@@ -1,15 +1,12 @@
-"""Stage 7: train a classifier on real images, the loss being the only thing that changes."""
+"""Train a classifier on real images, the loss being the only thing that changes."""
 
 from edl_jax.data.augmentation import Augmentation
-from edl_jax.data.sources import DATASETS, ArraySource
 from edl_jax.training.config import TrainConfig
+from edl_jax.training.loop import TrainResult
 from edl_jax.training.optimizers import OptimizerConfig
-from edl_jax.training.result import TrainResult
 from edl_jax.training.training import make_trainer, train
 
 __all__ = [
-    "DATASETS",
-    "ArraySource",
     "Augmentation",
     "OptimizerConfig",
     "TrainConfig",

@@ -11,17 +11,13 @@ from edl_jax.data.config import DataConfig
 from edl_jax.errors import ConfigError
 from edl_jax.losses import COSINE_LOSSES
 from edl_jax.losses.by_name import check_loss_name, split_loss_name
-from edl_jax.models.by_name import MODELS
+from edl_jax.models import MODELS
 from edl_jax.training.optimizers import OptimizerConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(Checked):
-    """How a classifier is trained.
-
-    Raises:
-      ConfigError: naming the first field that cannot work, its value and what was expected.
-    """
+    """How a classifier is trained; a `ConfigError` names the first field that cannot work."""
 
     loss: str = "edl"
     """Loss: a name that `edl losses` lists, with options if you like, such as `focal(gamma=3)`; or
@@ -33,7 +29,7 @@ class TrainConfig(Checked):
     model: Annotated[str, OneOf(MODELS)] = "resnet8"
     """Architecture of the classifier: one of `edl_jax.models`."""
     width: Count | None = None
-    """Channels of the first stage; default: the architecture's own."""
+    """Channels of the first stage, or size of a token; default: the architecture's own."""
     head_scale: Positive | None = None
     """Scale of a head of cosines, for margin losses (30 is usual); default: a linear head."""
     sync_batch_norm: bool = False
@@ -44,8 +40,6 @@ class TrainConfig(Checked):
     """Passes over the training images."""
     batch_size: Count = 128
     """Images per step, on all devices together; an epoch's last incomplete batch is dropped."""
-    accumulate: Count = 1
-    """Number of parts of a batch whose gradients are computed in turn, to save memory."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """The optimiser, weight decay and clipping."""
     learning_rate: Positive = 0.1
@@ -56,10 +50,6 @@ class TrainConfig(Checked):
     """Decay of an exponential moving average of the weights, which is then evaluated; 0: none."""
     seed: Seed = 0
     """Seed of initial weights, data order and augmentation."""
-    steps_per_chunk: Count = 100
-    """Steps between two looks for SIGTERM and for divergence."""
-    keep_checkpoints: Count = 2
-    """Number of checkpoints to keep in a run folder, besides the best."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,11 +58,6 @@ class TrainConfig(Checked):
             raise ConfigError(
                 f"TrainConfig.warmup_epochs is {self.warmup_epochs} with {self.epochs} epochs; "
                 "expected at most as many."
-            )
-        if self.batch_size % self.accumulate:
-            raise ConfigError(
-                f"TrainConfig.accumulate is {self.accumulate} with a batch_size of "
-                f"{self.batch_size}; expected a divisor of it."
             )
         if split_loss_name(self.loss)[0] in COSINE_LOSSES and self.head_scale is None:
             raise ConfigError(

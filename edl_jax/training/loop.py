@@ -1,46 +1,71 @@
 """A training as a run that `fit` drives: chunks of steps, and a row of metrics for every epoch."""
 
+import dataclasses
+import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
 from edl_jax.errors import DivergedError
 from edl_jax.runs.fit import fit
-from edl_jax.runs.folder import METRICS, Row, RunFolder
+from edl_jax.runs.folder import METRICS as METRICS_FILE, Row, RunFolder
 from edl_jax.training.config import TrainConfig
+from edl_jax.training.metrics import METRICS
+from edl_jax.training.optimizers import LOSS
 from edl_jax.training.programs import TrainFunctions
-from edl_jax.training.result import TrainResult, epoch_row, train_result
-from edl_jax.training.steps import TrainState
+from edl_jax.training.steps import TrainState, evaluated
 
-Watch = Callable[[int, TrainState, jax.Array], None]
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """What a training gives.
+
+    Attributes:
+      test_accuracy: accuracy on the test images after the last epoch, never the best epoch's.
+      test_nll: mean negative log-likelihood on them, `-log softmax(logits)[label]`, in nats.
+      test_calibration_error: expected calibration error on them, in [0, 1]: how far confidence, the
+        largest probability, is from accuracy in 15 bins of equal width, averaged over the images.
+      history: a row of metrics for each epoch: `epoch`, `train_loss`, `train_accuracy`;
+        `accuracy`, `nll` and `calibration_error` (on the held-out validation images where there are
+        any, on the test images otherwise; `evaluated_on` says which); `learning_rate` and
+        `images_per_second` (of the steps alone; compilation included).
+      source: a sentence that says which data was used.
+      params: the classifier's parameters that were evaluated, an NNX state: trained, or their
+        moving average.
+      statistics: batch-norm statistics likewise.
+      loss_params: trained parameters of the loss: its state with None for all else; empty for most.
+      loss_state: the rest of the loss's state after the last step, likewise.
+    """
+
+    test_accuracy: float
+    test_nll: float
+    test_calibration_error: float
+    history: list[Row]
+    source: str
+    params: Any
+    statistics: Any
+    loss_params: Any
+    loss_state: Any
 
 
 class TrainingRun:
-    """A run of steps; see `edl_jax.runs.fit.Run`."""
+    """A run of steps from a seed; see `edl_jax.runs.fit.Run`."""
 
-    unit, files = "step", (METRICS,)
+    unit, files, chunk = "step", (METRICS_FILE,), 100
 
     def __init__(self, config: TrainConfig, functions: TrainFunctions, seed: int):
-        """Prepare a run from a seed."""
-        per_epoch = functions.steps_per_epoch
         self.name, self.mesh = f"train {config.model}", functions.mesh
-        self.total, self.period = config.epochs * per_epoch, per_epoch
-        self.chunk = config.steps_per_chunk
+        self.period = functions.steps_per_epoch
+        self.total = config.epochs * self.period
         self.init_key, self.key = jax.random.split(jax.random.key(seed))
+        self.init = functions.init
         self._config, self._functions, self._seed = config, functions, seed
         self._seconds, self._images = 0.0, 0
 
-    def init(self, key: jax.Array) -> TrainState:
-        """The classifier before the first step."""
-        return self._functions.init(key)
-
     def advance(self, state: TrainState, n: int) -> tuple[TrainState, list[Row]]:
-        """Take `n` steps.
-
-        Raises:
-          DivergedError: if the loss or its gradient is not finite in one of them.
-        """
+        """Take `n` steps; a `DivergedError` says in which of them the loss was not finite."""
         began = time.perf_counter()
         state = jax.block_until_ready(self._functions.advance(state, self.key, n))
         self._seconds += time.perf_counter() - began
@@ -55,10 +80,19 @@ class TrainingRun:
         return state, []
 
     def measure(self, state: TrainState) -> Row:
-        """The row of an epoch."""
-        speed = self._images / self._seconds
+        """The row of an epoch that has just ended; see `TrainResult.history`."""
+        evaluated_on = "val" if self._config.data.val_examples else "test"
+        step, speed = int(state.step), self._images / self._seconds
         self._seconds, self._images = 0.0, 0
-        return epoch_row(self._config, self._functions, state, speed)
+        return {
+            "epoch": step // self.period,
+            "train_loss": float(state.loss_sum) / self.period,
+            "train_accuracy": int(state.correct) / (self.period * self._config.batch_size),
+            **self._functions.evaluate(state, evaluated_on),
+            "evaluated_on": evaluated_on,
+            "learning_rate": float(self._functions.learning_rate(step - 1)),
+            "images_per_second": speed,
+        }
 
     def score(self, row: Row) -> float:
         """Never by test accuracy: that would be choosing on the test images."""
@@ -66,10 +100,8 @@ class TrainingRun:
 
     def summary(self, row: Row) -> str:
         """Accuracy and speed."""
-        return (
-            f"{row['evaluated_on']} accuracy {row['accuracy']:.3f}, "
-            f"{row['images_per_second']:.0f} images/s"
-        )
+        accuracy, speed = row["accuracy"], row["images_per_second"]
+        return f"{row['evaluated_on']} accuracy {accuracy:.3f}, {speed:.0f} images/s"
 
 
 def run_training(
@@ -77,39 +109,36 @@ def run_training(
     functions: TrainFunctions,
     seed: int,
     *,
-    source: str = "",
     folder: RunFolder | None = None,
     progress: bool = False,
     report: Callable[[Row], None] = lambda row: None,
     test: bool = True,
-    watch: Watch = lambda epoch, state, key: None,
 ) -> TrainResult:
-    """Train with functions made before.
+    """Train with functions made before; `report` is called with the row of every epoch.
 
-    Args:
-      config: the settings that `functions` were made from.
-      functions: from `make_train`.
-      seed: of the training.
-      source: says where the data comes from.
-      folder: as of `fit`.
-      progress: as of `fit`.
-      report: called with the row of metrics of every epoch as it ends.
-      test: whether to look at the test images at the end; with validation images and without this,
-        nothing looks at them, and what is measured on them is NaN.
-      watch: called with the epoch, the state and the key of the steps: with epoch 0 before the
-        first step, then as every epoch ends. The state's buffers are given away afterwards.
-
-    Raises:
-      DivergedError: if the training diverges.
-      Preempted, ProcessError, RunFolderError: as `fit`.
+    With validation images and without `test`, nothing looks at the test images, and what is
+    measured on them is NaN.
     """
     run = TrainingRun(config, functions, seed)
-
-    def tell(done: int, state: TrainState, row: Row | None) -> None:
-        watch(done // run.period, state, run.key)
-        if row is not None:
-            report(row)
-
-    keep = config.keep_checkpoints
-    found = fit(run, run.init_key, folder=folder, keep=keep, progress=progress, watch=tell)
-    return train_result(config, functions, found.state, found.rows[0], source, test)
+    state, (rows,) = fit(
+        run,
+        run.init_key,
+        folder=folder,
+        progress=progress,
+        watch=lambda done, state, row: report(row) if row else None,
+    )
+    if not config.data.val_examples:
+        last = rows[-1]  # measured already, after the last epoch
+    else:
+        last = functions.evaluate(state, "test") if test else {}
+    params, statistics = evaluated(state)
+    return TrainResult(
+        # None is what JSON has in place of NaN.
+        **{f"test_{x}": math.nan if last.get(x) is None else last[x] for x in METRICS},
+        history=rows,
+        source=functions.dataset.source,
+        params=params,
+        statistics=statistics,
+        loss_params=state.params[LOSS],
+        loss_state=state.loss_state,
+    )

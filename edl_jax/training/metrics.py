@@ -6,48 +6,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+METRICS = ("accuracy", "nll", "calibration_error")  # see `TrainResult`
 NUM_BINS = 15
 
 
 class Sums(NamedTuple):
-    """Sums over images from which the metrics follow.
+    """Sums over images: correct ones, negative log-likelihoods, and both halves of calibration."""
 
-    Attributes:
-      correct: how many are classified correctly, int32 scalar.
-      nll: sum of their negative log-likelihoods, float32 scalar.
-      bin_confidence: sum of the confidences in each bin of confidence, `[NUM_BINS]`, float32.
-      bin_correct: how many of each bin are classified correctly, `[NUM_BINS]`, int32.
-    """
-
-    correct: jax.Array
-    nll: jax.Array
-    bin_confidence: jax.Array
-    bin_correct: jax.Array
-
-
-class Metrics(NamedTuple):
-    """How well a classifier does on a split, an array of seeds each, `[num_seeds or 1]`, float64.
-
-    Attributes:
-      accuracy: share of the images that it classifies correctly.
-      nll: mean negative log-likelihood of the labels, `-log softmax(logits)[label]`, in nats.
-      calibration_error: expected calibration error in [0, 1]: how far confidence, the largest
-        probability, is from accuracy in 15 bins of equal width, averaged over the images.
-    """
-
-    accuracy: np.ndarray
-    nll: np.ndarray
-    calibration_error: np.ndarray
+    correct: jax.Array  # int32
+    nll: jax.Array  # float32
+    bin_confidence: jax.Array  # sum of the confidences in each bin of confidence, [NUM_BINS]
+    bin_correct: jax.Array  # how many of each bin are correct, [NUM_BINS], int32
 
 
 def sums_of(logits: jax.Array, labels: jax.Array) -> Sums:
-    """The sums over some images; a label of -1 takes no part.
+    """The sums over logits `[n, num_classes]` and labels `[n]`; a label of -1 takes no part.
 
     Bin `m` of the confidences is `(m / NUM_BINS, (m + 1) / NUM_BINS]`.
-
-    Args:
-      logits: `[n, num_classes]`, floating point.
-      labels: `[n]`, int32.
     """
     counted = labels >= 0
     log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
@@ -65,18 +40,12 @@ def sums_of(logits: jax.Array, labels: jax.Array) -> Sums:
     )
 
 
-def metrics_of(sums: Sums, count: int) -> Metrics:
+def metrics_of(sums: Sums, count: int) -> dict[str, float]:
     """The metrics of `count` images.
 
-    The calibration error is `sum_m |sum of confidences - number correct| / count` over the bins.
-
-    Args:
-      sums: over all of them, scalars and `[NUM_BINS]`, or with an axis of seeds in front.
-      count: how many images there are.
-
-    References:
-      Guo et al., "On calibration of modern neural networks", ICML 2017,
-      https://arxiv.org/abs/1706.04599
+    The calibration error is `sum_m |sum of confidences - number correct| / count` over the bins
+    (Guo et al., "On calibration of modern neural networks", https://arxiv.org/abs/1706.04599).
     """
-    gaps = np.abs(sums.bin_confidence - sums.bin_correct).sum(axis=-1)
-    return Metrics(*(np.atleast_1d(x) / count for x in (sums.correct, sums.nll, gaps)))
+    gap = np.abs(sums.bin_confidence - sums.bin_correct).sum()
+    totals = (sums.correct, sums.nll, gap)
+    return {name: float(x) / count for name, x in zip(METRICS, totals, strict=True)}

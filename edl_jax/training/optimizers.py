@@ -18,7 +18,7 @@ _DECAYED = {MODEL: True, LOSS: False}
 Optimizer = optax.GradientTransformation | Callable[[optax.Schedule], Any]
 
 
-def make_schedule(learning_rate: float, *, warmup_steps: int, total_steps: int) -> optax.Schedule:
+def make_schedule(learning_rate: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
     """Linear warm-up, then cosine decay to 0.
 
     Step `t` of `w = warmup_steps`, counted from 0, takes `(t + 1) / w` of the peak: none is lost on
@@ -43,8 +43,7 @@ class OptimizerConfig(Checked):
     parameter` added to the gradient. A loss's own parameters never decay.
 
     Raises:
-      ConfigError: if there is no such optimiser, it does not take the options, or it needs more
-        than gradients.
+      ConfigError: if optax has no such optimiser, or it cannot be used with these options.
     """
 
     name: str = "sgd"
@@ -62,73 +61,44 @@ class OptimizerConfig(Checked):
 
     def make(self, learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
         """The optimiser, of parameters `{"model": ..., "loss": ...}`."""
-        options = self.options
-        if options is None:
-            options = {"momentum": 0.9, "nesterov": True} if self.name == "sgd" else {}
-        make: Any = getattr(optax, self.name, None)
-        known = _arguments(make)
-        if "learning_rate" not in known:
-            raise ConfigError(
-                f"OptimizerConfig.name is {self.name!r}; expected an optimiser of optax, such as "
-                "sgd, adamw, lion or rmsprop."
-            )
-        masks = {"mask", "weight_decay_mask"} & set(known)
-        allowed = [x for x in known if x not in {"learning_rate", "weight_decay"} | masks]
-        if surplus := [x for x in options if x not in allowed]:
-            raise ConfigError(
-                f"OptimizerConfig.options has {', '.join(surplus)}; {self.name} takes "
-                f"{', '.join(allowed)}."
-            )
-        own_decay = "weight_decay" in known and bool(masks)
-        decay: dict[str, Any] = dict.fromkeys(masks, _DECAYED) if own_decay else {}
-        if own_decay:
-            decay["weight_decay"] = self.weight_decay
+        options: dict[str, Any] = self.options or {}
+        if self.options is None and self.name == "sgd":
+            options = {"momentum": 0.9, "nesterov": True}
         parts = [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]
-        if self.weight_decay and not own_decay:
-            parts.append(optax.add_decayed_weights(self.weight_decay, mask=_DECAYED))
         try:
-            optimizer = optax.chain(*parts, make(learning_rate, **options, **decay))
+            make = getattr(optax, self.name)
+            known = set(inspect.signature(make).parameters)
+            masks = dict.fromkeys(known & {"mask", "weight_decay_mask"}, _DECAYED)
+            given = {"learning_rate": learning_rate}
+            if masks and "weight_decay" in known:
+                given |= {"weight_decay": self.weight_decay, **masks}
+            elif self.weight_decay:
+                parts.append(optax.add_decayed_weights(self.weight_decay, mask=_DECAYED))
+            optimizer = optax.chain(*parts, make(**given, **options))
             toy = dict.fromkeys((MODEL, LOSS), jax.ShapeDtypeStruct((2,), jnp.float32))
             # What a strict promotion of dtypes would refuse is no option's fault.
             with jax.numpy_dtype_promotion("standard"):
                 _, state = jax.eval_shape(lambda x: optimizer.update(x, optimizer.init(x), x), toy)
-        except (TypeError, ValueError, NotImplementedError) as error:
+            if any(jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in jax.tree.leaves(state)):
+                raise ValueError("it keeps a random key, which checkpoints cannot hold")
+        except (AttributeError, TypeError, ValueError, NotImplementedError) as error:
             raise ConfigError(
-                f"optimizer {self.name!r} with options {dict(options)} cannot be used ({error}); "
-                "expected one that needs gradients and parameters alone, and options of the right "
-                "kind."
+                f"OptimizerConfig.name is {self.name!r} with options {options}, which cannot be "
+                f"used ({error}); expected an optimiser of optax that needs gradients and "
+                "parameters alone, such as sgd, adamw, lion or rmsprop, and options that it takes."
             ) from error
-        if any(jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in jax.tree.leaves(state)):
-            raise ConfigError(
-                f"optimizer {self.name!r} keeps a random key, which checkpoints cannot hold; "
-                "expected one without randomness of its own, such as sgd."
-            )
         return optimizer
 
 
 def make_optimizer(
     config: OptimizerConfig, schedule: optax.Schedule, given: Optimizer | None = None
 ) -> optax.GradientTransformation:
-    """The optimiser that is given, or made with the schedule, or else that of the configuration.
-
-    Raises:
-      ConfigError: if what is given is no optimiser and makes none.
-    """
-    if given is None:
-        return config.make(schedule)
-    found = given if isinstance(given, optax.GradientTransformation) else None
-    if found is None and callable(given):
-        found = given(schedule)
+    """The optimiser that is given, or made with the schedule, or else that of the configuration."""
+    found = config.make(schedule) if given is None else given
+    found = found(schedule) if callable(found) else found
     if not isinstance(found, optax.GradientTransformation):
         raise ConfigError(
             f"optimizer is {given!r}; expected a GradientTransformation of optax, or a function "
             "that makes one of the learning rate's schedule, such as optax.adam."
         )
     return found
-
-
-def _arguments(make: Any) -> list[str]:
-    try:
-        return list(inspect.signature(make).parameters)
-    except (TypeError, ValueError):  # nothing of that name, or no function
-        return []

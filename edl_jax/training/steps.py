@@ -1,6 +1,7 @@
 """One training step and one evaluation, as pure functions of one device's share of a batch."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,101 +11,66 @@ from flax import nnx
 
 from edl_jax.data.augmentation import normalize, prepare
 from edl_jax.data.dataset import Dataset
+from edl_jax.errors import ConfigError
 from edl_jax.losses.method import Student, as_method, check_loss, put_together, take_apart
-from edl_jax.training.building import make_build
+from edl_jax.models import MODELS, ModelFactory
 from edl_jax.training.config import TrainConfig
 from edl_jax.training.metrics import Sums, sums_of
-from edl_jax.training.optimizers import LOSS, MODEL, Optimizer, make_optimizer
+from edl_jax.training.optimizers import LOSS, MODEL, Optimizer, make_optimizer, make_schedule
 
 AXIS = "data"  # the mapped axis of the devices that share a batch
-Batch = tuple[jax.Array, jax.Array]  # images, or logits, and labels
 _OF_LOSS = 2**32 - 1  # folded into the key of the initial state
 
 
 class TrainState(NamedTuple):
-    """All that a step changes, equal on all devices.
+    """All that a step changes, equal on all devices."""
 
-    Attributes:
-      params: `{"model": ..., "loss": ...}`, the trained parameters of the classifier and of a loss
-        that has some, float32.
-      statistics: batch-norm statistics, float32.
-      loss_state: what a loss holds besides parameters and updates itself, such as a counter.
-      average: moving average of the classifier's parameters and statistics, float32; empty without
-        `ema_decay`.
-      optimizer: optax state.
-      step: steps taken so far, int32 scalar.
-      loss_sum: sum of the steps' mean losses since the epoch began, float32 scalar.
-      correct: training images classified correctly since the epoch began, int32 scalar.
-      failed_step: the first step whose loss or gradient was not finite, int32 scalar; -1 if none.
-    """
-
-    params: dict[str, Any]
-    statistics: Any
-    loss_state: Any
-    average: Any
+    params: dict[str, Any]  # "model", and "loss" of a loss that has some, float32
+    statistics: Any  # of batch norm, float32
+    loss_state: Any  # what a loss holds besides parameters and updates itself
+    average: Any  # of the classifier's parameters and statistics; empty without `ema_decay`
     optimizer: optax.OptState
-    step: jax.Array
-    loss_sum: jax.Array
-    correct: jax.Array
-    failed_step: jax.Array
+    step: jax.Array  # steps taken, int32
+    loss_sum: jax.Array  # sum of the steps' mean losses since the epoch began, float32
+    correct: jax.Array  # training images classified correctly since then, int32
+    failed_step: jax.Array  # first step whose loss or gradient was not finite, int32; -1 if none
 
 
 class Steps(NamedTuple):
-    """The functions of a training, for one device, not compiled.
+    """The functions of a training, not compiled, for one device of the mapped axis "data".
 
-    Attributes:
-      init: `(key) -> state`.
-      step: `(state, key, images, labels, index, *held) -> state`: one step on this device's share
-        of a batch, images `[share, h, w, c]` uint8, labels `[share]` int32, and their places in the
-        whole batch, `[share]` int32; and all validation images and labels, if `validates`. With
-        several devices it runs under the mapped axis "data". The key is the same in every step.
-      sums: `(state, images, labels) -> sums` over the images of all devices, from which the
-        metrics follow; a label of -1 takes no part.
-      seen: as `step`, but gives the logits that its loss would see, `[share, num_classes]`: of
-        augmented images, the model in training mode. With `accumulate`, batch statistics are those
-        of the whole share.
-      logits: `(state, images) -> logits`, `[share, num_classes]`, as in an evaluation.
-      validates: whether the loss looks at validation images.
+    Images are its share of a batch, `[share, h, w, c]` uint8, labels `[share]` int32. The key is
+    the same in every step and on every device. `validation` are all such images and labels, for a
+    loss that looks at them. Sums are over the devices; a label of -1 takes no part.
     """
 
-    init: Callable[[jax.Array], TrainState]
-    step: Callable[..., TrainState]
-    sums: Callable[[TrainState, jax.Array, jax.Array], Sums]
-    seen: Callable[[TrainState, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
-    logits: Callable[[TrainState, jax.Array], jax.Array]
-    validates: bool
+    init: Callable[..., TrainState]  # (key) -> state
+    step: Callable[..., TrainState]  # (state, key, images, labels, *validation) -> state
+    seen: Callable[..., jax.Array]  # (state, key, images, labels) -> logits of such a step
+    logits: Callable[..., jax.Array]  # (state, images) -> logits as in an evaluation
+    sums: Callable[..., Sums]  # (state, images, labels) -> sums
+    learning_rate: Callable[[Any], Any]  # (step) -> learning rate
+    validates: bool  # whether the loss looks at validation images
 
 
 def make_steps(
     config: TrainConfig,
     dataset: Dataset,
     loss: Any,
-    schedule: optax.Schedule,
+    dtype: Any,
     *,
-    steps_per_epoch: int,
-    on_cpu: bool,
-    model: Callable[..., nnx.Module] | None = None,
+    model: ModelFactory | None = None,
     optimizer: Optimizer | None = None,
 ) -> Steps:
-    """Build the functions of a training.
-
-    Args:
-      config: how to train.
-      dataset: shapes, classes and the channels' mean and deviation.
-      loss: a `LossMethod`, or what `as_method` takes.
-      schedule: the learning rate.
-      steps_per_epoch: after so many steps the sums over an epoch begin anew.
-      on_cpu: whether loops are written out, and "auto" precision is float32.
-      model: of `make_build`.
-      optimizer: of `make_optimizer`.
-    """
-    auto = jnp.float32 if on_cpu else jnp.bfloat16
-    dtype = auto if config.precision == "auto" else jnp.dtype(config.precision)
+    """Build the functions of a training; the body of the classifier computes in `dtype`."""
+    steps_per_epoch = len(dataset.train_labels) // config.batch_size
+    total_steps = config.epochs * steps_per_epoch
+    warmup_steps = round(config.warmup_epochs * steps_per_epoch)
+    schedule = make_schedule(config.learning_rate, warmup_steps, total_steps)
     optimizer = make_optimizer(config.optimizer, schedule, optimizer)
     method = as_method(loss)
-
-    build = make_build(config, dataset, dtype, AXIS, model)
-
+    validates = check_loss(loss, dataset.num_classes, soft=config.augmentation.mixes)
+    build = make_build(config, dataset, dtype, model)
     graph = nnx.split(nnx.eval_shape(lambda: build(jax.random.key(0))), nnx.Param, ...)[0]
 
     def init(key: jax.Array) -> TrainState:
@@ -124,65 +90,56 @@ def make_steps(
             failed_step=jnp.full((), -1, jnp.int32),
         )
 
+    def prepared(
+        state: TrainState, key: jax.Array, images: jax.Array, labels: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Images and labels of a step as the model and the loss see them."""
+        key, share = jax.random.fold_in(key, state.step), len(labels)
+        in_batch = share * jax.lax.axis_index(AXIS) + jnp.arange(share, dtype=jnp.int32)
+        return prepare(key, images, labels, in_batch, dataset, config.augmentation, dtype)
+
     def forward(params: Any, statistics: Any, images: jax.Array) -> tuple[jax.Array, Any]:
         """Logits of the model in training mode, and its statistics after."""
         # Copied, because a model may only update variables made at its own level of tracing.
-        model = nnx.merge(graph, params, statistics, copy=True)
+        model: Any = nnx.merge(graph, params, statistics, copy=True)
         model.train()
         logits = model(images)
         return logits, nnx.state(model, nnx.Not(nnx.Param))
 
-    def gradient(
-        state: TrainState, statistics: Any, key: jax.Array, images: jax.Array, part: Batch
-    ) -> tuple[Any, Any, Batch]:
-        """Of a part of the share: gradient, mean loss and correct; statistics; logits, labels."""
-        images, targets = prepare(key, images, *part, dataset, config.augmentation, dtype)
+    def evaluated_logits(state: TrainState, images: jax.Array) -> jax.Array:
+        model: Any = nnx.merge(graph, *evaluated(state))
+        model.eval()
+        return model(normalize(images, dataset.mean, dataset.std, dtype))
 
-        def objective(params: Any) -> tuple[jax.Array, tuple[Any, jax.Array]]:
-            logits, after = forward(params[MODEL], statistics, images)
+    def averaged(state: TrainState, new: Any) -> Any:
+        """The moving average; it follows closely at first and so forgets the initial weights."""
+        if not config.ema_decay:
+            return ()
+        step = state.step.astype(jnp.float32)
+        decay = jnp.minimum(config.ema_decay, (1 + step) / (10 + step))  # as in TensorFlow
+        return optax.tree.update_moment(new, state.average, decay, 1)
+
+    def step(
+        state: TrainState, key: jax.Array, images: jax.Array, labels: jax.Array, *held: jax.Array
+    ) -> TrainState:
+        images, targets = prepared(state, key, images, labels)
+
+        def objective(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+            logits, statistics = forward(params[MODEL], state.statistics, images)
             losses = method.losses(put_together(params[LOSS], state.loss_state), logits, targets)
-            return losses.mean(dtype=jnp.float32), (after, logits)
+            return losses.mean(dtype=jnp.float32), (logits, statistics)
 
         value_and_grad = jax.value_and_grad(objective, has_aux=True)
-        (value, (statistics, logits)), found = value_and_grad(state.params)
-        correct = jnp.sum(jnp.argmax(logits, axis=-1) == part[0], dtype=jnp.int32)
-        return (found, value, correct), statistics, (logits, targets)
-
-    def accumulated(
-        state: TrainState, key: jax.Array, images: jax.Array, part: Batch
-    ) -> tuple[Any, Any, Batch]:
-        """As `gradient`, of the whole share, one part after the other."""
-        if config.accumulate == 1:
-            return gradient(state, state.statistics, key, images, part)
-        parts = jax.tree.map(
-            lambda x: x.reshape(config.accumulate, -1, *x.shape[1:]), (images, part)
-        )
-
-        def add(carry: Any, part: Any) -> tuple[Any, Batch]:
-            found, statistics, outputs = gradient(state, carry[1], key, *part)
-            return (jax.tree.map(jnp.add, carry[0], found), statistics), outputs
-
-        zeros = jax.tree.map(jnp.zeros_like, (state.params, state.loss_sum, state.correct))
-        # On the CPU a convolution inside a loop is many times slower than outside.
-        unroll = config.accumulate if on_cpu else 1
-        (sums, statistics), outputs = jax.lax.scan(
-            add, (zeros, state.statistics), parts, unroll=unroll
-        )
-        found, value = jax.tree.map(lambda x: x / config.accumulate, sums[:2])
-        outputs = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)
-        return (found, value, sums[2]), statistics, outputs
-
-    def step(state: TrainState, key: jax.Array, images: jax.Array, *rest: jax.Array) -> TrainState:
-        key, (labels, index, *held) = jax.random.fold_in(key, state.step), rest
-        share = accumulated(state, key, images, (labels, index))
-        (found, value, correct), statistics, outputs = share
-        found, value = jax.lax.pmean((found, value), AXIS)
+        (value, (logits, statistics)), gradient = value_and_grad(state.params)
+        gradient, value = jax.lax.pmean((gradient, value), AXIS)
         statistics = jax.tree.map(_mean_of_floats, statistics)
-        correct = jax.lax.psum(correct, AXIS)
-        updates, optimizer_state = optimizer.update(found, state.optimizer, state.params)
+        right = jnp.sum(jnp.argmax(logits, axis=-1) == labels, dtype=jnp.int32)
+        right = jax.lax.psum(right, AXIS)
+
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
         params: Any = optax.apply_updates(state.params, updates)
-        finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(found))
-        failed_now = ~finite & (state.failed_step < 0)
+        is_finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(gradient))
+        failed_now = ~is_finite & (state.failed_step < 0)
         going = state.step % steps_per_epoch > 0  # the epoch has begun before
         after = TrainState(
             params,
@@ -192,49 +149,65 @@ def make_steps(
             optimizer_state,
             step=state.step + 1,
             loss_sum=jnp.where(going, state.loss_sum, 0.0) + value,
-            correct=jnp.where(going, state.correct, 0) + correct,
+            correct=jnp.where(going, state.correct, 0) + right,
             failed_step=jnp.where(failed_now, state.step, state.failed_step),
         )
 
-        def validation() -> Batch:
+        def validation() -> tuple[jax.Array, jax.Array]:
             images, labels = held
             size = min(config.batch_size, len(labels))
             rows = (state.step % len(labels) * size + jnp.arange(size)) % len(labels)
-            return logits_of(after, images[rows]), labels[rows]
+            return evaluated_logits(after, images[rows]), labels[rows]
 
-        progress = after.step.astype(jnp.float32) / (config.epochs * steps_per_epoch)
-        student = Student(after.step, progress, *outputs, validation)
+        progress = after.step.astype(jnp.float32) / total_steps
+        student = Student(after.step, progress, logits, targets, validation)
         updated = method.update(put_together(params[LOSS], state.loss_state), student)
         loss_params, loss_state = jax.tree.map(_mean_of_floats, take_apart(updated))
         return after._replace(params={**params, LOSS: loss_params}, loss_state=loss_state)
 
-    def averaged(state: TrainState, new: Any) -> Any:
-        """The moving average; it follows closely at first, so that it forgets the initial weights.
-
-        The decay is at most (1 + t) / (10 + t), as in TensorFlow's ExponentialMovingAverage.
-        """
-        if not config.ema_decay:
-            return ()
-        step = state.step.astype(jnp.float32)
-        decay = jnp.minimum(config.ema_decay, (1 + step) / (10 + step))
-        return optax.tree.update_moment(new, state.average, decay, 1)
-
-    def seen(state: TrainState, key: jax.Array, images: jax.Array, *rest: jax.Array) -> jax.Array:
-        key, (labels, index) = jax.random.fold_in(key, state.step), rest
-        images, _ = prepare(key, images, labels, index, dataset, config.augmentation, dtype)
+    def seen(state: TrainState, key: jax.Array, images: jax.Array, labels: jax.Array) -> jax.Array:
+        images, _ = prepared(state, key, images, labels)
         return forward(state.params[MODEL], state.statistics, images)[0]
 
-    def logits_of(state: TrainState, images: jax.Array) -> jax.Array:
-        params, statistics = evaluated(state)
-        model = nnx.merge(graph, params, statistics)
-        model.eval()
-        return model(normalize(images, dataset.mean, dataset.std, dtype))
-
     def sums(state: TrainState, images: jax.Array, labels: jax.Array) -> Sums:
-        return jax.lax.psum(sums_of(logits_of(state, images), labels), AXIS)
+        return jax.lax.psum(sums_of(evaluated_logits(state, images), labels), AXIS)
 
-    validates = check_loss(loss, dataset.num_classes, soft=config.augmentation.mixes)
-    return Steps(init, step, sums, seen, logits_of, validates)
+    return Steps(init, step, seen, evaluated_logits, sums, schedule, validates)
+
+
+def make_build(
+    config: TrainConfig, dataset: Dataset, dtype: Any, model: ModelFactory | None = None
+) -> Callable[[jax.Array], nnx.Module]:
+    """The function that makes the classifier from a key; a model of a user's own is checked."""
+    shape, num_classes = dataset.train_images.shape[1:], dataset.num_classes
+    factory = model or partial(MODELS[config.model], image_size=shape[0], dtype=dtype)
+    given = {"width": config.width, "head_scale": config.head_scale}
+    options = {name: value for name, value in given.items() if value is not None}
+    options |= {"num_classes": num_classes, "in_channels": shape[-1]}
+
+    def build(key: jax.Array) -> nnx.Module:
+        module = factory(rngs=nnx.Rngs(key), **options)
+        if config.sync_batch_norm:
+            module.set_attributes(nnx.BatchNorm, axis_name=AXIS, raise_if_not_found=False)
+        return module
+
+    def logits() -> Any:
+        module: Any = factory(rngs=nnx.Rngs(0), **options)
+        module.train()
+        return module(jnp.zeros((2, *shape), dtype))
+
+    if model is not None:
+        try:
+            found = nnx.eval_shape(logits)
+            if found.shape != (2, num_classes):
+                raise ValueError(f"it gives {found.shape} for 2 images")
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"model {model!r} cannot be used ({error}); expected a function or class that "
+                f"takes {', '.join(['rngs', *options])} and gives an nnx.Module, which maps images "
+                f"[batch, {', '.join(map(str, shape))}] to logits [batch, {num_classes}]."
+            ) from error
+    return build
 
 
 def _mean_of_floats(x: jax.Array) -> jax.Array:
