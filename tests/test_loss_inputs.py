@@ -52,12 +52,6 @@ def test_refuses_known_soft_labels_that_are_no_distributions(name, labels):
     assert masked[2] == 0
 
 
-def test_refuses_a_tensor_that_asks_for_its_gradient():
-    torch = pytest.importorskip("torch")
-    with pytest.raises(InputError, match=r"logits is tensor\(.*; expected an array of numbers"):
-        loss_of("edl")(torch.zeros(3, requires_grad=True), jnp.asarray(0))
-
-
 def test_refuses_the_class_id_of_a_single_example():
     with pytest.raises(InputError, match=r"labels\[0\] is \[ 7\. -7\.  9\.\]"):
         loss_of("edl")(jnp.zeros((1, 3)), jnp.array([[7, -7, 9]]))
@@ -110,7 +104,7 @@ def test_a_soft_label_that_is_not_finite_gives_nan_unless_masked(name):
 def test_a_stack_of_losses_is_refused_unless_it_is_mapped():
     stack = jax.tree.map(lambda *x: jnp.stack(x), random_loss(0), random_loss(1))
     labels = np.zeros(6, int)
-    with pytest.raises(InputError, match=r"a stack of losses, \(2,\); .* jax.vmap"):
+    with pytest.raises(InputError, match=r"a stack of \(2,\) losses; .* jax.vmap"):
         stack(logits_of(), labels)
     assert jax.vmap(lambda loss: loss(logits_of(), labels))(stack).shape == (2, 6)
 
@@ -152,7 +146,7 @@ def test_labels_beyond_32_bits_do_not_pass_for_others(dtype, far):
     with jax.enable_x64(dtype.endswith("64")):
         loss, logits = loss_of("edl"), logits_of()
         labels = np.asarray([0, 1, far, 3, 1, 0], dtype)
-        with pytest.raises(InputError, match=f"range from 0 to {far}"):
+        with pytest.raises(InputError, match=rf"labels\[2\] is {far}; expected classes in"):
             loss(logits, labels)
         found = jax.jit(loss)(logits, jnp.asarray(labels))
         np.testing.assert_array_equal(np.isnan(found), np.arange(6) == 2)

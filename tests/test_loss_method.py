@@ -240,7 +240,7 @@ class Growing(Counter):
         (optax.losses.softmax_cross_entropy, HARD, r"softmax_cross_entropy cannot be called"),
         (Watched.inner, SOFT, r"integer_labels cannot .* labels float32\[11, 10\]"),
         (AdaptiveBarron, HARD, r"AdaptiveBarron cannot be called"),
-        (Growing(), HARD, r"leaves a state of other .*float32\[3\].*instead of.*int32\[\]"),
+        (Growing(), HARD, r"leaves a state of .*float32\[3\].*instead of.*int32\[\]"),
     ],
 )
 def test_what_is_no_loss_is_refused(loss, soft, named):
@@ -290,4 +290,4 @@ def test_a_loss_may_be_given_by_name_or_path(monkeypatch, tmp_path):
     train(SMALL, loss=path)
     assert (made[2][0], describe(made[2][1])) == (str(path), describe(load_pretrained()))
     with pytest.raises(ConfigError, match="expected a head_scale"):
-        train(SMALL, loss="large_margin_softmax")
+        train(SMALL, loss="additive_margin_softmax")

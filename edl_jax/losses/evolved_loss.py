@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,18 +10,17 @@ import jax.numpy as jnp
 from flax import nnx, struct
 
 from edl_jax.errors import InputError
-from edl_jax.losses.inputs import check_inputs
+from edl_jax.losses.inputs import per_example
 from edl_jax.losses.log_probabilities import log_softmax
-from edl_jax.losses.loss_file import Contents, read_loss_file, write_loss_file
+from edl_jax.losses.loss_file import read_loss_file, write_loss_file
 from edl_jax.networks import Architecture, LossNetwork
+from edl_jax.objective import gradient_norms
+from edl_jax.pairs import Pairs
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True)
 class Provenance:
-    """Where a loss comes from, as JSON data.
-
-    It is carried along and never compared: two losses that differ in it alone share one compiled
-    program and can be stacked.
+    """Where a loss comes from, as JSON data; never compared, so that losses can be stacked.
 
     Attributes:
       config: the configuration it was evolved with.
@@ -28,22 +28,15 @@ class Provenance:
       versions: the versions of the libraries that evolved it.
     """
 
-    config: dict[str, Any] = dataclasses.field(default_factory=dict)
-    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
-    versions: dict[str, str] = dataclasses.field(default_factory=dict)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Provenance)
-
-    def __hash__(self) -> int:
-        return hash(Provenance)
+    config: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict, compare=False)
+    versions: dict[str, str] = dataclasses.field(default_factory=dict, compare=False)
 
 
 class EvolvedLoss(struct.PyTreeNode, eq=False):
     """An evolved loss: a drop-in for a classification loss of `optax.losses`.
 
-    A pytree whose leaves are the network's parameters and the scale, so `jit`, `grad`, `vmap` and
-    `scan` work on it and through it.
+    A pytree whose leaves are the network's parameters and the scale.
 
     References:
       Xiang and Pei, "Distribution-Free Pretraining of Classification Losses via Evolutionary
@@ -75,9 +68,8 @@ class EvolvedLoss(struct.PyTreeNode, eq=False):
     ) -> jax.Array:
         """The loss of each example.
 
-        Computed in float32 at least, whatever the logits' dtype; value and gradient are finite for
-        any finite float32 or bfloat16 logits. For soft labels `w` it is the label-weighted mean
-        over the classes, `sum_k w_k L(p, k)`.
+        Computed in float32 at least; value and gradient are finite for any finite float32 or
+        bfloat16 logits. For soft labels `w` it is `sum_k w_k L(p, k)`.
 
         Args:
           logits: unnormalised log-probabilities, `[..., num_classes]`, any floating dtype.
@@ -86,33 +78,36 @@ class EvolvedLoss(struct.PyTreeNode, eq=False):
           axis: the axis of the classes.
           where: mask of the examples, of one rank less than the logits, or mask of the classes, of
             the logits' rank; any size may be 1. An example that is False has a loss of 0; a class
-            that is False takes no part, and adds nothing as a label. Logits and labels that are
-            masked may be anything, NaN too.
+            that is False takes no part, and adds nothing as a label. What is masked may be NaN.
 
         Returns:
-          Losses of at least 0, `[...]`, in the logits' dtype. Labels that are no classes or no
-          distributions are an error when their values are known. In a trace, a class out of range
-          and a soft label that is not finite give NaN.
+          Losses of at least 0, `[...]`, in the logits' dtype. In a trace, a class out of range and
+          a soft label that is not finite give NaN.
 
         Raises:
-          InputError: if shapes, dtypes or labels do not fit, or the loss is a stack of several.
+          InputError: if shapes, dtypes or known labels do not fit, or the loss is a stack.
         """
         if jnp.ndim(self.scale):
             raise InputError(
-                f"the loss is a stack of losses, {jnp.shape(self.scale)}; expected a single one. "
-                "Call a stack by jax.vmap: jax.vmap(lambda loss: loss(logits, labels))(stack)."
+                f"the loss is a stack of {jnp.shape(self.scale)} losses; expected a single one, or "
+                "jax.vmap(lambda loss: loss(logits, labels))(stack)."
             )
-        x = check_inputs(logits, labels, axis, where)
-        log_p, network = log_softmax(x.logits, x.where), self.network()
-        return x.losses(
-            lambda label: self.scale * network(log_p, label),
-            lambda weights: self.scale * network.label_weighted(log_p, weights),
+        network, scale = self.network(), self.scale
+        return per_example(
+            logits,
+            labels,
+            axis,
+            where,
+            of_classes=lambda x, label, mask: scale * network(log_softmax(x, mask), label),
+            of_weights=lambda x, weights, mask: (
+                scale * network.label_weighted(log_softmax(x, mask), weights)
+            ),
         )
 
     def network(self) -> LossNetwork:
         """The loss network behind the loss, without the scale."""
-        graphdef, shapes = self.architecture.abstract()
-        state = jax.tree.map(lambda x: x, shapes)  # a copy: the abstract one is kept for others
+        graphdef, state = self.architecture.abstract()
+        state = jax.tree.map(lambda x: x, state)  # a copy: the abstract one is kept for others
         nnx.replace_by_pure_dict(state, self.params)
         return nnx.merge(graphdef, state)
 
@@ -120,28 +115,18 @@ class EvolvedLoss(struct.PyTreeNode, eq=False):
         """Write the loss to one safetensors file (`edl_jax.losses.loss_file`), whole or not at all.
 
         Raises:
-          ConfigError: if `path` is no path.
-          InputError: if `load` would refuse the file: the loss is not whole, not finite, or several
-            that were stacked.
+          InputError: if the loss is not whole, not finite, or several that were stacked.
           OSError: if the file cannot be written.
         """
-        for name, kind in (("architecture", Architecture), ("provenance", Provenance)):
-            if not isinstance(value := getattr(self, name), kind):
-                raise InputError(
-                    f"the loss cannot be saved: its {name} is {value!r}; expected one of the class "
-                    f"{kind.__name__}."
-                )
         arrays = {"params": self.params, "scale": self.scale}
-        write_loss_file(path, Contents(self.architecture, arrays, vars(self.provenance)))
+        write_loss_file(path, self.architecture, arrays, vars(self.provenance))
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> "EvolvedLoss":
         """Read a loss from a file that `save` wrote. Runs no code from the file.
 
         Raises:
-          ConfigError: if `path` is no path.
-          LossFileError: if the file is missing, truncated, foreign, or at odds with its header, or
-            its losses could overflow.
+          LossFileError: if the file is missing, foreign, damaged or at odds with its header.
         """
         architecture, arrays, records = read_loss_file(path)
         return EvolvedLoss(**arrays, architecture=architecture, provenance=Provenance(**records))
@@ -149,3 +134,25 @@ class EvolvedLoss(struct.PyTreeNode, eq=False):
 
 # As an attribute of a module it is data like any array, in need of no wrapper.
 nnx.register_data_type(EvolvedLoss)
+
+
+def calibrated(loss: EvolvedLoss, pairs_sets: Sequence[Pairs]) -> EvolvedLoss:
+    """Scale a loss so that its mean logit gradient is as long as cross-entropy's.
+
+    Evolution leaves the scale free, and it acts as a learning rate. The mean is over all pairs, one
+    set for each class count.
+
+    Raises:
+      InputError: if the loss is flat on the pairs, so that no scale could do it.
+    """
+
+    @jax.jit
+    def norms(loss: EvolvedLoss, pairs: Pairs) -> tuple[jax.Array, jax.Array]:
+        own, reference = gradient_norms(loss, pairs)
+        return own.sum(), reference.sum()
+
+    totals = [norms(loss, pairs) for pairs in pairs_sets]
+    own, reference = (float(sum(column)) for column in zip(*totals, strict=True))
+    if not own > 0:
+        raise InputError(f"the loss's gradient on the pairs sums to {own}; expected a slope.")
+    return loss.replace(scale=loss.scale * (reference / own))

@@ -16,29 +16,26 @@ from edl_jax.runs.storage import user_path, write_atomically
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
-def export_loss(loss: EvolvedLoss, folder: str | os.PathLike[str]) -> tuple[Path, ...]:
+def export_loss(loss: EvolvedLoss, folder: str | os.PathLike[str]) -> tuple[Path, Path, Path]:
     """Write a loss so that it can be used without this package.
 
-    - `loss.safetensors`: its parameters (`edl_jax.losses.loss_file` describes the file).
-    - `loss.jax_export`: the loss and its gradient as StableHLO, from `to_stablehlo`.
-    - `evolved_loss.py`: a PyTorch module that reads `loss.safetensors` and needs PyTorch alone.
-
-    The folder is made if missing, and files of these names in it are replaced; returns their paths.
+    Makes the folder, and replaces in it `loss.safetensors`, its parameters; `loss.jax_export`, from
+    `to_stablehlo`; and `evolved_loss.py`, a PyTorch module that reads the first.
 
     Raises:
-      ConfigError: if `folder` is no path.
-      InputError: if the loss is not whole, not finite, or several that were stacked.
+      InputError: if `save` would refuse the loss.
       OSError: if a file cannot be written.
     """
-    folder = user_path(folder)
-    program = to_stablehlo(loss)
+    folder, program = user_path(folder), to_stablehlo(loss)
     folder.mkdir(parents=True, exist_ok=True)
-    paths = tuple(folder / f for f in ("loss.safetensors", "loss.jax_export", "evolved_loss.py"))
-    loss.save(paths[0])
-    write_atomically(paths[1], program)
-    module = resources.files("edl_jax.losses") / "torch_loss.py"
-    write_atomically(paths[2], module.read_bytes())
-    return paths
+    weights, exported, module = (
+        folder / name for name in ("loss.safetensors", "loss.jax_export", "evolved_loss.py")
+    )
+    loss.save(weights)
+    write_atomically(exported, program)
+    source = resources.files("edl_jax.losses") / "torch_loss.py"
+    write_atomically(module, source.read_bytes())
+    return weights, exported, module
 
 
 def to_stablehlo(loss: EvolvedLoss) -> bytes:
@@ -46,24 +43,16 @@ def to_stablehlo(loss: EvolvedLoss) -> bytes:
 
     It serves any batch size and, unless the network is for one class count, any number of classes,
     on CPU, GPU and TPU, from float32 logits `[batch, classes]` and int32 labels `[batch]` to losses
-    `[batch]`; JAX promises to read it for six months at least. To use it:
-
-        loss = jax.export.deserialize(Path("loss.jax_export").read_bytes())
-        loss.call(logits, labels)
-
-    Raises:
-      InputError: if the loss is not whole, not finite, or several that were stacked.
+    `[batch]`; `jax.export.deserialize` reads it.
     """
     if not isinstance(loss, EvolvedLoss):
         raise InputError(f"the loss is {loss!r}; expected an EvolvedLoss.")
     checked_tensors(loss.architecture, {"params": loss.params, "scale": loss.scale})
     classes = loss.architecture.num_classes or "classes"
-    shape = jax.export.symbolic_shape(
-        f"batch, {classes}", constraints=["classes >= 2"] if classes == "classes" else []
-    )
+    constraints = [] if loss.architecture.num_classes else ["classes >= 2"]
+    shape = jax.export.symbolic_shape(f"batch, {classes}", constraints=constraints)
     logits = jax.ShapeDtypeStruct(shape, jnp.float32)
     labels = jax.ShapeDtypeStruct(shape[:1], jnp.int32)
-
     call = jax.jit(lambda logits, labels: loss(logits, labels))
     exported = jax.export.export(call, platforms=PLATFORMS)(logits, labels)
     return bytes(exported.serialize(vjp_order=1))

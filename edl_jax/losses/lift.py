@@ -2,18 +2,15 @@
 
 import functools
 import inspect
-import math
-import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, get_origin
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
 
-from edl_jax.errors import ConfigError
-from edl_jax.losses.inputs import check_inputs
+from edl_jax.checked import check
+from edl_jax.losses.inputs import per_example
 from edl_jax.losses.log_probabilities import log_softmax
 from edl_jax.networks.runner_up import RunnerUp
 from edl_jax.registry import Registry
@@ -28,8 +25,8 @@ LOSSES: Registry[Callable[..., Any]] = Registry("loss")
 class Candidates(NamedTuple):
     """What a formula reads: a prediction, and the classes that stand as its label.
 
-    It gives losses `[..., n]`: `n = 1` for classes; `n = num_classes` for soft labels, which so
-    cost a few more sums over the classes. What does not depend on the label is `[..., 1]`.
+    A formula gives losses `[..., n]`: `n = 1` for classes; `n = num_classes` for soft labels. What
+    does not depend on the label is `[..., 1]`.
 
     Attributes:
       logits: `[..., num_classes]`, float32 at least, 0 where masked.
@@ -78,7 +75,8 @@ def formula(function: Formula) -> Formula:
     """Register a formula as a loss: `(candidates, *, options) -> [..., n]`.
 
     The loss has the function's name, its options, an `axis`, a mask `where`, integer and soft
-    labels, checks and the logits' dtype; of soft labels `w` it is `sum_k w_k L(x, k)`.
+    labels, checks and the logits' dtype; of soft labels `w` it is `sum_k w_k L(x, k)`. An option
+    with bounds in its annotation, such as `Annotated[float, Ge(0)]`, is checked.
 
     >>> @formula
     ... def squared_miss(c, *, factor=1.0):
@@ -87,7 +85,7 @@ def formula(function: Formula) -> Formula:
     >>> LOSSES["squared_miss"](jnp.zeros((1, 2)), jnp.asarray([0]), factor=4.0)
     Array([1.], dtype=float32)
     """
-    return _registered(function, per_example)
+    return _registered(function, of_candidates)
 
 
 def formula_of_weights(function: Formula) -> Formula:
@@ -97,33 +95,39 @@ def formula_of_weights(function: Formula) -> Formula:
     mask hides a part of a label, the rest is scaled to sum to 1 and the loss multiplied by what the
     rest summed to, so that masked classes add nothing here either.
     """
-
-    def evaluate(function: Formula, *arguments: Any) -> jax.Array:
-        x = check_inputs(*arguments)
-
-        def of_soft(weights: jax.Array) -> jax.Array:
-            if x.where is None:
-                return function(x.logits, weights, None)
-            total = jnp.sum(weights, axis=-1)
-            safe = jnp.where(total > 0, total, 1.0)
-            return total * function(x.logits, weights / safe[..., None], x.where)
-
-        return x.losses(lambda y: function(x.logits, one_hot(y, x.logits), x.where), of_soft)
-
-    return _registered(function, evaluate)
+    return _registered(function, _of_distributions)
 
 
-def per_example(function: Formula, *arguments: Any) -> jax.Array:
-    """Losses `[...]` of a formula of candidates; arguments as of `check_inputs`."""
-    x = check_inputs(*arguments)
-    every = Candidates(x.logits, log_softmax(x.logits, x.where), x.where, None)
-    return x.losses(
-        lambda label: function(every._replace(label=label[..., None]))[..., 0],
-        lambda weights: jnp.sum(weights * function(every), axis=-1),
+def of_candidates(function: Formula, *arguments: Any) -> jax.Array:
+    """Losses `[...]` of a formula of candidates; arguments as of `per_example`."""
+
+    def at(x: jax.Array, label: jax.Array | None, mask: jax.Array | None) -> jax.Array:
+        return function(Candidates(x, log_softmax(x, mask), mask, label))
+
+    return per_example(
+        *arguments,
+        of_classes=lambda x, label, mask: at(x, label[..., None], mask)[..., 0],
+        of_weights=lambda x, weights, mask: jnp.sum(weights * at(x, None, mask), axis=-1),
+    )
+
+
+def _of_distributions(function: Formula, *arguments: Any) -> jax.Array:
+    def of_soft(x: jax.Array, weights: jax.Array, mask: jax.Array | None) -> jax.Array:
+        if mask is None:
+            return function(x, weights, None)
+        total = jnp.sum(weights, axis=-1)
+        safe = jnp.where(total > 0, total, 1.0)
+        return total * function(x, weights / safe[..., None], mask)
+
+    return per_example(
+        *arguments,
+        of_classes=lambda x, label, mask: function(x, one_hot(label, x), mask),
+        of_weights=of_soft,
     )
 
 
 def _registered(function: Formula, evaluate: Formula) -> Formula:
+    @functools.wraps(function)
     def loss(
         logits: ArrayLike,
         labels: ArrayLike,
@@ -132,82 +136,31 @@ def _registered(function: Formula, evaluate: Formula) -> Formula:
         where: ArrayLike | None = None,
         **options: Any,
     ) -> jax.Array:
+        for option in _options_of(function):
+            if option.name in options and get_origin(option.annotation) is Annotated:
+                check_option(option.name, options[option.name], option.annotation)
         return evaluate(functools.partial(function, **options), logits, labels, axis, where)
 
-    *arrays, axis, where, _ = inspect.signature(loss).parameters.values()
-    own = inspect.signature(function).parameters.values()
-    options = [x for x in own if x.kind is inspect.Parameter.KEYWORD_ONLY]
-    signature = inspect.Signature([*arrays, *options, axis, where], return_annotation=jax.Array)
-    loss.__signature__ = signature  # pyright: ignore[reportFunctionMemberAccess]
-    for name in ("__module__", "__name__", "__qualname__"):
-        setattr(loss, name, getattr(function, name))
-    loss.__doc__ = _documented(function)
+    *arrays, axis, where, _ = inspect.signature(loss, follow_wrapped=False).parameters.values()
+    parameters = [*arrays, *_options_of(function), axis, where]
+    loss.__signature__ = inspect.Signature(parameters, return_annotation=jax.Array)
     return LOSSES.register(function.__name__)(loss)
 
 
-_SHARED = """{text}
-
-Args:
-  logits: `[..., num_classes]`, any floating dtype.
-  labels: classes `[...]`, or soft labels `[..., num_classes]`.
-{options}  axis: axis of the classes.
-  where: mask of the examples, `[...]`, or of the classes, of the logits' rank.
-
-Returns:
-  Losses, `[...]`, in the logits' dtype.
-
-Raises:
-  InputError: if shapes, dtypes or labels do not fit.
-  ConfigError: if an option is out of range.
-{references}"""
+def _options_of(function: Formula) -> list[inspect.Parameter]:
+    parameters = inspect.signature(function).parameters.values()
+    return [x for x in parameters if x.kind is inspect.Parameter.KEYWORD_ONLY]
 
 
-def _documented(function: Formula) -> str:
-    """The formula's docstring, with what all losses share in its `Args` and after them."""
-    text, _, references = inspect.cleandoc(function.__doc__ or "").partition("\n\nReferences:\n")
-    text, _, options = text.partition("\n\nArgs:\n")
-    return _SHARED.format(
-        text=text,
-        options=options and f"{options}\n",
-        references=references and f"\nReferences:\n{references}",
-    )
+def check_option(name: str, value: Any, hint: Any) -> Any:
+    """The option as a plain value that fits its annotation; arrays of unknown values pass."""
+    if isinstance(value, jax.Array):
+        if isinstance(value, Tracer) or value.ndim:
+            return value
+        value = value.item()
+    return check(name, value, hint)
 
 
 def one_hot(labels: jax.Array, like: jax.Array) -> jax.Array:
     """Classes `[...]` as weights, of the shape and dtype of `like`, `[..., num_classes]`."""
     return jax.nn.one_hot(labels, like.shape[-1], dtype=like.dtype)
-
-
-def check_number(
-    name: str,
-    value: Any,
-    low: float,
-    high: float = math.inf,
-    *,
-    open_low: bool = False,
-    whole: bool = False,
-    known: bool = False,
-) -> None:
-    """Refuse an option that is no number in `[low, high]`, or `(low, high]` if `open_low`.
-
-    Arrays pass, as their values may not be known, unless it has to be whole or `known`.
-    """
-    number, is_traced = value, isinstance(value, Tracer)
-    if isinstance(value, jax.Array) and not whole:
-        if not known:
-            return
-        number = None if is_traced or value.ndim else value.item()
-    elif isinstance(value, np.generic):
-        number = value.item()
-    # Fractions are numbers too, but none that JAX can multiply by.
-    if not isinstance(number, int if whole else int | float) or isinstance(number, bool):
-        number = math.nan
-    in_range = low < number <= high if open_low else low <= number <= high
-    if not in_range or not abs(number) <= sys.float_info.max:
-        expected = f"more than {low}" if open_low else f"at least {low}"
-        if math.isfinite(high):
-            expected += f" and at most {high}"
-        if is_traced:
-            expected += ", and not traced"
-        number = "whole number" if whole else "finite number"
-        raise ConfigError(f"{name} is {value!r}; expected a {number}, {expected}.")

@@ -10,10 +10,7 @@ FLOOR = -1e9
 
 @jax.custom_jvp
 def hold(values: jax.Array) -> jax.Array:
-    """Values of at least `FLOOR`, with the gradient that they would have without a floor.
-
-    A loss that has reached the floor must still say which way is down.
-    """
+    """Values of at least `FLOOR`, with the gradient of values without a floor: the way down."""
     return jnp.maximum(values, FLOOR)
 
 
@@ -23,10 +20,7 @@ def _hold_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[ja
 
 
 def stable_logits(logits: jax.Array, where: jax.Array | None) -> jax.Array:
-    """The logits `[..., num_classes]` moved so that the largest is 0 and none is below `FLOOR`.
-
-    Differences of finite logits can overflow; those of these cannot.
-    """
+    """Logits `[..., num_classes]` with the largest at 0: differences cannot overflow."""
     if where is not None:
         logits = jnp.where(where, logits, jnp.finfo(logits.dtype).min)
     top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
@@ -38,8 +32,3 @@ def log_softmax(logits: jax.Array, where: jax.Array | None) -> jax.Array:
     """Log-probabilities of at least `FLOOR`, `[..., num_classes]`; masked classes get `FLOOR`."""
     log_p = hold(jax.nn.log_softmax(stable_logits(logits, where), axis=-1))
     return log_p if where is None else jnp.where(where, log_p, FLOOR)
-
-
-def pick(values: jax.Array, labels: jax.Array) -> jax.Array:
-    """The values `[...]` of classes `[...]` among `[..., num_classes]`."""
-    return jnp.take_along_axis(values, labels[..., None], axis=-1)[..., 0]

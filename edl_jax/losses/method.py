@@ -8,9 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
-from edl_jax.errors import ConfigError, EDLError
-
-_FEW = 300  # letters of what may be long
+from edl_jax.errors import ConfigError, EDLError, shortened
 
 
 class Student(NamedTuple):
@@ -21,10 +19,9 @@ class Student(NamedTuple):
       progress: share of the training's steps that are taken, float32 scalar; 1 after the last.
       logits: those that the step's losses were of, `[batch, num_classes]`: this device's share.
       labels: theirs, `[batch]` int32; with mixup or cutmix soft, `[batch, num_classes]` float32.
-      validation: `() -> (logits, labels)`, `[batch, num_classes]` and `[batch]` int32, of the next
-        `batch_size` validation images (of all, if there are fewer), in turn and the same on every
-        device, as the classifier sees them now, in evaluation mode. Computed only where it is
-        called; needs `val_examples`, and images in memory.
+      validation: `() -> (logits, labels)`, as above but of the next `batch_size` validation images
+        in turn, the same on every device, as the classifier sees them now, in evaluation mode.
+        Computed only where it is called; needs `val_examples`, and images in memory.
     """
 
     step: jax.Array
@@ -37,9 +34,9 @@ class Student(NamedTuple):
 class LossMethod(abc.ABC):
     """A loss with a state, for `train`: subclass it, as docs/extend.md does.
 
-    The state is any pytree of arrays that keeps its structure, shapes and dtypes. Its
-    `nnx.Param` variables are trained with the classifier, by the classifier's optimiser and
-    without weight decay; all else is carried from step to step and through checkpoints.
+    The state is any pytree of arrays that keeps its structure, shapes and dtypes. Its `nnx.Param`
+    are trained with the classifier, by the classifier's optimiser and without weight decay; all
+    else is carried from step to step and through checkpoints.
     """
 
     def init(self, key: jax.Array, num_classes: int) -> Any:
@@ -50,11 +47,8 @@ class LossMethod(abc.ABC):
     def losses(self, state: Any, logits: jax.Array, labels: jax.Array) -> jax.Array:
         """The losses `[batch]`, floating point, whose mean's gradient trains classifier and state.
 
-        Args:
-          state: the present state.
-          logits: `[batch, num_classes]` float32: the whole share of a device, or with `accumulate`
-            a part of it.
-          labels: `[batch]` int32, or with mixup or cutmix `[batch, num_classes]` float32.
+        Logits are `[batch, num_classes]` float32, a device's share or with `accumulate` a part of
+        it; labels `[batch]` int32, or with mixup or cutmix `[batch, num_classes]` float32.
         """
 
     def update(self, state: Any, student: Student) -> Any:
@@ -101,9 +95,6 @@ class _Module(LossMethod):
 def as_method(loss: Any) -> LossMethod:
     """A function, an `EvolvedLoss` or an `nnx.Module` as a `LossMethod`; one of these as it is.
 
-    A module's `nnx.Param` are trained; its other variables are as a call on the step's logits and
-    labels leaves them, once a step. The module itself is never changed.
-
     Raises:
       ConfigError: if it cannot be called.
     """
@@ -111,13 +102,13 @@ def as_method(loss: Any) -> LossMethod:
         return loss
     if not callable(loss):
         raise ConfigError(
-            f"loss is {repr(loss)[:_FEW]}; expected a name, such as 'edl', or a function of logits "
-            "and labels, a module or a LossMethod."
+            f"loss is {shortened(repr(loss))}; expected a name, such as 'edl', or a function of "
+            "logits and labels, a module or a LossMethod."
         )
     return _Module(loss) if isinstance(loss, nnx.Module) else _Function(loss)
 
 
-class _Words(struct.PyTreeNode):
+class _Key(struct.PyTreeNode):
     """A random key as its words, which checkpoints can hold."""
 
     words: jax.Array
@@ -132,7 +123,7 @@ def take_apart(state: Any) -> tuple[Any, Any]:
 
     def held(x: Any) -> Any:
         is_key = jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
-        return _Words(jax.random.key_data(x), jax.random.key_impl(x)) if is_key else jnp.asarray(x)
+        return _Key(jax.random.key_data(x), jax.random.key_impl(x)) if is_key else jnp.asarray(x)
 
     def those(trained: bool) -> Any:
         return jax.tree.map(
@@ -147,10 +138,10 @@ def put_together(params: Any, rest: Any) -> Any:
     """The state that `take_apart` took apart."""
 
     def given(x: Any) -> Any:
-        return jax.random.wrap_key_data(x.words, impl=x.kind) if isinstance(x, _Words) else x
+        return jax.random.wrap_key_data(x.words, impl=x.kind) if isinstance(x, _Key) else x
 
     whole = jax.tree.map(lambda x, y: y if x is None else x, params, rest, is_leaf=_is_leaf)
-    return jax.tree.map(given, whole, is_leaf=lambda x: isinstance(x, _Words))
+    return jax.tree.map(given, whole, is_leaf=lambda x: isinstance(x, _Key))
 
 
 def _is_leaf(x: Any) -> bool:
@@ -158,19 +149,11 @@ def _is_leaf(x: Any) -> bool:
 
 
 def check_loss(loss: Any, num_classes: int, *, soft: bool) -> bool:
-    """Refuse what is no loss, by tracing it once.
-
-    Args:
-      loss: what was given.
-      num_classes: classes of the data.
-      soft: whether labels are soft, `[batch, num_classes]` float32, instead of `[batch]` int32.
-
-    Returns:
-      Whether it looks at validation images.
+    """Whether a loss looks at validation images; refuses what is no loss, by tracing it once.
 
     Raises:
-      ConfigError: if it cannot be called with logits `[batch, num_classes]` and such labels, does
-        not give `[batch]` floating-point losses, or changes the shapes or dtypes of its state.
+      ConfigError: if it does not give `[batch]` losses of logits and labels, soft ones if `soft`,
+        or changes the shapes or dtypes of its state.
     """
     method, asked = as_method(loss), []
     batch = num_classes + 1  # not to be confused with the classes
@@ -190,27 +173,25 @@ def check_loss(loss: Any, num_classes: int, *, soft: bool) -> bool:
 
     name = getattr(loss, "__qualname__", None) or type(loss).__qualname__
     given = f"logits {_told(logits)} and labels {_told(labels)}"
-    arguments = jax.eval_shape(lambda: jax.random.key(0)), logits, labels, (logits, classes)
+    key = jax.eval_shape(lambda: jax.random.key(0))
     try:
-        losses, *states = jax.eval_shape(step, *arguments)
+        losses, *states = jax.eval_shape(step, key, logits, labels, (logits, classes))
     except EDLError:
         raise
     except Exception as error:  # the loss is the user's own code
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0][:_FEW]
+        reason = shortened(f"{type(error).__name__}: {error}")
         raise ConfigError(f"the loss {name} cannot be called with {given} ({reason}).") from error
-    is_array = isinstance(losses, jax.ShapeDtypeStruct) and losses.shape == (batch,)
-    if not (is_array and jnp.issubdtype(losses.dtype, jnp.floating)):
-        found = str(jax.tree.map(_told, losses))[:_FEW]
+    found = jax.tree.map(_told, losses)
+    if found not in [f"{kind}[{batch}]" for kind in ("float32", "bfloat16", "float16", "float64")]:
         raise ConfigError(
-            f"the loss {name} gives {found} for {given}; expected float32[{batch}], one value for "
-            "each example."
+            f"the loss {name} gives {shortened(found)} for {given}; expected float32[{batch}], one "
+            "value for each example."
         )
-    before, after = (jax.tree.map(_told, x) for x in states)
+    before, after = (jax.tree.map(_told, state) for state in states)
     if before != after:
-        found, expected = (str(jax.tree.leaves(x))[:_FEW] for x in (after, before))
         raise ConfigError(
-            f"the loss {name} leaves a state of other shapes or dtypes than it had: {found} "
-            f"instead of {expected}; expected the same."
+            f"the loss {name} leaves a state of {shortened(jax.tree.leaves(after))} instead of "
+            f"{shortened(jax.tree.leaves(before))}; expected the same shapes and dtypes."
         )
     return bool(asked)
 
