@@ -11,7 +11,7 @@ from scipy import integrate, special
 
 from edl_jax import LOSSES
 from edl_jax.errors import ConfigError
-from edl_jax.losses.formulas.robust_barron import AdaptiveBarron, log_partition
+from edl_jax.losses.formulas.robust import AdaptiveBarron, log_partition
 from tests.baseline_losses import logits_of, quick_jit
 
 LABELS = np.asarray([0, 1, 2, 3, 4, 0])

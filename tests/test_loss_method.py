@@ -12,7 +12,7 @@ from flax import nnx
 from edl_jax import LossMethod, train
 from edl_jax.errors import ConfigError, InputError
 from edl_jax.losses import LOSSES, load_pretrained
-from edl_jax.losses.formulas.robust_barron import AdaptiveBarron
+from edl_jax.losses.formulas.robust import AdaptiveBarron
 from edl_jax.losses.method import check_loss
 from edl_jax.runs.checkpoints import Checkpoints
 from edl_jax.runs.describing import describe

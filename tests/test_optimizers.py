@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from edl_jax.errors import ConfigError
-from edl_jax.losses.formulas.robust_barron import AdaptiveBarron
+from edl_jax.losses.formulas.robust import AdaptiveBarron
 from edl_jax.models import by_name as models
 from edl_jax.models.vit import ViTArchitecture
 from edl_jax.training import Augmentation

@@ -3,7 +3,6 @@
 import ast
 import functools
 import inspect
-import types
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -28,10 +27,7 @@ PRETRAINED = {
 
 
 def load_pretrained(name: str = "edl") -> EvolvedLoss:
-    """A loss evolved by a config of this project's repository.
-
-    Args:
-      name: one of `PRETRAINED`.
+    """The loss of a name in `PRETRAINED`, evolved by a config of this project's repository.
 
     Raises:
       ConfigError: for an unknown name.
@@ -60,11 +56,7 @@ def list_losses() -> list[tuple[str, str, str]]:
 
 
 def split_loss_name(name: str) -> tuple[str, dict[str, Any]]:
-    """A loss's name alone, and the options behind it: `gce(q=0.5)` is `gce` and `{"q": 0.5}`.
-
-    Raises:
-      ConfigError: if what stands in brackets are no options.
-    """
+    """A loss's name alone, and the options behind it: `gce(q=0.5)` is `gce` and `{"q": 0.5}`."""
     if not isinstance(name, str) or not name.endswith(")"):
         return name, {}
     try:
@@ -79,11 +71,7 @@ def split_loss_name(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def check_loss_name(name: str, *groups: str) -> None:
-    """Refuse a name that is none of `resolve_loss` or `groups`, without reading a file.
-
-    Raises:
-      ConfigError: naming it and the known names.
-    """
+    """Refuse a name that is none of `resolve_loss` or `groups`, without reading a file."""
     names = dict.fromkeys(["cross_entropy", *PRETRAINED, *LOSSES, *groups])
     name, _ = split_loss_name(name)
     if not isinstance(name, str) or (name not in names and not name.endswith(".safetensors")):
@@ -93,7 +81,7 @@ def check_loss_name(name: str, *groups: str) -> None:
 
 def resolve_loss(
     name: str,
-    options: Mapping[str, Any] = types.MappingProxyType({}),
+    options: Mapping[str, Any] | None = None,
     *,
     class_counts: Sequence[int] | np.ndarray | None = None,
 ) -> Loss:
@@ -111,7 +99,7 @@ def resolve_loss(
     """
     check_loss_name(name)
     name, own = split_loss_name(name)
-    options = {**options, **own}
+    options = {**(options or {}), **own}
     if name not in LOSSES:
         if options:
             raise ConfigError(f"{name!r} is an evolved loss and has no options; got {options}.")

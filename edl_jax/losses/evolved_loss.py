@@ -10,8 +10,7 @@ import jax.numpy as jnp
 from flax import nnx, struct
 
 from edl_jax.errors import InputError
-from edl_jax.losses.inputs import per_example
-from edl_jax.losses.log_probabilities import log_softmax
+from edl_jax.losses.inputs import log_softmax, per_example
 from edl_jax.losses.loss_file import read_loss_file, write_loss_file
 from edl_jax.networks import Architecture, LossNetwork
 from edl_jax.objective import gradient_norms
@@ -76,9 +75,9 @@ class EvolvedLoss(struct.PyTreeNode, eq=False):
           labels: classes, `[...]` integers in `[0, num_classes)`; or soft or one-hot labels,
             `[..., num_classes]`, of any dtype, non-negative and summing to 1.
           axis: the axis of the classes.
-          where: mask of the examples, of one rank less than the logits, or mask of the classes, of
-            the logits' rank; any size may be 1. An example that is False has a loss of 0; a class
-            that is False takes no part, and adds nothing as a label. What is masked may be NaN.
+          where: mask of the examples, of one rank less than the logits, or of the classes, of the
+            logits' rank; any size may be 1. An example that is False has a loss of 0; a class that
+            is False takes no part, and adds nothing as a label.
 
         Returns:
           Losses of at least 0, `[...]`, in the logits' dtype. In a trace, a class out of range and

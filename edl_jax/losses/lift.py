@@ -10,8 +10,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from edl_jax.checked import check
-from edl_jax.losses.inputs import per_example
-from edl_jax.losses.log_probabilities import log_softmax
+from edl_jax.losses.inputs import log_softmax, per_example
 from edl_jax.networks.runner_up import RunnerUp
 from edl_jax.registry import Registry
 

@@ -34,11 +34,7 @@ def write_loss_file(
     arrays: dict[str, Any],
     records: dict[str, dict[str, Any]],
 ) -> None:
-    """Write a loss to `path`, whole or not at all.
-
-    `arrays` are `{"params": ..., "scale": ...}`, pytrees of float32 arrays; `records` are JSON
-    objects by the names of `RECORDS`.
-    """
+    """Write a loss to `path`, whole or not at all; `records` has the names of `RECORDS`."""
     path, tensors = user_path(path), checked_tensors(architecture, arrays)
     fields = {"architecture": dataclasses.asdict(architecture), **records}
     try:

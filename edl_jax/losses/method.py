@@ -35,8 +35,8 @@ class LossMethod(abc.ABC):
     """A loss with a state, for `train`: subclass it, as docs/extend.md does.
 
     The state is any pytree of arrays that keeps its structure, shapes and dtypes. Its `nnx.Param`
-    are trained with the classifier, by the classifier's optimiser and without weight decay; all
-    else is carried from step to step and through checkpoints.
+    are trained with the classifier, by its optimiser and without weight decay; all else is carried
+    from step to step and through checkpoints.
     """
 
     def init(self, key: jax.Array, num_classes: int) -> Any:
@@ -54,9 +54,9 @@ class LossMethod(abc.ABC):
     def update(self, state: Any, student: Student) -> Any:
         """The state for the next step; as it is unless overridden.
 
-        Called once after every step, when `nnx.Param` have been trained. Of several devices each
-        calls it with its share of the batch, and floating-point arrays are averaged over the
-        devices then; all others must come out equal on each.
+        Called once after every step, when `nnx.Param` have been trained. Several devices each call
+        it with a share of the batch: floating-point arrays are then averaged over them, and all
+        others must come out equal.
         """
         return state
 
@@ -93,11 +93,7 @@ class _Module(LossMethod):
 
 
 def as_method(loss: Any) -> LossMethod:
-    """A function, an `EvolvedLoss` or an `nnx.Module` as a `LossMethod`; one of these as it is.
-
-    Raises:
-      ConfigError: if it cannot be called.
-    """
+    """A function, an `EvolvedLoss` or an `nnx.Module` as a `LossMethod`; one of these as it is."""
     if isinstance(loss, LossMethod):
         return loss
     if not callable(loss):
@@ -116,10 +112,7 @@ class _Key(struct.PyTreeNode):
 
 
 def take_apart(state: Any) -> tuple[Any, Any]:
-    """A method's state as training holds it: `nnx.Param`, and the rest, keys as their words.
-
-    Both have the state's structure, with None where the other has something.
-    """
+    """A state as training holds it: `nnx.Param`, and the rest, keys as words; None elsewhere."""
 
     def held(x: Any) -> Any:
         is_key = jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
@@ -149,11 +142,9 @@ def _is_leaf(x: Any) -> bool:
 
 
 def check_loss(loss: Any, num_classes: int, *, soft: bool) -> bool:
-    """Whether a loss looks at validation images; refuses what is no loss, by tracing it once.
+    """Whether a loss looks at validation images; traces it once to refuse what is no loss.
 
-    Raises:
-      ConfigError: if it does not give `[batch]` losses of logits and labels, soft ones if `soft`,
-        or changes the shapes or dtypes of its state.
+    Labels are `[batch]` int32 or, if `soft`, `[batch, num_classes]` float32.
     """
     method, asked = as_method(loss), []
     batch = num_classes + 1  # not to be confused with the classes

@@ -31,16 +31,10 @@ _ACTIVATIONS = {
 
 
 class EvolvedLoss(nn.Module):
-    """A frozen loss: logits and labels in, one loss for each example out.
+    """The frozen loss of a file of `edl pretrain` or `edl export`, or a ValueError.
 
     Its parameters are buffers: they follow `.to(device)`, stay in float32 under `.half()` and
     `.to(dtype)`, and are never trained.
-
-    Args:
-      path: a loss file, as `edl pretrain` and `edl export` write.
-
-    Raises:
-      ValueError: if it is missing or no loss file.
     """
 
     def __init__(self, path: str | Path):
@@ -51,7 +45,7 @@ class EvolvedLoss(nn.Module):
                 if header.get("format") != _FORMAT:
                     raise ValueError(f"its format is {header.get('format')!r}, not {_FORMAT!r}")
                 architecture = json.loads(header["architecture"])
-                for name in file.keys():  # noqa: SIM118 - "scale", or such as "params.layers.0.kernel"
+                for name in file.keys():  # noqa: SIM118 - such as "params.layers.0.kernel"
                     self.register_buffer(name.replace(".", "_"), file.get_tensor(name))
         except (OSError, SafetensorError, ValueError) as error:
             raise ValueError(f"{path} is no loss file: {error}.") from error
@@ -72,11 +66,8 @@ class EvolvedLoss(nn.Module):
           labels: classes `[...]`, any integer dtype; or soft labels `[..., num_classes]`.
 
         Returns:
-          Losses of at least 0, `[...]`, in the logits' dtype. Where `torch.compile` and the like
-          cannot look at labels, those out of range or not finite give NaN.
-
-        Raises:
-          ValueError: if shapes, dtypes or labels do not fit.
+          Losses of at least 0, `[...]`, in the logits' dtype. Labels that do not fit are a
+          ValueError; where `torch.compile` and the like cannot look at them, they give NaN.
         """
         is_soft = labels.shape == logits.shape and not labels.is_complex()
         is_hard = labels.shape == logits.shape[:-1] and not (

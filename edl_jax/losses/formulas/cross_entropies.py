@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from annotated_types import Ge, Le
 
 from edl_jax.checked import NotNegative
+from edl_jax.losses.inputs import FLOOR
 from edl_jax.losses.lift import Candidates, formula, one_hot
-from edl_jax.losses.log_probabilities import FLOOR
 
 
 @formula
