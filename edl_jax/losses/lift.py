@@ -142,7 +142,8 @@ def _registered(function: Formula, evaluate: Formula) -> Formula:
 
     *arrays, axis, where, _ = inspect.signature(loss, follow_wrapped=False).parameters.values()
     parameters = [*arrays, *_options_of(function), axis, where]
-    loss.__signature__ = inspect.Signature(parameters, return_annotation=jax.Array)
+    signature = inspect.Signature(parameters, return_annotation=jax.Array)
+    loss.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue]
     return LOSSES.register(function.__name__)(loss)
 
 

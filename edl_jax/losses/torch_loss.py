@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch  # pyright: ignore[reportMissingImports]
 from safetensors import SafetensorError, safe_open
@@ -36,6 +37,8 @@ class EvolvedLoss(nn.Module):
     Its parameters are buffers: they follow `.to(device)`, stay in float32 under `.half()` and
     `.to(dtype)`, and are never trained.
     """
+
+    scale: Tensor
 
     def __init__(self, path: str | Path):
         super().__init__()
@@ -99,6 +102,7 @@ class EvolvedLoss(nn.Module):
     def _losses(self, log_p: Tensor, y: Tensor | None) -> Tensor:
         """Losses `[..., n]` of the classes y, `[..., n]`, or of all."""
         p = log_p.exp()
+        features: tuple[Any, ...]
         if self.num_classes is not None:
             of_prediction, of_label = p.unsqueeze(-2), torch.eye(self.num_classes).to(p)
             features = (of_prediction, of_label if y is None else of_label[y])
@@ -108,19 +112,16 @@ class EvolvedLoss(nn.Module):
                 of_label = of_label.take_along_dim(y.unsqueeze(-1), -2)
             of_prediction = torch.stack([-(p * log_p).sum(-1) / 4, (p * p).sum(-1)], -1)
             features = (of_label, of_prediction.unsqueeze(-2))
-        return self._network(*features)
-
-    def _network(self, *features: Tensor) -> Tensor:
-        """What the layers make of features in two parts, which broadcast."""
-        for index in range(self.num_layers):
+        for index in range(self.num_layers):  # the first layer is a sum over two parts
             kernel, bias = (
-                getattr(self, f"params_layers_{index}_{part}").to(features[0].dtype)
+                getattr(self, f"params_layers_{index}_{part}").to(p.dtype)
                 for part in ("kernel", "bias")
             )
+            if index:
+                features = (self.activation(features[0]),)
             rows = kernel.split([part.shape[-1] for part in features])
-            total = sum(part @ weights for part, weights in zip(features, rows, strict=True)) + bias
-            features = (self.activation(total),)
-        return functional.softplus(total[..., 0])
+            features = (sum((x @ k for x, k in zip(features, rows, strict=True)), bias),)
+        return functional.softplus(features[0][..., 0])
 
 
 def _expect(fits: Tensor, labels: Tensor, expected: str) -> None:
