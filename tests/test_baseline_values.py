@@ -13,8 +13,8 @@ from scipy import optimize, special
 
 from edl_jax import LOSSES
 from edl_jax.errors import ConfigError
+from edl_jax.losses.formulas.cross_entropies import log_tempered_softmax
 from edl_jax.losses.formulas.discovered import CROSS_ENTROPY_EXPANSION
-from edl_jax.losses.formulas.tempered import log_tempered_softmax
 from tests.baseline_losses import COUNTS, EVERY, NAMES, compiled, logits_of, quick_jit
 
 LABELS = np.asarray([0, 1, 2, 3, 4, 0])
@@ -247,12 +247,8 @@ def test_tempered_probabilities_sum_to_1(t2, scale):
     np.testing.assert_allclose(np.exp(np.asarray(log_p, np.float64)).sum(-1), 1, atol=2e-6)
 
 
-def test_shapes_and_fractions_at_their_ends():
-    logits = logits_of()
-    ends = [LOSSES["barron"](logits, LABELS, alpha=x) for x in (-np.inf, np.float32(-np.inf))]
-    np.testing.assert_array_equal(*ends)
-    least = LOSSES["baikal"](1e4 * logits, LABELS, epsilon=1e-30)
-    assert np.isfinite(least).all()
+def test_baikal_is_finite_at_its_least_epsilon():
+    assert np.isfinite(LOSSES["baikal"](1e4 * logits_of(), LABELS, epsilon=1e-30)).all()
 
 
 def test_bi_tempered_in_forward_mode():

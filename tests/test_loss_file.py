@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from edl_jax import EvolvedLoss, load_pretrained
 from edl_jax.errors import LossFileError
-from edl_jax.losses import loss_file
+from edl_jax.losses import evolved_loss
 
 LOGITS = jnp.asarray([[1.0, -2.0, 0.5], [0.0, 30.0, 2.0]])
 LABELS = jnp.asarray([2, 0])
@@ -30,7 +30,7 @@ def rewritten(path, change_header=lambda h: h, change_tensors=lambda t: t, signe
         header = change_header(dict(file.metadata()))
         tensors = change_tensors({name: file.get_tensor(name) for name in list(file.keys())})
     if signed:
-        header["sha256"] = loss_file.digest(header, tensors)
+        header["sha256"] = evolved_loss.digest(header, tensors)
     save_file(tensors, path, metadata=header)
 
 
@@ -163,6 +163,6 @@ def test_a_file_that_cannot_be_read_now_is_not_called_damaged(saved, monkeypatch
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(loss_file, "safe_open", refuse)
+    monkeypatch.setattr(evolved_loss, "safe_open", refuse)
     with pytest.raises(LossFileError, match=r"cannot be read .*denied\); it was left as it is"):
         EvolvedLoss.load(saved)

@@ -53,7 +53,7 @@ def test_refuses_known_soft_labels_that_are_no_distributions(name, labels):
 
 
 def test_refuses_the_class_id_of_a_single_example():
-    with pytest.raises(InputError, match=r"labels\[0\] is \[ 7\. -7\.  9\.\]"):
+    with pytest.raises(InputError, match=r"labels\[0\] is \[ 7\. -7\. 9\.\]"):
         loss_of("edl")(jnp.zeros((1, 3)), jnp.array([[7, -7, 9]]))
     with pytest.raises(InputError, match=r"labels is \[2\. 0\. 1\.\]"):
         loss_of("edl")(jnp.zeros(3), jnp.array([2, 0, 1]))

@@ -1,5 +1,6 @@
 """What may be saved may be loaded, and is the same loss."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -12,9 +13,11 @@ from hypothesis import given, settings, strategies as st
 
 from edl_jax import EvolvedLoss, load_pretrained
 from edl_jax.errors import ConfigError, InputError, LossFileError
-from edl_jax.losses import Provenance, loss_file
+from edl_jax.losses import Provenance, evolved_loss
 from edl_jax.losses.export import export_loss, to_stablehlo
 from edl_jax.networks import Architecture
+
+RECORDS = [field.name for field in dataclasses.fields(Provenance)]
 
 
 def stacked(loss):
@@ -61,7 +64,7 @@ def test_what_load_refuses_is_neither_saved_nor_exported(case, tmp_path, monkeyp
             write(path)
         assert not list(tmp_path.iterdir())
     with monkeypatch.context() as patch:
-        patch.setattr(loss_file, "_check", lambda *_: None)
+        patch.setattr(evolved_loss, "_check", lambda *_: None)
         loss.save(path)
     with pytest.raises(LossFileError, match=message):
         EvolvedLoss.load(path)
@@ -116,7 +119,7 @@ def any_losses(draw):
         nnx.to_pure_dict(architecture.abstract()[1]),
     )
     scale = draw(st.one_of(SCALES, SCALES.map(jnp.float32)))
-    records = {name: draw(st.dictionaries(TEXT, JSON, max_size=2)) for name in loss_file.RECORDS}
+    records = {name: draw(st.dictionaries(TEXT, JSON, max_size=2)) for name in RECORDS}
     return EvolvedLoss(params, scale, architecture, Provenance(**records))
 
 
@@ -131,7 +134,7 @@ def test_what_save_takes_load_gives_back_equal(tmp_path_factory, loss):
         return
     loaded = EvolvedLoss.load(path)
     assert loaded.architecture == loss.architecture
-    for field in loss_file.RECORDS:
+    for field in RECORDS:
         assert getattr(loaded.provenance, field) == getattr(loss.provenance, field)
     jax.tree.map(np.testing.assert_array_equal, loaded.params, loss.params)
     assert loaded.scale == np.float32(loss.scale)

@@ -4,7 +4,6 @@ import ast
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -27,32 +26,25 @@ PRETRAINED = {
 
 
 def load_pretrained(name: str = "edl") -> EvolvedLoss:
-    """The loss of a name in `PRETRAINED`, evolved by a config of this project's repository.
-
-    Raises:
-      ConfigError: for an unknown name.
-    """
-    if not isinstance(name, str) or name not in PRETRAINED:
+    """The loss of a name in `PRETRAINED`; another name is a ConfigError."""
+    if name not in [*PRETRAINED]:
         raise ConfigError(
             f"there is no pretrained loss {name!r}; expected one of {', '.join(PRETRAINED)}, or a "
             "file for EvolvedLoss.load."
         )
-    with resources.as_file(resources.files("edl_jax.losses") / f"{name}.safetensors") as path:
-        return EvolvedLoss.load(path)
+    return EvolvedLoss.load(Path(__file__).with_name(f"{name}.safetensors"))
 
 
 def list_losses() -> list[tuple[str, str, str]]:
     """Of every loss its name, the first line of its docstring, its references on one line."""
-
-    def described(part: Any) -> tuple[str, str]:
-        doc = inspect.getdoc(part) or ""
-        references = doc.partition("\nReferences:\n")[2].partition("\n\n")[0]
-        return doc.partition("\n")[0], " ".join(references.split())
-
-    listed = [(name, *described(part)) for name, part in LOSSES.items()]
-    reference = described(EvolvedLoss)[1]
-    shipped = [(name, f"An evolved loss, {what}.", reference) for name, what in PRETRAINED.items()]
-    return listed + shipped
+    listed = []
+    for name, part in {**LOSSES, **dict.fromkeys(PRETRAINED, EvolvedLoss)}.items():
+        summary, _, rest = (inspect.getdoc(part) or "").partition("\n")
+        references = rest.partition("\nReferences:\n")[2].partition("\n\n")[0]
+        if name in PRETRAINED:
+            summary = f"An evolved loss, {PRETRAINED[name]}."
+        listed.append((name, summary, " ".join(references.split())))
+    return listed
 
 
 def split_loss_name(name: str) -> tuple[str, dict[str, Any]]:
@@ -87,15 +79,9 @@ def resolve_loss(
 ) -> Loss:
     """The loss of a name: logits and labels to per-example losses.
 
-    Args:
-      name: one of `LOSSES`, with options if need be, such as `focal(gamma=1.0)`; one of
-        `PRETRAINED`; or the path of a loss file (`*.safetensors`).
-      options: keyword arguments of a loss of `LOSSES`, where the name says nothing else.
-      class_counts: number of training examples of each class, for the losses that take it.
-
-    Raises:
-      ConfigError: for an unknown name, or options that the loss cannot work with.
-      LossFileError: if the file cannot be used.
+    `options` are keyword arguments of a loss of `LOSSES`, where the name, such as
+    `focal(gamma=1.0)`, says nothing else; `class_counts` the number of training examples of each
+    class, for the losses that take it. What cannot work is a ConfigError, or a LossFileError.
     """
     check_loss_name(name)
     name, own = split_loss_name(name)
@@ -107,7 +93,8 @@ def resolve_loss(
 
     part = LOSSES[name]
     # Of a class, its `__init__`: the metaclass of NNX hides it from `inspect`.
-    parameters = inspect.signature(part.__init__ if isinstance(part, type) else part).parameters
+    signature = inspect.signature(part.__init__ if isinstance(part, type) else part)
+    parameters = [x.name for x in signature.parameters.values() if x.kind is x.KEYWORD_ONLY]
     if "class_counts" in parameters and class_counts is not None:
         options["class_counts"] = tuple(np.asarray(class_counts).tolist())
     num_classes = 2 if class_counts is None else len(class_counts)
@@ -119,9 +106,6 @@ def resolve_loss(
         # Traced once, so that it refuses what it cannot work with before anything is trained.
         jax.eval_shape(loss, logits, jax.ShapeDtypeStruct((1,), jnp.int32))
     except (TypeError, ValueError) as error:  # ours are among them
-        keywords = [
-            key for key, x in parameters.items() if x.kind is inspect.Parameter.KEYWORD_ONLY
-        ]
-        known = ", ".join(key for key in keywords if key not in ("axis", "where"))
-        raise ConfigError(f"the loss {name!r}, with options {known or 'none'}: {error}") from error
+        known = ", ".join(key for key in parameters if key not in ("axis", "where")) or "none"
+        raise ConfigError(f"the loss {name!r}, with options {known}: {error}") from error
     return loss

@@ -1,20 +1,32 @@
-"""The evolved loss (docs/method.md, section 6)."""
+"""The evolved loss (docs/method.md, section 6), and its file.
+
+A loss file is one safetensors file: plain arrays behind a JSON header, so that loading runs no
+code. Of the header's metadata, `architecture`, `config`, `metrics` and `versions` are JSON, and
+`sha256` is the digest of all else: a single flipped bit is an error, not another loss.
+"""
 
 import dataclasses
+import hashlib
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx, struct
+import numpy as np
+from flax import nnx, struct, traverse_util
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
-from edl_jax.errors import InputError
+from edl_jax.errors import InputError, LossFileError
 from edl_jax.losses.inputs import log_softmax, per_example
-from edl_jax.losses.loss_file import read_loss_file, write_loss_file
 from edl_jax.networks import Architecture, LossNetwork
 from edl_jax.objective import gradient_norms
 from edl_jax.pairs import Pairs
+from edl_jax.runs.storage import user_path, write_atomically
+
+FORMAT = "edl_jax.EvolvedLoss/1"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +45,7 @@ class Provenance:
 
 
 class EvolvedLoss(struct.PyTreeNode, eq=False):
-    """An evolved loss: a drop-in for a classification loss of `optax.losses`.
-
-    A pytree whose leaves are the network's parameters and the scale.
+    """An evolved loss, called like those of `optax.losses`: a pytree of parameters and the scale.
 
     References:
       Xiang and Pei, "Distribution-Free Pretraining of Classification Losses via Evolutionary
@@ -111,14 +121,23 @@ class EvolvedLoss(struct.PyTreeNode, eq=False):
         return nnx.merge(graphdef, state)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the loss to one safetensors file (`edl_jax.losses.loss_file`), whole or not at all.
+        """Write the loss to one safetensors file, whole or not at all.
 
         Raises:
           InputError: if the loss is not whole, not finite, or several that were stacked.
           OSError: if the file cannot be written.
         """
-        arrays = {"params": self.params, "scale": self.scale}
-        write_loss_file(path, self.architecture, arrays, vars(self.provenance))
+        path, tensors = user_path(path), self.tensors()
+        fields = {"architecture": dataclasses.asdict(self.architecture), **vars(self.provenance)}
+        try:
+            header = {name: json.dumps(value, sort_keys=True) for name, value in fields.items()}
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InputError(
+                f"the loss cannot be saved: its provenance is no JSON data ({error})."
+            ) from error
+        header["format"] = FORMAT
+        header["sha256"] = digest(header, tensors)
+        write_atomically(path, save(tensors, metadata=header))
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> "EvolvedLoss":
@@ -127,8 +146,43 @@ class EvolvedLoss(struct.PyTreeNode, eq=False):
         Raises:
           LossFileError: if the file is missing, foreign, damaged or at odds with its header.
         """
-        architecture, arrays, records = read_loss_file(path)
-        return EvolvedLoss(**arrays, architecture=architecture, provenance=Provenance(**records))
+        path = user_path(path)
+        if not path.is_file():  # a pipe or a device would keep us waiting
+            raise LossFileError(f"there is no loss file at {path}; check the path.")
+        try:
+            with safe_open(path, framework="numpy") as file:
+                header = file.metadata() or {}
+                if header.get("format") != FORMAT:
+                    raise ValueError(f"its format is {header.get('format')!r}, not {FORMAT!r}")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if header["sha256"] != digest(header, tensors):
+                raise ValueError(f"its sha256 is {header['sha256']!r}, not that of what it holds")
+            structure = json.loads(header["architecture"])
+            architecture = Architecture(**{**structure, "hidden": tuple(structure["hidden"])})
+            _check(architecture, tensors)
+            tree = traverse_util.unflatten_dict(jax.tree.map(jnp.asarray, tensors), sep=".")
+            records = [json.loads(header[x.name]) for x in dataclasses.fields(Provenance)]
+        except OSError as error:
+            raise LossFileError(
+                f"{path} cannot be read ({error}); it was left as it is."
+            ) from error
+        except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise LossFileError(
+                f"{path} is no loss file, or one that was cut, damaged or changed ({error}). Save "
+                "or copy the loss again."
+            ) from error
+        params = nnx.restore_int_paths(tree["params"])
+        return EvolvedLoss(params, tree["scale"], architecture, Provenance(*records))
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """The arrays by name, as a file holds them; refused if `load` would refuse the file."""
+        tensors = {
+            # A Python number is float32, as for JAX.
+            name: np.asarray(x, np.float32 if isinstance(x, float | int) else None, order="C")
+            for name, x in _flat(self.params, self.scale).items()
+        }
+        _check(self.architecture, tensors)
+        return tensors
 
 
 # As an attribute of a module it is data like any array, in need of no wrapper.
@@ -136,10 +190,9 @@ nnx.register_data_type(EvolvedLoss)
 
 
 def calibrated(loss: EvolvedLoss, pairs_sets: Sequence[Pairs]) -> EvolvedLoss:
-    """Scale a loss so that its mean logit gradient is as long as cross-entropy's.
+    """Scale a loss so that its mean logit gradient over all pairs is as long as cross-entropy's.
 
-    Evolution leaves the scale free, and it acts as a learning rate. The mean is over all pairs, one
-    set for each class count.
+    Evolution leaves the scale free, and it acts as a learning rate.
 
     Raises:
       InputError: if the loss is flat on the pairs, so that no scale could do it.
@@ -155,3 +208,38 @@ def calibrated(loss: EvolvedLoss, pairs_sets: Sequence[Pairs]) -> EvolvedLoss:
     if not own > 0:
         raise InputError(f"the loss's gradient on the pairs sums to {own}; expected a slope.")
     return loss.replace(scale=loss.scale * (reference / own))
+
+
+def _check(architecture: Architecture, tensors: dict[str, np.ndarray]) -> None:
+    params = nnx.to_pure_dict(architecture.abstract()[1])
+    expected = _flat(params, jax.ShapeDtypeStruct((), jnp.float32))
+    given, wanted = (
+        {f"{name} {x.dtype}{[*x.shape]}" for name, x in those.items()}
+        for those in (tensors, expected)
+    )
+    if given != wanted:
+        raise InputError(
+            "the arrays do not fit the loss's architecture; they differ in "
+            f"{', '.join(sorted(given ^ wanted)[:4])}. Save losses in float32, one by one."
+        )
+    for name, value in tensors.items():
+        if not np.isfinite(value).all():
+            raise InputError(f"{name} of the loss holds values that are not finite.")
+    if not tensors["scale"] > 0:
+        raise InputError(f"the loss's scale is {tensors['scale']}; expected more than 0.")
+
+
+def _flat(params: Any, scale: Any) -> dict[str, Any]:
+    """The leaves by name, such as `params.layers.0.bias`."""
+    leaves = traverse_util.flatten_dict({"params": params, "scale": scale})
+    return {".".join(map(str, path)): value for path, value in leaves.items()}
+
+
+def digest(header: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> str:
+    """What the header's `sha256` must be."""
+    found = hashlib.sha256()
+    for name in sorted(header.keys() - {"sha256"}):
+        found.update(f"{name}={header[name]}\n".encode(errors="surrogatepass"))
+    for name in sorted(tensors):
+        found.update(name.encode() + np.asarray(tensors[name], "<f4").tobytes())
+    return found.hexdigest()

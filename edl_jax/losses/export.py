@@ -1,7 +1,6 @@
 """Take a loss out of this package: as StableHLO, and as a PyTorch module."""
 
 import os
-from importlib import resources
 from pathlib import Path
 
 import jax
@@ -10,17 +9,16 @@ import jax.numpy as jnp
 
 from edl_jax.errors import InputError
 from edl_jax.losses.evolved_loss import EvolvedLoss
-from edl_jax.losses.loss_file import checked_tensors
 from edl_jax.runs.storage import user_path, write_atomically
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
 def export_loss(loss: EvolvedLoss, folder: str | os.PathLike[str]) -> tuple[Path, Path, Path]:
-    """Write a loss so that it can be used without this package.
+    """Write a loss so that it can be used without this package; replaces files of its name.
 
-    Makes the folder, and replaces in it `loss.safetensors`, its parameters; `loss.jax_export`, from
-    `to_stablehlo`; and `evolved_loss.py`, a PyTorch module that reads the first.
+    These are `loss.safetensors`, its parameters; `loss.jax_export`, from `to_stablehlo`; and
+    `evolved_loss.py`, a PyTorch module that reads the first.
 
     Raises:
       InputError: if `save` would refuse the loss.
@@ -33,21 +31,19 @@ def export_loss(loss: EvolvedLoss, folder: str | os.PathLike[str]) -> tuple[Path
     )
     loss.save(weights)
     write_atomically(exported, program)
-    source = resources.files("edl_jax.losses") / "torch_loss.py"
-    write_atomically(module, source.read_bytes())
+    write_atomically(module, Path(__file__).with_name("torch_loss.py").read_bytes())
     return weights, exported, module
 
 
 def to_stablehlo(loss: EvolvedLoss) -> bytes:
-    """The loss as a serialised `jax.export.Exported`, with its gradient.
+    """The loss and its gradient as a serialised `jax.export.Exported`.
 
-    It serves any batch size and, unless the network is for one class count, any number of classes,
-    on CPU, GPU and TPU, from float32 logits `[batch, classes]` and int32 labels `[batch]` to losses
-    `[batch]`; `jax.export.deserialize` reads it.
+    For any batch size and, unless the network is for one class count, any number of classes, from
+    float32 logits `[batch, classes]` and int32 labels `[batch]` to losses `[batch]`.
     """
     if not isinstance(loss, EvolvedLoss):
         raise InputError(f"the loss is {loss!r}; expected an EvolvedLoss.")
-    checked_tensors(loss.architecture, {"params": loss.params, "scale": loss.scale})
+    loss.tensors()  # refused if `save` would refuse them
     classes = loss.architecture.num_classes or "classes"
     constraints = [] if loss.architecture.num_classes else ["classes >= 2"]
     shape = jax.export.symbolic_shape(f"batch, {classes}", constraints=constraints)

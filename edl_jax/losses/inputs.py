@@ -1,7 +1,4 @@
-"""The edge of every loss: arguments are checked and prepared once, for all losses alike.
-
-And log-probabilities whose values and gradients are finite for any finite logits.
-"""
+"""The edge of every loss: arguments checked once, and log-probabilities that stay finite."""
 
 from collections.abc import Callable
 
@@ -10,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from edl_jax.errors import InputError
+from edl_jax.errors import InputError, shortened
 
 ArrayLike = jax.typing.ArrayLike
 # Of logits `[..., num_classes]`, float32 at least and 0 where masked; labels; and a mask
@@ -39,7 +36,7 @@ def per_example(
     `[..., num_classes]`, 0 on masked classes. The loss is 0 where the label is a masked class or no
     class takes part; else NaN where the label is out of range or not finite.
     """
-    given = labels, where
+    given = labels
     logits, labels = _as_array("logits", logits), _as_array("labels", labels)
     shape, dtype = logits.shape, logits.dtype
     if not jnp.issubdtype(dtype, jnp.floating):
@@ -57,8 +54,12 @@ def per_example(
             f"soft labels of shape {shape}."
         )
     mask = None if where is None else _mask(where, shape, axis)
-    _check_values(*given, shape, axis, is_soft)
+    values = _known(given)
+    if values is not None and not isinstance(mask, jax.Array):
+        values = np.moveaxis(values, axis, -1) if is_soft else values
+        _check_values(values, mask, shape[axis], is_soft)
 
+    mask = None if mask is None else jnp.broadcast_to(mask, (*batch, shape[axis]))
     logits = jnp.moveaxis(logits, axis, -1)
     # Not by promotion, which has no answer for the dtypes of 8 bits and fewer.
     if jnp.finfo(dtype).bits < 32:
@@ -89,58 +90,49 @@ def _as_array(name: str, value: ArrayLike) -> jax.Array:
         raise InputError(f"{name} is {value!r}; expected an array of numbers.") from error
 
 
-def _mask(where: ArrayLike, shape: tuple[int, ...], axis: int) -> jax.Array:
-    """A mask of the classes or the examples, told apart by rank, as one with the classes last."""
-    where = _as_array("where", where)
-    whole = jnp.expand_dims(where, axis) if where.ndim == len(shape) - 1 else where
+def _mask(where: ArrayLike, shape: tuple[int, ...], axis: int) -> np.ndarray | jax.Array:
+    """A mask of the classes or the examples as one with the classes last; NumPy's if known."""
+    array, values = _as_array("where", where), _known(where)
+    xp, mask = (jnp, array) if values is None else (np, values)
+    whole = xp.expand_dims(mask, axis) if mask.ndim == len(shape) - 1 else mask
     fits = whole.ndim == len(shape) and all(
         size in (1, full) for size, full in zip(whole.shape, shape, strict=True)
     )
-    if not fits or where.dtype != bool:  # weights, say, or what is to be added to logits
+    if not fits or mask.dtype != bool:  # weights, say, or what is to be added to logits
         raise InputError(
-            f"where has shape {where.shape} and dtype {where.dtype}; for logits of shape {shape} "
+            f"where has shape {mask.shape} and dtype {mask.dtype}; for logits of shape {shape} "
             f"with classes along axis {axis}, expected a mask of True and False: of the examples, "
             "without that axis, or of the classes, of the logits' rank, such as where[None, :]; "
             "any size may be 1. To weight examples, multiply their losses."
         )
-    return jnp.moveaxis(jnp.broadcast_to(whole, shape), axis, -1)
+    return xp.moveaxis(whole, axis, -1)
 
 
 def _check_values(
-    labels: ArrayLike, where: ArrayLike | None, shape: tuple[int, ...], axis: int, is_soft: bool
+    labels: np.ndarray, mask: np.ndarray | None, num_classes: int, is_soft: bool
 ) -> None:
-    """Refuse classes out of range and soft labels that are no distributions, if they are known.
+    """Refuse classes out of range and soft labels that are no distributions.
 
     Takes labels as they were given: of 64 bits, JAX may have kept 32. Labels of masked examples may
     be anything; what a mask of classes hides of a soft label still belongs to its sum.
     """
-    values = _known(labels)
-    mask = np.ones((1,) * len(shape), bool) if where is None else _known(where)
-    if values is None or mask is None:
-        return
-    mask = np.moveaxis(np.expand_dims(mask, axis) if mask.ndim < len(shape) else mask, axis, -1)
     if is_soft:
-        values = np.moveaxis(values, axis, -1).astype(np.float64)
-        finite = np.isfinite(values)
-        total = np.where(finite, values, 0).sum(axis=-1)
-        bad = (mask & ~(finite & (values >= 0))).any(axis=-1) | (np.abs(total - 1) > _TOLERANCE)
-        expected = (
-            f"expected soft labels, as of the logits' shape {shape}: finite, at least 0 and such "
-            f"that they sum to 1 along axis {axis}"
-        )
+        labels = labels.astype(np.float64)
+        finite = np.isfinite(labels)
+        total = np.where(finite, labels, 0).sum(axis=-1)
+        off = ~(finite & (labels >= 0)) & (True if mask is None else mask)
+        bad = off.any(axis=-1) | (np.abs(total - 1) > _TOLERANCE)
+        expected = "soft labels that are finite, at least 0 and sum to 1"
     else:
-        classes = values.astype(np.int64)  # of unsigned ones, what does not fit becomes negative
-        bad = (classes < 0) | (classes >= shape[axis])
-        expected = f"expected classes in [0, {shape[axis]}), the logits' class count"
-    bad = bad & mask.any(axis=-1)
+        classes = labels.astype(np.int64)  # of unsigned ones, what does not fit becomes negative
+        bad = (classes < 0) | (classes >= num_classes)
+        expected = f"classes in [0, {num_classes})"
+    bad = bad if mask is None else bad & mask.any(axis=-1)
     if bad.any():
         first = tuple(int(i) for i in np.unravel_index(bad.argmax(), bad.shape))
-        found = (
-            np.array2string(values[first], precision=4, threshold=8) if is_soft else values[first]
-        )
         raise InputError(
-            f"labels{[*first] if first else ''} is {found}; {expected}; mask examples that have no "
-            "label by `where`."
+            f"labels{[*first] if first else ''} is {shortened(labels[first])}; expected {expected};"
+            " mask examples that have no label by `where`."
         )
 
 

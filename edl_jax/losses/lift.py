@@ -1,4 +1,4 @@
-"""The decorators that turn a formula into a loss with optax's signature, and what formulas read."""
+"""The decorators that turn a formula into a loss as of optax, and what formulas read."""
 
 import functools
 import inspect
@@ -24,8 +24,7 @@ LOSSES: Registry[Callable[..., Any]] = Registry("loss")
 class Candidates(NamedTuple):
     """What a formula reads: a prediction, and the classes that stand as its label.
 
-    A formula gives losses `[..., n]`: `n = 1` for classes; `n = num_classes` for soft labels. What
-    does not depend on the label is `[..., 1]`.
+    A formula gives losses `[..., n]`: `n = 1` for classes; `n = num_classes` for soft labels.
 
     Attributes:
       logits: `[..., num_classes]`, float32 at least, 0 where masked.
@@ -53,10 +52,9 @@ class Candidates(NamedTuple):
 
     def runner_up(self) -> jax.Array:
         """The largest `log p` of the classes other than the label, `[..., n]`."""
-        label, shape = self.label, self.every_log_p.shape
-        if label is None:
-            label = jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
-        return RunnerUp.among(self.every_log_p).of(label, self.log_p())
+        shape = self.every_log_p.shape
+        classes = self.at(jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1))
+        return RunnerUp.among(self.every_log_p).of(classes, self.log_p())
 
     def mean(self, values: jax.Array) -> jax.Array:
         """Mean `[..., 1]` of `[..., num_classes]` over the classes that take part; 0 if none."""
@@ -73,9 +71,8 @@ class Candidates(NamedTuple):
 def formula(function: Formula) -> Formula:
     """Register a formula as a loss: `(candidates, *, options) -> [..., n]`.
 
-    The loss has the function's name, its options, an `axis`, a mask `where`, integer and soft
-    labels, checks and the logits' dtype; of soft labels `w` it is `sum_k w_k L(x, k)`. An option
-    with bounds in its annotation, such as `Annotated[float, Ge(0)]`, is checked.
+    The loss has the function's name and options and is called like an `EvolvedLoss`. Bounds in an
+    option's annotation, such as `Annotated[float, Ge(0)]`, are checked.
 
     >>> @formula
     ... def squared_miss(c, *, factor=1.0):
@@ -90,9 +87,8 @@ def formula(function: Formula) -> Formula:
 def formula_of_weights(function: Formula) -> Formula:
     """Register a loss of a label distribution: `(logits, weights, where, *, options) -> [...]`.
 
-    Logits and weights are `[..., num_classes]`, one-hot for a class; the mask too, or None. Where a
-    mask hides a part of a label, the rest is scaled to sum to 1 and the loss multiplied by what the
-    rest summed to, so that masked classes add nothing here either.
+    Logits and weights are `[..., num_classes]`, one-hot for a class; the mask too, or None. What a
+    mask leaves of a label is scaled to sum to 1, and the loss multiplied by what it summed to.
     """
     return _registered(function, _of_distributions)
 
@@ -111,7 +107,7 @@ def of_candidates(function: Formula, *arguments: Any) -> jax.Array:
 
 
 def _of_distributions(function: Formula, *arguments: Any) -> jax.Array:
-    def of_soft(x: jax.Array, weights: jax.Array, mask: jax.Array | None) -> jax.Array:
+    def of_weights(x: jax.Array, weights: jax.Array, mask: jax.Array | None) -> jax.Array:
         if mask is None:
             return function(x, weights, None)
         total = jnp.sum(weights, axis=-1)
@@ -121,11 +117,16 @@ def _of_distributions(function: Formula, *arguments: Any) -> jax.Array:
     return per_example(
         *arguments,
         of_classes=lambda x, label, mask: function(x, one_hot(label, x), mask),
-        of_weights=of_soft,
+        of_weights=of_weights,
     )
 
 
 def _registered(function: Formula, evaluate: Formula) -> Formula:
+    parameters = inspect.signature(function).parameters.values()
+    options = [x for x in parameters if x.kind is x.KEYWORD_ONLY]
+    # A function, because `describe` lists the values that a loss takes from around it.
+    bounds = {x.name: x.annotation for x in options if get_origin(x.annotation) is Annotated}.get
+
     @functools.wraps(function)
     def loss(
         logits: ArrayLike,
@@ -133,23 +134,17 @@ def _registered(function: Formula, evaluate: Formula) -> Formula:
         *,
         axis: int = -1,
         where: ArrayLike | None = None,
-        **options: Any,
+        **given: Any,
     ) -> jax.Array:
-        for option in _options_of(function):
-            if option.name in options and get_origin(option.annotation) is Annotated:
-                check_option(option.name, options[option.name], option.annotation)
-        return evaluate(functools.partial(function, **options), logits, labels, axis, where)
+        for name, value in given.items():
+            if bounds(name):
+                check_option(name, value, bounds(name))
+        return evaluate(functools.partial(function, **given), logits, labels, axis, where)
 
     *arrays, axis, where, _ = inspect.signature(loss, follow_wrapped=False).parameters.values()
-    parameters = [*arrays, *_options_of(function), axis, where]
-    signature = inspect.Signature(parameters, return_annotation=jax.Array)
+    signature = inspect.Signature([*arrays, *options, axis, where], return_annotation=jax.Array)
     loss.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue]
     return LOSSES.register(function.__name__)(loss)
-
-
-def _options_of(function: Formula) -> list[inspect.Parameter]:
-    parameters = inspect.signature(function).parameters.values()
-    return [x for x in parameters if x.kind is inspect.Parameter.KEYWORD_ONLY]
 
 
 def check_option(name: str, value: Any, hint: Any) -> Any:

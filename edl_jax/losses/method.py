@@ -81,15 +81,13 @@ class _Module(LossMethod):
         return self.given
 
     def losses(self, state: Any, logits: jax.Array, labels: jax.Array) -> jax.Array:
-        return self._called(state, logits, labels)[0]
+        # Copied, because a module may only update variables made at its own level of tracing.
+        return nnx.merge(self.graph, state, copy=True)(logits, labels)
 
     def update(self, state: Any, student: Student) -> Any:
-        return self._called(state, student.logits, student.labels)[1]
-
-    def _called(self, state: Any, *arguments: jax.Array) -> tuple[jax.Array, Any]:
-        # Copied, because a module may only update variables made at its own level of tracing.
-        module: Any = nnx.merge(self.graph, state, copy=True)
-        return module(*arguments), nnx.state(module)
+        module = nnx.merge(self.graph, state, copy=True)
+        module(student.logits, student.labels)
+        return nnx.state(module)
 
 
 def as_method(loss: Any) -> LossMethod:
@@ -150,38 +148,39 @@ def check_loss(loss: Any, num_classes: int, *, soft: bool) -> bool:
     batch = num_classes + 1  # not to be confused with the classes
     logits = jax.ShapeDtypeStruct((batch, num_classes), jnp.float32)
     classes = jax.ShapeDtypeStruct((batch,), jnp.int32)
-    labels = logits if soft else classes
 
-    def step(key: jax.Array, logits: jax.Array, labels: jax.Array, held_out: Any) -> Any:
+    def step(logits: jax.Array, labels: jax.Array, held_out: Any) -> Any:
         def validation() -> tuple[jax.Array, jax.Array]:
             asked.append(True)
             return held_out
 
-        state = method.init(key, num_classes)
+        state = method.init(jax.random.key(0), num_classes)
         losses = method.losses(state, logits, labels)
         student = Student(jnp.int32(1), jnp.float32(0.5), logits, labels, validation)
         return losses, take_apart(state), take_apart(method.update(state, student))
 
-    name = getattr(loss, "__qualname__", None) or type(loss).__qualname__
+    labels = logits if soft else classes
     given = f"logits {_told(logits)} and labels {_told(labels)}"
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    name = f"the loss {getattr(loss, '__qualname__', None) or type(loss).__qualname__}"
     try:
-        losses, *states = jax.eval_shape(step, key, logits, labels, (logits, classes))
+        losses, *states = jax.eval_shape(step, logits, labels, (logits, classes))
     except EDLError:
         raise
     except Exception as error:  # the loss is the user's own code
         reason = shortened(f"{type(error).__name__}: {error}")
-        raise ConfigError(f"the loss {name} cannot be called with {given} ({reason}).") from error
-    found = jax.tree.map(_told, losses)
-    if found not in [f"{kind}[{batch}]" for kind in ("float32", "bfloat16", "float16", "float64")]:
+        raise ConfigError(f"{name} cannot be called with {given} ({reason}).") from error
+    found, before, after = (jax.tree.map(_told, x) for x in (losses, *states))
+    is_floating = isinstance(losses, jax.ShapeDtypeStruct) and jnp.issubdtype(
+        losses.dtype, jnp.floating
+    )
+    if not is_floating or losses.shape != (batch,):
         raise ConfigError(
-            f"the loss {name} gives {shortened(found)} for {given}; expected float32[{batch}], one "
-            "value for each example."
+            f"{name} gives {shortened(found)} for {given}; expected float32[{batch}], one value "
+            "for each example."
         )
-    before, after = (jax.tree.map(_told, state) for state in states)
     if before != after:
         raise ConfigError(
-            f"the loss {name} leaves a state of {shortened(jax.tree.leaves(after))} instead of "
+            f"{name} leaves a state of {shortened(jax.tree.leaves(after))} instead of "
             f"{shortened(jax.tree.leaves(before))}; expected the same shapes and dtypes."
         )
     return bool(asked)

@@ -62,15 +62,12 @@ class EvolvedLoss(nn.Module):
         )
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss of each example, computed in float32 at least, under `torch.autocast` too.
+        """The losses `[...]`, in the logits' dtype but computed in float32 at least.
 
         Args:
           logits: `[..., num_classes]`, any floating dtype.
-          labels: classes `[...]`, any integer dtype; or soft labels `[..., num_classes]`.
-
-        Returns:
-          Losses of at least 0, `[...]`, in the logits' dtype. Labels that do not fit are a
-          ValueError; where `torch.compile` and the like cannot look at them, they give NaN.
+          labels: classes `[...]`, any integer dtype; or soft labels `[..., num_classes]`. Those
+            that do not fit are a ValueError, or NaN where `torch.compile` cannot look at them.
         """
         is_soft = labels.shape == logits.shape and not labels.is_complex()
         is_hard = labels.shape == logits.shape[:-1] and not (

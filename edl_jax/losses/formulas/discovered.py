@@ -5,6 +5,7 @@ from typing import Annotated
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from annotated_types import Ge, Le
 
 from edl_jax.errors import ConfigError
@@ -53,7 +54,7 @@ def taylor_glo(
       Gonzalez and Miikkulainen, 2021. https://arxiv.org/abs/2002.00059
     """
     a = parameters
-    if (a.shape if isinstance(a, jax.Array) else (len(a),)) != (8,):
+    if np.shape(a) != (8,):
         raise ConfigError(f"parameters is {a!r}; expected 8 numbers.")
     u, v = weights - a[0], jnp.exp(log_softmax(x, where)) - a[1]
     terms = a[2] * v + a[3] * v**2 / 2 + a[4] * v**3 / 6

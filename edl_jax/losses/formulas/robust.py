@@ -37,10 +37,8 @@ def mae(c: Candidates) -> jax.Array:
 def gce(c: Candidates, *, q: Annotated[float, Gt(0), Le(1)] = 0.7) -> jax.Array:
     """Generalised cross-entropy, `(1 - p_y^q) / q`.
 
-    Cross-entropy as `q` goes to 0, half of mean absolute error at 1.
-
     Args:
-      q: in (0, 1]; the paper's 0.7.
+      q: in (0, 1]: cross-entropy near 0, half of mean absolute error at 1; the paper's 0.7.
 
     References:
       Zhang and Sabuncu, 2018. https://arxiv.org/abs/1805.07836
@@ -128,22 +126,21 @@ def _normalised(every: jax.Array, c: Candidates) -> jax.Array:
 
 
 @formula
-def barron(c: Candidates, *, alpha: ArrayLike = 1.0, scale: Positive = 1.0) -> jax.Array:
+def barron(
+    c: Candidates, *, alpha: Annotated[float, Le(2)] = 1.0, scale: Positive = 1.0
+) -> jax.Array:
     """General robust loss of the residual `1 - p_y`.
 
     `rho(x) = |alpha - 2| / alpha (((x / scale)^2 / |alpha - 2| + 1)^(alpha / 2) - 1)`, continued to
-    `(x / scale)^2 / 2` at alpha = 2, `log((x / scale)^2 / 2 + 1)` at 0 and
-    `1 - exp(-(x / scale)^2 / 2)` at minus infinity.
+    `(x / scale)^2 / 2` at alpha = 2 and `log((x / scale)^2 / 2 + 1)` at 0.
 
     Args:
-      alpha: shape, at most 2, minus infinity included; 1, as the authors' code begins to learn it.
+      alpha: shape, at most 2, and -1e6 for Welsch's loss; 1, as the authors' code begins to learn.
       scale: residual at which the loss stops being quadratic, more than 0; likewise.
 
     References:
       Barron, "A General and Adaptive Robust Loss Function", 2019. https://arxiv.org/abs/1701.03077
     """
-    if isinstance(alpha, jax.Array) or alpha != -math.inf:
-        check_option("alpha", alpha, Annotated[float, Le(2)])
     return _rho(c.miss() / scale, alpha)
 
 
@@ -152,11 +149,9 @@ class AdaptiveBarron(nnx.Module):
     """Barron's robust loss of `1 - p_y` with a learned shape and scale.
 
     The negative log-likelihood `rho(x, alpha, scale) + log(scale) + log Z(alpha)` of a residual
-    under the distribution whose density is `exp(-rho) / (scale Z)`: without the normaliser, the
-    least loss would be a scale without bounds. It is negative where the scale is small.
-
-    `Z(alpha)`, the integral of `exp(-rho(x, alpha, 1))` over all x, is the trapezoidal rule's in
-    `log x`, not of the authors' table: `log Z` is within 1e-6, its derivative within 1e-3.
+    under the distribution whose density is `exp(-rho) / (scale Z)`; negative where the scale is
+    small. `Z(alpha)`, the integral of `exp(-rho(x, alpha, 1))` over all x, is the trapezoidal
+    rule's in `log x`, not the authors' table: `log Z` is within 1e-6, its derivative within 1e-3.
 
     Args:
       alpha: shape to begin with, in (0.001, 1.999), where the authors' code keeps it.
@@ -205,8 +200,7 @@ def _rho(x: jax.Array, alpha: ArrayLike) -> jax.Array:
     """The general loss of residuals in units of the scale."""
     alpha = jnp.asarray(alpha, x.dtype)
     half = x**2 / 2
-    is_welsch = jnp.isneginf(alpha)
-    shape = jnp.where(is_welsch | (alpha == 2), 1.0, alpha)  # where the formula can be computed
+    shape = jnp.where(alpha == 2, 1.0, alpha)  # where the formula can be computed
     width = jnp.abs(shape - 2)
     # |a - 2| / a ((1 + u)^(a / 2) - 1) as |a - 2| / 2 log(1 + u) (e^t - 1) / t, smooth at a = 0.
     log_term = jnp.log1p(2 * half / width)
@@ -214,5 +208,4 @@ def _rho(x: jax.Array, alpha: ArrayLike) -> jax.Array:
     is_small = jnp.abs(t) < 1e-3
     safe = jnp.where(is_small, 1.0, t)
     ratio = jnp.where(is_small, 1 + t / 2 + t**2 / 6, jnp.expm1(safe) / safe)
-    general = width / 2 * log_term * ratio
-    return jnp.where(alpha == 2, half, jnp.where(is_welsch, -jnp.expm1(-half), general))
+    return jnp.where(alpha == 2, half, width / 2 * log_term * ratio)
