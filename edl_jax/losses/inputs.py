@@ -152,9 +152,7 @@ def hold(values: jax.Array) -> jax.Array:
     return jnp.maximum(values, FLOOR)
 
 
-@hold.defjvp
-def _hold_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    return hold(*primals), tangents[0]
+hold.defjvps(lambda tangent, held, values: tangent)
 
 
 def stable_logits(logits: jax.Array, where: jax.Array | None) -> jax.Array:

@@ -73,13 +73,6 @@ def formula(function: Formula) -> Formula:
 
     The loss has the function's name and options and is called like an `EvolvedLoss`. Bounds in an
     option's annotation, such as `Annotated[float, Ge(0)]`, are checked.
-
-    >>> @formula
-    ... def squared_miss(c, *, factor=1.0):
-    ...     '''Squared probability of the other classes, `factor (1 - p_y)^2`.'''
-    ...     return factor * c.miss() ** 2
-    >>> LOSSES["squared_miss"](jnp.zeros((1, 2)), jnp.asarray([0]), factor=4.0)
-    Array([1.], dtype=float32)
     """
     return _registered(function, of_candidates)
 
@@ -137,23 +130,16 @@ def _registered(function: Formula, evaluate: Formula) -> Formula:
         **given: Any,
     ) -> jax.Array:
         for name, value in given.items():
-            if bounds(name):
-                check_option(name, value, bounds(name))
+            if isinstance(value, jax.Array) and not isinstance(value, Tracer) and not value.ndim:
+                value = value.item()
+            if bounds(name) and not isinstance(value, jax.Array):
+                check(name, value, bounds(name))
         return evaluate(functools.partial(function, **given), logits, labels, axis, where)
 
     *arrays, axis, where, _ = inspect.signature(loss, follow_wrapped=False).parameters.values()
     signature = inspect.Signature([*arrays, *options, axis, where], return_annotation=jax.Array)
     loss.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue]
     return LOSSES.register(function.__name__)(loss)
-
-
-def check_option(name: str, value: Any, hint: Any) -> Any:
-    """The option as a plain value that fits its annotation; arrays of unknown values pass."""
-    if isinstance(value, jax.Array):
-        if isinstance(value, Tracer) or value.ndim:
-            return value
-        value = value.item()
-    return check(name, value, hint)
 
 
 def one_hot(labels: jax.Array, like: jax.Array) -> jax.Array:

@@ -94,11 +94,6 @@ def as_method(loss: Any) -> LossMethod:
     """A function, an `EvolvedLoss` or an `nnx.Module` as a `LossMethod`; one of these as it is."""
     if isinstance(loss, LossMethod):
         return loss
-    if not callable(loss):
-        raise ConfigError(
-            f"loss is {shortened(repr(loss))}; expected a name, such as 'edl', or a function of "
-            "logits and labels, a module or a LossMethod."
-        )
     return _Module(loss) if isinstance(loss, nnx.Module) else _Function(loss)
 
 
@@ -161,7 +156,7 @@ def check_loss(loss: Any, num_classes: int, *, soft: bool) -> bool:
 
     labels = logits if soft else classes
     given = f"logits {_told(logits)} and labels {_told(labels)}"
-    name = f"the loss {getattr(loss, '__qualname__', None) or type(loss).__qualname__}"
+    name = f"the loss {getattr(loss, '__qualname__', None) or shortened(repr(loss), 100)}"
     try:
         losses, *states = jax.eval_shape(step, logits, labels, (logits, classes))
     except EDLError:
@@ -170,10 +165,8 @@ def check_loss(loss: Any, num_classes: int, *, soft: bool) -> bool:
         reason = shortened(f"{type(error).__name__}: {error}")
         raise ConfigError(f"{name} cannot be called with {given} ({reason}).") from error
     found, before, after = (jax.tree.map(_told, x) for x in (losses, *states))
-    is_floating = isinstance(losses, jax.ShapeDtypeStruct) and jnp.issubdtype(
-        losses.dtype, jnp.floating
-    )
-    if not is_floating or losses.shape != (batch,):
+    fits = getattr(losses, "shape", None) == (batch,)
+    if not fits or not jnp.issubdtype(losses.dtype, jnp.floating):
         raise ConfigError(
             f"{name} gives {shortened(found)} for {given}; expected float32[{batch}], one value "
             "for each example."

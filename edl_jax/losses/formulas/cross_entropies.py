@@ -101,8 +101,7 @@ def bi_tempered(
     `sum_k w_k (log_t1 w_k - log_t1 p_k) - (w_k^(2 - t1) - p_k^(2 - t1)) / (2 - t1)`, with the label
     as weights `w`, `p_k = exp_t2(x_k - lambda)` and lambda such that they sum to 1. Here
     `log_t(u) = (u^(1 - t) - 1) / (1 - t)` and `exp_t` is its inverse. At `t1 = t2 = 1` it is
-    cross-entropy, less the entropy of a soft label. Lambda is solved for to the precision of the
-    dtype, where the authors' code stops after 5 rounds of a fixed-point iteration.
+    cross-entropy, less the entropy of a soft label. The authors' code solves for lambda less well.
 
     Args:
       t1: temperature of the logarithm, in [0, 1]; the paper's 0.8 for CIFAR-100.

@@ -24,11 +24,9 @@ MARGIN_LOSSES = ("ldam", *COSINE_LOSSES)
 def multiclass_hinge(c: Candidates) -> jax.Array:
     """Multiclass hinge loss, `max(0, 1 + max_{j != y} x_j - x_y)`.
 
-    As `optax.losses.multiclass_hinge_loss`: Crammer and Singer's form, for several classes, of
-    Gentile and Warmuth's linear hinge loss.
+    As `optax.losses.multiclass_hinge_loss`.
 
     References:
-      Gentile and Warmuth, 1998. https://proceedings.neurips.cc/paper/1998/hash/a14ac55a4f27472c5d894ec1c3c743d2-Abstract.html
       Crammer and Singer, 2001. https://www.jmlr.org/papers/v2/crammer01a.html
     """
     return jnp.maximum(0, 1 + c.runner_up() - c.log_p())

@@ -9,9 +9,9 @@ import numpy as np
 from annotated_types import Gt, Le, Lt
 from flax import nnx
 
-from edl_jax.checked import NotNegative, Positive
+from edl_jax.checked import NotNegative, Positive, check
 from edl_jax.losses.formulas.cross_entropies import focal_of_every_class
-from edl_jax.losses.lift import LOSSES, Candidates, check_option, formula, of_candidates
+from edl_jax.losses.lift import LOSSES, Candidates, formula, of_candidates
 
 ArrayLike = jax.typing.ArrayLike
 
@@ -162,8 +162,8 @@ class AdaptiveBarron(nnx.Module):
     """
 
     def __init__(self, *, alpha: float = 1.0, scale: float = 1.0):
-        alpha = float(check_option("alpha", alpha, Annotated[float, Gt(_LOW), Lt(_HIGH)]))
-        scale = float(check_option("scale", scale, Annotated[float, Gt(_SMALLEST_SCALE)]))
+        alpha = check("alpha", float(alpha), Annotated[float, Gt(_LOW), Lt(_HIGH)])
+        scale = check("scale", float(scale), Annotated[float, Gt(_SMALLEST_SCALE)])
         share, excess = (alpha - _LOW) / (_HIGH - _LOW), scale - _SMALLEST_SCALE
         inverse_softplus = excess + math.log(-math.expm1(-excess))
         self.latent_alpha = nnx.Param(jnp.asarray(math.log(share / (1 - share)), jnp.float32))
