@@ -66,7 +66,7 @@ def check_loss_name(name: str, *groups: str) -> None:
     """Refuse a name that is none of `resolve_loss` or `groups`, without reading a file."""
     names = dict.fromkeys(["cross_entropy", *PRETRAINED, *LOSSES, *groups])
     name, _ = split_loss_name(name)
-    if not isinstance(name, str) or (name not in names and not name.endswith(".safetensors")):
+    if name not in names and not str(name).endswith(".safetensors"):
         known = ", ".join(names)
         raise ConfigError(f"loss is {name!r}; expected one of {known}, or a file *.safetensors.")
 

@@ -1,8 +1,7 @@
 """The evolved loss (docs/method.md, section 6), and its file.
 
 A loss file is one safetensors file: plain arrays behind a JSON header, so that loading runs no
-code. Of the header's metadata, `architecture`, `config`, `metrics` and `versions` are JSON, and
-`sha256` is the digest of all else: a single flipped bit is an error, not another loss.
+code. The header's `sha256` is the digest of all else, so that no flipped bit is another loss.
 """
 
 import dataclasses
@@ -33,10 +32,7 @@ FORMAT = "edl_jax.EvolvedLoss/1"
 class Provenance:
     """Where a loss comes from, as JSON data; never compared, so that losses can be stacked.
 
-    Attributes:
-      config: the configuration it was evolved with.
-      metrics: its metrics on held-out pairs.
-      versions: the versions of the libraries that evolved it.
+    The configuration it was evolved with, its metrics on held-out pairs, the libraries' versions.
     """
 
     config: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
@@ -56,10 +52,6 @@ class EvolvedLoss(struct.PyTreeNode, eq=False):
       scale: factor on the network's output, a float32 scalar, set by calibration.
       architecture: the loss network's structure.
       provenance: configuration, held-out metrics and versions.
-
-    >>> loss = load_pretrained()
-    >>> loss(jnp.asarray([[2.0, 0.0, -1.0]]), jnp.asarray([0])).shape
-    (1,)
     """
 
     params: Any
@@ -192,10 +184,8 @@ nnx.register_data_type(EvolvedLoss)
 def calibrated(loss: EvolvedLoss, pairs_sets: Sequence[Pairs]) -> EvolvedLoss:
     """Scale a loss so that its mean logit gradient over all pairs is as long as cross-entropy's.
 
-    Evolution leaves the scale free, and it acts as a learning rate.
-
-    Raises:
-      InputError: if the loss is flat on the pairs, so that no scale could do it.
+    Evolution leaves the scale free, and it acts as a learning rate. A loss that is flat on the
+    pairs is an InputError.
     """
 
     @jax.jit

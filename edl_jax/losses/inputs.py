@@ -49,15 +49,13 @@ def per_example(
     is_soft = labels.shape == shape and not jnp.issubdtype(labels.dtype, jnp.complexfloating)
     if not is_soft and not (labels.shape == batch and jnp.issubdtype(labels.dtype, jnp.integer)):
         raise InputError(
-            f"labels have shape {labels.shape} and dtype {labels.dtype}; for logits of shape "
-            f"{shape} with classes along axis {axis}, expected integers of shape {batch} or "
-            f"soft labels of shape {shape}."
+            f"labels have shape {labels.shape} and dtype {labels.dtype}; for classes along axis "
+            f"{axis} of the logits, expected integers of shape {batch} or soft labels of {shape}."
         )
     mask = None if where is None else _mask(where, shape, axis)
     values = _known(given)
     if values is not None and not isinstance(mask, jax.Array):
-        values = np.moveaxis(values, axis, -1) if is_soft else values
-        _check_values(values, mask, shape[axis], is_soft)
+        _check(np.moveaxis(values, axis, -1) if is_soft else values, mask, shape[axis], is_soft)
 
     mask = None if mask is None else jnp.broadcast_to(mask, (*batch, shape[axis]))
     logits = jnp.moveaxis(logits, axis, -1)
@@ -101,16 +99,13 @@ def _mask(where: ArrayLike, shape: tuple[int, ...], axis: int) -> np.ndarray | j
     if not fits or mask.dtype != bool:  # weights, say, or what is to be added to logits
         raise InputError(
             f"where has shape {mask.shape} and dtype {mask.dtype}; for logits of shape {shape} "
-            f"with classes along axis {axis}, expected a mask of True and False: of the examples, "
-            "without that axis, or of the classes, of the logits' rank, such as where[None, :]; "
-            "any size may be 1. To weight examples, multiply their losses."
+            f"with classes along axis {axis}, expected True and False for examples, without that "
+            "axis, or for classes, of the logits' rank, such as where[None, :]."
         )
     return xp.moveaxis(whole, axis, -1)
 
 
-def _check_values(
-    labels: np.ndarray, mask: np.ndarray | None, num_classes: int, is_soft: bool
-) -> None:
+def _check(labels: np.ndarray, mask: np.ndarray | None, num_classes: int, is_soft: bool) -> None:
     """Refuse classes out of range and soft labels that are no distributions.
 
     Takes labels as they were given: of 64 bits, JAX may have kept 32. Labels of masked examples may

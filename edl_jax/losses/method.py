@@ -20,8 +20,8 @@ class Student(NamedTuple):
       logits: those that the step's losses were of, `[batch, num_classes]`: this device's share.
       labels: theirs, `[batch]` int32; with mixup or cutmix soft, `[batch, num_classes]` float32.
       validation: `() -> (logits, labels)`, as above but of the next `batch_size` validation images
-        in turn, the same on every device, as the classifier sees them now, in evaluation mode.
-        Computed only where it is called; needs `val_examples`, and images in memory.
+        in turn, the same on every device, as the classifier sees them now. Computed only where
+        it is called; needs `val_examples`, and images in memory.
     """
 
     step: jax.Array
@@ -54,9 +54,8 @@ class LossMethod(abc.ABC):
     def update(self, state: Any, student: Student) -> Any:
         """The state for the next step; as it is unless overridden.
 
-        Called once after every step, when `nnx.Param` have been trained. Several devices each call
-        it with a share of the batch: floating-point arrays are then averaged over them, and all
-        others must come out equal.
+        Called once after every step, when `nnx.Param` have been trained, on each device with its
+        share: floating-point arrays are then averaged, and all others must come out equal.
         """
         return state
 
@@ -135,10 +134,7 @@ def _is_leaf(x: Any) -> bool:
 
 
 def check_loss(loss: Any, num_classes: int, *, soft: bool) -> bool:
-    """Whether a loss looks at validation images; traces it once to refuse what is no loss.
-
-    Labels are `[batch]` int32 or, if `soft`, `[batch, num_classes]` float32.
-    """
+    """Whether a loss looks at validation images; refuses what is none for such labels."""
     method, asked = as_method(loss), []
     batch = num_classes + 1  # not to be confused with the classes
     logits = jax.ShapeDtypeStruct((batch, num_classes), jnp.float32)

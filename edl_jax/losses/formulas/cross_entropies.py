@@ -16,9 +16,7 @@ _NEWTON_STEPS = 11
 
 @formula
 def cross_entropy(c: Candidates) -> jax.Array:
-    """Cross-entropy, `-log p_y`.
-
-    As `optax.losses.softmax_cross_entropy`. The value is held at 1e9, the gradient is not.
+    """Cross-entropy, `-log p_y`, as of optax; the value is held at 1e9, the gradient is not.
 
     References:
       Bridle, 1989. https://mlanthology.org/neurips/1989/bridle1989neurips-training
@@ -30,10 +28,8 @@ def cross_entropy(c: Candidates) -> jax.Array:
 def label_smoothing(c: Candidates, *, alpha: Annotated[float, Ge(0), Le(1)] = 0.1) -> jax.Array:
     """Cross-entropy against smoothed labels, `-(1 - alpha) log p_y - alpha mean_k log p_k`.
 
-    As of `optax.losses.smooth_labels`; a mask leaves the classes that take part.
-
     Args:
-      alpha: share of the label spread over all classes, in [0, 1]; the paper's 0.1.
+      alpha: share of the label spread over the classes that take part, in [0, 1]; the paper's 0.1.
 
     References:
       Szegedy et al., 2016. https://arxiv.org/abs/1512.00567
@@ -43,9 +39,7 @@ def label_smoothing(c: Candidates, *, alpha: Annotated[float, Ge(0), Le(1)] = 0.
 
 @formula
 def focal(c: Candidates, *, gamma: NotNegative = 2.0) -> jax.Array:
-    """Focal loss on the softmax, `-(1 - p_y)^gamma log p_y`.
-
-    For one label among several classes, without class weights; the paper's is for a sigmoid.
+    """Focal loss, `-(1 - p_y)^gamma log p_y`, of a softmax instead of the paper's sigmoid.
 
     Args:
       gamma: how much confident examples count less, at least 0; the paper's 2.

@@ -20,8 +20,6 @@ CROSS_ENTROPY_EXPANSION = (0.5, 0.5, 1.0, -2.0, 8.0, 2.0, -4.0, 0.0)
 def baikal(c: Candidates, *, epsilon: Annotated[float, Ge(1e-30), Le(1)] = 1e-7) -> jax.Array:
     """Baikal, `mean_k(-log p_k + [k = y] / p_k)`.
 
-    Its first term holds every class's probability up, so that no prediction gets too confident.
-
     Args:
       epsilon: least `p_y` in the fraction, in [1e-30, 1], ours: without it the fraction overflows.
 

@@ -22,9 +22,7 @@ MARGIN_LOSSES = ("ldam", *COSINE_LOSSES)
 
 @formula
 def multiclass_hinge(c: Candidates) -> jax.Array:
-    """Multiclass hinge loss, `max(0, 1 + max_{j != y} x_j - x_y)`.
-
-    As `optax.losses.multiclass_hinge_loss`.
+    """Multiclass hinge loss, `max(0, 1 + max_{j != y} x_j - x_y)`, as of optax.
 
     References:
       Crammer and Singer, 2001. https://www.jmlr.org/papers/v2/crammer01a.html
@@ -36,10 +34,8 @@ def multiclass_hinge(c: Candidates) -> jax.Array:
 def smoothed_zero_one(c: Candidates, *, sharpness: Positive = 1.0) -> jax.Array:
     """Smoothed 0-1 loss, `1 / (1 + exp(sharpness (x_y - max_{j != y} x_j)))`.
 
-    The paper's sigmoid of a binary margin, with the margin over the runner-up in its place.
-
     Args:
-      sharpness: the paper's K, more than 0, which it raises while it optimises; 1 is ours.
+      sharpness: the paper's K, of a binary margin, more than 0; 1 is ours.
 
     References:
       Nguyen and Sanner, 2013. https://proceedings.mlr.press/v28/nguyen13a.html
@@ -75,9 +71,7 @@ def ldam(
             f"1, of each of {num_classes} classes."
         )
     n = jnp.asarray(counts, c.logits.dtype).reshape((1,) * (c.logits.ndim - 1) + (-1,))
-    fewest = float(counts.min())
-    if c.where is not None:
-        fewest = jnp.min(n, axis=-1, where=c.where, initial=float(counts.max()), keepdims=True)
+    fewest = jnp.min(n, axis=-1, where=c.where, initial=float(counts.max()), keepdims=True)
     margins = max_margin * (fewest / n) ** 0.25
     return _with_label_logit(c, c.at(c.logits - scale * margins))
 

@@ -96,11 +96,7 @@ def nce_rce(c: Candidates, *, alpha: NotNegative = 1.0, beta: NotNegative = 1.0)
 
 @formula
 def nfl_rce(
-    c: Candidates,
-    *,
-    alpha: NotNegative = 1.0,
-    beta: NotNegative = 1.0,
-    gamma: NotNegative = 0.5,
+    c: Candidates, *, alpha: NotNegative = 1.0, beta: NotNegative = 1.0, gamma: NotNegative = 0.5
 ) -> jax.Array:
     """Normalised focal loss with reverse cross-entropy, an active and a passive loss.
 
