@@ -115,7 +115,7 @@ def any_losses(draw):
     factor = draw(st.floats(-3, 3, width=32))
     rng = np.random.default_rng(draw(st.integers(0, 9)))
     params = jax.tree.map(
-        lambda x: jnp.asarray(factor * rng.normal(size=x.shape), jnp.float32).astype(dtype),
+        lambda x: jnp.asarray((factor * rng.normal(size=x.shape)).astype(np.float32).astype(dtype)),
         nnx.to_pure_dict(architecture.abstract()[1]),
     )
     scale = draw(st.one_of(SCALES, SCALES.map(jnp.float32)))
