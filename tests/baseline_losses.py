@@ -19,11 +19,16 @@ _QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passe
 quick_jit = functools.partial(jax.jit, compiler_options=_QUICK)
 
 
+@functools.cache
+def _built(architecture):
+    return jax.jit(lambda key: nnx.to_pure_dict(nnx.state(architecture.build(key))))
+
+
 def random_loss(seed: int = 0, num_classes: int | None = None) -> EvolvedLoss:
     """A loss of random weights: what must hold for every loss should hold for it."""
     kind = "class_agnostic" if num_classes is None else "pair"
     architecture = Architecture(kind, (8, 8), "silu", num_classes)
-    params = nnx.to_pure_dict(nnx.state(architecture.build(jax.random.key(seed))))
+    params = _built(architecture)(jax.random.key(seed))
     return EvolvedLoss(params=params, scale=jnp.asarray(1.7), architecture=architecture)
 
 

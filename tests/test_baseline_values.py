@@ -1,5 +1,6 @@
 """Baseline losses against their formulas in float64, at their limits, and against optax."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from jax.test_util import check_grads
 from scipy import optimize, special
 
 from edl_jax import LOSSES
-from edl_jax.errors import ConfigError, InputError
+from edl_jax.errors import ConfigError
+from edl_jax.losses.formulas.cross_entropies import log_tempered_softmax
 from edl_jax.losses.formulas.discovered import CROSS_ENTROPY_EXPANSION
-from edl_jax.losses.formulas.tempered import log_tempered_softmax
 from tests.baseline_losses import COUNTS, EVERY, NAMES, compiled, logits_of, quick_jit
 
 LABELS = np.asarray([0, 1, 2, 3, 4, 0])
@@ -38,12 +39,6 @@ def bi_tempered_of(x, w, t1=0.8, t2=1.2):
     p, q = tempered(x, t2), np.where(w > 0, w, 1)
     first = np.sum(w * (log_t(q) - log_t(p)))
     return first - np.sum(w ** (2 - t1) - p ** (2 - t1)) / (2 - t1)
-
-
-def l_softmax_logit(x, margin=2, scale=30):
-    theta = np.arccos(x / scale)
-    k = np.floor(theta * margin / np.pi)
-    return scale * ((-1) ** k * np.cos(margin * theta) - 2 * k)
 
 
 def taylor_glo_of(x, w, a=CROSS_ENTROPY_EXPANSION):
@@ -87,7 +82,6 @@ FORMULAS = {
     "multiclass_hinge": lambda x, p, y: max(0, 1 + np.delete(x, y).max() - x[y]),
     "smoothed_zero_one": lambda x, p, y: 1 / (1 + np.exp(x[y] - np.delete(x, y).max())),
     "ldam": lambda x, p, y: replaced(x, y, x[y] - 30 * 0.5 * (1 / COUNTS[y]) ** 0.25),
-    "large_margin_softmax": lambda x, p, y: replaced(x, y, l_softmax_logit(x[y])),
     "additive_margin_softmax": lambda x, p, y: replaced(x, y, x[y] - 30 * 0.35),
     "barron": lambda x, p, y: np.sqrt((1 - p[y]) ** 2 + 1) - 1,
     "adaptive_barron": lambda x, p, y: np.sqrt((1 - p[y]) ** 2 + 1) - 1 + np.log(2 * np.e * K1),
@@ -131,24 +125,31 @@ LIMITS = [  # (loss, options, what it then is, factor, tolerance)
     ("focal", {"gamma": 0.0}, "cross_entropy", 1, 1e-6),
     ("poly", {"epsilon": 0.0}, "cross_entropy", 1, 1e-6),
     ("taylor_ce", {"order": 1}, "mae", 0.5, 1e-6),
-    ("taylor_ce", {"order": 1000}, "cross_entropy", 1, 1e-4),
+    ("taylor_ce", {"order": 100}, "cross_entropy", 1, 1e-2),
     ("gce", {"q": 1.0}, "mae", 0.5, 1e-6),
     ("gce", {"q": 1e-5}, "cross_entropy", 1, 1e-4),
     ("sce", {"alpha": 1.0, "beta": 0.0}, "cross_entropy", 1, 1e-6),
     ("nfl_rce", {"gamma": 0.0}, "nce_rce", 1, 1e-6),
-    ("nce_rce", {"log_zero": -1.0}, "nce_mae", 1, 1e-6),
+    ("nce_rce", {"beta": 0.25}, "nce_mae", 1, 1e-6),
     ("bi_tempered", {"t1": 1.0, "t2": 1.0}, "cross_entropy", 1, 1e-5),
     ("bi_tempered", {"t1": 0.9999, "t2": 1.0001}, "cross_entropy", 1, 2e-3),
     ("bi_tempered", {"t1": 0.0, "t2": 1.0}, "brier", 0.5, 1e-5),
     ("ldam", {"max_margin": 0.0, "class_counts": COUNTS}, "cross_entropy", 1, 1e-6),
-    ("large_margin_softmax", {"margin": 1}, "cross_entropy", 1, 1e-6),
     ("additive_margin_softmax", {"margin": 0.0}, "cross_entropy", 1, 1e-6),
     ("barron", {"alpha": 2.0, "scale": 0.5}, "squared_miss", 2, 1e-6),
 ]
 
 
-@pytest.mark.parametrize(("name", "options", "other", "factor", "tolerance"), LIMITS)
-def test_limits(name, options, other, factor, tolerance):
+@functools.cache
+def at_limits():
+    return quick_jit(lambda x: [LOSSES[name](x, LABELS, **kw) for name, kw, *_ in LIMITS])(
+        logits_of(6, 1.0)
+    )
+
+
+@pytest.mark.parametrize("case", range(len(LIMITS)), ids=lambda i: f"{LIMITS[i][0]}-{LIMITS[i][1]}")
+def test_limits(case):
+    _, _, other, factor, tolerance = LIMITS[case]
     logits = logits_of(6, 1.0)
     p = special.softmax(np.asarray(logits, np.float64), axis=-1)
     if other == "squared_miss":
@@ -157,22 +158,7 @@ def test_limits(name, options, other, factor, tolerance):
         expected = ((p - np.eye(5)[LABELS]) ** 2).sum(-1)
     else:
         expected = np.asarray(by_formula(other, logits, LABELS))
-    value = LOSSES[name](logits, LABELS, **options)
-    np.testing.assert_allclose(value, factor * expected, rtol=tolerance, atol=1e-6)
-
-
-@pytest.mark.parametrize("margin", [2, 3, 4])
-def test_large_margin_softmax_at_other_margins_and_scales(margin):
-    logits, scale = logits_of(8), 7.5
-    rows = np.asarray(logits, np.float64)
-    expected = [
-        replaced(x, y, l_softmax_logit(np.clip(x[y], -scale, scale), margin, scale))
-        for x, y in zip(rows, LABELS, strict=True)
-    ]
-    loss = quick_jit(
-        lambda s: LOSSES["large_margin_softmax"](logits.T, LABELS, margin=margin, scale=s, axis=0)
-    )
-    np.testing.assert_allclose(loss(scale), expected, rtol=2e-5)
+    np.testing.assert_allclose(at_limits()[case], factor * expected, rtol=tolerance, atol=1e-6)
 
 
 PINS = json.loads((Path(__file__).parent / "loss_pins.json").read_text())
@@ -213,7 +199,7 @@ def test_like_torch():
     values = compiled()(logits, LABELS)
     np.testing.assert_allclose(values["label_smoothing"][0], smoothed.numpy(), rtol=1e-5)
     # torch sums over the rivals, divided by the class count: of two classes, half the loss.
-    two = LOSSES["multiclass_hinge"](logits[:, :2], LABELS % 2)
+    two = quick_jit(LOSSES["multiclass_hinge"])(np.asarray(logits)[:, :2], LABELS % 2)
     hinge = functional.multi_margin_loss(x[:, :2], y % 2, reduction="none")
     np.testing.assert_allclose(two, 2 * hinge.numpy(), rtol=1e-5)
 
@@ -227,12 +213,12 @@ def test_like_torch():
         ("poly", {"epsilon": -2}, "epsilon is -2"),
         ("taylor_ce", {"order": 2.0}, "order is 2.0; expected a whole number"),
         ("gce", {"q": 0}, "q is 0; expected a finite number, more than 0 and at most 1"),
-        ("sce", {"log_zero": 1.0}, "log_zero is 1.0"),
+        ("sce", {"beta": -1.0}, "beta is -1.0"),
         ("bi_tempered", {"t1": 1.2}, "t1 is 1.2"),
         ("bi_tempered", {"t2": 0.8}, "t2 is 0.8"),
         ("smoothed_zero_one", {"sharpness": True}, "sharpness is True"),
         ("ldam", {"class_counts": (1, 2, 3, 0, 5)}, "at least 1"),
-        ("large_margin_softmax", {"margin": 0}, "margin is 0"),
+        ("additive_margin_softmax", {"margin": -1}, "margin is -1"),
         ("additive_margin_softmax", {"scale": -1.0}, "scale is -1.0"),
         ("barron", {"alpha": 3.0}, "alpha is 3.0"),
         (
@@ -249,7 +235,7 @@ def test_refuses_bad_options(name, options, message):
 
 
 def test_refuses_counts_of_other_classes():
-    with pytest.raises(InputError, match="class_counts has 3 entries for 5 classes"):
+    with pytest.raises(ConfigError, match=r"class_counts is \(1, 2, 3\); .* 5 classes"):
         LOSSES["ldam"](logits_of(), LABELS, class_counts=(1, 2, 3))
 
 
@@ -262,19 +248,16 @@ def test_bi_tempered_at_other_temperatures(t1, t2):
     np.testing.assert_allclose(loss(logits), expected, rtol=2e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e8])
 @pytest.mark.parametrize("t2", [1.05, 4.0, 10.0])
-def test_tempered_probabilities_sum_to_1(t2, scale):
-    log_p = log_tempered_softmax(logits_of(scale=scale, shape=(64, 1000)), t2, None)
-    np.testing.assert_allclose(np.exp(np.asarray(log_p, np.float64)).sum(-1), 1, atol=2e-6)
+def test_tempered_probabilities_sum_to_1(t2):
+    log_softmax = quick_jit(lambda x: log_tempered_softmax(x, t2, None))
+    for scale in (1.0, 1e8):
+        log_p = log_softmax(logits_of(scale=scale, shape=(64, 1000)))
+        np.testing.assert_allclose(np.exp(np.asarray(log_p, np.float64)).sum(-1), 1, atol=2e-6)
 
 
-def test_shapes_and_fractions_at_their_ends():
-    logits = logits_of()
-    ends = [LOSSES["barron"](logits, LABELS, alpha=x) for x in (-np.inf, np.float32(-np.inf))]
-    np.testing.assert_array_equal(*ends)
-    least = LOSSES["baikal"](1e4 * logits, LABELS, epsilon=1e-30)
-    assert np.isfinite(least).all()
+def test_baikal_is_finite_at_its_least_epsilon():
+    assert np.isfinite(LOSSES["baikal"](1e4 * logits_of(), LABELS, epsilon=1e-30)).all()
 
 
 def test_bi_tempered_in_forward_mode():

@@ -7,7 +7,7 @@ from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entr
 
 from edl_jax import EvolvedLoss, cli, load_pretrained
 from edl_jax.errors import ConfigError, LossFileError
-from edl_jax.losses.formulas.robust_barron import AdaptiveBarron
+from edl_jax.losses.formulas.robust import AdaptiveBarron
 from edl_jax.networks import Architecture
 from edl_jax.pairs import Pairs
 from edl_jax.studies import CardConfig, card, shape

@@ -136,16 +136,6 @@ def test_largest_finite_logits(loss):
             assert np.isfinite(found).all()
 
 
-@pytest.mark.parametrize(
-    ("dtype", "num_classes"), [("uint8", 256), ("uint8", 300), ("int8", 200), ("uint32", 300)]
-)
-def test_labels_may_have_a_dtype_too_narrow_for_the_class_count(dtype, num_classes):
-    loss, logits, labels = LOSSES["edl"], logits_of((3, num_classes)), np.asarray([0, 1, 127])
-    expected, narrow = value_of(loss, logits, labels), jnp.asarray(labels, dtype)
-    np.testing.assert_allclose(loss(logits, narrow), expected, rtol=1e-6)
-    np.testing.assert_allclose(value_of(loss, logits, narrow), expected, rtol=1e-6)
-
-
 def test_bfloat16_is_float32_rounded_once(loss):
     logits = logits_of(dtype=jnp.bfloat16)
     expected = value_of(loss, logits.astype(jnp.float32), LABELS).astype(jnp.bfloat16)
@@ -232,11 +222,11 @@ def test_refuses_bad_input(loss):
             loss(logits, value)
     with pytest.raises(InputError, match=r"dtype float32; .* expected integers"):
         loss(logits, LABELS.astype(jnp.float32))
-    with pytest.raises(InputError, match=r"from 0 to 5; expected classes in \[0, 5\)"):
+    with pytest.raises(InputError, match=r"labels\[0\] is 5; expected classes in \[0, 5\)"):
         loss(logits, LABELS.at[0].set(5))
-    with pytest.raises(InputError, match="from -1 to 4"):
+    with pytest.raises(InputError, match=r"labels\[0\] is -1;"):
         loss(logits, LABELS.at[0].set(-1))
-    with pytest.raises(InputError, match="from 0 to 4294967299"):  # 3, in 32 bits
+    with pytest.raises(InputError, match=r"labels\[3\] is 4294967299;"):  # 3, in 32 bits
         loss(logits, np.asarray([0, 1, 2, 2**32 + 3, 4, 0]))
     with pytest.raises(InputError, match="axis is 2"):
         loss(logits, LABELS, axis=2)

@@ -2,6 +2,7 @@ import json
 import os
 import struct
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from safetensors.numpy import save_file
 
 from edl_jax import EvolvedLoss, load_pretrained
 from edl_jax.errors import LossFileError
-from edl_jax.losses import loss_file
+from edl_jax.losses import evolved_loss
 
 LOGITS = jnp.asarray([[1.0, -2.0, 0.5], [0.0, 30.0, 2.0]])
 LABELS = jnp.asarray([2, 0])
@@ -24,18 +25,20 @@ def saved(tmp_path):
     return path
 
 
-def rewritten(path, change_header=lambda h: h, change_tensors=lambda t: t):
-    """The file with its metadata or tensors changed, by safetensors itself."""
+def rewritten(path, change_header=lambda h: h, change_tensors=lambda t: t, signed=False):
+    """The file with its metadata or tensors changed, and a digest that fits if `signed`."""
     with safe_open(path, framework="numpy") as file:
         header = change_header(dict(file.metadata()))
         tensors = change_tensors({name: file.get_tensor(name) for name in list(file.keys())})
+    if signed:
+        header["sha256"] = evolved_loss.digest(header, tensors)
     save_file(tensors, path, metadata=header)
-    return path
 
 
 def test_round_trip_is_exact(saved):
     original, loaded = load_pretrained(), EvolvedLoss.load(saved)
-    np.testing.assert_array_equal(loaded(LOGITS, LABELS), original(LOGITS, LABELS))
+    values = jax.jit(lambda loss: loss(LOGITS, LABELS))
+    np.testing.assert_array_equal(values(loaded), values(original))
     assert loaded.architecture == original.architecture
     for field in ("config", "metrics", "versions"):
         value = getattr(loaded.provenance, field)
@@ -62,7 +65,7 @@ def test_refuses_any_truncation(tmp_path_factory, fraction):
     load_pretrained().save(path)
     data = path.read_bytes()
     path.write_bytes(data[: int(fraction * len(data))])
-    with pytest.raises(LossFileError, match="truncated or foreign"):
+    with pytest.raises(LossFileError, match="cut, damaged or changed"):
         EvolvedLoss.load(path)
 
 
@@ -98,7 +101,7 @@ def test_refuses_a_missing_file_a_folder_and_another_safetensors(tmp_path):
     with pytest.raises(LossFileError):
         EvolvedLoss.load(tmp_path)
     save_file({"weights": np.zeros(3)}, tmp_path / "other.safetensors")
-    with pytest.raises(LossFileError, match="format None"):
+    with pytest.raises(LossFileError, match="its format is None"):
         EvolvedLoss.load(tmp_path / "other.safetensors")
 
 
@@ -106,16 +109,10 @@ def test_refuses_a_missing_file_a_folder_and_another_safetensors(tmp_path):
     ("field", "value", "message"),
     [
         ("format", "edl_jax.EvolvedLoss/2", "EvolvedLoss/2"),
-        ("architecture", "{", "'architecture' is missing or no JSON"),
-        ("architecture", "[]", "is a list; expected an object"),
-        ("architecture", "{}", "architecture is unusable"),
+        ("architecture", "{", "line 1"),
+        ("architecture", "[]", "list"),
+        ("architecture", "{}", "hidden"),
         ("architecture", '{"network": "x", "hidden": [4], "activation": "silu"}', "'x'"),
-        ("architecture", '{"network": "pair", "hidden": 4, "activation": "silu"}', "unusable"),
-        (
-            "architecture",
-            '{"network": "class_agnostic", "hidden": ["a"], "activation": "silu"}',
-            "unusable",
-        ),
         (
             "architecture",
             '{"network": "class_agnostic", "hidden": [999999999], "activation": "silu"}',
@@ -123,19 +120,16 @@ def test_refuses_a_missing_file_a_folder_and_another_safetensors(tmp_path):
         ),
         (
             "architecture",
-            '{"network": "pair", "hidden": [4], "activation": "silu", "num_classes": -3}',
-            "num_classes is -3",
-        ),
-        (
-            "architecture",
             '{"network": "class_agnostic", "hidden": [4], "activation": "silu"}',
-            "tensors do not fit",
+            "the arrays do not fit",
         ),
-        ("metrics", "3", "'metrics' is a int"),
     ],
 )
-def test_refuses_a_damaged_header(saved, field, value, message):
+def test_refuses_a_header_that_is_no_loss(saved, field, value, message):
     rewritten(saved, lambda header: header | {field: value})
+    with pytest.raises(LossFileError, match=r"its (sha256|format) is"):
+        EvolvedLoss.load(saved)
+    rewritten(saved, signed=True)
     with pytest.raises(LossFileError, match=message):
         EvolvedLoss.load(saved)
 
@@ -144,15 +138,12 @@ def test_refuses_tensors_that_do_not_fit(saved):
     for change, message in [
         (lambda t: t | {"extra": np.zeros(1, np.float32)}, "extra"),
         (lambda t: {n: v for n, v in t.items() if n != "scale"}, "scale"),
-        (lambda t: t | {"scale": np.array(1.0)}, r"scale F64\[\]"),
-        (lambda t: t | {"scale": np.array(-1, np.float32)}, r"the scale is -1\.0"),
-        (
-            lambda t: t | {"scale": np.array(np.nan, np.float32)},
-            "'scale' holds values that are not finite",
-        ),
+        (lambda t: t | {"scale": np.array(1.0)}, r"scale float64\[\]"),
+        (lambda t: t | {"scale": np.array(-1, np.float32)}, r"scale is -1\.0"),
+        (lambda t: t | {"scale": np.array(np.nan, np.float32)}, "scale .*that are not finite"),
     ]:
         load_pretrained().save(saved)
-        rewritten(saved, change_tensors=change)
+        rewritten(saved, change_tensors=change, signed=True)
         with pytest.raises(LossFileError, match=message):
             EvolvedLoss.load(saved)
 
@@ -174,6 +165,6 @@ def test_a_file_that_cannot_be_read_now_is_not_called_damaged(saved, monkeypatch
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(loss_file, "safe_open", refuse)
+    monkeypatch.setattr(evolved_loss, "safe_open", refuse)
     with pytest.raises(LossFileError, match=r"cannot be read .*denied\); it was left as it is"):
         EvolvedLoss.load(saved)

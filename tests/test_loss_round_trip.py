@@ -1,5 +1,6 @@
 """What may be saved may be loaded, and is the same loss."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -12,9 +13,11 @@ from hypothesis import given, settings, strategies as st
 
 from edl_jax import EvolvedLoss, load_pretrained
 from edl_jax.errors import ConfigError, InputError, LossFileError
-from edl_jax.losses import Provenance, loss_file
+from edl_jax.losses import Provenance, evolved_loss
 from edl_jax.losses.export import export_loss, to_stablehlo
 from edl_jax.networks import Architecture
+
+RECORDS = [field.name for field in dataclasses.fields(Provenance)]
 
 
 def stacked(loss):
@@ -30,32 +33,24 @@ def of(**changes):
 
 
 NO_LOSSES = {
-    "a scale of NaN": (of(scale=jnp.float32(jnp.nan)), "'scale' holds values that are not finite"),
-    "a scale of infinity": (of(scale=jnp.float32(jnp.inf)), "'scale' holds values that are not f"),
-    "a negative scale": (of(scale=jnp.float32(-1)), r"the scale is -1\.0; expected more than 0"),
-    "a scale of 0": (of(scale=jnp.float32(0)), r"the scale is 0\.0; expected more than 0"),
+    "a scale of NaN": (of(scale=jnp.float32(jnp.nan)), "scale .*holds values that are not finite"),
+    "a scale of infinity": (of(scale=jnp.float32(jnp.inf)), "scale .*holds values that are not f"),
+    "a negative scale": (of(scale=jnp.float32(-1)), r"scale is -1\.0; expected more than 0"),
+    "a scale of 0": (of(scale=jnp.float32(0)), r"scale is 0\.0; expected more than 0"),
     "weights that are NaN": (lambda loss: with_weights(loss, jnp.nan), "that are not finite"),
     "a stack": (
         stacked,
-        r"kernel F32\[2, 5, 16\].*losses of a stack one by one",
+        r"kernel float32\[2, 5, 16\].*one by one",
     ),
-    "a vector for a scale": (of(scale=jnp.ones(1)), r"scale F32\[1\]"),
+    "a vector for a scale": (of(scale=jnp.ones(1)), r"scale float32\[1\]"),
     "weights of another width": (
         of(architecture=Architecture("class_agnostic", (4,), "silu")),
-        "do not fit its architecture",
+        "do not fit the loss's architecture",
     ),
-    "no weights": (of(params={}), "do not fit its architecture"),
+    "no weights": (of(params={}), "do not fit the loss's architecture"),
     "halves": (
         lambda loss: jax.tree.map(lambda x: x.astype(jnp.float16), loss),
-        r"params.layers.0.bias (F16|float16)\[16\]",
-    ),
-    "a scale that overflows": (of(scale=jnp.float32(3e38)), "losses can reach 6e"),
-    "weights that overflow": (lambda loss: with_weights(loss, 1e20), "losses can reach"),
-    "squares that overflow": (
-        lambda loss: with_weights(
-            loss.replace(architecture=Architecture("class_agnostic", (16, 16), "squareplus")), 1e9
-        ),
-        "losses can reach",
+        r"params.layers.0.bias float16\[16\]",
     ),
 }
 
@@ -69,34 +64,25 @@ def test_what_load_refuses_is_neither_saved_nor_exported(case, tmp_path, monkeyp
             write(path)
         assert not list(tmp_path.iterdir())
     with monkeypatch.context() as patch:
-        for check in ("_misfit", "_no_loss"):
-            patch.setattr(loss_file, check, lambda *_: None)
+        patch.setattr(evolved_loss, "_check", lambda *_: None)
         loss.save(path)
     with pytest.raises(LossFileError, match=message):
         EvolvedLoss.load(path)
 
 
 @pytest.mark.parametrize(
-    ("records", "message"),
+    "records",
     [
-        ({"config": {"a": "x" * 4_000_000}}, r"takes 4000\d+ bytes; expected at most 4000000"),
-        ({"config": [1]}, "'config' is a list; expected an object"),
-        ({"metrics": {"a": object()}}, "its provenance is no JSON data"),
-        ({"versions": {(1,): 2}}, "its provenance is no JSON data"),
-        ({"config": functools.reduce(lambda x, _: {"a": x}, range(10**5), {})}, "is no JSON data"),
+        {"metrics": {"a": object()}},
+        {"versions": {(1,): 2}},
+        {"config": functools.reduce(lambda x, _: {"a": x}, range(10**5), {})},
     ],
+    ids=["an object", "a tuple for a key", "too deep"],
 )
-def test_refuses_to_save_a_provenance_that_is_no_json(records, message, tmp_path):
+def test_refuses_to_save_a_provenance_that_is_no_json(records, tmp_path):
     loss = load_pretrained().replace(provenance=Provenance(**records))
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match="its provenance is no JSON data"):
         loss.save(tmp_path / "loss.safetensors")
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(("field", "value"), [("provenance", None), ("architecture", "pair")])
-def test_refuses_to_save_a_loss_whose_parts_are_of_another_kind(field, value, tmp_path):
-    with pytest.raises(InputError, match=f"its {field} is {value!r}; expected one of the class"):
-        load_pretrained().replace(**{field: value}).save(tmp_path / "loss.safetensors")
     assert not list(tmp_path.iterdir())
 
 
@@ -112,7 +98,6 @@ ARCHITECTURES = [
     Architecture("pair", (2,), "tanh", 3),
     Architecture("class_agnostic", (), "silu"),
 ]
-NUMBERS = st.one_of(st.floats(-3, 3, width=32), st.sampled_from([1e18, -1e12]))
 SCALES = st.one_of(st.floats(2**-9, 8, width=32), st.floats(width=32))
 TEXT = st.text(max_size=4)
 JSON = st.recursive(
@@ -127,27 +112,20 @@ def any_losses(draw):
     architecture = draw(st.sampled_from(ARCHITECTURES))
     is_usual = draw(st.integers(0, 4))
     dtype = np.float32 if is_usual else draw(st.sampled_from([np.float16, jnp.bfloat16, np.int32]))
-    factor = draw(NUMBERS)
+    factor = draw(st.floats(-3, 3, width=32))
     rng = np.random.default_rng(draw(st.integers(0, 9)))
     params = jax.tree.map(
-        lambda x: jnp.asarray(factor * rng.normal(size=x.shape), jnp.float32).astype(dtype),
+        lambda x: jnp.asarray((factor * rng.normal(size=x.shape)).astype(np.float32).astype(dtype)),
         nnx.to_pure_dict(architecture.abstract()[1]),
     )
-    scale = draw(st.one_of(SCALES, SCALES.map(jnp.float32), st.floats(), st.just(10**400)))
-    records = {name: draw(st.dictionaries(TEXT, JSON, max_size=2)) for name in loss_file._RECORDS}
+    scale = draw(st.one_of(SCALES, SCALES.map(jnp.float32)))
+    records = {name: draw(st.dictionaries(TEXT, JSON, max_size=2)) for name in RECORDS}
     return EvolvedLoss(params, scale, architecture, Provenance(**records))
-
-
-@functools.partial(jax.jit, static_argnums=(1,))
-def extreme_losses(loss, num_classes):
-    logits = jnp.concatenate([3e38 * jnp.eye(num_classes), -3e38 * jnp.eye(num_classes)])
-    values = [loss(logits, jnp.full(2 * num_classes, label)) for label in range(num_classes)]
-    return jnp.stack(values)
 
 
 @settings(max_examples=60)
 @given(loss=any_losses())
-def test_what_save_takes_load_gives_back_equal_and_it_is_finite(tmp_path_factory, loss):
+def test_what_save_takes_load_gives_back_equal(tmp_path_factory, loss):
     path = tmp_path_factory.mktemp("any") / "loss.safetensors"
     try:
         loss.save(path)
@@ -156,12 +134,11 @@ def test_what_save_takes_load_gives_back_equal_and_it_is_finite(tmp_path_factory
         return
     loaded = EvolvedLoss.load(path)
     assert loaded.architecture == loss.architecture
-    for field in loss_file._RECORDS:
+    for field in RECORDS:
         assert getattr(loaded.provenance, field) == getattr(loss.provenance, field)
     jax.tree.map(np.testing.assert_array_equal, loaded.params, loss.params)
     assert loaded.scale == np.float32(loss.scale)
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(loaded))
-    assert jnp.isfinite(extreme_losses(loaded, loss.architecture.num_classes or 3)).all()
 
 
 def test_a_path_may_begin_at_the_home_folder(tmp_path, monkeypatch):

@@ -108,17 +108,21 @@ def test_losses_have_the_dtype_of_the_logits_under_every_switch(name, dtype):
 @pytest.mark.parametrize("x64", [False, True])
 def test_networks_are_float32_under_every_switch(x64):
     with jax.enable_x64(x64), jax.numpy_rank_promotion("raise"):
-        log_p, labels = jnp.full((4, 3), -1.0, jnp.float32), jnp.zeros(4, jnp.int32)
+        log_p = jax.ShapeDtypeStruct((4, 3), jnp.float32)
+        labels = jax.ShapeDtypeStruct((4,), jnp.int32)
         for build in (
             lambda: ClassAgnosticNetwork(rngs=nnx.Rngs(0)),
             lambda: PairNetwork(3, rngs=nnx.Rngs(0)),
         ):
-            parameters = jax.tree.leaves(nnx.eval_shape(build))
-            assert {x.dtype for x in parameters} == {jnp.dtype("float32")}
-            network = build()
-            losses = jax.eval_shape(network, log_p, labels)
-            features = network.features(log_p, labels)
-            assert losses.dtype == features.dtype == jnp.float32
+
+            def used(log_p, labels, build=build):
+                network = build()
+                results = network(log_p, labels), network.features(log_p, labels)
+                return nnx.state(network, nnx.Param), results
+
+            leaves = jax.tree.leaves(jax.eval_shape(used, log_p, labels))
+            assert len(leaves) > 2
+            assert {x.dtype for x in leaves} == {jnp.dtype("float32")}
 
 
 @functools.cache

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from edl_jax.errors import ConfigError
-from edl_jax.losses.formulas.robust_barron import AdaptiveBarron
+from edl_jax.losses.formulas.robust import AdaptiveBarron
 from edl_jax.models import MODELS
 from edl_jax.models.vit import VisionTransformer
 from edl_jax.training import Augmentation

@@ -316,7 +316,7 @@ def test_steps_and_the_evaluation_lower_for_accelerators(platform, dataset, monk
     ("change", "message"),
     [
         ({"loss": "hinge"}, "loss is 'hinge'"),
-        ({"loss": "large_margin_softmax"}, "margins are of angles; expected a head_scale"),
+        ({"loss": "additive_margin_softmax"}, "margins are of angles; expected a head_scale"),
         ({"data.noise_rate": 0.2}, "noise_rate is 0.2 without noise"),
         ({"data.imbalance": "linear"}, "imbalance is 'linear'"),
         ({"data.name": ""}, "name is ''; expected a string, not empty"),

@@ -3,17 +3,15 @@
 import ast
 import functools
 import inspect
-import types
 from collections.abc import Callable, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edl_jax.errors import ConfigError, EDLError
+from edl_jax.errors import ConfigError
 from edl_jax.losses.evolved_loss import EvolvedLoss
 from edl_jax.losses.lift import LOSSES
 
@@ -25,121 +23,69 @@ PRETRAINED = {
     "edl-robust": "for any number of classes, for labels of which many are wrong",
     "edl-paper": "the paper's plain recipe, for 10 classes only",
 }
-_NOT_OPTIONS = {"axis", "where", "class_counts"}
 
 
 def load_pretrained(name: str = "edl") -> EvolvedLoss:
-    """A loss evolved by a config of this project's repository.
-
-    Args:
-      name: one of `PRETRAINED`.
-
-    Raises:
-      ConfigError: for an unknown name.
-    """
-    if not isinstance(name, str) or name not in PRETRAINED:
+    """The loss of a name in `PRETRAINED`; another name is a ConfigError."""
+    if name not in [*PRETRAINED]:
         raise ConfigError(
             f"there is no pretrained loss {name!r}; expected one of {', '.join(PRETRAINED)}, or a "
             "file for EvolvedLoss.load."
         )
-    with resources.as_file(resources.files("edl_jax.losses") / f"{name}.safetensors") as path:
-        return EvolvedLoss.load(path)
+    return EvolvedLoss.load(Path(__file__).with_name(f"{name}.safetensors"))
 
 
-class LossEntry(NamedTuple):
-    """A loss of the list: its name, the first line of its docstring, its references on one line."""
-
-    name: str
-    summary: str
-    reference: str
-
-
-def list_losses() -> list[LossEntry]:
-    """Every loss of `LOSSES` and `PRETRAINED`."""
-
-    def entry(name: str, part: Any) -> LossEntry:
-        doc = inspect.getdoc(part) or ""
-        references = doc.partition("\nReferences:\n")[2].partition("\n\n")[0]
-        return LossEntry(name, doc.partition("\n")[0], " ".join(references.split()))
-
-    evolved = entry("", EvolvedLoss).reference
-    return [entry(name, part) for name, part in LOSSES.items()] + [
-        LossEntry(name, f"An evolved loss, {summary}.", evolved)
-        for name, summary in PRETRAINED.items()
-    ]
+def list_losses() -> list[tuple[str, str, str]]:
+    """Of every loss its name, the first line of its docstring, its references on one line."""
+    listed = []
+    for name, part in {**LOSSES, **dict.fromkeys(PRETRAINED, EvolvedLoss)}.items():
+        summary, _, rest = (inspect.getdoc(part) or "").partition("\n")
+        references = rest.partition("\nReferences:\n")[2].partition("\n\n")[0]
+        if name in PRETRAINED:
+            summary = f"An evolved loss, {PRETRAINED[name]}."
+        listed.append((name, summary, " ".join(references.split())))
+    return listed
 
 
 def split_loss_name(name: str) -> tuple[str, dict[str, Any]]:
-    """A loss's name alone, and the options behind it: `gce(q=0.5)` is `gce` and `{"q": 0.5}`.
-
-    Raises:
-      ConfigError: if what stands in brackets are no options.
-    """
+    """A loss's name alone, and the options behind it: `gce(q=0.5)` is `gce` and `{"q": 0.5}`."""
     if not isinstance(name, str) or not name.endswith(")"):
         return name, {}
-    refusal = ConfigError(
+    try:
+        match ast.parse(name, mode="eval").body:
+            case ast.Call(ast.Name(alone), [], options) if all(x.arg for x in options):
+                return alone, {str(x.arg): ast.literal_eval(x.value) for x in options}
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        pass
+    raise ConfigError(
         f"loss is {name!r}; expected a name and options with their values, such as gce(q=0.5)."
     )
-    try:
-        call = ast.parse(name, mode="eval").body
-        keywords = call.keywords if isinstance(call, ast.Call) else []
-        values = {option.arg: ast.literal_eval(option.value) for option in keywords}
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise refusal from error
-    options = {key: value for key, value in values.items() if key is not None}
-    if (
-        not isinstance(call, ast.Call)
-        or not isinstance(call.func, ast.Name)
-        or call.args
-        or len(options) < len(keywords)  # such as gce(**{})
-    ):
-        raise refusal
-    return call.func.id, options
 
 
 def check_loss_name(name: str, *groups: str) -> None:
-    """Refuse a name that `resolve_loss` cannot know, without reading a file.
-
-    Args:
-      name: the name.
-      groups: names that stand for several losses where this one is given.
-
-    Raises:
-      ConfigError: naming it and the known names.
-    """
+    """Refuse a name that is none of `resolve_loss` or `groups`, without reading a file."""
     names = dict.fromkeys(["cross_entropy", *PRETRAINED, *LOSSES, *groups])
     name, _ = split_loss_name(name)
-    if not isinstance(name, str) or (name not in names and not name.endswith(".safetensors")):
+    if name not in names and not str(name).endswith(".safetensors"):
         known = ", ".join(names)
         raise ConfigError(f"loss is {name!r}; expected one of {known}, or a file *.safetensors.")
 
 
 def resolve_loss(
     name: str,
-    options: Mapping[str, Any] = types.MappingProxyType({}),
+    options: Mapping[str, Any] | None = None,
     *,
     class_counts: Sequence[int] | np.ndarray | None = None,
 ) -> Loss:
     """The loss of a name: logits and labels to per-example losses.
 
-    Args:
-      name: one of `LOSSES` or `PRETRAINED`, or the path of a loss file (`*.safetensors`); one of
-        `LOSSES` may have options behind it, such as `focal(gamma=1.0)`.
-      options: keyword arguments of a loss of `LOSSES`, where the name says nothing else.
-      class_counts: number of training examples of each class, for the losses that take it.
-
-    Returns:
-      A function of `LOSSES` with its options, a new instance of a module class of `LOSSES`, or an
-      `EvolvedLoss`.
-
-    Raises:
-      ConfigError: for an unknown name, an unknown option or a value it cannot have; for options of
-        an evolved loss; where class counts are needed and missing.
-      LossFileError: if the file cannot be used.
+    `options` are keyword arguments of a loss of `LOSSES`, where the name, such as
+    `focal(gamma=1.0)`, says nothing else; `class_counts` the number of training examples of each
+    class, for the losses that take it. What cannot work is a ConfigError, or a LossFileError.
     """
     check_loss_name(name)
     name, own = split_loss_name(name)
-    options = {**options, **own}
+    options = {**(options or {}), **own}
     if name not in LOSSES:
         if options:
             raise ConfigError(f"{name!r} is an evolved loss and has no options; got {options}.")
@@ -147,29 +93,19 @@ def resolve_loss(
 
     part = LOSSES[name]
     # Of a class, its `__init__`: the metaclass of NNX hides it from `inspect`.
-    parameters = inspect.signature(part.__init__ if isinstance(part, type) else part).parameters
-    keywords = {key for key, x in parameters.items() if x.kind is inspect.Parameter.KEYWORD_ONLY}
-    known = [key for key in parameters if key in keywords - _NOT_OPTIONS]
-    if unknown := [key for key in options if key not in known]:
-        expected = f"expected one of {', '.join(known)}" if known else "it has none"
-        raise ConfigError(f"the loss {name!r} has no option {unknown[0]!r}; {expected}.")
-    if isinstance(part, type):
-        return part(**options)
-    if "class_counts" in parameters:
-        if class_counts is None:
-            raise ConfigError(
-                f"the loss {name!r} needs class_counts, the number of training examples of each "
-                "class."
-            )
+    signature = inspect.signature(part.__init__ if isinstance(part, type) else part)
+    parameters = [x.name for x in signature.parameters.values() if x.kind is x.KEYWORD_ONLY]
+    if "class_counts" in parameters and class_counts is not None:
         options["class_counts"] = tuple(np.asarray(class_counts).tolist())
-    loss = functools.partial(part, **options)
-    # Traced once, so that it refuses what it cannot work with before data is loaded.
     num_classes = 2 if class_counts is None else len(class_counts)
     logits = jax.ShapeDtypeStruct((1, num_classes), jnp.float32)
     try:
+        if isinstance(part, type):
+            return part(**options)
+        loss = functools.partial(part, **options)
+        # Traced once, so that it refuses what it cannot work with before anything is trained.
         jax.eval_shape(loss, logits, jax.ShapeDtypeStruct((1,), jnp.int32))
-    except EDLError as error:
-        raise ConfigError(f"the loss {name!r}: {error}") from error
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"the loss {name!r} cannot work with {options}: {error}") from error
+    except (TypeError, ValueError) as error:  # ours are among them
+        known = ", ".join(key for key in parameters if key not in ("axis", "where")) or "none"
+        raise ConfigError(f"the loss {name!r}, with options {known}: {error}") from error
     return loss

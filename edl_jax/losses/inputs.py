@@ -1,138 +1,165 @@
-"""What every loss on logits checks and prepares, so that all take and refuse the same inputs."""
+"""The edge of every loss: arguments checked once, and log-probabilities that stay finite."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
-from edl_jax.errors import InputError
-from edl_jax.losses.labels import check_label_values
-from edl_jax.losses.log_probabilities import pick
+from edl_jax.errors import InputError, shortened
 
 ArrayLike = jax.typing.ArrayLike
+# Of logits `[..., num_classes]`, float32 at least and 0 where masked; labels; and a mask
+# `[..., num_classes]` or None: the losses, `[...]`.
+Losses = Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array]
+
+# Log-probabilities are held here, and masked classes get it: its exponential is 0, and sums,
+# products and networks of it are finite in float32.
+FLOOR = -1e9
+# How far from 1 a soft label's sum may be: labels mixed in bfloat16 are 2^-8 off.
+_TOLERANCE = 1e-2
 
 
-class Inputs(NamedTuple):
-    """Checked inputs of a loss, with the classes along the last axis.
+def per_example(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    axis: int,
+    where: ArrayLike | None,
+    *,
+    of_classes: Losses,
+    of_weights: Losses,
+) -> jax.Array:
+    """The losses `[...]` of arguments as of `EvolvedLoss.__call__`, in the logits' dtype.
 
-    Attributes:
-      logits: `[..., num_classes]`, float32 at least; 0 where masked, whatever was there.
-      labels: classes `[...]`, integers of 32 bits at least; or soft labels `[..., num_classes]`.
-      where: mask of the classes, `[..., num_classes]`, or None.
-      dtype: that of the logits as they were given.
+    `of_classes` takes classes `[...]` int32 in range; `of_weights` takes soft labels
+    `[..., num_classes]`, 0 on masked classes. The loss is 0 where the label is a masked class or no
+    class takes part; else NaN where the label is out of range or not finite.
     """
-
-    logits: jax.Array
-    labels: jax.Array
-    where: jax.Array | None
-    dtype: jax.typing.DTypeLike
-
-    def losses(
-        self,
-        of_label: Callable[[jax.Array], jax.Array],
-        of_weights: Callable[[jax.Array], jax.Array],
-    ) -> jax.Array:
-        """The loss of each example, `[...]`, by the kind of its labels.
-
-        Args:
-          of_label: losses `[...]` of classes `[...]` in `[0, num_classes)`.
-          of_weights: losses `[...]` of soft labels `[..., num_classes]`, 0 on masked classes.
-
-        Returns:
-          Losses in the logits' dtype; 0 where the label is a masked class or no class takes part;
-          else NaN where the label is out of range, or has a part that is not finite.
-        """
-        if self.labels.ndim == self.logits.ndim:
-            weights = self.labels.astype(self.logits.dtype)
-            if self.where is not None:
-                weights = jnp.where(self.where, weights, 0)
-            # An infinite weight on a loss of 0, or on one that saturates, would go unnoticed.
-            is_finite = jnp.isfinite(jnp.sum(weights, axis=-1))
-            return jnp.where(is_finite, of_weights(weights), jnp.nan).astype(self.dtype)
-        in_range = (self.labels >= 0) & (self.labels < self.logits.shape[-1])
-        index = jnp.where(in_range, self.labels, 0).astype(jnp.int32)
-        losses = jnp.where(in_range, of_label(index), jnp.nan)
-        if self.where is not None:
-            counts = jnp.where(in_range, pick(self.where, index), jnp.any(self.where, axis=-1))
-            losses = jnp.where(counts, losses, 0.0)
-        return losses.astype(self.dtype)
-
-
-def check_inputs(
-    logits: ArrayLike, labels: ArrayLike, axis: int, where: ArrayLike | None
-) -> Inputs:
-    """Check the arguments of a loss (`EvolvedLoss.__call__` says which) and move the classes last.
-
-    Values of labels are checked where they are known: not in a trace, and not of arrays that other
-    processes hold too.
-
-    Raises:
-      InputError: if shapes, dtypes or labels do not fit.
-    """
-    given_labels, given_where = labels, where
+    given = labels
     logits, labels = _as_array("logits", logits), _as_array("labels", labels)
     shape, dtype = logits.shape, logits.dtype
     if not jnp.issubdtype(dtype, jnp.floating):
         raise InputError(f"logits have dtype {dtype}; expected a floating dtype.")
     if not isinstance(axis, int | np.integer) or not -logits.ndim <= axis < logits.ndim:
         raise InputError(f"axis is {axis!r}; expected an axis of logits of shape {shape}.")
-    batch = tuple(np.delete(shape, axis).tolist())
-    is_soft = labels.shape == shape and not jnp.issubdtype(labels.dtype, jnp.complexfloating)
-    is_hard = labels.shape == batch and jnp.issubdtype(labels.dtype, jnp.integer)
-    if not is_soft and not is_hard:
-        raise InputError(
-            f"labels have shape {labels.shape} and dtype {labels.dtype}; for logits of shape "
-            f"{shape} with classes along axis {axis}, expected integers of shape {batch} or "
-            f"soft labels of shape {shape}."
-        )
     if shape[axis] < 2:
         raise InputError(f"logits have shape {shape}; expected at least 2 classes.")
-    mask = None if where is None else _mask(where, shape, batch, axis)
-    check_label_values(given_labels, given_where, shape, axis, is_soft=is_soft)
-    if is_soft:
-        labels = jnp.moveaxis(labels, axis, -1)
-    elif jnp.iinfo(labels.dtype).bits < 32:  # a class count of 256, say, would be 0
-        labels = labels.astype(jnp.int32)
+    batch = tuple(np.delete(shape, axis).tolist())
+    is_soft = labels.shape == shape and not jnp.issubdtype(labels.dtype, jnp.complexfloating)
+    if not is_soft and not (labels.shape == batch and jnp.issubdtype(labels.dtype, jnp.integer)):
+        raise InputError(
+            f"labels have shape {labels.shape} and dtype {labels.dtype}; for classes along axis "
+            f"{axis} of the logits, expected integers of shape {batch} or soft labels of {shape}."
+        )
+    mask = None if where is None else _mask(where, shape, axis)
+    values = _known(given)
+    if values is not None and not isinstance(mask, jax.Array):
+        _check(np.moveaxis(values, axis, -1) if is_soft else values, mask, shape[axis], is_soft)
+
+    mask = None if mask is None else jnp.broadcast_to(mask, (*batch, shape[axis]))
     logits = jnp.moveaxis(logits, axis, -1)
     # Not by promotion, which has no answer for the dtypes of 8 bits and fewer.
     if jnp.finfo(dtype).bits < 32:
         logits = logits.astype(jnp.float32)
     if mask is not None:  # at the source: what is masked may be NaN, and NaN times 0 is NaN
         logits = jnp.where(mask, logits, 0)
-    return Inputs(logits, labels, mask, dtype)
+    if is_soft:
+        weights = jnp.moveaxis(labels, axis, -1).astype(logits.dtype)
+        weights = weights if mask is None else jnp.where(mask, weights, 0)
+        # An infinite weight on a loss of 0, or on one that saturates, would go unnoticed.
+        is_finite = jnp.isfinite(jnp.sum(weights, axis=-1))
+        return jnp.where(is_finite, of_weights(logits, weights, mask), jnp.nan).astype(dtype)
+    if jnp.iinfo(labels.dtype).bits < 32:  # in which a class count of 256, say, would be 0
+        labels = labels.astype(jnp.int32)
+    in_range = (labels >= 0) & (labels < shape[axis])
+    index = jnp.where(in_range, labels, 0).astype(jnp.int32)
+    losses = jnp.where(in_range, of_classes(logits, index, mask), jnp.nan)
+    if mask is not None:
+        of_label = jnp.take_along_axis(mask, index[..., None], axis=-1)[..., 0]
+        losses = jnp.where(jnp.where(in_range, of_label, jnp.any(mask, axis=-1)), losses, 0.0)
+    return losses.astype(dtype)
 
 
 def _as_array(name: str, value: ArrayLike) -> jax.Array:
     try:
         return jnp.asarray(value)
-    except jax.errors.JaxRuntimeError:  # such as too little memory
-        raise
-    except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # the last is PyTorch's
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{name} is {value!r}; expected an array of numbers.") from error
 
 
-def _mask(where: ArrayLike, shape: tuple[int, ...], batch: tuple[int, ...], axis: int) -> jax.Array:
-    """A mask of the classes or the examples as one of the logits, the classes last.
-
-    The rank alone tells the two apart, as in optax: sizes may agree by chance.
-    """
-    where = _as_array("where", where)
-    whole = jnp.expand_dims(where, axis) if where.ndim == len(batch) else where
+def _mask(where: ArrayLike, shape: tuple[int, ...], axis: int) -> np.ndarray | jax.Array:
+    """A mask of the classes or the examples as one with the classes last; NumPy's if known."""
+    array, values = _as_array("where", where), _known(where)
+    xp, mask = (jnp, array) if values is None else (np, values)
+    whole = xp.expand_dims(mask, axis) if mask.ndim == len(shape) - 1 else mask
     fits = whole.ndim == len(shape) and all(
         size in (1, full) for size, full in zip(whole.shape, shape, strict=True)
     )
-    if not fits:
+    if not fits or mask.dtype != bool:  # weights, say, or what is to be added to logits
         raise InputError(
-            f"where has shape {where.shape}; for logits of shape {shape} with classes along axis "
-            f"{axis}, expected a mask of the examples, of shape {batch}, or a mask of the logits, "
-            f"of shape {shape}, in which any size may be 1. Write a mask of the classes with an "
-            "axis of size 1 for each axis of the examples, such as where[None, :]."
+            f"where has shape {mask.shape} and dtype {mask.dtype}; for logits of shape {shape} "
+            f"with classes along axis {axis}, expected True and False for examples, without that "
+            "axis, or for classes, of the logits' rank, such as where[None, :]."
         )
-    if where.dtype != bool:  # weights, say, or what is to be added to logits: 0 and -inf
+    return xp.moveaxis(whole, axis, -1)
+
+
+def _check(labels: np.ndarray, mask: np.ndarray | None, num_classes: int, is_soft: bool) -> None:
+    """Refuse classes out of range and soft labels that are no distributions.
+
+    Takes labels as they were given: of 64 bits, JAX may have kept 32. Labels of masked examples may
+    be anything; what a mask of classes hides of a soft label still belongs to its sum.
+    """
+    if is_soft:
+        labels = labels.astype(np.float64)
+        finite = np.isfinite(labels)
+        total = np.where(finite, labels, 0).sum(axis=-1)
+        off = ~(finite & (labels >= 0)) & (True if mask is None else mask)
+        bad = off.any(axis=-1) | (np.abs(total - 1) > _TOLERANCE)
+        expected = "soft labels that are finite, at least 0 and sum to 1"
+    else:
+        classes = labels.astype(np.int64)  # of unsigned ones, what does not fit becomes negative
+        bad = (classes < 0) | (classes >= num_classes)
+        expected = f"classes in [0, {num_classes})"
+    bad = bad if mask is None else bad & mask.any(axis=-1)
+    if bad.any():
+        first = tuple(int(i) for i in np.unravel_index(bad.argmax(), bad.shape))
         raise InputError(
-            f"where has dtype {where.dtype}; expected a mask of True and False, such as "
-            "weights > 0. To weight examples, multiply their losses."
+            f"labels{[*first] if first else ''} is {shortened(labels[first])}; expected {expected};"
+            " mask examples that have no label by `where`."
         )
-    return jnp.moveaxis(jnp.broadcast_to(whole, shape), axis, -1)
+
+
+def _known(value: ArrayLike) -> np.ndarray | None:
+    """The values of an argument, or None in a trace and where other processes hold some."""
+    if isinstance(value, Tracer) or not getattr(value, "is_fully_addressable", True):
+        return None
+    try:  # by NumPy, so that a constant is known inside a trace too
+        return np.asarray(value)
+    except jax.errors.TracerArrayConversionError:  # a list that holds traced values
+        return None
+
+
+@jax.custom_jvp
+def hold(values: jax.Array) -> jax.Array:
+    """Values of at least `FLOOR`, with the gradient of values without a floor: the way down."""
+    return jnp.maximum(values, FLOOR)
+
+
+hold.defjvps(lambda tangent, held, values: tangent)
+
+
+def stable_logits(logits: jax.Array, where: jax.Array | None) -> jax.Array:
+    """Logits `[..., num_classes]` with the largest at 0: differences cannot overflow."""
+    if where is not None:
+        logits = jnp.where(where, logits, jnp.finfo(logits.dtype).min)
+    top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    logits = hold(logits - top)
+    return logits if where is None else jnp.where(where, logits, FLOOR)
+
+
+def log_softmax(logits: jax.Array, where: jax.Array | None) -> jax.Array:
+    """Log-probabilities of at least `FLOOR`, `[..., num_classes]`; masked classes get `FLOOR`."""
+    log_p = hold(jax.nn.log_softmax(stable_logits(logits, where), axis=-1))
+    return log_p if where is None else jnp.where(where, log_p, FLOOR)

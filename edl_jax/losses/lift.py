@@ -1,20 +1,16 @@
-"""The decorators that turn a formula into a loss with optax's signature, and what formulas read."""
+"""The decorators that turn a formula into a loss as of optax, and what formulas read."""
 
 import functools
 import inspect
-import math
-import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, get_origin
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
 
-from edl_jax.errors import ConfigError
-from edl_jax.losses.inputs import check_inputs
-from edl_jax.losses.log_probabilities import log_softmax
+from edl_jax.checked import check
+from edl_jax.losses.inputs import log_softmax, per_example
 from edl_jax.networks.runner_up import RunnerUp
 from edl_jax.registry import Registry
 
@@ -28,8 +24,7 @@ LOSSES: Registry[Callable[..., Any]] = Registry("loss")
 class Candidates(NamedTuple):
     """What a formula reads: a prediction, and the classes that stand as its label.
 
-    It gives losses `[..., n]`: `n = 1` for classes; `n = num_classes` for soft labels, which so
-    cost a few more sums over the classes. What does not depend on the label is `[..., 1]`.
+    A formula gives losses `[..., n]`: `n = 1` for classes; `n = num_classes` for soft labels.
 
     Attributes:
       logits: `[..., num_classes]`, float32 at least, 0 where masked.
@@ -57,10 +52,9 @@ class Candidates(NamedTuple):
 
     def runner_up(self) -> jax.Array:
         """The largest `log p` of the classes other than the label, `[..., n]`."""
-        label, shape = self.label, self.every_log_p.shape
-        if label is None:
-            label = jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
-        return RunnerUp.among(self.every_log_p).of(label, self.log_p())
+        shape = self.every_log_p.shape
+        classes = self.at(jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1))
+        return RunnerUp.among(self.every_log_p).of(classes, self.log_p())
 
     def mean(self, values: jax.Array) -> jax.Array:
         """Mean `[..., 1]` of `[..., num_classes]` over the classes that take part; 0 if none."""
@@ -77,137 +71,77 @@ class Candidates(NamedTuple):
 def formula(function: Formula) -> Formula:
     """Register a formula as a loss: `(candidates, *, options) -> [..., n]`.
 
-    The loss has the function's name, its options, an `axis`, a mask `where`, integer and soft
-    labels, checks and the logits' dtype; of soft labels `w` it is `sum_k w_k L(x, k)`.
-
-    >>> @formula
-    ... def squared_miss(c, *, factor=1.0):
-    ...     '''Squared probability of the other classes, `factor (1 - p_y)^2`.'''
-    ...     return factor * c.miss() ** 2
-    >>> LOSSES["squared_miss"](jnp.zeros((1, 2)), jnp.asarray([0]), factor=4.0)
-    Array([1.], dtype=float32)
+    The loss has the function's name and options and is called like an `EvolvedLoss`. Bounds in an
+    option's annotation, such as `Annotated[float, Ge(0)]`, are checked.
     """
-    return _registered(function, per_example)
+    return _registered(function, of_candidates)
 
 
 def formula_of_weights(function: Formula) -> Formula:
     """Register a loss of a label distribution: `(logits, weights, where, *, options) -> [...]`.
 
-    Logits and weights are `[..., num_classes]`, one-hot for a class; the mask too, or None. Where a
-    mask hides a part of a label, the rest is scaled to sum to 1 and the loss multiplied by what the
-    rest summed to, so that masked classes add nothing here either.
+    Logits and weights are `[..., num_classes]`, one-hot for a class; the mask too, or None. What a
+    mask leaves of a label is scaled to sum to 1, and the loss multiplied by what it summed to.
     """
-
-    def evaluate(function: Formula, *arguments: Any) -> jax.Array:
-        x = check_inputs(*arguments)
-
-        def of_soft(weights: jax.Array) -> jax.Array:
-            if x.where is None:
-                return function(x.logits, weights, None)
-            total = jnp.sum(weights, axis=-1)
-            safe = jnp.where(total > 0, total, 1.0)
-            return total * function(x.logits, weights / safe[..., None], x.where)
-
-        return x.losses(lambda y: function(x.logits, one_hot(y, x.logits), x.where), of_soft)
-
-    return _registered(function, evaluate)
+    return _registered(function, _of_distributions)
 
 
-def per_example(function: Formula, *arguments: Any) -> jax.Array:
-    """Losses `[...]` of a formula of candidates; arguments as of `check_inputs`."""
-    x = check_inputs(*arguments)
-    every = Candidates(x.logits, log_softmax(x.logits, x.where), x.where, None)
-    return x.losses(
-        lambda label: function(every._replace(label=label[..., None]))[..., 0],
-        lambda weights: jnp.sum(weights * function(every), axis=-1),
+def of_candidates(function: Formula, *arguments: Any) -> jax.Array:
+    """Losses `[...]` of a formula of candidates; arguments as of `per_example`."""
+
+    def at(x: jax.Array, label: jax.Array | None, mask: jax.Array | None) -> jax.Array:
+        return function(Candidates(x, log_softmax(x, mask), mask, label))
+
+    return per_example(
+        *arguments,
+        of_classes=lambda x, label, mask: at(x, label[..., None], mask)[..., 0],
+        of_weights=lambda x, weights, mask: jnp.sum(weights * at(x, None, mask), axis=-1),
+    )
+
+
+def _of_distributions(function: Formula, *arguments: Any) -> jax.Array:
+    def of_weights(x: jax.Array, weights: jax.Array, mask: jax.Array | None) -> jax.Array:
+        if mask is None:
+            return function(x, weights, None)
+        total = jnp.sum(weights, axis=-1)
+        safe = jnp.where(total > 0, total, 1.0)
+        return total * function(x, weights / safe[..., None], mask)
+
+    return per_example(
+        *arguments,
+        of_classes=lambda x, label, mask: function(x, one_hot(label, x), mask),
+        of_weights=of_weights,
     )
 
 
 def _registered(function: Formula, evaluate: Formula) -> Formula:
+    parameters = inspect.signature(function).parameters.values()
+    options = [x for x in parameters if x.kind is x.KEYWORD_ONLY]
+    # A function, because `describe` lists the values that a loss takes from around it.
+    bounds = {x.name: x.annotation for x in options if get_origin(x.annotation) is Annotated}.get
+
+    @functools.wraps(function)
     def loss(
         logits: ArrayLike,
         labels: ArrayLike,
         *,
         axis: int = -1,
         where: ArrayLike | None = None,
-        **options: Any,
+        **given: Any,
     ) -> jax.Array:
-        return evaluate(functools.partial(function, **options), logits, labels, axis, where)
+        for name, value in given.items():
+            if isinstance(value, jax.Array) and not isinstance(value, Tracer) and not value.ndim:
+                value = value.item()
+            if bounds(name) and not isinstance(value, jax.Array):
+                check(name, value, bounds(name))
+        return evaluate(functools.partial(function, **given), logits, labels, axis, where)
 
-    *arrays, axis, where, _ = inspect.signature(loss).parameters.values()
-    own = inspect.signature(function).parameters.values()
-    options = [x for x in own if x.kind is inspect.Parameter.KEYWORD_ONLY]
+    *arrays, axis, where, _ = inspect.signature(loss, follow_wrapped=False).parameters.values()
     signature = inspect.Signature([*arrays, *options, axis, where], return_annotation=jax.Array)
-    loss.__signature__ = signature  # pyright: ignore[reportFunctionMemberAccess]
-    for name in ("__module__", "__name__", "__qualname__"):
-        setattr(loss, name, getattr(function, name))
-    loss.__doc__ = _documented(function)
+    loss.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue]
     return LOSSES.register(function.__name__)(loss)
-
-
-_SHARED = """{text}
-
-Args:
-  logits: `[..., num_classes]`, any floating dtype.
-  labels: classes `[...]`, or soft labels `[..., num_classes]`.
-{options}  axis: axis of the classes.
-  where: mask of the examples, `[...]`, or of the classes, of the logits' rank.
-
-Returns:
-  Losses, `[...]`, in the logits' dtype.
-
-Raises:
-  InputError: if shapes, dtypes or labels do not fit.
-  ConfigError: if an option is out of range.
-{references}"""
-
-
-def _documented(function: Formula) -> str:
-    """The formula's docstring, with what all losses share in its `Args` and after them."""
-    text, _, references = inspect.cleandoc(function.__doc__ or "").partition("\n\nReferences:\n")
-    text, _, options = text.partition("\n\nArgs:\n")
-    return _SHARED.format(
-        text=text,
-        options=options and f"{options}\n",
-        references=references and f"\nReferences:\n{references}",
-    )
 
 
 def one_hot(labels: jax.Array, like: jax.Array) -> jax.Array:
     """Classes `[...]` as weights, of the shape and dtype of `like`, `[..., num_classes]`."""
     return jax.nn.one_hot(labels, like.shape[-1], dtype=like.dtype)
-
-
-def check_number(
-    name: str,
-    value: Any,
-    low: float,
-    high: float = math.inf,
-    *,
-    open_low: bool = False,
-    whole: bool = False,
-    known: bool = False,
-) -> None:
-    """Refuse an option that is no number in `[low, high]`, or `(low, high]` if `open_low`.
-
-    Arrays pass, as their values may not be known, unless it has to be whole or `known`.
-    """
-    number, is_traced = value, isinstance(value, Tracer)
-    if isinstance(value, jax.Array) and not whole:
-        if not known:
-            return
-        number = None if is_traced or value.ndim else value.item()
-    elif isinstance(value, np.generic):
-        number = value.item()
-    # Fractions are numbers too, but none that JAX can multiply by.
-    if not isinstance(number, int if whole else int | float) or isinstance(number, bool):
-        number = math.nan
-    in_range = low < number <= high if open_low else low <= number <= high
-    if not in_range or not abs(number) <= sys.float_info.max:
-        expected = f"more than {low}" if open_low else f"at least {low}"
-        if math.isfinite(high):
-            expected += f" and at most {high}"
-        if is_traced:
-            expected += ", and not traced"
-        number = "whole number" if whole else "finite number"
-        raise ConfigError(f"{name} is {value!r}; expected a {number}, {expected}.")

@@ -8,9 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
-from edl_jax.errors import ConfigError, EDLError
-
-_FEW = 300  # letters of what may be long
+from edl_jax.errors import ConfigError, EDLError, shortened
 
 
 class Student(NamedTuple):
@@ -21,10 +19,9 @@ class Student(NamedTuple):
       progress: share of the training's steps that are taken, float32 scalar; 1 after the last.
       logits: those that the step's losses were of, `[batch, num_classes]`: this device's share.
       labels: theirs, `[batch]` int32; with mixup or cutmix soft, `[batch, num_classes]` float32.
-      validation: `() -> (logits, labels)`, `[batch, num_classes]` and `[batch]` int32, of the next
-        `batch_size` validation images (of all, if there are fewer), in turn and the same on every
-        device, as the classifier sees them now, in evaluation mode. Computed only where it is
-        called; needs `val_examples`, and images in memory.
+      validation: `() -> (logits, labels)`, as above but of the next `batch_size` validation images
+        in turn, the same on every device, as the classifier sees them now. Computed only where
+        it is called; needs `val_examples`, and images in memory.
     """
 
     step: jax.Array
@@ -37,9 +34,9 @@ class Student(NamedTuple):
 class LossMethod(abc.ABC):
     """A loss with a state, for `train`: subclass it, as docs/extend.md does.
 
-    The state is any pytree of arrays that keeps its structure, shapes and dtypes. Its
-    `nnx.Param` variables are trained with the classifier, by the classifier's optimiser and
-    without weight decay; all else is carried from step to step and through checkpoints.
+    The state is any pytree of arrays that keeps its structure, shapes and dtypes. Its `nnx.Param`
+    are trained with the classifier, by its optimiser and without weight decay; all else is carried
+    from step to step and through checkpoints.
     """
 
     def init(self, key: jax.Array, num_classes: int) -> Any:
@@ -50,18 +47,15 @@ class LossMethod(abc.ABC):
     def losses(self, state: Any, logits: jax.Array, labels: jax.Array) -> jax.Array:
         """The losses `[batch]`, floating point, whose mean's gradient trains classifier and state.
 
-        Args:
-          state: the present state.
-          logits: `[batch, num_classes]` float32: the share of a device.
-          labels: `[batch]` int32, or with mixup or cutmix `[batch, num_classes]` float32.
+        Logits are `[batch, num_classes]` float32, a device's share; labels `[batch]` int32, or with
+        mixup or cutmix `[batch, num_classes]` float32.
         """
 
     def update(self, state: Any, student: Student) -> Any:
         """The state for the next step; as it is unless overridden.
 
-        Called once after every step, when `nnx.Param` have been trained. Of several devices each
-        calls it with its share of the batch, and floating-point arrays are averaged over the
-        devices then; all others must come out equal on each.
+        Called once after every step, when `nnx.Param` have been trained, on each device with its
+        share: floating-point arrays are then averaged, and all others must come out equal.
         """
         return state
 
@@ -86,37 +80,23 @@ class _Module(LossMethod):
         return self.given
 
     def losses(self, state: Any, logits: jax.Array, labels: jax.Array) -> jax.Array:
-        return self._called(state, logits, labels)[0]
+        # Copied, because a module may only update variables made at its own level of tracing.
+        return nnx.merge(self.graph, state, copy=True)(logits, labels)
 
     def update(self, state: Any, student: Student) -> Any:
-        return self._called(state, student.logits, student.labels)[1]
-
-    def _called(self, state: Any, *arguments: jax.Array) -> tuple[jax.Array, Any]:
-        # Copied, because a module may only update variables made at its own level of tracing.
-        module: Any = nnx.merge(self.graph, state, copy=True)
-        return module(*arguments), nnx.state(module)
+        module = nnx.merge(self.graph, state, copy=True)
+        module(student.logits, student.labels)
+        return nnx.state(module)
 
 
 def as_method(loss: Any) -> LossMethod:
-    """A function, an `EvolvedLoss` or an `nnx.Module` as a `LossMethod`; one of these as it is.
-
-    A module's `nnx.Param` are trained; its other variables are as a call on the step's logits and
-    labels leaves them, once a step. The module itself is never changed.
-
-    Raises:
-      ConfigError: if it cannot be called.
-    """
+    """A function, an `EvolvedLoss` or an `nnx.Module` as a `LossMethod`; one of these as it is."""
     if isinstance(loss, LossMethod):
         return loss
-    if not callable(loss):
-        raise ConfigError(
-            f"loss is {repr(loss)[:_FEW]}; expected a name, such as 'edl', or a function of logits "
-            "and labels, a module or a LossMethod."
-        )
     return _Module(loss) if isinstance(loss, nnx.Module) else _Function(loss)
 
 
-class _Words(struct.PyTreeNode):
+class _Key(struct.PyTreeNode):
     """A random key as its words, which checkpoints can hold."""
 
     words: jax.Array
@@ -124,14 +104,11 @@ class _Words(struct.PyTreeNode):
 
 
 def take_apart(state: Any) -> tuple[Any, Any]:
-    """A method's state as training holds it: `nnx.Param`, and the rest, keys as their words.
-
-    Both have the state's structure, with None where the other has something.
-    """
+    """A state as training holds it: `nnx.Param`, and the rest, keys as words; None elsewhere."""
 
     def held(x: Any) -> Any:
         is_key = jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
-        return _Words(jax.random.key_data(x), jax.random.key_impl(x)) if is_key else jnp.asarray(x)
+        return _Key(jax.random.key_data(x), jax.random.key_impl(x)) if is_key else jnp.asarray(x)
 
     def those(trained: bool) -> Any:
         return jax.tree.map(
@@ -146,10 +123,10 @@ def put_together(params: Any, rest: Any) -> Any:
     """The state that `take_apart` took apart."""
 
     def given(x: Any) -> Any:
-        return jax.random.wrap_key_data(x.words, impl=x.kind) if isinstance(x, _Words) else x
+        return jax.random.wrap_key_data(x.words, impl=x.kind) if isinstance(x, _Key) else x
 
     whole = jax.tree.map(lambda x, y: y if x is None else x, params, rest, is_leaf=_is_leaf)
-    return jax.tree.map(given, whole, is_leaf=lambda x: isinstance(x, _Words))
+    return jax.tree.map(given, whole, is_leaf=lambda x: isinstance(x, _Key))
 
 
 def _is_leaf(x: Any) -> bool:
@@ -157,59 +134,43 @@ def _is_leaf(x: Any) -> bool:
 
 
 def check_loss(loss: Any, num_classes: int, *, soft: bool) -> bool:
-    """Refuse what is no loss, by tracing it once.
-
-    Args:
-      loss: what was given.
-      num_classes: classes of the data.
-      soft: whether labels are soft, `[batch, num_classes]` float32, instead of `[batch]` int32.
-
-    Returns:
-      Whether it looks at validation images.
-
-    Raises:
-      ConfigError: if it cannot be called with logits `[batch, num_classes]` and such labels, does
-        not give `[batch]` floating-point losses, or changes the shapes or dtypes of its state.
-    """
+    """Whether a loss looks at validation images; refuses what is none for such labels."""
     method, asked = as_method(loss), []
     batch = num_classes + 1  # not to be confused with the classes
     logits = jax.ShapeDtypeStruct((batch, num_classes), jnp.float32)
     classes = jax.ShapeDtypeStruct((batch,), jnp.int32)
-    labels = logits if soft else classes
 
-    def step(key: jax.Array, logits: jax.Array, labels: jax.Array, held_out: Any) -> Any:
+    def step(logits: jax.Array, labels: jax.Array, held_out: Any) -> Any:
         def validation() -> tuple[jax.Array, jax.Array]:
             asked.append(True)
             return held_out
 
-        state = method.init(key, num_classes)
+        state = method.init(jax.random.key(0), num_classes)
         losses = method.losses(state, logits, labels)
         student = Student(jnp.int32(1), jnp.float32(0.5), logits, labels, validation)
         return losses, take_apart(state), take_apart(method.update(state, student))
 
-    name = getattr(loss, "__qualname__", None) or type(loss).__qualname__
+    labels = logits if soft else classes
     given = f"logits {_told(logits)} and labels {_told(labels)}"
-    arguments = jax.eval_shape(lambda: jax.random.key(0)), logits, labels, (logits, classes)
+    name = f"the loss {getattr(loss, '__qualname__', None) or shortened(repr(loss), 100)}"
     try:
-        losses, *states = jax.eval_shape(step, *arguments)
+        losses, *states = jax.eval_shape(step, logits, labels, (logits, classes))
     except EDLError:
         raise
     except Exception as error:  # the loss is the user's own code
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0][:_FEW]
-        raise ConfigError(f"the loss {name} cannot be called with {given} ({reason}).") from error
-    is_array = isinstance(losses, jax.ShapeDtypeStruct) and losses.shape == (batch,)
-    if not (is_array and jnp.issubdtype(losses.dtype, jnp.floating)):
-        found = str(jax.tree.map(_told, losses))[:_FEW]
+        reason = shortened(f"{type(error).__name__}: {error}")
+        raise ConfigError(f"{name} cannot be called with {given} ({reason}).") from error
+    found, before, after = (jax.tree.map(_told, x) for x in (losses, *states))
+    fits = getattr(losses, "shape", None) == (batch,)
+    if not fits or not jnp.issubdtype(losses.dtype, jnp.floating):
         raise ConfigError(
-            f"the loss {name} gives {found} for {given}; expected float32[{batch}], one value for "
-            "each example."
+            f"{name} gives {shortened(found)} for {given}; expected float32[{batch}], one value "
+            "for each example."
         )
-    before, after = (jax.tree.map(_told, x) for x in states)
     if before != after:
-        found, expected = (str(jax.tree.leaves(x))[:_FEW] for x in (after, before))
         raise ConfigError(
-            f"the loss {name} leaves a state of other shapes or dtypes than it had: {found} "
-            f"instead of {expected}; expected the same."
+            f"{name} leaves a state of {shortened(jax.tree.leaves(after))} instead of "
+            f"{shortened(jax.tree.leaves(before))}; expected the same shapes and dtypes."
         )
     return bool(asked)
 

@@ -1,32 +1,31 @@
 """Losses that evolution found before: Baikal by genetic programming, TaylorGLO by CMA-ES."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from annotated_types import Ge, Le
 
 from edl_jax.errors import ConfigError
-from edl_jax.losses.lift import Candidates, check_number, formula, formula_of_weights
-from edl_jax.losses.log_probabilities import log_softmax
+from edl_jax.losses.inputs import log_softmax
+from edl_jax.losses.lift import Candidates, formula, formula_of_weights
 
 # Cross-entropy's derivatives at w = p = 1/2, in the order of the parameters of `taylor_glo`.
 CROSS_ENTROPY_EXPANSION = (0.5, 0.5, 1.0, -2.0, 8.0, 2.0, -4.0, 0.0)
 
 
 @formula
-def baikal(c: Candidates, *, epsilon: float = 1e-7) -> jax.Array:
+def baikal(c: Candidates, *, epsilon: Annotated[float, Ge(1e-30), Le(1)] = 1e-7) -> jax.Array:
     """Baikal, `mean_k(-log p_k + [k = y] / p_k)`.
-
-    Its first term holds every class's probability up, so that no prediction gets too confident.
 
     Args:
       epsilon: least `p_y` in the fraction, in [1e-30, 1], ours: without it the fraction overflows.
 
     References:
-      Gonzalez and Miikkulainen, "Improved Training Speed, Accuracy, and Data Utilization Through
-      Loss Function Optimization", 2020. https://arxiv.org/abs/1905.11528
+      Gonzalez and Miikkulainen, 2020. https://arxiv.org/abs/1905.11528
     """
-    check_number("epsilon", epsilon, 1e-30, 1)
     inverse = jnp.exp(-jnp.maximum(c.log_p(), jnp.log(epsilon)))
     return c.mean(-c.every_log_p) + inverse / c.num_classes()
 
@@ -42,24 +41,19 @@ def taylor_glo(
     """TaylorGLO: a third-order polynomial of labels and probabilities, summed over the classes.
 
     `-sum_k (a_2 v + a_3 v^2 / 2 + a_4 v^3 / 6 + a_5 u v + a_6 u v^2 / 2 + a_7 u^2 v / 2)` with
-    `u = w_k - a_0` of the label's weight on the class and `v = p_k - a_1`; of any sign. Soft labels
-    take this formula, which is not the label-weighted mean. The paper divides by the number of
-    classes, as it does in cross-entropy; like the authors' code, this does not.
+    `u = w_k - a_0` of the label's weight on the class and `v = p_k - a_1`; of any sign. As in the
+    authors' code, and not in the paper, it is not divided by the number of classes.
 
     Args:
       parameters: `a_0` to `a_7`. The default is no evolved loss: it expands cross-entropy
-        `-w log p` around w = p = 1/2, as the authors' code does to compare with, but for terms
-        without `p`. It falls as `p_y` grows, with cross-entropy's slope near 1/2.
+        `-w log p` around w = p = 1/2, but for terms without `p`.
 
     References:
-      Gonzalez and Miikkulainen, "Optimizing Loss Functions Through Multivariate Taylor Polynomial
-      Parameterization", 2021. https://arxiv.org/abs/2002.00059
+      Gonzalez and Miikkulainen, 2021. https://arxiv.org/abs/2002.00059
     """
     a = parameters
-    if (a.shape if isinstance(a, jax.Array) else (len(a),)) != (8,):
+    if np.shape(a) != (8,):
         raise ConfigError(f"parameters is {a!r}; expected 8 numbers.")
-    for value in a:
-        check_number("a parameter", value, -1e6, 1e6)
     u, v = weights - a[0], jnp.exp(log_softmax(x, where)) - a[1]
     terms = a[2] * v + a[3] * v**2 / 2 + a[4] * v**3 / 6
     terms += a[5] * u * v + a[6] * u * v**2 / 2 + a[7] * u**2 * v / 2

@@ -1,10 +1,26 @@
 """Losses made to resist wrong labels."""
 
+import math
+from typing import Annotated, Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+from annotated_types import Gt, Le, Lt
+from flax import nnx
 
+from edl_jax.checked import NotNegative, Positive, check
 from edl_jax.losses.formulas.cross_entropies import focal_of_every_class
-from edl_jax.losses.lift import Candidates, check_number, formula
+from edl_jax.losses.lift import LOSSES, Candidates, formula, of_candidates
+
+ArrayLike = jax.typing.ArrayLike
+
+_LOG_ZERO = -4.0  # the A of both papers, for the logarithm of 0 in reverse cross-entropy
+# Points of the trapezoidal rule in log x, over which the distribution's integral is taken.
+_STEP = 0.25
+_LOG_X = np.arange(-20.0, 20.0, _STEP)
+# Where the authors' code keeps what it learns.
+_LOW, _HIGH, _SMALLEST_SCALE = 0.001, 1.999, 1e-5
 
 
 @formula
@@ -12,124 +28,90 @@ def mae(c: Candidates) -> jax.Array:
     """Mean absolute error, `sum_k |p_k - [k = y]| = 2 (1 - p_y)`.
 
     References:
-      Ghosh, Kumar and Sastry, "Robust Loss Functions under Label Noise for Deep Neural Networks",
-      2017. https://arxiv.org/abs/1712.09482
+      Ghosh, Kumar and Sastry, 2017. https://arxiv.org/abs/1712.09482
     """
     return 2 * c.miss()
 
 
 @formula
-def gce(c: Candidates, *, q: float = 0.7) -> jax.Array:
+def gce(c: Candidates, *, q: Annotated[float, Gt(0), Le(1)] = 0.7) -> jax.Array:
     """Generalised cross-entropy, `(1 - p_y^q) / q`.
 
-    Cross-entropy as `q` goes to 0, half of mean absolute error at 1.
-
     Args:
-      q: in (0, 1]; the paper's 0.7.
+      q: in (0, 1]: cross-entropy near 0, half of mean absolute error at 1; the paper's 0.7.
 
     References:
-      Zhang and Sabuncu, "Generalized Cross Entropy Loss for Training Deep Neural Networks with
-      Noisy Labels", 2018. https://arxiv.org/abs/1805.07836
+      Zhang and Sabuncu, 2018. https://arxiv.org/abs/1805.07836
     """
-    check_number("q", q, 0, 1, open_low=True)
     return -jnp.expm1(q * c.log_p()) / q
 
 
 @formula
-def sce(
-    c: Candidates, *, alpha: float = 0.1, beta: float = 1.0, log_zero: float = -4.0
-) -> jax.Array:
-    """Symmetric cross-entropy, `-alpha log p_y - beta log_zero (1 - p_y)`.
+def sce(c: Candidates, *, alpha: NotNegative = 0.1, beta: NotNegative = 1.0) -> jax.Array:
+    """Symmetric cross-entropy, `-alpha log p_y + 4 beta (1 - p_y)`.
 
-    The second term is the reverse cross-entropy `-sum_k p_k log [k = y]` with `log_zero` for the
-    logarithm of 0.
+    The second term is the reverse cross-entropy `-sum_k p_k log [k = y]`, with -4 for `log 0`.
 
     Args:
       alpha: weight of cross-entropy, at least 0; the paper's 0.1 for CIFAR-10.
       beta: weight of reverse cross-entropy, at least 0; the paper's 1.
-      log_zero: the paper's A, between -1000 and 0; its -4.
 
     References:
-      Wang et al., "Symmetric Cross Entropy for Robust Learning with Noisy Labels", 2019.
-      https://arxiv.org/abs/1908.06112
+      Wang et al., 2019. https://arxiv.org/abs/1908.06112
     """
-    _check_weights(alpha, beta, log_zero)
-    return -alpha * c.log_p() - beta * log_zero * c.miss()
+    return -alpha * c.log_p() - beta * _LOG_ZERO * c.miss()
 
 
 @formula
-def nce_mae(c: Candidates, *, alpha: float = 1.0, beta: float = 1.0) -> jax.Array:
+def nce_mae(c: Candidates, *, alpha: NotNegative = 1.0, beta: NotNegative = 1.0) -> jax.Array:
     """Normalised cross-entropy with mean absolute error, an active and a passive loss.
 
-    `alpha log p_y / sum_k log p_k + beta (1 - p_y)`. Mean absolute error is halved as in the
-    authors' code, so that the weights mean what theirs do.
+    `alpha log p_y / sum_k log p_k + beta (1 - p_y)`, as in the authors' code.
 
     Args:
       alpha: weight of the active loss, at least 0; the paper's 1 for CIFAR-10.
       beta: weight of the passive loss, at least 0; the paper's 1 for CIFAR-10.
 
     References:
-      Ma et al., "Normalized Loss Functions for Deep Learning with Noisy Labels", 2020.
-      https://arxiv.org/abs/2006.13554
+      Ma et al., 2020. https://arxiv.org/abs/2006.13554
     """
-    _check_weights(alpha, beta)
     return alpha * _normalised(-c.every_log_p, c) + beta * c.miss()
 
 
 @formula
-def nce_rce(
-    c: Candidates, *, alpha: float = 1.0, beta: float = 1.0, log_zero: float = -4.0
-) -> jax.Array:
+def nce_rce(c: Candidates, *, alpha: NotNegative = 1.0, beta: NotNegative = 1.0) -> jax.Array:
     """Normalised cross-entropy with reverse cross-entropy, an active and a passive loss.
 
-    `alpha log p_y / sum_k log p_k - beta log_zero (1 - p_y)`.
+    `alpha log p_y / sum_k log p_k + 4 beta (1 - p_y)`.
 
     Args:
       alpha: weight of the active loss, at least 0; the paper's 1 for CIFAR-10.
       beta: weight of the passive loss, at least 0; the paper's 1 for CIFAR-10.
-      log_zero: the paper's A, between -1000 and 0; its -4.
 
     References:
-      Ma et al., "Normalized Loss Functions for Deep Learning with Noisy Labels", 2020.
-      https://arxiv.org/abs/2006.13554
+      Ma et al., 2020. https://arxiv.org/abs/2006.13554
     """
-    _check_weights(alpha, beta, log_zero)
-    return alpha * _normalised(-c.every_log_p, c) - beta * log_zero * c.miss()
+    return alpha * _normalised(-c.every_log_p, c) - beta * _LOG_ZERO * c.miss()
 
 
 @formula
 def nfl_rce(
-    c: Candidates,
-    *,
-    alpha: float = 1.0,
-    beta: float = 1.0,
-    gamma: float = 0.5,
-    log_zero: float = -4.0,
+    c: Candidates, *, alpha: NotNegative = 1.0, beta: NotNegative = 1.0, gamma: NotNegative = 0.5
 ) -> jax.Array:
     """Normalised focal loss with reverse cross-entropy, an active and a passive loss.
 
-    `alpha F_y / sum_k F_k - beta log_zero (1 - p_y)` with `F_k = -(1 - p_k)^gamma log p_k`.
+    `alpha F_y / sum_k F_k + 4 beta (1 - p_y)` with `F_k = -(1 - p_k)^gamma log p_k`.
 
     Args:
       alpha: weight of the active loss, at least 0; the paper's 1 for CIFAR-10.
       beta: weight of the passive loss, at least 0; the paper's 1 for CIFAR-10.
       gamma: the focal loss's, at least 0; the paper's 0.5.
-      log_zero: the paper's A, between -1000 and 0; its -4.
 
     References:
-      Ma et al., "Normalized Loss Functions for Deep Learning with Noisy Labels", 2020.
-      https://arxiv.org/abs/2006.13554
+      Ma et al., 2020. https://arxiv.org/abs/2006.13554
     """
-    _check_weights(alpha, beta, log_zero)
-    check_number("gamma", gamma, 0)
     active = _normalised(focal_of_every_class(c.every_log_p, gamma), c)
-    return alpha * active - beta * log_zero * c.miss()
-
-
-def _check_weights(alpha: float, beta: float, log_zero: float = -1.0) -> None:
-    check_number("alpha", alpha, 0)
-    check_number("beta", beta, 0)
-    check_number("log_zero", log_zero, -1000, 0)
+    return alpha * active - beta * _LOG_ZERO * c.miss()
 
 
 def _normalised(every: jax.Array, c: Candidates) -> jax.Array:
@@ -137,3 +119,89 @@ def _normalised(every: jax.Array, c: Candidates) -> jax.Array:
     total = jnp.sum(every, axis=-1, where=c.where, keepdims=True)
     # All are 0 where one class alone takes part.
     return c.at(every) / jnp.where(total > 0, total, 1.0)
+
+
+@formula
+def barron(
+    c: Candidates, *, alpha: Annotated[float, Le(2)] = 1.0, scale: Positive = 1.0
+) -> jax.Array:
+    """General robust loss of the residual `1 - p_y`.
+
+    `rho(x) = |alpha - 2| / alpha (((x / scale)^2 / |alpha - 2| + 1)^(alpha / 2) - 1)`, continued to
+    `(x / scale)^2 / 2` at alpha = 2 and `log((x / scale)^2 / 2 + 1)` at 0.
+
+    Args:
+      alpha: shape, at most 2, and -1e6 for Welsch's loss; 1, as the authors' code begins to learn.
+      scale: residual at which the loss stops being quadratic, more than 0; likewise.
+
+    References:
+      Barron, "A General and Adaptive Robust Loss Function", 2019. https://arxiv.org/abs/1701.03077
+    """
+    return _rho(c.miss() / scale, alpha)
+
+
+@LOSSES.register("adaptive_barron")
+class AdaptiveBarron(nnx.Module):
+    """Barron's robust loss of `1 - p_y` with a learned shape and scale.
+
+    The negative log-likelihood `rho(x, alpha, scale) + log(scale) + log Z(alpha)` of a residual
+    under the distribution whose density is `exp(-rho) / (scale Z)`; negative where the scale is
+    small. `Z(alpha)`, the integral of `exp(-rho(x, alpha, 1))` over all x, is the trapezoidal
+    rule's in `log x`, not the authors' table: `log Z` is within 1e-6, its derivative within 1e-3.
+
+    Args:
+      alpha: shape to begin with, in (0.001, 1.999), where the authors' code keeps it.
+      scale: scale to begin with, more than 1e-5; likewise.
+
+    References:
+      Barron, "A General and Adaptive Robust Loss Function", 2019. https://arxiv.org/abs/1701.03077
+    """
+
+    def __init__(self, *, alpha: float = 1.0, scale: float = 1.0):
+        alpha = check("alpha", float(alpha), Annotated[float, Gt(_LOW), Lt(_HIGH)])
+        scale = check("scale", float(scale), Annotated[float, Gt(_SMALLEST_SCALE)])
+        share, excess = (alpha - _LOW) / (_HIGH - _LOW), scale - _SMALLEST_SCALE
+        inverse_softplus = excess + math.log(-math.expm1(-excess))
+        self.latent_alpha = nnx.Param(jnp.asarray(math.log(share / (1 - share)), jnp.float32))
+        self.latent_scale = nnx.Param(jnp.asarray(inverse_softplus, jnp.float32))
+
+    def alpha(self) -> jax.Array:
+        """The present shape, a float32 scalar: a sigmoid of `latent_alpha`."""
+        return _LOW + (_HIGH - _LOW) * jax.nn.sigmoid(self.latent_alpha[...])
+
+    def scale(self) -> jax.Array:
+        """The present scale, a float32 scalar: a softplus of `latent_scale`."""
+        return _SMALLEST_SCALE + jax.nn.softplus(self.latent_scale[...])
+
+    def __call__(
+        self, logits: ArrayLike, labels: ArrayLike, *, axis: int = -1, where: Any = None
+    ) -> jax.Array:
+        """The loss of each example, called as `barron` is."""
+        alpha, scale = self.alpha(), self.scale()
+        normaliser = jnp.log(scale) + log_partition(alpha)
+
+        def likelihood(c: Candidates) -> jax.Array:
+            return _rho(c.miss() / scale, alpha) + normaliser
+
+        return of_candidates(likelihood, logits, labels, axis, where)
+
+
+def log_partition(alpha: jax.Array) -> jax.Array:
+    """`log` of the integral of `exp(-rho(x, alpha, 1))` over all x, for shapes in [0, 2]."""
+    x = jnp.asarray(np.exp(_LOG_X), jnp.float32)
+    return jnp.log(2 * _STEP * jnp.sum(x * jnp.exp(-_rho(x, alpha))))
+
+
+def _rho(x: jax.Array, alpha: ArrayLike) -> jax.Array:
+    """The general loss of residuals in units of the scale."""
+    alpha = jnp.asarray(alpha, x.dtype)
+    half = x**2 / 2
+    shape = jnp.where(alpha == 2, 1.0, alpha)  # where the formula can be computed
+    width = jnp.abs(shape - 2)
+    # |a - 2| / a ((1 + u)^(a / 2) - 1) as |a - 2| / 2 log(1 + u) (e^t - 1) / t, smooth at a = 0.
+    log_term = jnp.log1p(2 * half / width)
+    t = shape / 2 * log_term
+    is_small = jnp.abs(t) < 1e-3
+    safe = jnp.where(is_small, 1.0, t)
+    ratio = jnp.where(is_small, 1 + t / 2 + t**2 / 6, jnp.expm1(safe) / safe)
+    return jnp.where(alpha == 2, half, width / 2 * log_term * ratio)
