@@ -124,9 +124,6 @@ def test_references_are_equally_many_pairs_and_the_control_is_near(references):
     far = compare_outputs(sure, references, load_pretrained())[0]
     assert far["mmd"] > 4 * abs(near["mmd"])
     assert far["correct"] == 0
-    assert list(near["quartiles"]["true_probability"]) == sorted(
-        near["quartiles"]["true_probability"]
-    )
 
 
 def test_ranking_is_that_of_held_out_pairs(references):
@@ -157,8 +154,7 @@ def test_study_writes_its_page_and_trains_nothing_twice(tmp_path, monkeypatch):
     assert rows[0]["loss"] == "fresh synthetic pairs"
     assert all(row["nearest regime"] in REGIMES for row in rows)
     assert len(study.cells[0]["outputs"]) == 2 * 2 * (1 + len(REGIMES))
-    for name in ("drift", "distances"):
-        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "distances.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "README.md").read_text()
     assert "num_outputs=128" in page
     assert "train.data.name='digits'" in page

@@ -77,7 +77,7 @@ def test_the_folder_of_a_study_knows_its_data(tmp_path, monkeypatch, name):
         ),
         "ablate": (
             ablate,
-            "_evolved",
+            "pretrain",
             AblateConfig(
                 pretrain=dataclasses.replace(AblateConfig().pretrain, class_counts=(2,)),
                 train=dataclasses.replace(
@@ -87,7 +87,6 @@ def test_the_folder_of_a_study_knows_its_data(tmp_path, monkeypatch, name):
             ),
         ),
     }[name]
-    monkeypatch.setattr(begin, "cache_clear", lambda: None, raising=False)  # as `_evolved` has
     monkeypatch.setitem(study.__globals__, work, begin)
     with DATASETS.restored():
         for _ in range(2):  # the second takes up the folder

@@ -1,29 +1,36 @@
 """Ablate the evolution: any fields of `PretrainConfig`, in all combinations, over many seeds."""
 
 import dataclasses
-import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 from typing import Annotated, Any
 
 import numpy as np
 from annotated_types import Ge
 
-from edl_jax.checked import Checked, check_seeds, config_or_default
+from edl_jax.checked import Checked, check_seeds
 from edl_jax.data.config import DataConfig
 from edl_jax.data.datasets import load_dataset
 from edl_jax.errors import ConfigError
 from edl_jax.evolution import PretrainConfig
-from edl_jax.evolution.pretraining import PretrainResult, own_parts, pretrain
+from edl_jax.evolution.pretraining import own_parts, pretrain
 from edl_jax.runs.folder import as_json
-from edl_jax.runs.storage import user_path
 from edl_jax.strategies import MUTATIONS
-from edl_jax.studies.figures import check_libraries, plot_curves
+from edl_jax.studies.figures import plot_curves
 from edl_jax.studies.grid import Grid, check_grid, points, with_fields
 from edl_jax.studies.statistics import METHOD, holm, rank_correlation
 from edl_jax.studies.sweep import Row, sweeps_of
-from edl_jax.studies.tables import Contrasts, Frame, Study, contrast, frame, other_settings, summary
+from edl_jax.studies.tables import (
+    Contrasts,
+    Frame,
+    Study,
+    asked,
+    contrast,
+    frame,
+    other_settings,
+    summary,
+)
 from edl_jax.studies.trainings import measure_training
 from edl_jax.training import TrainConfig
 
@@ -83,65 +90,50 @@ class AblateConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_grid(self, "pretrain.seed", "train.loss")
         check_seeds(self, "num_seeds", self.pretrain.seed)
         if self.downstream and not self.train.data.val_examples:
             raise ConfigError(
                 "AblateConfig.train.data.val_examples is 0; expected some images to measure "
                 "accuracy on, as test images are not for choosing what predicts it."
             )
-        served = ("pretrain.", "train.") if self.downstream else ("pretrain.",)
-        if not all(name.startswith(served) for name in self.grid):
-            raise ConfigError(
-                f"AblateConfig.grid has {', '.join(self.grid)}; expected fields of pretrain, such "
-                "as pretrain.mutation, or with downstream trainings also of train."
-            )
-        for point in points(self.grid):  # refuses names and sizes that cannot work
-            with_fields(self.base(), point)
+        fixed = {"pretrain.seed": [self.pretrain.seed]}
+        check_grid(
+            self,
+            self.base(),
+            fixed | ({"train.loss": [self.train.loss]} if self.downstream else {}),
+        )
 
     def base(self) -> "Cell":
         """The cell that the grid's values change."""
-        return Cell(self.pretrain, self.train, self.downstream)
+        return Cell(self.pretrain, self.train if self.downstream else None)
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
-    """One evolution, and the training with its loss."""
+class Cell(Checked):
+    """One evolution, and the training with its loss, if there is one."""
 
     pretrain: PretrainConfig
-    train: TrainConfig
-    downstream: bool
+    train: TrainConfig | None
 
     def run(self) -> Row:
         """Evolve, measure on held-out pairs, and train.
 
-        Returns:
-          The metrics of `PretrainResult.metrics`, over all pairs (those of the gradient of the
-          middle class count); `curve`, the `violated_margins` of the best on held-out pairs after
-          each chunk of generations, and `area`, their mean; with downstream trainings what
-          `measure_training` gives.
+        Gives ranking over all pairs, the gradient of the middle class count, `curve`, the
+        `violated_margins` of the best on held-out pairs after each chunk, and `area`, its mean.
         """
-        result = _evolved(self.pretrain, str(own_parts(self.pretrain)))
+        result = pretrain(self.pretrain)
         counts = self.pretrain.class_counts
         prefix = f"{counts[len(counts) // 2]} classes: "
-        metrics = {name: result.metrics.get(name) for name in RANKING}
-        metrics |= {name: result.metrics.get(prefix + name) for name in GRADIENT}
         curve = result.held_out[FINAL]
         row = {
-            **metrics,
+            **{name: result.metrics.get(name) for name in RANKING},
+            **{name: result.metrics.get(prefix + name) for name in GRADIENT},
             AREA: float(curve.mean()),
             "curve": [x if np.isfinite(x) else None for x in curve.tolist()],
         }
-        if self.downstream:
+        if self.train is not None:
             row |= measure_training(self.train, test=False, loss=result.loss)
         return row
-
-
-@functools.lru_cache(maxsize=1)  # combinations of training settings share one
-def _evolved(config: PretrainConfig, parts: str) -> PretrainResult:
-    """An evolution by its configuration and by what the user's own parts are, which may change."""
-    del parts
-    return pretrain(config)
 
 
 def ablate(
@@ -162,14 +154,10 @@ def ablate(
 
     Raises:
       ConfigError, DataError: if a strategy refuses the configuration, or the data cannot be used.
-      RunFolderError: if `run_dir` holds another ablation, is in use by another run, is damaged, or
-        cannot be read or written.
+      RunFolderError: if `run_dir` holds another study, is in use, is damaged or cannot be written.
       EDLError: if a library that studies need is missing, or as `sweep`.
     """
-    config = config_or_default(config, AblateConfig)
-    run_dir = None if run_dir is None else user_path(run_dir)
-    check_libraries("pandas", "statsmodels")
-    _evolved.cache_clear()  # the code of the user's own parts may have changed
+    config, run_dir = asked(config, AblateConfig, run_dir)
     identity: dict[str, Any] = {"ablate": as_json(config)}
     cells = [with_fields(config.base(), point) for point in points(config.grid)]
     if parts := own_parts(*(cell.pretrain for cell in cells)):
@@ -183,11 +171,11 @@ def ablate(
         return _study(config, rows).written(folder)
 
 
-def _datasets(cells: Sequence[Cell]) -> dict[str, Any]:
-    """The data sets of the downstream trainings, which the losses have to serve."""
+def _datasets(cells: Iterable[Cell]) -> dict[str, Any]:
+    """The data sets of the trainings, which the losses have to serve."""
     found = {}
     for cell in cells:
-        data, served = load_dataset(cell.train.data), cell.pretrain.class_counts
+        data, served = load_dataset(cell.train.data), cell.pretrain.class_counts  # pyright: ignore
         if cell.pretrain.network == "pair" and data.num_classes != served[0]:
             raise ConfigError(
                 f"AblateConfig.pretrain.class_counts is {served} with network 'pair', and "
@@ -211,27 +199,10 @@ def contrasts(cells: Frame, grid: Sequence[str]) -> Contrasts:
 def _study(config: AblateConfig, rows: list[Row]) -> Study:
     by = list(config.grid)
     cells = frame(rows, by)
-    measures = [FINAL, AREA, "pairwise_accuracy"]
-    if config.downstream:
-        cells[ACCURACY] = 100 * cells[ACCURACY].astype(float)
-        measures.append(ACCURACY)
-    tables = {
-        "Each combination over its seeds (violated margins: lower is better)": summary(
-            cells, by, measures
-        )
-    }
     pairs = contrasts(cells, by)
     ranked = {axis: found for axis, found in pairs.items() if axis not in _OWN_OBJECTIVE}
-    asked = {FINAL: ranked, AREA: ranked} | ({ACCURACY: pairs} if config.downstream else {})
-    tests = contrast(cells, by, asked)
-    if len(tests):
-        tables["Differences, paired by seed"] = tests
-    line, others = (by[0], by[1:]) if by else ("seed", [])
-    drawn = plot_curves(cells, line, others, "curve", "chunk of generations", FINAL)
-    caption = "Share of margins violated by the best on held-out pairs, mean over the seeds."
-    figures = {"curves": (caption, drawn)}
-    if config.downstream:
-        tables["Rank correlations with validation accuracy"] = correlations(cells)
+    wanted = {FINAL: ranked, AREA: ranked}
+    measures = [FINAL, AREA, "pairwise_accuracy"]
     notes = [
         f"Evolutions on synthetic pairs alone, seeds {config.pretrain.seed} to "
         f"{config.pretrain.seed + config.num_seeds - 1}, the same for all combinations.",
@@ -242,8 +213,20 @@ def _study(config: AblateConfig, rows: list[Row]) -> Study:
         other_settings(config.pretrain),
     ]
     if config.downstream:
+        cells[ACCURACY] = 100 * cells[ACCURACY].astype(float)
+        measures.append(ACCURACY)
+        wanted[ACCURACY] = pairs
         notes.append(f"Trainings, accuracy on validation images. {other_settings(config.train)}")
-    return Study("Ablation of the evolution", notes, tables, figures, rows)
+    title = "Each combination over its seeds (violated margins: lower is better)"
+    tables = {title: summary(cells, by, measures)}
+    if len(tests := contrast(cells, by, wanted)):
+        tables["Differences, paired by seed"] = tests
+    if config.downstream:
+        tables["Rank correlations with validation accuracy"] = correlations(cells)
+    line, others = (by[0], by[1:]) if by else ("seed", [])
+    drawn = plot_curves(cells, line, others, "curve", "chunk of generations", FINAL)
+    caption = "Share of margins violated by the best on held-out pairs, mean over the seeds."
+    return Study("Ablation of the evolution", notes, tables, {"curves": (caption, drawn)}, rows)
 
 
 def correlations(cells: Frame) -> Frame:
@@ -252,9 +235,7 @@ def correlations(cells: Frame) -> Frame:
 
     rows = []
     for name in (*RANKING, *GRADIENT):
-        pair = cells[[name, ACCURACY]].astype(float).dropna()
-        found = rank_correlation(pair[name].to_numpy(), pair[ACCURACY].to_numpy())
-        rows.append({"metric": name, "n": len(pair), "spearman": found.value})
-        rows[-1] |= {"low": found.low, "high": found.high, "p": found.p}
-    table = pd.DataFrame(rows)
-    return table.assign(p=holm(table["p"].to_numpy()))
+        both = cells[[name, ACCURACY]].astype(float).dropna()
+        rows.append([name, len(both), *rank_correlation(both[name], both[ACCURACY])])
+    table = pd.DataFrame(rows, columns=["metric", "n", "spearman", "low", "high", "p"])
+    return table.assign(p=holm(table["p"]))

@@ -1,31 +1,22 @@
-"""One loss on one page: what it is made of, and what it and its gradient do to a prediction."""
+"""One loss on one page: what it and its gradient do to a prediction."""
 
 import contextlib
 import dataclasses
 import os
-from typing import Any
 
 import jax
 import numpy as np
 import tyro
-from flax import nnx, traverse_util
 
-from edl_jax.checked import Checked, config_or_default
+from edl_jax.checked import Checked
 from edl_jax.losses import EvolvedLoss
 from edl_jax.losses.by_name import Loss, check_loss_name, resolve_loss
 from edl_jax.pairs import REGIMES, log_probabilities, sample_pairs
 from edl_jax.runs.describing import describe
 from edl_jax.runs.folder import as_json, open_run
-from edl_jax.studies.figures import check_libraries, short_names
-from edl_jax.studies.shape import (
-    path_probabilities,
-    paths,
-    perfect,
-    plot_loss,
-    plot_surface,
-    respond,
-)  # fmt: skip
-from edl_jax.studies.tables import Frame, Study
+from edl_jax.studies.figures import short_names
+from edl_jax.studies.shape import path_probabilities, paths, plot_loss, plot_surface, respond
+from edl_jax.studies.tables import Frame, Study, asked
 
 CLASS_COUNTS = (2, 10, 100)
 _PAIRS = 1000 * len(REGIMES)
@@ -64,8 +55,7 @@ def card(
       RunFolderError: if `run_dir` belongs to another run, or cannot be written.
       EDLError: if a library that studies need is not installed.
     """
-    config = config_or_default(config, CardConfig)
-    check_libraries("pandas")
+    config, run_dir = asked(config, CardConfig, run_dir)
     first = _loss(config.loss, CLASS_COUNTS[0])
     with contextlib.ExitStack() as stack:
         folder = None
@@ -85,12 +75,10 @@ def _card(loss: str, first: Loss) -> Study:
     if drawn > 2:
         text = "Loss and norm of the gradient over the two largest probabilities."
         figures["surface"] = (text, plot_surface(shown, num_classes=drawn))
-    tables = {"As the probability p of the true class grows": _paths(loss, counts)}
-    tables["On synthetic pairs"] = _regimes(loss, counts)
-    if layers := _layers(first):
-        import pandas as pd
-
-        tables["What it is made of"] = pd.DataFrame(layers)
+    tables = {
+        "As the probability p of the true class grows": _along_paths(loss, counts),
+        "On synthetic pairs": _on_pairs(loss, counts),
+    }
     notes = [
         f"{describe(first)}.",
         "Turns: descent does not raise the true class's logit. Vanishes: the gradient's norm is "
@@ -98,33 +86,28 @@ def _card(loss: str, first: Loss) -> Study:
         f"Synthetic pairs: {_PAIRS:,} of each class count, all regimes alike.",
     ]
     if isinstance(first, EvolvedLoss):
-        told = first.provenance
-        made = {**told.config, **told.versions}
+        made = {**first.provenance.config, **first.provenance.versions}
         notes.append(f"Evolved with {', '.join(f'{k} {v}' for k, v in made.items()) or 'nothing'}.")
         notes.append(f"Calibration multiplies the network's output by {float(first.scale):.4g}.")
     return Study(f"The loss {name}", notes, tables, figures)
 
 
-def _paths(loss: str, counts: tuple[int, ...]) -> Frame:
-    """What a loss does along each path."""
+def _along_paths(loss: str, counts: tuple[int, ...]) -> Frame:
     import pandas as pd
 
-    rows, own = [], path_probabilities()
+    rows = []
     for count in counts:
         for path, logits in paths(count).items():
             found = respond(_loss(loss, count), logits)
-            ratio = found.norms / found.reference
+            ratios = np.interp(_POINTS, path_probabilities(), found.norms / found.reference)
             row = {"classes": count, "the rest goes to": path}
-            row |= {f"gradient ratio at p = {p:g}": np.interp(p, own, ratio) for p in _POINTS}
-            row |= {"falls": found.falls(), "turns, %": 100 * found.turns().mean()}
-            row["vanishes, %"] = 100 * found.vanishes().mean()
-            row["loss at p = 1"] = respond(_loss(loss, count), perfect(count)).losses[0]
-            rows.append(row)
+            row |= {f"gradient ratio at p = {p:g}": x for p, x in zip(_POINTS, ratios, strict=True)}
+            row["turns, %"] = 100 * found.turns().mean()
+            rows.append(row | {"vanishes, %": 100 * found.vanishes().mean()})
     return pd.DataFrame(rows)
 
 
-def _regimes(loss: str, counts: tuple[int, ...]) -> Frame:
-    """What a loss's gradient does on synthetic pairs, by regime."""
+def _on_pairs(loss: str, counts: tuple[int, ...]) -> Frame:
     import pandas as pd
 
     rows = []
@@ -144,22 +127,6 @@ def _regimes(loss: str, counts: tuple[int, ...]) -> Frame:
             row["gradient ratio"] = found.norms[mine].sum() / found.reference[mine].sum()
             rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _layers(loss: Loss) -> list[dict[str, Any]]:
-    """The arrays of a loss that has parameters, as in its NNX module; a formula has none."""
-    module: Any = loss.network() if isinstance(loss, EvolvedLoss) else loss
-    if not isinstance(module, nnx.Module):
-        return []
-    arrays = traverse_util.flatten_dict(nnx.to_pure_dict(nnx.state(module)))
-    return [
-        {
-            "array": ".".join(map(str, path)),
-            "shape": "×".join(map(str, np.shape(x))) or "scalar",
-            "parameters": int(np.size(x)),
-        }
-        for path, x in sorted(arrays.items(), key=lambda item: tuple(map(str, item[0])))
-    ]
 
 
 def _loss(name: str, num_classes: int) -> Loss:

@@ -9,21 +9,20 @@ from typing import Annotated, Literal
 
 from annotated_types import MinLen
 
-from edl_jax.checked import Checked, Count, Distinct, check_seeds, config_or_default
+from edl_jax.checked import Checked, Count, Distinct, check_seeds
 from edl_jax.data.dataset import Dataset
 from edl_jax.data.datasets import load_dataset
 from edl_jax.errors import ConfigError
 from edl_jax.losses import LOSSES, MARGIN_LOSSES
-from edl_jax.losses.by_name import check_loss_name, split_loss_name
+from edl_jax.losses.by_name import check_loss_name
 from edl_jax.runs.describing import describe
 from edl_jax.runs.folder import as_json
-from edl_jax.runs.storage import user_path
-from edl_jax.studies.figures import check_libraries, plot_curves, short_names
+from edl_jax.studies.figures import plot_curves, short_names
 from edl_jax.studies.grid import Grid, Point, check_grid, points, with_fields
 from edl_jax.studies.statistics import METHOD
 from edl_jax.studies.sweep import Row, sweeps_of
-from edl_jax.studies.tables import Frame, Study, contrast, frame, other_settings, summary
-from edl_jax.studies.trainings import MEASURES, forget_trainers, measure_training
+from edl_jax.studies.tables import Frame, Study, asked, contrast, frame, other_settings, summary
+from edl_jax.studies.trainings import MEASURES, kept_trainer, measure_training
 from edl_jax.studies.tuning import MAX_EXTENSIONS, RATE, tune
 from edl_jax.training import TrainConfig
 from edl_jax.training.training import resolve_config_loss
@@ -67,13 +66,6 @@ class CompareConfig(Checked):
         super().__post_init__()
         for name in self.losses:
             check_loss_name(name, STATIC)
-        calls = [split_loss_name(name) for name in self.loss_names()]
-        if twice := [self.loss_names()[i] for i, call in enumerate(calls) if call in calls[:i]]:
-            raise ConfigError(
-                f"CompareConfig.losses has {twice[0]!r} twice, in two ways of writing; expected "
-                "different losses."
-            )
-        check_grid(self, LOSS, "train.seed", *([RATE] if self.learning_rates else []))
         check_seeds(self, "num_seeds", self.train.seed)
         if self.learning_rates:
             check_seeds(self, "tuning_seeds", self.train.seed + self.num_seeds)
@@ -87,10 +79,14 @@ class CompareConfig(Checked):
                 f"CompareConfig.split is {self.split!r} and learning_rates {self.learning_rates}; "
                 "expected train.data.val_examples of more than 0 to compare on or to choose by."
             )
-        for setting, loss in itertools.product(points(self.grid), self.loss_names()):
-            for rate in self.learning_rates or (None,):  # refuses names and rates that cannot work
-                chosen = {LOSS: loss} | ({} if rate is None else {RATE: rate})
-                with_fields(Cell(self.train, self.split), {**setting, **chosen})
+        fixed = {LOSS: self.loss_names(), "train.seed": [self.train.seed], SPLIT: [self.split]}
+        if self.learning_rates:
+            fixed[RATE] = self.learning_rates
+        check_grid(self, self.base(), fixed)
+
+    def base(self) -> "Cell":
+        """The cell that the grid's values change."""
+        return Cell(self.train, self.split)
 
     def loss_names(self) -> tuple[str, ...]:
         """The losses, each once, with all that `static` stands for."""
@@ -102,21 +98,16 @@ class CompareConfig(Checked):
         listed = [static if name == STATIC else [name] for name in self.losses]
         return tuple(dict.fromkeys(itertools.chain.from_iterable(listed)))
 
-    def seeds(self, *, tuning: bool = False) -> range:
-        """Seeds of the comparison, or those with which learning rates are chosen."""
-        first, middle = self.train.seed, self.train.seed + self.num_seeds
-        return range(middle, middle + self.tuning_seeds) if tuning else range(first, middle)
-
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
-    """One training of a comparison, and the images that it is measured on: "val" or "test"."""
+class Cell(Checked):
+    """One training, and the images that it is measured on: "val" or "test"."""
 
     train: TrainConfig
     split: str
 
     def run(self) -> Row:
-        """Train and measure."""
+        """What `measure_training` gives."""
         return measure_training(self.train, test=self.split == "test")
 
 
@@ -132,8 +123,8 @@ def compare(
     With `learning_rates`, every loss is first trained at each of them, in every setting, from
     seeds of their own, and takes the one with the best accuracy on the validation images. No test
     image is looked at for it. Where a loss's best rate is at an end of its grid, rates beyond it
-    are tried one after the other, by the ratio of the last two, until the best is inside:
-    `MAX_EXTENSIONS` at most, and none above a rate at which a training diverged.
+    are tried one after the other, by the ratio of the last two, until the best is inside: four at
+    most, and none above a rate at which a training diverged.
 
     Args:
       config: what to compare; the defaults if None.
@@ -144,17 +135,14 @@ def compare(
 
     Raises:
       ConfigError, DataError, LossFileError: if a name, the data or a file cannot be used.
-      RunFolderError: if `run_dir` holds another comparison, is in use by another run, is damaged,
-        or cannot be read or written.
+      RunFolderError: if `run_dir` holds another study, is in use, is damaged or cannot be written.
       EDLError: if a library that studies need is missing, or as `sweep`.
     """
-    config = config_or_default(config, CompareConfig)
-    run_dir = None if run_dir is None else user_path(run_dir)
-    check_libraries("pandas", "statsmodels")
-    forget_trainers()  # the code of the user's own losses may have changed
+    config, run_dir = asked(config, CompareConfig, run_dir)
+    kept_trainer.cache_clear()  # the code of the user's own losses may have changed
     names, settings, data, losses = config.loss_names(), points(config.grid), {}, {}
     for setting in settings:  # here, so that a data set is prepared once
-        train = with_fields(Cell(config.train, config.split), setting).train
+        train = with_fields(config.base(), setting).train
         dataset = load_dataset(train.data)
         data[dataset.digest] = dataset
         for name in names:
@@ -162,24 +150,24 @@ def compare(
             losses.setdefault(name, describe(loss))
     identity = {"compare": as_json(config), "losses": losses}
     identity["data"] = [dataset.identity for dataset in data.values()]
+    first = config.train.seed
+    seeds = range(first, first + config.num_seeds)
+    tuning_seeds = range(seeds.stop, seeds.stop + config.tuning_seeds)
+    options = {"seed_field": "train.seed", "measures": MEASURES}
     with sweeps_of(run_dir, identity, executor, progress) as (sweep, folder):
 
-        def run(cells: Sequence[Point], seeds: Sequence[int]) -> list[Row]:
-            base = Cell(config.train, config.split)
-            return sweep(base, cells, seeds, Cell.run, seed_field="train.seed", measures=MEASURES)
+        def run(cells: Sequence[Point], seeds: Sequence[int], split: str) -> list[Row]:
+            cells = [{**cell, SPLIT: split} for cell in cells]
+            return sweep(config.base(), cells, seeds, Cell.run, **options)
 
         cells = [{**setting, LOSS: name} for setting in settings for name in names]
         tuned: list[Row] = []
         if config.learning_rates:
             rates, tuned = tune(
-                lambda points: run(
-                    [{**point, SPLIT: "val"} for point in points], config.seeds(tuning=True)
-                ),
-                cells,
-                config.learning_rates,
+                lambda cells: run(cells, tuning_seeds, "val"), cells, config.learning_rates
             )
             cells = [{**cell, RATE: rate} for cell, rate in zip(cells, rates, strict=True)]
-        compared = run([{**cell, SPLIT: config.split} for cell in cells], config.seeds())
+        compared = run(cells, seeds, config.split)
         return _study(config, data.values(), compared, tuned).written(folder)
 
 
@@ -188,17 +176,15 @@ def _study(
 ) -> Study:
     by = [*config.grid, LOSS]
     split = {"test": "test", "val": "validation"}[config.split]
-    names = short_names(config.loss_names())
-    tables, figures = {}, {}
+    names, last = short_names(config.loss_names()), config.train.seed + config.num_seeds - 1
     cells = _percent(compared, by, names)
-    title = f"{split.capitalize()} accuracy, %, after the last epoch"
-    tables[title] = comparison_table(cells, by)
-    drawn = plot_curves(cells, LOSS, list(config.grid), "epochs", "epoch", "accuracy, share")
-    figures["accuracy"] = ("Accuracy after each epoch, mean over the seeds.", drawn)
-    seeds = config.seeds()
+    table = comparison_table(cells, by)
+    tables = {f"{split.capitalize()} accuracy, %, after the last epoch": table}
+    drawn = plot_curves(cells, LOSS, by[:-1], "epochs", "epoch", "accuracy, share")
+    figures = {"accuracy": ("Accuracy after each epoch, mean over the seeds.", drawn)}
     notes = [
         f"Data: {'; '.join(dataset.source for dataset in data)}.",
-        f"Seeds {seeds[0]} to {seeds[-1]}, the same for all losses: differences are paired.",
+        f"Seeds {config.train.seed} to {last}, the same for all losses: differences are paired.",
         "A training that diverged counts with the accuracy of guessing, and in no other metric.",
         METHOD,
         other_settings(config.train, but=["loss"]),
@@ -223,25 +209,17 @@ def _percent(rows: list[Row], by: Sequence[str], names: Mapping[str, str]) -> Fr
     return cells
 
 
-def comparison_table(cells: Frame, by: Sequence[str]) -> Frame:
+def comparison_table(cells: Frame, by: list[str]) -> Frame:
     """Each loss in each setting, and its difference to the first loss there, with a verdict.
 
-    Args:
-      cells: from `frame`, accuracies in percent.
-      by: the columns that tell settings apart, `train.loss` last.
+    `cells` are of `frame`, accuracies in percent; `by` tells settings apart, `train.loss` last.
     """
-    names = list(dict.fromkeys(cells[LOSS]))
-    table = summary(cells, by, MEASURES)
-    extra = cells.groupby(list(by), sort=False, dropna=False)
-    if RATE in cells:
-        table.insert(len(by), RATE, extra[RATE].first().to_numpy())
-    table["diverged"] = extra["diverged"].sum().to_numpy()
-    pairs = [(name, names[0]) for name in names[1:]]
-    tests = contrast(cells, by, {"accuracy": {LOSS: pairs}})
+    first, *others = cells[LOSS].unique()
+    table = summary(cells, [*by, RATE] if RATE in cells else by, ["accuracy"])
+    table["diverged"] = cells.groupby(by, sort=False, dropna=False)["diverged"].sum().to_numpy()
+    tests = contrast(cells, by, {"accuracy": {LOSS: [(name, first) for name in others]}})
     if len(tests):
         tests = tests.rename(columns={"value": LOSS})
         tests = tests.drop(columns=["axis", "baseline", "measure", "n"])
-        table = table.merge(tests, on=list(by), how="left")
-    first = [*by, *([RATE] if RATE in table else []), "n", "accuracy_mean", "accuracy_std"]
-    last = [x for x in table if x.startswith(("nll", "calibration"))]
-    return table[[*first, *(x for x in table if x not in (*first, *last)), *last]]
+        table = table.merge(tests, on=by, how="left")
+    return table.merge(summary(cells, by, MEASURES[1:]).drop(columns="n"), on=by)

@@ -1,11 +1,10 @@
 """Where the cells of a sweep run: in this process, in one process a core, or on a Dask cluster."""
 
 import contextlib
-import importlib.util
 import os
 import signal
 from collections.abc import Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from typing import Any
 
 import jax
@@ -15,6 +14,7 @@ from edl_jax.errors import ConfigError, EDLError, shortened
 from edl_jax.losses import LOSSES
 from edl_jax.objective import MARGINS, SEVERITIES
 from edl_jax.strategies import MUTATIONS, STRATEGIES
+from edl_jax.studies.figures import check_installed
 
 _TABLES: Any = (DATASETS, LOSSES, MARGINS, MUTATIONS, SEVERITIES, STRATEGIES)
 _ONE_THREAD = {
@@ -24,41 +24,27 @@ _ONE_THREAD = {
 }
 
 
-class InProcess(Executor):
-    """Runs each call as it is submitted, in this process and thread."""
-
-    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Call `fn` at once; the future is finished, or the call's exception is raised."""
-        future: Future[Any] = Future()
-        future.set_result(fn(*args, **kwargs))
-        return future
-
-
 @contextlib.contextmanager
-def open_executor(where: str | Executor | None) -> Iterator[Executor]:
-    """The executor that a user names.
-
-    Args:
-      where: as `executor` of `sweep`.
-
-    Raises:
-      ConfigError: if it is none of these.
-      EDLError: if a library is missing, or the scheduler does not answer.
-    """
-    if where is not None and not isinstance(where, str):
-        yield where
-        return
-    if where is not None and where.startswith("dask://"):
+def open_executor(where: str | Executor | None) -> Iterator[Executor | None]:
+    """The executor that a user names, as for `sweep`; None is this process and thread."""
+    if isinstance(where, str) and where.startswith("dask://"):
         with _dask(where.removeprefix("dask://")) as executor:
             yield executor
         return
-    if where is not None and not (where.isdecimal() and int(where)):
+    if where is None:
+        where = str(_default_processes())
+    if not isinstance(where, str):
+        yield where
+    elif not (where.isdecimal() and int(where)):
         raise ConfigError(
             f"executor is {where!r}; expected a number of processes, such as 4, or the address of "
             "a Dask scheduler, dask://HOST:PORT."
         )
-    with _processes(int(where) if where else _default_processes()) as executor:
-        yield executor
+    elif int(where) == 1:
+        yield None
+    else:
+        with _processes(int(where)) as executor:
+            yield executor
 
 
 def registered_parts() -> list[tuple[int, str, Any]]:
@@ -85,10 +71,7 @@ def _default_processes() -> int:
 
 @contextlib.contextmanager
 def _processes(count: int) -> Iterator[Executor]:
-    if count < 2:
-        yield InProcess()
-        return
-    _check_installed("loky", "studies")
+    check_installed("loky", extra="studies")
     from loky import ProcessPoolExecutor
 
     # Unlike the standard library's, its processes do not run the user's script again, are given an
@@ -114,7 +97,7 @@ def _leave_signals() -> None:
 
 @contextlib.contextmanager
 def _dask(address: str) -> Iterator[Executor]:
-    _check_installed("distributed", "cluster")
+    check_installed("distributed", extra="cluster")
     from distributed import Client
 
     try:
@@ -130,8 +113,3 @@ def _dask(address: str) -> Iterator[Executor]:
             yield executor
         finally:
             executor.shutdown(wait=False)
-
-
-def _check_installed(module: str, extra: str) -> None:
-    if importlib.util.find_spec(module) is None:
-        raise EDLError(f'this needs {module}: pip install "edl_jax[{extra}]"')

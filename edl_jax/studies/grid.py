@@ -19,8 +19,8 @@ def _grid_of(words: Sequence[str]) -> dict[str, tuple[Any, ...]]:
     """A grid as the command line has it: `train.width=8,16 pretrain.hidden=[16,16],[64]`."""
     found = {}
     for word in words:
-        name, is_there, text = word.partition("=")
-        if not is_there or not text:
+        name, _, text = word.partition("=")
+        if not text:
             raise ValueError(f"{word!r} is no FIELD=VALUE,VALUE,...")
         # Commas within brackets, such as of poly(epsilon=1,alpha=2), do not separate values.
         found[name] = tuple(map(_value_of, re.split(r",(?![^(\[]*[)\]])", text)))
@@ -57,11 +57,7 @@ def points(grid: Mapping[str, Sequence[Any]] | Sequence[Point]) -> list[Point]:
 
 
 def with_fields(config: Config, values: Point) -> Config:
-    """A copy of a dataclass with other values of some fields, by dotted name.
-
-    Raises:
-      ConfigError: if a name is no field, or as the dataclass does.
-    """
+    """A copy of a dataclass with other values of some fields, by dotted name."""
     own: dict[str, Any] = {}
     nested: dict[str, dict[str, Any]] = {}
     names = [field.name for field in dataclasses.fields(config)]  # pyright: ignore
@@ -82,18 +78,16 @@ def with_fields(config: Config, values: Point) -> Config:
     return dataclasses.replace(config, **own)  # pyright: ignore
 
 
-def check_grid(config: Any, *reserved: str) -> None:
-    """Refuse a field `grid` with an axis of no values, of equal ones, or that has its own field.
-
-    Raises:
-      ConfigError: naming the axis, its values and what was expected.
-    """
+def check_grid(config: Any, base: Any, fixed: Mapping[str, Sequence[Any]]) -> None:
+    """Refuse a field `grid` of which a combination with the values of `fixed` cannot work."""
     for name, values in config.grid.items():
         where = f"{type(config).__name__}.grid[{name!r}]"
-        if name in reserved:
+        if name in fixed:
             raise ConfigError(f"{where} is given; expected it left out: another field sets it.")
         if not values or len({json.dumps(plain(x)) for x in values}) < len(values):
             raise ConfigError(f"{where} is {values!r}; expected different values, at least one.")
+    for point in points({**config.grid, **fixed}):
+        with_fields(base, point)
 
 
 def plain(value: Any) -> Any:

@@ -1,4 +1,7 @@
-"""Outputs of a training, and how far they are from the synthetic pairs."""
+"""Outputs of a training, and how far they are from the synthetic pairs.
+
+Classes mean nothing here: no relabelling of them changes where a pair lies.
+"""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -6,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import scipy
 
 from edl_jax.data.datasets import load_dataset
 from edl_jax.errors import DivergedError
@@ -14,7 +18,6 @@ from edl_jax.objective import MARGINS, SEVERITIES, measure
 from edl_jax.pairs import REGIMES, Mixture, Pairs, sample_pairs
 from edl_jax.runs.devices import device_mesh
 from edl_jax.runs.folder import as_finite
-from edl_jax.studies import distances
 from edl_jax.training import TrainConfig
 from edl_jax.training.programs import make_train
 from edl_jax.training.steps import AXIS
@@ -23,24 +26,17 @@ from edl_jax.training.training import resolve_config_loss
 MIXTURE = "mixture"
 PARTS = ("train", "held_out")
 RANKING = ("pairwise_accuracy", "violated_margins", "gradient_ratio")
+_NEIGHBOURS = 3
+_LEAST_PROBABILITY = 1e-6  # below it, and above 1 minus it, pairs count as equally sure
 
 
 def record(
     train: TrainConfig, *, epochs: Sequence[int], num_outputs: int
 ) -> dict[int, dict[str, Pairs]]:
-    """Train, and give outputs after some epochs: "train" as the loss sees them, and "held_out".
+    """Outputs of one training after some epochs: "train" as the loss sees them, and "held_out".
 
     The same images at every epoch and for every seed: train images in whole batches, augmented and
     with the statistics of the batch; validation images where there are any, else test images.
-
-    Args:
-      train: how to train.
-      epochs: after which to record; 0 is before the first step.
-      num_outputs: how many of each part; of train images so many that fill whole batches, at least
-        one batch; of held-out images all if there are fewer.
-
-    Raises:
-      DivergedError: if the training diverges.
     """
     dataset = load_dataset(train.data)
     functions = make_train(train, dataset, resolve_config_loss(train, dataset), device_mesh(AXIS))
@@ -60,59 +56,27 @@ def record(
             if np.any(jax.device_get(state.failed_step) >= 0):
                 raise DivergedError(f"training diverged in epoch {epoch}; lower the learning rate.")
         if epoch in epochs:
-            logits = {x: functions.outputs(state, key, x, rows[x]) for x in counts}
+            logits = {split: functions.outputs(state, key, split, rows[split]) for split in counts}
             found[epoch] = {
-                part: _pairs(logits[x], labels[x][rows[x]])
-                for part, x in zip(PARTS, counts, strict=True)
+                part: _pairs(logits[split], labels[split][rows[split]])
+                for part, split in zip(PARTS, counts, strict=True)
             }
     return found
 
 
-def compare_outputs(
-    pairs: Pairs, references: Mapping[str, Pairs], evolved: EvolvedLoss
-) -> list[dict[str, Any]]:
-    """Distances of pairs from synthetic ones, and what an evolved loss does on them.
-
-    Args:
-      pairs: predictions and labels of a training.
-      references: from `draw_references`.
-      evolved: the loss.
-
-    Returns:
-      A row for the mixture and each regime, by `reference`: `mmd` (squared, unbiased) and
-      `coverage`, the share of the pairs inside the reference's support; see `distances`. The
-      mixture's row has also `correct`, the share of pairs whose true class is the most probable
-      one, the evolved loss's ranking metrics and the quartiles of each summary.
-    """
-    # One width for all, so that the discrepancies can be compared.
-    width = distances.median_distance(distances.coordinates(references[MIXTURE]))
-    mine, points = distances.summarise_pairs(pairs), distances.coordinates(pairs)
-    rows = []
-    for name, reference in references.items():
-        support = distances.coordinates(reference)
-        covered = float(distances.is_covered(points, support).mean())
-        row = {"reference": name, "coverage": covered, "mmd": distances.mmd(points, support, width)}
-        if name == MIXTURE:
-            row["correct"] = float((mine["rank"] == 1).mean())
-            row |= as_finite(rank_outputs(pairs, evolved)) | {"quartiles": quartiles(mine)}
-        rows.append(row)
-    return rows
-
-
-def quartiles(summaries: Mapping[str, np.ndarray]) -> dict[str, list[float]]:
-    """Lower quartile, median and upper quartile of each summary."""
-    return {name: np.percentile(x, [25, 50, 75]).tolist() for name, x in summaries.items()}
+def _pairs(logits: np.ndarray, labels: np.ndarray) -> Pairs:
+    """Predictions and labels, of no regime, which is -1."""
+    probabilities = np.asarray(jax.nn.softmax(logits.astype(np.float32)))
+    return Pairs(probabilities, labels, np.full_like(labels, -1))  # pyright: ignore
 
 
 @functools.lru_cache(maxsize=2)
 def draw_references(
     num_pairs: int, num_classes: int, mixture: Mixture
 ) -> tuple[dict[str, Pairs], Pairs]:
-    """Synthetic pairs to compare with, always the same.
+    """Pairs of the mixture and of each regime, by name, and fresh ones of the mixture, a control.
 
-    Returns:
-      So many pairs of the mixture, as "mixture", and of each regime, by its name; and fresh ones of
-      the mixture, a control.
+    Always the same, and as many of each.
     """
     keys = jax.random.split(jax.random.key(0), 3)
     draw = functools.partial(sample_pairs, num_classes=num_classes)
@@ -124,6 +88,32 @@ def draw_references(
         for index, name in enumerate(REGIMES)
     }
     return {MIXTURE: mixed, **regimes}, fresh
+
+
+def compare_outputs(
+    pairs: Pairs, references: Mapping[str, Pairs], evolved: EvolvedLoss
+) -> list[dict[str, Any]]:
+    """A row for each reference: `coverage`, the share of pairs inside its support, and `mmd`.
+
+    The mixture's row has also `correct`, the share of pairs whose true class is the most probable
+    one, and the evolved loss's ranking metrics.
+    """
+    supports = {name: coordinates(reference) for name, reference in references.items()}
+    # The usual width, and one for all, so that the discrepancies can be compared.
+    width = float(np.median(scipy.spatial.distance.pdist(supports[MIXTURE])))
+    points = coordinates(pairs)
+    rows: list[dict[str, Any]] = [
+        {
+            "reference": name,
+            "coverage": float(is_covered(points, support).mean()),
+            "mmd": mmd(points, support, width),
+        }
+        for name, support in supports.items()
+    ]
+    (mixture,) = (row for row in rows if row["reference"] == MIXTURE)
+    mixture["correct"] = float((pairs.probabilities.argmax(-1) == pairs.labels).mean())
+    mixture |= as_finite(rank_outputs(pairs, evolved))
+    return rows
 
 
 def rank_outputs(pairs: Pairs, loss: EvolvedLoss) -> dict[str, float]:
@@ -138,7 +128,46 @@ def rank_outputs(pairs: Pairs, loss: EvolvedLoss) -> dict[str, float]:
     return {name: found[name] for name in RANKING}
 
 
-def _pairs(logits: np.ndarray, labels: np.ndarray) -> Pairs:
-    """Predictions and labels, of no regime, which is -1."""
-    probabilities = np.asarray(jax.nn.softmax(logits.astype(np.float32)))
-    return Pairs(probabilities, labels, np.full_like(labels, -1))  # pyright: ignore
+def coordinates(pairs: Pairs) -> np.ndarray:
+    """Where pairs lie, `[num_pairs, 3]` float64 in nats: distances are meant in this space.
+
+    The logits `log p - log(1 - p)` of the true class's and of the largest other probability, held
+    in [1e-6, 1 - 1e-6], and the entropy. Logits, because a probability of 0.001 and one of 0.1 are
+    not close to each other for a loss.
+    """
+    p = np.asarray(pairs.probabilities, np.float64)
+    is_label = np.arange(p.shape[-1]) == np.asarray(pairs.labels)[:, None]
+    largest = np.stack([p[is_label], np.where(is_label, 0, p).max(axis=-1)], axis=-1)
+    held = np.clip(largest, _LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY)
+    entropy = scipy.special.entr(p).sum(axis=-1, keepdims=True)
+    return np.concatenate([scipy.special.logit(held), entropy], axis=-1)
+
+
+def mmd(x: np.ndarray, y: np.ndarray, bandwidth: float) -> float:
+    """Unbiased estimate of the squared maximum mean discrepancy of samples `[n, d]` and `[m, d]`.
+
+    With the kernel `k(a, b) = exp(-|a - b|^2 / (2 bandwidth^2))`,
+    `mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j)`, which may
+    be below 0. Gretton et al., JMLR 2012, https://jmlr.org/papers/v13/gretton12a.html
+    """
+
+    def total(a: np.ndarray, b: np.ndarray) -> float:
+        squared = scipy.spatial.distance.cdist(a, b, "sqeuclidean")
+        return float(np.exp(-squared / (2 * bandwidth**2)).sum())
+
+    n, m = len(x), len(y)
+    within_x = (total(x, x) - n) / (n * (n - 1))
+    within_y = (total(y, y) - m) / (m * (m - 1))
+    return within_x + within_y - 2 * total(x, y) / (n * m)
+
+
+def is_covered(points: np.ndarray, support: np.ndarray) -> np.ndarray:
+    """Which points `[n, d]` lie inside the support of a sample `[m, d]`, `[n]` booleans.
+
+    The support is the union of balls around the sample's points, each reaching to its third-nearest
+    other point. They shrink as the sample grows: compare shares of samples of one size, and with
+    that of a fresh sample. Kynkäänniemi et al., NeurIPS 2019, https://arxiv.org/abs/1904.06991
+    """
+    near, _ = scipy.spatial.KDTree(support).query(support, _NEIGHBOURS + 1)  # itself is the first
+    radii = near[:, -1] * (1 + 1e-12)  # a distance that is the radius but for rounding is inside
+    return (scipy.spatial.distance.cdist(points, support) <= radii).any(axis=1)

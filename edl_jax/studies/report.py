@@ -17,54 +17,35 @@ from edl_jax.runs.folder import writing
 from edl_jax.runs.storage import check_regular, user_path, write_atomically
 from edl_jax.studies.figures import PAGE, check_libraries
 
-_HEAD = """<!DOCTYPE html>
+_PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{title}</title><style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; padding: 0 1rem; }}
-section {{ border-top: 2px solid #888; margin-top: 2rem; overflow-x: auto; }}
-table {{ border-collapse: collapse; font-size: 0.9rem; }}
+<title>Report</title><style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: auto; padding: 0 1rem; }}
+section {{ border-top: 2px solid #888; overflow-x: auto; }}
 th, td {{ border-bottom: 1px solid #bbb; padding: 0.25rem 0.6rem; }}
-img {{ max-width: 100%; height: auto; }}
-</style></head><body>
+img {{ max-width: 100%; }}
+</style></head><body><ol>{entries}</ol>
+{sections}
+</body></html>
 """
 
 
 def write_report(runs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> None:
-    """Write one page about run folders, whole or not at all.
-
-    Args:
-      runs: run folders with a README.md, as every finished command leaves it, in the order in which
-        they are shown. Of one that holds such folders, as a demo's does, these are shown.
-      out: the HTML file.
-
-    Raises:
-      ConfigError: if there are no runs, or one of the paths is none.
-      RunFolderError: naming the folder that is missing, unfinished or damaged, and what was
-        expected; or if the page cannot be written.
-    """
+    """Write one HTML page about run folders with a README.md, or that hold such folders."""
     if not runs:
         raise ConfigError("runs is empty; expected one or more run folders.")
     check_libraries("markdown_it")
     out = user_path(out)
     folders = [folder for run in runs for folder in _runs_in(user_path(run))]
-    names = [html.escape(folder.resolve().name) for folder in folders]
-    entries = [f'<li><a href="#run-{i}">{name}</a></li>' for i, name in enumerate(names)]
-    sections = [
-        f'<section id="run-{i}">{_rendered(folder)}<p>{html.escape(str(folder))}</p></section>'
-        for i, folder in enumerate(folders)
-    ]
-    title = names[0] if len(names) == 1 else f"Report on {len(names)} runs"
-    body = [
-        _HEAD.format(title=title),
-        f"<ol>{''.join(entries)}</ol>",
-        *sections,
-        "</body></html>\n",
-    ]
+    entries, sections = "", []
+    for i, folder in enumerate(folders):
+        entries += f'<li><a href="#run-{i}">{html.escape(str(folder))}</a></li>'
+        sections.append(f'<section id="run-{i}">{_rendered(folder)}</section>')
     with writing(out.name, out.parent):
-        write_atomically(out, "\n".join(body).encode())
+        page = _PAGE.format(entries=entries, sections="\n".join(sections))
+        write_atomically(out, page.encode())
 
 
 def _runs_in(folder: Path) -> list[Path]:
@@ -85,11 +66,9 @@ def _rendered(folder: Path) -> str:
     from markdown_it import MarkdownIt
 
     def image(self: Any, tokens: Any, index: int, options: Any, env: Any) -> str:
-        name = unquote(tokens[index].attrs["src"])
-        data = base64.b64encode(_bytes(folder, name)).decode()
-        return (
-            f'<img src="data:image/png;base64,{data}" alt="{html.escape(tokens[index].content)}">'
-        )
+        data = base64.b64encode(_bytes(folder, unquote(tokens[index].attrs["src"]))).decode()
+        alt = html.escape(tokens[index].content)
+        return f'<img src="data:image/png;base64,{data}" alt="{alt}">'
 
     # No markup of the page is kept (html), so that the only addresses are those of its links.
     page = MarkdownIt("commonmark", {"html": False}).enable("table").disable(["link", "autolink"])

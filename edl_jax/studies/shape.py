@@ -20,13 +20,10 @@ _TICKS = (0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
 
 
 class Response(NamedTuple):
-    """A loss on some predictions, all `[n]` float64.
+    """A loss on some predictions, its gradient and cross-entropy's, all `[n]` float64.
 
-    Attributes:
-      losses: its values.
-      own: its gradient by the true class's logit.
-      norms: Euclidean norm of its gradient by all logits.
-      reference: the same of cross-entropy's, `|p - onehot(y)|`.
+    The gradient by the true class's logit is `own`, its norm over all logits `norms`, and that of
+    cross-entropy's, `|p - onehot(y)|`, `reference`.
     """
 
     losses: np.ndarray
@@ -42,28 +39,14 @@ class Response(NamedTuple):
         """Where descent does not raise the true class's logit, unless the gradient vanishes."""
         return (self.own >= 0) & ~self.vanishes()
 
-    def falls(self) -> bool:
-        """Whether the loss falls, or stays, at every step along a path, but for rounding."""
-        rounding = 1e-6 * (1 + np.abs(self.losses).max())
-        return bool(np.all(np.diff(self.losses) <= rounding))
-
 
 def respond(loss: Loss, logits: np.ndarray, labels: np.ndarray | None = None) -> Response:
-    """A loss and its gradient on predictions.
-
-    Args:
-      loss: of logits `[n, num_classes]` and classes `[n]`.
-      logits: `[n, num_classes]`.
-      labels: true classes, `[n]`; 0 by default.
-    """
+    """A loss and its gradient on logits `[n, num_classes]`; all labels are 0 by default."""
 
     @jax.jit
     def measure(x: jax.Array, labels: jax.Array) -> tuple[jax.Array, ...]:
-        def total(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-            losses = loss(x, labels)
-            return losses.sum(), losses
-
-        gradient, losses = jax.grad(total, has_aux=True)(x)
+        losses, pullback = jax.vjp(lambda x: loss(x, labels), x)
+        (gradient,) = pullback(jnp.ones_like(losses))
         one_hot = jax.nn.one_hot(labels, x.shape[-1])
         reference = jax.nn.softmax(x) - one_hot
         own = jnp.sum(gradient * one_hot, axis=-1)
@@ -91,48 +74,24 @@ def paths(num_classes: int) -> dict[str, np.ndarray]:
     return {name: x.astype(np.float32) for name, x in found.items()}
 
 
-def perfect(num_classes: int) -> np.ndarray:
-    """Logits `[1, num_classes]` of class 0 with all the probability."""
-    return np.where(np.arange(num_classes) == 0, 0.0, np.log(_FEWEST))[None].astype(np.float32)
-
-
 def runner_up_grid(num_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Predictions by the probabilities of the true class (0) and of the largest other (1).
+    """Probabilities of the true class (0) and the largest other (1), `[61, 31]` each, and logits.
 
     What they leave is spread evenly over the other classes, each of which may have as much as the
-    largest at most.
-
-    Args:
-      num_classes: at least 3.
-
-    Returns:
-      The two probabilities, `[61, 31]` each, and logits `[61 * 31, num_classes]`.
+    largest at most. There are at least 3 classes; logits are `[61 * 31, num_classes]`.
     """
     own = np.linspace(0.005, 0.995, 61)[:, None]
     low, high = (1 - own) / (num_classes - 1), 1 - own
     other = low + (high - low) * np.linspace(0, 1, 31)
     own = np.broadcast_to(own, other.shape)
     rest = np.maximum(1 - own - other, 0) / (num_classes - 2)
-    others = np.repeat(rest[..., None], num_classes - 2, axis=-1)
-    probabilities = np.concatenate([own[..., None], other[..., None], others], axis=-1)
+    probabilities = np.stack([own, other, *[rest] * (num_classes - 2)], axis=-1)
     logits = np.log(np.maximum(probabilities, _FEWEST)).reshape(-1, num_classes)
     return own, other, logits.astype(np.float32)
 
 
 def plot_loss(losses: Mapping[str, Loss], *, num_classes: int = 10) -> Any:
-    """Loss, pull on the true class and gradient beside cross-entropy's, against its probability.
-
-    Args:
-      losses: losses by name, each of logits `[n, num_classes]` and integer labels `[n]`; they are
-        drawn beside cross-entropy.
-      num_classes: class count of the predictions.
-
-    Returns:
-      A `matplotlib.figure.Figure`.
-
-    Raises:
-      EDLError: if matplotlib is not installed.
-    """
+    """Loss, pull on the true class and gradient's size, by name, beside cross-entropy's."""
     figure, axes = panels(3, width=4.6)
     own = path_probabilities()
     for name, loss in _beside_cross_entropy(losses).items():
@@ -152,18 +111,7 @@ def plot_loss(losses: Mapping[str, Loss], *, num_classes: int = 10) -> Any:
 
 
 def plot_surface(losses: Mapping[str, Loss], *, num_classes: int = 10) -> Any:
-    """Loss and gradient over the probabilities of the true class and the largest other one.
-
-    Args:
-      losses: as of `plot_loss`.
-      num_classes: class count of the predictions, at least 3.
-
-    Returns:
-      A `matplotlib.figure.Figure`.
-
-    Raises:
-      EDLError: if matplotlib is not installed.
-    """
+    """Loss and gradient over the probabilities of the true class and of the largest other."""
     own, other, logits = runner_up_grid(num_classes)
     found = {name: respond(loss, logits) for name, loss in _beside_cross_entropy(losses).items()}
     figure, axes = panels(2 * len(found), columns=len(found), width=3.5, height=3.2)

@@ -7,14 +7,14 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import BrokenExecutor, Executor, Future
+from concurrent.futures import BrokenExecutor, Executor
 from typing import Any
 
 from tqdm import tqdm
 
 from edl_jax.errors import EDLError, shortened
 from edl_jax.runs.folder import RunFolder, as_finite, open_run
-from edl_jax.studies.executors import InProcess, open_executor, register_parts, registered_parts
+from edl_jax.studies.executors import open_executor, register_parts, registered_parts
 from edl_jax.studies.grid import Point, plain, points, with_fields
 
 CELLS = "cells.jsonl"
@@ -71,56 +71,27 @@ def sweep(
     >>> [(row["epochs"], row["seed"], row["area"]) for row in rows]
     [(1, 0, 128), (1, 1, 128), (2, 0, 256), (2, 1, 256)]
     """
-    # Seeds outermost: what runs at the same time is not compiled twice at the same time.
-    cells = [({**point}, seed) for seed in seeds for point in points(grid)]
-    configs = {
-        _key(point, seed): with_fields(base, {**point, seed_field: seed}) for point, seed in cells
-    }
-    found: dict[str, Row] = {}
-    if folder is not None:
-        for row in folder.resume_rows(name=CELLS, check=lambda row: _check(row, measures)):
-            found[row["key"]] = row
-    missing = [(p, s) for p, s in cells if "error" in found.get(_key(p, s), {"error": ""})]
-
-    def keep(cell: tuple[Point, int], future: Future[Row]) -> None:
-        try:
-            given = future.result()
-        except BrokenExecutor as error:
-            raise EDLError(
-                f"a process that ran cells is gone ({shortened(error)}), perhaps for lack of "
-                "memory. What had ended is kept: the same command, with fewer processes "
-                "(--executor), resumes from there."
-            ) from error
-        except Exception as error:  # such as of a cluster that lost the cell too often
-            given = _failed(error)
-        key = _key(*cell)
-        row = {"key": key, **plain(cell[0]), "seed": cell[1], **plain(as_finite(given))}
-        _check(row, measures)
-        if folder is not None:
-            folder.append_rows([row], CELLS)
-        found[key] = row
-        bar.update()
-
+    cells: dict[str, tuple[Row, Any]] = {}
+    for seed in seeds:  # outermost: what runs at the same time is not compiled twice
+        for point in points(grid):
+            row = {"key": _key(point, seed), **plain(point), "seed": seed}
+            cells[row["key"]] = row, with_fields(base, {**point, seed_field: seed})
+    check = functools.partial(_check, measures=measures)
+    kept = [] if folder is None else folder.resume_rows(name=CELLS, check=check)
+    found: dict[str, Row] = {row["key"]: row for row in kept if "error" not in row}
+    missing = {key: config for key, (_, config) in cells.items() if key not in found}
     with (
         open_executor(executor) as pool,
+        contextlib.closing(_results(run, missing, pool)) as results,
         tqdm(total=len(missing), desc="cells", unit="cell", disable=not progress) as bar,
     ):
-        waiting = {}
-        try:
-            for cell in missing:
-                config = configs[_key(*cell)]
-                if isinstance(pool, InProcess):
-                    keep(cell, pool.submit(_attempt, run, config))
-                else:
-                    waiting[pool.submit(_attempt_packed, _packed(run, config))] = cell
-            # Looked at in turn: jobs of submitit are no futures of the standard library.
-            while waiting:
-                for future in [x for x in waiting if x.done()]:
-                    keep(waiting.pop(future), future)
-                time.sleep(0.05)
-        finally:
-            for future in waiting:
-                future.cancel()
+        for key, given in results:
+            row = {**cells[key][0], **plain(as_finite(given))}
+            check(row)
+            if folder is not None:
+                folder.append_rows([row], CELLS)
+            found[key] = row
+            bar.update()
     rows = [found[_key(point, seed)] for point in points(grid) for seed in seeds]
     failures = [row["error"] for row in rows if "error" in row]
     if failures and len(failures) == len(rows):
@@ -135,17 +106,10 @@ def sweeps_of(
     executor: Executor | str | None,
     progress: bool,
 ) -> Iterator[tuple[Callable[..., list[Row]], RunFolder | None]]:
-    """`sweep` for all sweeps of a study, in one run folder and on one executor; and the folder.
-
-    Args:
-      run_dir: the run folder, held until the end of the block; None for none.
-      identity: all that shapes the study's result, as JSON data.
-      executor: as of `sweep`.
-      progress: as of `sweep`.
-    """
+    """`sweep` for all sweeps of a study, on one executor and in one run folder; and the folder."""
     with contextlib.ExitStack() as stack:
         folder = None if run_dir is None else stack.enter_context(open_run(run_dir, identity))
-        pool = stack.enter_context(open_executor(executor))
+        pool = stack.enter_context(open_executor(executor)) or "1"
         yield functools.partial(sweep, executor=pool, folder=folder, progress=progress), folder
 
 
@@ -159,15 +123,41 @@ def _check(row: Row, measures: Sequence[str]) -> None:
             raise ValueError(f"{name} is {row[name]!r}")
 
 
-def _attempt(run: Callable[[Any], Row], config: Any) -> Row:
+def _results(
+    run: Callable[[Any], Row], configs: Mapping[str, Any], pool: Executor | None
+) -> Iterator[tuple[str, Row]]:
+    """Keys of cells and what they give, as they end."""
+    if pool is None:
+        for key, config in configs.items():
+            yield key, _attempt(run, config)
+        return
+    waiting = {}
     try:
-        return run(config)
-    except Exception as error:  # whatever it is, it is this cell's alone
-        return _failed(error)
+        for key, config in configs.items():
+            waiting[pool.submit(_attempt_packed, _packed(run, config))] = key
+        # Looked at in turn: jobs of submitit are no futures of the standard library.
+        while waiting:
+            for future in [x for x in waiting if x.done()]:
+                yield waiting.pop(future), _attempt(future.result)
+            time.sleep(0.05)
+    except BrokenExecutor as error:
+        raise EDLError(
+            f"a process that ran cells is gone ({shortened(error)}), perhaps for lack of memory. "
+            "What had ended is kept: the same command, with fewer processes (--executor), resumes "
+            "from there."
+        ) from error
+    finally:
+        for future in waiting:
+            future.cancel()
 
 
-def _failed(error: Exception) -> Row:
-    return {"error": f"{type(error).__name__}: {shortened(error)}"}
+def _attempt(run: Callable[..., Row], *arguments: Any) -> Row:
+    try:
+        return run(*arguments)
+    except BrokenExecutor:
+        raise
+    except Exception as error:  # this cell's alone; or a cluster lost the cell too often
+        return {"error": f"{type(error).__name__}: {shortened(error)}"}
 
 
 def _packed(run: Callable[[Any], Row], config: Any) -> bytes:

@@ -18,49 +18,32 @@ MEASURES = ("accuracy", "nll", "calibration_error")
 def measure_training(
     config: TrainConfig, *, test: bool, loss: Loss | None = None
 ) -> dict[str, Any]:
-    """Train once, and measure after the last epoch.
+    """Train once, and measure on test images, or on validation images, after the last epoch.
 
-    Args:
-      config: how to train.
-      test: whether on the test images; otherwise on the validation images, and nothing looks at
-        the test images.
-      loss: in place of the one that the configuration names.
-
-    Returns:
-      `accuracy`, `nll` and `calibration_error`; `diverged`, whether the training diverged, which
-      counts with the accuracy of guessing and no other metric; and `epochs`, the accuracy after
-      each epoch.
+    Gives `MEASURES`; `diverged`, with which a training counts with the accuracy of guessing and no
+    other metric; and `epochs`, the accuracy after each epoch. A loss replaces the configuration's.
     """
     rows: list[dict[str, Any]] = []
     kind, data = dataclasses.replace(config, seed=0), load_dataset(config.data)
     if loss is None:
         told = f"{describe(resolve_config_loss(config, data))} on {data.digest}"
-        train = _trainer(pickle.dumps(kind), told)
+        train = kept_trainer(pickle.dumps(kind), told)
     else:
         train = make_trainer(kind, loss=loss)
     try:
         (result,) = train([config.seed], report=rows.append, test=test)
         last = rows[-1]
         found = {x: getattr(result, f"test_{x}") if test else last[x] for x in MEASURES}
+        found["diverged"] = False
     except DivergedError:
-        found = {
-            "accuracy": 1 / data.num_classes,
-            "nll": None,
-            "calibration_error": None,
-            "diverged": True,
-        }
+        found = dict.fromkeys(MEASURES) | {"accuracy": 1 / data.num_classes, "diverged": True}
     # A training that diverged guesses in the epochs that it did not reach.
     epochs = [row["accuracy"] for row in rows] + [found["accuracy"]] * (config.epochs - len(rows))
-    return {"diverged": False, **found, "epochs": epochs}
+    return {**found, "epochs": epochs}
 
 
 @functools.lru_cache(maxsize=2)  # each holds compiled programs, which serve every seed
-def _trainer(pickled: bytes, told: str) -> Any:
+def kept_trainer(pickled: bytes, told: str) -> Any:
     """A trainer by its configuration, and by what its loss and data are, which may change."""
     del told
     return make_trainer(pickle.loads(pickled))
-
-
-def forget_trainers() -> None:
-    """Build the trainers of cells to come anew."""
-    _trainer.cache_clear()
