@@ -15,7 +15,7 @@ from edl_jax.studies import CompareConfig, compare, trainings
 from edl_jax.studies.compare import LOSS, comparison_table
 from edl_jax.studies.statistics import Sample
 from edl_jax.studies.tables import frame
-from edl_jax.studies.tuning import RATE, best_rate, next_rates
+from edl_jax.studies.trainings import RATE, best_rate, next_rates
 from tests.test_training import DIGITS
 
 TRAIN = dataclasses.replace(

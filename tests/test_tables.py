@@ -238,17 +238,9 @@ pair = functools.partial(PretrainConfig, network="pair", class_counts=(10,))
         ),
         (lambda seed, n: AblateConfig(num_seeds=n, pretrain=pair(seed=seed)), "num_seeds"),
         (lambda seed, n: CoverageConfig(num_seeds=n, train=TrainConfig(seed=seed)), "num_seeds"),
-        (lambda seed, n: DemoConfig(num_seeds=n + seed), "num_seeds"),
     ],
 )
 def test_no_seed_of_a_study_wraps(make, field):
     assert make(LAST - 4, 5)  # the last seed is the highest
     with pytest.raises(ConfigError, match=rf"\.{field} is \d+ with seeds from \d+ on; .*{LAST}"):
         make(LAST - 4, 6)
-
-
-def test_demo_refuses_a_loss_for_other_class_counts_before_it_evolves_one():
-    pair = PretrainConfig(network="pair", class_counts=(5,))
-    with pytest.raises(ConfigError, match=r"class_counts is \(5,\) .*expected \(10,\)"):
-        DemoConfig(pretrain=pair)
-    DemoConfig(pretrain=dataclasses.replace(pair, class_counts=(10,)))

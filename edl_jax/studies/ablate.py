@@ -21,16 +21,7 @@ from edl_jax.studies.figures import plot_curves
 from edl_jax.studies.grid import Grid, check_grid, points, with_fields
 from edl_jax.studies.statistics import METHOD, holm, rank_correlation
 from edl_jax.studies.sweep import Row, sweeps_of
-from edl_jax.studies.tables import (
-    Contrasts,
-    Frame,
-    Study,
-    asked,
-    contrast,
-    frame,
-    other_settings,
-    summary,
-)
+from edl_jax.studies.tables import Frame, Study, asked, contrast, frame, other_settings, summary
 from edl_jax.studies.trainings import measure_training
 from edl_jax.training import TrainConfig
 
@@ -58,9 +49,6 @@ class AblateConfig(Checked):
 
     All combinations are evolved from the same seeds, on the same pairs and from the same fresh
     networks as far as their numbers are the same. Differences are therefore paired by seed.
-
-    Raises:
-      ConfigError: naming the first field that cannot work, its value and what was expected.
     """
 
     grid: Grid = dataclasses.field(default_factory=lambda: {MUTATION: tuple(MUTATIONS)})
@@ -147,15 +135,13 @@ def ablate(
 
     Args:
       config: what to compare; the defaults if None.
-      run_dir: where cells are kept as they finish, and where the table and figures go; a cell
-        found there is not run again. Nothing is written by default.
+      run_dir: where cells, tables, figures and README.md are kept; a cell found there is not run
+        again. Nothing is written by default.
       executor: where evolutions run; see `sweep`.
       progress: whether to show progress bars.
 
     Raises:
-      ConfigError, DataError: if a strategy refuses the configuration, or the data cannot be used.
-      RunFolderError: if `run_dir` holds another study, is in use, is damaged or cannot be written.
-      EDLError: if a library that studies need is missing, or as `sweep`.
+      EDLError: naming what cannot be used: a field, the data, a loss, the run folder or a library.
     """
     config, run_dir = asked(config, AblateConfig, run_dir)
     identity: dict[str, Any] = {"ablate": as_json(config)}
@@ -163,16 +149,15 @@ def ablate(
     if parts := own_parts(*(cell.pretrain for cell in cells)):
         identity["parts"] = parts
     if config.downstream:
-        identity["data"] = [data.identity for data in _datasets(cells).values()]
+        identity["data"] = list(_data_identities(cells).values())
     with sweeps_of(run_dir, identity, executor, progress) as (run, folder):
         seeds = range(config.pretrain.seed, config.pretrain.seed + config.num_seeds)
-        options = {"seed_field": "pretrain.seed", "measures": (FINAL, AREA)}
-        rows = run(config.base(), config.grid, seeds, Cell.run, **options)
+        rows = run(config.base(), config.grid, seeds, Cell.run, seed_field="pretrain.seed")
         return _study(config, rows).written(folder)
 
 
-def _datasets(cells: Iterable[Cell]) -> dict[str, Any]:
-    """The data sets of the trainings, which the losses have to serve."""
+def _data_identities(cells: Iterable[Cell]) -> dict[str, Any]:
+    """The data sets of the trainings, by digest; the losses have to serve their classes."""
     found = {}
     for cell in cells:
         data, served = load_dataset(cell.train.data), cell.pretrain.class_counts  # pyright: ignore
@@ -181,11 +166,11 @@ def _datasets(cells: Iterable[Cell]) -> dict[str, Any]:
                 f"AblateConfig.pretrain.class_counts is {served} with network 'pair', and "
                 f"{data.name} has {data.num_classes} classes; expected ({data.num_classes},)."
             )
-        found[data.digest] = data
+        found[data.digest] = data.identity
     return found
 
 
-def contrasts(cells: Frame, grid: Sequence[str]) -> Contrasts:
+def contrasts(cells: Frame, grid: Sequence[str]) -> dict[str, Sequence[tuple[Any, Any]]]:
     """What is compared along each axis: `MUTATION_CONTRASTS`, else each value with the first."""
     found = {}
     for axis in grid:

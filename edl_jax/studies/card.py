@@ -25,11 +25,7 @@ _POINTS = (0.01, 0.1, 0.5, 0.9, 0.99)  # of the true class's probability
 
 @dataclasses.dataclass(frozen=True)
 class CardConfig(Checked):
-    """Which loss is looked at.
-
-    Raises:
-      ConfigError: for a name that is no loss's.
-    """
+    """Which loss is looked at."""
 
     loss: tyro.conf.Positional[str] = "edl"
     """The loss: a name that `edl losses` lists, or a loss file (.safetensors)."""
@@ -51,17 +47,12 @@ def card(
       run_dir: where the card and its figures are written. By default nothing is.
 
     Raises:
-      ConfigError, LossFileError: if the name or the file cannot be used.
-      RunFolderError: if `run_dir` belongs to another run, or cannot be written.
-      EDLError: if a library that studies need is not installed.
+      EDLError: naming what cannot be used: the loss, the run folder or a library.
     """
     config, run_dir = asked(config, CardConfig, run_dir)
     first = _loss(config.loss, CLASS_COUNTS[0])
-    with contextlib.ExitStack() as stack:
-        folder = None
-        if run_dir is not None:
-            identity = {"card": as_json(config), "loss": describe(first)}
-            folder = stack.enter_context(open_run(run_dir, identity))
+    identity = {"card": as_json(config), "loss": describe(first)}
+    with contextlib.nullcontext() if run_dir is None else open_run(run_dir, identity) as folder:
         return _card(config.loss, first).written(folder)
 
 

@@ -22,8 +22,14 @@ from edl_jax.studies.grid import Grid, Point, check_grid, points, with_fields
 from edl_jax.studies.statistics import METHOD
 from edl_jax.studies.sweep import Row, sweeps_of
 from edl_jax.studies.tables import Frame, Study, asked, contrast, frame, other_settings, summary
-from edl_jax.studies.trainings import MEASURES, kept_trainer, measure_training
-from edl_jax.studies.tuning import MAX_EXTENSIONS, RATE, tune
+from edl_jax.studies.trainings import (
+    MAX_EXTENSIONS,
+    MEASURES,
+    RATE,
+    kept_trainer,
+    measure_training,
+    tune,
+)  # fmt: skip
 from edl_jax.training import TrainConfig
 from edl_jax.training.training import resolve_config_loss
 
@@ -38,9 +44,6 @@ class CompareConfig(Checked):
     Everything but the loss, and its learning rate where one is looked for, is the same for all:
     recipe, data, seeds (so initial weights, data order and augmentation). The differences are
     therefore paired by seed.
-
-    Raises:
-      ConfigError: naming the first field that cannot work, its value and what was expected.
     """
 
     losses: Annotated[tuple[str, ...], MinLen(1), Distinct()] = ("cross_entropy", "edl")
@@ -128,15 +131,13 @@ def compare(
 
     Args:
       config: what to compare; the defaults if None.
-      run_dir: where cells are kept as they finish, and at the end the table, figures and README.md;
-        a cell found there is not run again. Nothing is written by default.
+      run_dir: where cells, tables, figures and README.md are kept; a cell found there is not run
+        again. Nothing is written by default.
       executor: where trainings run; see `sweep`.
       progress: whether to show progress bars.
 
     Raises:
-      ConfigError, DataError, LossFileError: if a name, the data or a file cannot be used.
-      RunFolderError: if `run_dir` holds another study, is in use, is damaged or cannot be written.
-      EDLError: if a library that studies need is missing, or as `sweep`.
+      EDLError: naming what cannot be used: a field, the data, a loss, the run folder or a library.
     """
     config, run_dir = asked(config, CompareConfig, run_dir)
     kept_trainer.cache_clear()  # the code of the user's own losses may have changed
@@ -153,12 +154,11 @@ def compare(
     first = config.train.seed
     seeds = range(first, first + config.num_seeds)
     tuning_seeds = range(seeds.stop, seeds.stop + config.tuning_seeds)
-    options = {"seed_field": "train.seed", "measures": MEASURES}
     with sweeps_of(run_dir, identity, executor, progress) as (sweep, folder):
 
         def run(cells: Sequence[Point], seeds: Sequence[int], split: str) -> list[Row]:
             cells = [{**cell, SPLIT: split} for cell in cells]
-            return sweep(config.base(), cells, seeds, Cell.run, **options)
+            return sweep(config.base(), cells, seeds, Cell.run, seed_field="train.seed")
 
         cells = [{**setting, LOSS: name} for setting in settings for name in names]
         tuned: list[Row] = []

@@ -31,11 +31,7 @@ DISTANCES = {"coverage": "share of outputs covered", "mmd": "squared maximum mea
 
 @dataclasses.dataclass(frozen=True)
 class CoverageConfig(Checked):
-    """Which trainings are watched, when, and what they are compared with.
-
-    Raises:
-      ConfigError: naming the first field that cannot work, its value and what was expected.
-    """
+    """Which trainings are watched, when, and what they are compared with."""
 
     losses: Annotated[tuple[str, ...], MinLen(1), Distinct()] = ("cross_entropy", "edl")
     """Losses to train with, each named as in TrainConfig.loss."""
@@ -97,16 +93,13 @@ def coverage(
 
     Args:
       config: what to record and compare; the defaults if None.
-      run_dir: where cells, the table and the figure are kept; a training found there is not run
+      run_dir: where cells, tables, figures and README.md are kept; a cell found there is not run
         again. Nothing is written by default.
       executor: where trainings run; see `sweep`.
       progress: whether to show progress bars.
 
     Raises:
-      ConfigError, DataError, LossFileError: if a name, the data or a file cannot be used.
-      InputError: if the evolved loss is for another class count than the data's.
-      RunFolderError: if `run_dir` holds another study, is in use, is damaged or cannot be written.
-      EDLError: if a library that studies need is missing, or as `sweep`.
+      EDLError: naming what cannot be used: a field, the data, a loss, the run folder or a library.
     """
     config, run_dir = asked(config, CoverageConfig, run_dir)
     dataset, evolved = load_dataset(config.train.data), _evolved(config)

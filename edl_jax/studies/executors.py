@@ -14,7 +14,7 @@ from edl_jax.errors import ConfigError, EDLError, shortened
 from edl_jax.losses import LOSSES
 from edl_jax.objective import MARGINS, SEVERITIES
 from edl_jax.strategies import MUTATIONS, STRATEGIES
-from edl_jax.studies.figures import check_installed
+from edl_jax.studies.figures import check_libraries
 
 _TABLES: Any = (DATASETS, LOSSES, MARGINS, MUTATIONS, SEVERITIES, STRATEGIES)
 _ONE_THREAD = {
@@ -71,7 +71,7 @@ def _default_processes() -> int:
 
 @contextlib.contextmanager
 def _processes(count: int) -> Iterator[Executor]:
-    check_installed("loky", extra="studies")
+    check_libraries("loky")
     from loky import ProcessPoolExecutor
 
     # Unlike the standard library's, its processes do not run the user's script again, are given an
@@ -97,7 +97,7 @@ def _leave_signals() -> None:
 
 @contextlib.contextmanager
 def _dask(address: str) -> Iterator[Executor]:
-    check_installed("distributed", extra="cluster")
+    check_libraries("distributed", extra="cluster")
     from distributed import Client
 
     try:

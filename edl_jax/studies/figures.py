@@ -1,7 +1,6 @@
 """How all figures look and are written, and those of single runs; matplotlib loads when used."""
 
 import importlib
-import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,29 +28,24 @@ def line_styles() -> Any:
     return 11 * cycler(color=_COLORS, linestyle=_DASHES) + 7 * cycler(marker=_MARKERS)
 
 
-def check_installed(module: str, *, extra: str) -> None:
-    """Refuse to go on without a module of an extra."""
-    if importlib.util.find_spec(module) is None:
-        raise EDLError(f'this needs {module}: pip install "edl_jax[{extra}]"')
-
-
-def check_libraries(*names: str) -> None:
-    """Refuse to begin what would fail at its figures, or at the end for want of other modules."""
-    for name in ("matplotlib", *names):
-        check_installed(name, extra="studies" if names else "plots")
-    try:
-        importlib.import_module("matplotlib")
-    except ValueError as error:  # of MPLBACKEND
-        raise EDLError(
-            f"this needs matplotlib, which cannot be loaded ({shortened(error)}): unset MPLBACKEND."
-        ) from error
+def check_libraries(*names: str, extra: str = "studies") -> None:
+    """Refuse to begin what needs modules of an extra, or else matplotlib, and cannot have them."""
+    for name in names or ("matplotlib",):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise EDLError(f'this needs {name}: pip install "edl_jax[{extra}]"') from error
+        except ValueError as error:  # of MPLBACKEND
+            raise EDLError(
+                f"this needs {name}, which cannot be loaded ({shortened(error)}): unset MPLBACKEND."
+            ) from error
 
 
 def panels(
     count: int, *, columns: int = 3, width: float = 5.2, height: float = 3.8
 ) -> tuple[Any, list[Any]]:
     """A figure with so many axes, row by row, of a width and height in inches each."""
-    check_libraries()
+    check_libraries(extra="plots")
     from matplotlib.figure import Figure
 
     columns = min(columns, count)
@@ -137,16 +131,15 @@ def plot_evolution(history: Mapping[str, np.ndarray], held_out: Mapping[str, np.
     """Fitness, held-out pairwise accuracy and step size, of a `PretrainResult`."""
     figure, (left, middle, right) = panels(3, width=4.2)
     generations = np.arange(1, len(history["best_fitness"]) + 1)
-    for name in ("best", "mean"):
-        left.plot(generations, history[f"{name}_fitness"], marker="", label=name)
-    left.set(yscale="log", title="Fitness on fresh pairs (lower is better)")
+    left.plot(generations, history["best_fitness"], marker="", label="best")
+    left.plot(generations, history["mean_fitness"], marker="", label="mean")
     left.legend()
+    left.set(yscale="log", title="Fitness on fresh pairs (lower is better)")
     middle.plot(1 + held_out["generation"], held_out["pairwise_accuracy"], markersize=4)
     middle.set(title="Pairwise accuracy of the best, held-out pairs")
     right.plot(generations, history["step_size"], marker="")
     right.set(yscale="log", title="Mutation step size (standard deviation)")
-    for axis in (left, middle, right):
-        axis.set_xlabel("generation")
+    figure.supxlabel("generation")
     return figure
 
 

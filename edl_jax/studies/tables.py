@@ -71,7 +71,7 @@ def asked(
     config: Config | None, kind: type[Config], run_dir: str | os.PathLike[str] | None
 ) -> tuple[Config, Path | None]:
     """What a study is asked for, refused before any work if it cannot be."""
-    check_libraries("pandas", "statsmodels")
+    check_libraries("matplotlib", "pandas", "statsmodels")
     return config_or_default(config, kind), None if run_dir is None else user_path(run_dir)
 
 
