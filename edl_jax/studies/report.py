@@ -17,49 +17,30 @@ from edl_jax.runs.folder import writing
 from edl_jax.runs.storage import check_regular, user_path, write_atomically
 from edl_jax.studies.figures import PAGE, check_libraries
 
-_PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8">
+_HEAD = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>Report</title>
 <meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>Report</title><style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: auto; padding: 0 1rem; }}
-section {{ border-top: 2px solid #888; overflow-x: auto; }}
-th, td {{ border-bottom: 1px solid #bbb; padding: 0.25rem 0.6rem; }}
-img {{ max-width: 100%; }}
-</style></head><body><ol>{entries}</ol>
-{sections}
-</body></html>
-"""
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'"><style>
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: auto; padding: 0 1rem; }
+section { border-top: 2px solid #888; overflow-x: auto; }
+th, td { border-bottom: 1px solid #bbb; padding: 0.25rem 0.6rem; }
+img { max-width: 100%; }
+</style></head><body>"""
 
 
 def write_report(runs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> None:
-    """Write one HTML page about run folders with a README.md, or that hold such folders."""
+    """Write one HTML page about run folders, each with the README.md of a finished command."""
     if not runs:
         raise ConfigError("runs is empty; expected one or more run folders.")
     check_libraries("markdown_it")
-    out = user_path(out)
-    folders = [folder for run in runs for folder in _runs_in(user_path(run))]
-    entries, sections = "", []
-    for i, folder in enumerate(folders):
-        entries += f'<li><a href="#run-{i}">{html.escape(str(folder))}</a></li>'
-        sections.append(f'<section id="run-{i}">{_rendered(folder)}</section>')
+    out, folders = user_path(out), [user_path(run) for run in runs]
+    entries, sections = [], []
+    for index, folder in enumerate(folders):
+        entries.append(f'<li><a href="#run-{index}">{html.escape(str(folder))}</a></li>')
+        sections.append(f'<section id="run-{index}">{_rendered(folder)}</section>')
+    page = [_HEAD, "<ol>", *entries, "</ol>", *sections, "</body></html>\n"]
     with writing(out.name, out.parent):
-        page = _PAGE.format(entries=entries, sections="\n".join(sections))
-        write_atomically(out, page.encode())
-
-
-def _runs_in(folder: Path) -> list[Path]:
-    try:
-        found = [x for x in (folder, *sorted(folder.iterdir())) if (x / PAGE).exists()]
-        why = f"holds no {PAGE}"
-    except OSError as error:
-        found, why = [], f"cannot be read ({error.strerror})"
-    if not found:
-        raise RunFolderError(
-            f"{folder} {why}; expected the run folder of a finished command. Give that command "
-            "again to finish it, or leave the folder out."
-        )
-    return found[:1] if found[0] == folder else found
+        write_atomically(out, "\n".join(page).encode())
 
 
 def _rendered(folder: Path) -> str:
@@ -86,6 +67,6 @@ def _bytes(folder: Path, name: str) -> bytes:
         return path.read_bytes()
     except (OSError, ValueError) as error:
         raise RunFolderError(
-            f"{folder} is damaged: {name} cannot be read ({error}). Give the run's command again "
-            "to write it anew, or leave the folder out."
+            f"{name} cannot be read in {folder} ({error}); expected the run folder of a finished "
+            "command. Give that command again to write it anew, or leave the folder out."
         ) from error
