@@ -57,7 +57,7 @@ def test_a_summary_and_its_words():
     assert table["x_std"][2] == pytest.approx(1)
     assert markdown(table.iloc[2:3]) == (
         "| loss | size | n | x (mean ± std) |\n"
-        "| --- | ---: | ---: | ---: |\n"
+        "| --- | --- | --- | --- |\n"
         "| b | 1 | 3 | 11.1 ± 1.0 |"
     )
     assert summary(frame(ROWS), [], ["x"])["n"].tolist() == [18]
@@ -67,7 +67,7 @@ def test_a_contrast_pairs_by_seed_within_a_setting():
     rows = [dict(row) for row in ROWS]
     rows[6]["x"] += 0.2  # or all differences would be the same
     rows[7] = {**rows[7], "error": "it failed"}
-    table = contrast(frame(rows, ["loss"]), ["loss", "size"], {"x": {"loss": [("b", "a")]}})
+    table = contrast(frame(rows, ["loss"]), ["loss", "size"], [("x", "loss", [("b", "a")])])
     first, second = table.to_dict("records")
     assert (first["size"], first["value"], first["baseline"], first["n"]) == (1, "b", "a", 2)
     assert first["difference_mean"] == pytest.approx(10.2)
@@ -75,9 +75,9 @@ def test_a_contrast_pairs_by_seed_within_a_setting():
     assert second["difference_mean"] == pytest.approx(10.1 - 0.5 / 3)
     assert second["p"] < 0.01
     assert second["verdict"] == "higher"
-    none = contrast(frame(rows), ["loss", "size"], {"x": {"loss": [("d", "a")]}})
+    none = contrast(frame(rows), ["loss", "size"], [("x", "loss", [("d", "a")])])
     assert not len(none)
-    same = contrast(frame(ROWS), ["loss", "size"], {"x": {"loss": [("c", "b")]}})
+    same = contrast(frame(ROWS), ["loss", "size"], [("x", "loss", [("c", "b")])])
     assert same["verdict"][0] == "not tested"
 
 
@@ -103,11 +103,11 @@ def test_cells_of_a_table():
     assert readable(table).to_dict("records") == [
         {
             **{"loss": "a|b", "x (mean ± std)": "12.345 ± 0.057", "95 % interval": "-1.0 to 2.5"},
-            **{"p": "< 0.001", "best": "yes"},
+            **{"p": "< 0.001", "best": "True"},
         },
         {
             **{"loss": "c\nd", "x (mean ± std)": "—", "95 % interval": "—"},
-            **{"p": "0.031", "best": "no"},
+            **{"p": "0.031", "best": "False"},
         },
     ]
     assert "| a\\|b | 12.345" in markdown(table)

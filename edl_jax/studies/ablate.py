@@ -21,7 +21,16 @@ from edl_jax.studies.figures import plot_curves
 from edl_jax.studies.grid import Grid, check_grid, points, with_fields
 from edl_jax.studies.statistics import METHOD, holm, rank_correlation
 from edl_jax.studies.sweep import Row, sweeps_of
-from edl_jax.studies.tables import Frame, Study, asked, contrast, frame, other_settings, summary
+from edl_jax.studies.tables import (
+    Frame,
+    Pairs,
+    Study,
+    asked,
+    contrast,
+    frame,
+    other_settings,
+    summary,
+)
 from edl_jax.studies.trainings import measure_training
 from edl_jax.training import TrainConfig
 
@@ -170,7 +179,7 @@ def _data_identities(cells: Iterable[Cell]) -> dict[str, Any]:
     return found
 
 
-def contrasts(cells: Frame, grid: Sequence[str]) -> dict[str, Sequence[tuple[Any, Any]]]:
+def contrasts(cells: Frame, grid: Sequence[str]) -> dict[str, Pairs]:
     """What is compared along each axis: `MUTATION_CONTRASTS`, else each value with the first."""
     found = {}
     for axis in grid:
@@ -185,8 +194,8 @@ def _study(config: AblateConfig, rows: list[Row]) -> Study:
     by = list(config.grid)
     cells = frame(rows, by)
     pairs = contrasts(cells, by)
-    ranked = {axis: found for axis, found in pairs.items() if axis not in _OWN_OBJECTIVE}
-    wanted = {FINAL: ranked, AREA: ranked}
+    ranked = [axis for axis in by if axis not in _OWN_OBJECTIVE]
+    wanted = [(name, axis, pairs[axis]) for name in (FINAL, AREA) for axis in ranked]
     measures = [FINAL, AREA, "pairwise_accuracy"]
     notes = [
         f"Evolutions on synthetic pairs alone, seeds {config.pretrain.seed} to "
@@ -200,7 +209,7 @@ def _study(config: AblateConfig, rows: list[Row]) -> Study:
     if config.downstream:
         cells[ACCURACY] = 100 * cells[ACCURACY].astype(float)
         measures.append(ACCURACY)
-        wanted[ACCURACY] = pairs
+        wanted += [(ACCURACY, axis, pairs[axis]) for axis in by]
         notes.append(f"Trainings, accuracy on validation images. {other_settings(config.train)}")
     title = "Each combination over its seeds (violated margins: lower is better)"
     tables = {title: summary(cells, by, measures)}

@@ -217,7 +217,7 @@ def comparison_table(cells: Frame, by: list[str]) -> Frame:
     first, *others = cells[LOSS].unique()
     table = summary(cells, [*by, RATE] if RATE in cells else by, ["accuracy"])
     table["diverged"] = cells.groupby(by, sort=False, dropna=False)["diverged"].sum().to_numpy()
-    tests = contrast(cells, by, {"accuracy": {LOSS: [(name, first) for name in others]}})
+    tests = contrast(cells, by, [("accuracy", LOSS, [(name, first) for name in others])])
     if len(tests):
         tests = tests.rename(columns={"value": LOSS})
         tests = tests.drop(columns=["axis", "baseline", "measure", "n"])

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 from flax.traverse_util import flatten_dict
 
 from edl_jax.checked import config_or_default
@@ -18,8 +17,7 @@ from edl_jax.studies.statistics import compare_paired, holm, verdict
 
 Config = TypeVar("Config")
 Frame = Any  # a pandas.DataFrame, whose stubs refuse half of what it can do
-ABSENT = "—"
-Contrasts = Mapping[str, Sequence[tuple[Any, Any]]]  # by column: (a value, what it is compared to)
+Pairs = Sequence[tuple[Any, Any]]  # values of a column, each with the one it is compared to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,43 +92,33 @@ def summary(cells: Frame, by: Sequence[str], measures: Sequence[str]) -> Frame:
 
     rows = []
     for setting, group in _groups(cells, by):
-        values = group[list(measures)].astype(float)
-        row = {**setting, "n": len(group)}
-        for name in measures:
-            row |= {f"{name}_mean": values[name].mean(), f"{name}_std": values[name].std()}
-        rows.append(row)
+        found = group[list(measures)].astype(float).agg(["mean", "std"])
+        row = {f"{name}_{what}": found.loc[what, name] for name in measures for what in found.index}
+        rows.append({**setting, "n": len(group), **row})
     return pd.DataFrame(rows)
 
 
-def contrast(cells: Frame, by: Sequence[str], wanted: Mapping[str, Contrasts]) -> Frame:
+def contrast(cells: Frame, by: Sequence[str], wanted: Sequence[tuple[str, str, Pairs]]) -> Frame:
     """Differences paired by seed, with a verdict each; p is corrected for all tests of the table.
 
-    Args:
-      cells: from `frame`.
-      by: the columns that tell settings apart.
-      wanted: by measure, a column, and then by one of `by`, pairs of its values: which is compared
-        with which, in every setting of the other columns in which both are.
-
-    Returns:
-      A row for each measure, pair and setting; `low` and `high` are ends of the 95 % interval.
+    `wanted` holds measures, columns of `by` and pairs of their values, which are compared in every
+    setting of the other columns in which both are. `low` and `high` end a 95 % interval.
     """
     import pandas as pd
 
     rows, tests = [], []
-    for measure, contrasts in wanted.items():
-        for axis, pairs in contrasts.items():
-            for setting, group in _groups(cells, [name for name in by if name != axis]):
-                sides = group.pivot(index="seed", columns=axis, values=measure).astype(float)
-                for value, baseline in pairs:
-                    if value not in sides or baseline not in sides:
-                        continue
-                    both = sides[[value, baseline]].dropna().to_numpy()
-                    tests.append(compare_paired(*both.T))
-                    n, mean, std, low, high = tests[-1].difference
-                    row = {"measure": measure, **setting, "axis": axis.rpartition(".")[2]}
-                    row |= {"value": value, "baseline": baseline, "n": n}
-                    row |= {"difference_mean": mean, "difference_std": std}
-                    rows.append({**row, "low": low, "high": high})
+    for measure, axis, pairs in wanted:
+        for setting, group in _groups(cells, [name for name in by if name != axis]):
+            sides = group.pivot(index="seed", columns=axis, values=measure).astype(float)
+            for value, baseline in pairs:
+                if value not in sides or baseline not in sides:
+                    continue
+                test = compare_paired(*sides[[value, baseline]].dropna().to_numpy().T)
+                tests.append(test)
+                row = {"measure": measure, **setting, "axis": axis.rpartition(".")[2]}
+                row |= {"value": value, "baseline": baseline, "n": test.difference.n}
+                row |= {f"difference_{x}": getattr(test.difference, x) for x in ("mean", "std")}
+                rows.append({**row, "low": test.difference.low, "high": test.difference.high})
     for row, test, p in zip(rows, tests, holm([test.p for test in tests]), strict=True):
         row |= {"p": p, "verdict": verdict(test.difference.mean, p, test.detectable)}
     return pd.DataFrame(rows)
@@ -147,7 +135,7 @@ def readable(table: Frame) -> Frame:
     found: dict[str, list[str]] = {}
     for name in table.columns:
         column = table[name]
-        if name == "high" or name.endswith("_std") or (len(column) and column.isna().all()):
+        if name == "high" or name.endswith("_std") or column.isna().all():
             continue
         heading, shown = name.rpartition(".")[2].replace("_", " "), list(map(_text, column))
         if name.endswith("_mean"):
@@ -164,11 +152,9 @@ def readable(table: Frame) -> Frame:
 
 
 def markdown(table: Frame) -> str:
-    """A table as Markdown, with `readable` columns; numbers are set to the right."""
+    """A table as Markdown, with `readable` columns."""
     shown = readable(table)
-    lines = [list(shown.columns), *shown.to_numpy().tolist()]
-    is_number = [all(x[:1] in "+-−—<0123456789" for x in shown[name]) for name in shown.columns]
-    lines.insert(1, ["---:" if right else "---" for right in is_number])
+    lines = [list(shown), ["---"] * shown.shape[1], *shown.to_numpy().tolist()]
     return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
 
 
@@ -191,10 +177,8 @@ def _groups(cells: Frame, by: Sequence[str]) -> list[tuple[dict[str, Any], Any]]
 
 def _text(value: Any) -> str:
     if value is None or value != value:
-        return ABSENT
-    if isinstance(value, bool | np.bool_):
-        return "yes" if value else "no"
-    return f"{value:.4g}" if isinstance(value, float | np.floating) else str(value)
+        return "—"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)  # as NumPy's float64 is
 
 
 def _rounded(form: str, width: float, *numbers: float) -> str:
