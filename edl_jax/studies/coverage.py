@@ -109,12 +109,9 @@ def coverage(
         name: resolve_config_loss(dataclasses.replace(config.train, loss=name), dataset)
         for name in config.losses
     }
-    identity = {
-        "coverage": as_json(config),
-        "data": dataset.identity,
-        "losses": {name: describe(loss) for name, loss in trained.items()},
-        "evolved": describe(evolved),
-    }
+    identity = {"coverage": as_json(config), "data": dataset.identity}
+    identity["losses"] = {name: describe(loss) for name, loss in trained.items()}
+    identity["evolved"] = describe(evolved)
     with sweeps_of(run_dir, identity, executor, progress) as (run, folder):
         seeds = range(config.train.seed, config.train.seed + config.num_seeds)
         grid = {"train.loss": config.losses}
@@ -135,14 +132,12 @@ def _evolved(config: CoverageConfig) -> EvolvedLoss:
 def _study(config: CoverageConfig, dataset: Any, rows: list[Row]) -> Study:
     references, fresh = draw_references(config.num_synthetic, dataset.num_classes, config.mixture)
     names = short_names(config.losses)
-    control = compare_outputs(fresh, references, _evolved(config))
-    outputs = [
-        {"loss": names[row["train.loss"]], "seed": row["seed"], **output}
-        for row in rows
-        for output in row.get("outputs", ())
-    ]
     mine = {"loss": CONTROL, "seed": 0, "part": "", "epoch": ""}
-    cells = frame([*({**mine, **row} for row in control), *outputs])
+    found = [mine | row for row in compare_outputs(fresh, references, _evolved(config))]
+    for row in rows:
+        head = {"loss": names[row["train.loss"]], "seed": row["seed"]}
+        found += [head | output for output in row.get("outputs", ())]
+    cells = frame(found)
     caption = (
         "Outputs as the loss sees them beside the synthetic mixture (black) and each regime, mean "
         "over the seeds; dotted: fresh pairs of the mixture, what chance alone does."
@@ -153,19 +148,15 @@ def _study(config: CoverageConfig, dataset: Any, rows: list[Row]) -> Study:
         f"{config.num_outputs} outputs of train images, augmented and with the statistics of the "
         "batch, and of held-out images, after the epochs of the table.",
         f"{config.num_synthetic} synthetic pairs of the mixture and of each regime. Coverage: "
-        "share of the outputs inside the support of the pairs. Both distances are those of "
-        "`edl_jax.studies.outputs`; the nearest regime is that of the least mmd.",
-        f"Pairwise accuracy, violated margins and the gradient beside cross-entropy's are those of "
+        "share of the outputs inside the support of the pairs. The nearest regime: of the least "
+        "mmd.",
+        "Pairwise accuracy, violated margins and the gradient beside cross-entropy's are those of "
         f"{config.evolved} on the outputs.",
         other_settings(config, but=["losses", "train.loss"]),
     ]
-    return Study(
-        "Coverage of real outputs by synthetic pairs",
-        notes,
-        {"Outputs of trainings beside the synthetic mixture": overview(cells)},
-        {"distances": (caption, _plot(cells))},
-        rows,
-    )
+    tables = {"Outputs of trainings beside the synthetic mixture": overview(cells)}
+    figures = {"distances": (caption, _plot(cells))}
+    return Study("Coverage of real outputs by synthetic pairs", notes, tables, figures, rows)
 
 
 def overview(cells: Frame) -> Frame:

@@ -24,7 +24,6 @@ from edl_jax.training.steps import AXIS
 from edl_jax.training.training import resolve_config_loss
 
 MIXTURE = "mixture"
-PARTS = ("train", "held_out")
 RANKING = ("pairwise_accuracy", "violated_margins", "gradient_ratio")
 _NEIGHBOURS = 3
 _LEAST_PROBABILITY = 1e-6  # below it, and above 1 minus it, pairs count as equally sure
@@ -33,21 +32,20 @@ _LEAST_PROBABILITY = 1e-6  # below it, and above 1 minus it, pairs count as equa
 def record(
     train: TrainConfig, *, epochs: Sequence[int], num_outputs: int
 ) -> dict[int, dict[str, Pairs]]:
-    """Outputs of one training after some epochs: "train" as the loss sees them, and "held_out".
+    """Outputs of one training by epoch and split, of the same images for every epoch and seed.
 
-    The same images at every epoch and for every seed: train images in whole batches, augmented and
-    with the statistics of the batch; validation images where there are any, else test images.
+    Of train images they are as the loss sees them: in whole batches, augmented and with the
+    statistics of the batch. Held-out images are of "val", or of "test" where there are none.
     """
-    dataset = load_dataset(train.data)
-    functions = make_train(train, dataset, resolve_config_loss(train, dataset), device_mesh(AXIS))
+    data = load_dataset(train.data)
+    functions = make_train(train, data, resolve_config_loss(train, data), device_mesh(AXIS))
+    whole = min(num_outputs, len(data.train_labels)) // train.batch_size
     held_out = "val" if train.data.val_examples else "test"
-    whole = min(num_outputs, len(dataset.train_labels)) // train.batch_size
-    counts = {"train": max(whole, 1) * train.batch_size, held_out: num_outputs}
-    labels = {split: getattr(dataset, f"{split}_labels") for split in counts}
-    rows = {
-        split: np.random.default_rng(0).permutation(len(labels[split]))[:count]
-        for split, count in counts.items()
-    }
+    rows, labels = {}, {}
+    for split, count in (("train", max(whole, 1) * train.batch_size), (held_out, num_outputs)):
+        every = getattr(data, f"{split}_labels")
+        rows[split] = np.random.default_rng(0).permutation(len(every))[:count]
+        labels[split] = every[rows[split]]
     key_init, key = jax.random.split(jax.random.key(train.seed))
     state, found = functions.init(key_init), {}
     for epoch in range(epochs[-1] + 1):
@@ -56,11 +54,8 @@ def record(
             if np.any(jax.device_get(state.failed_step) >= 0):
                 raise DivergedError(f"training diverged in epoch {epoch}; lower the learning rate.")
         if epoch in epochs:
-            logits = {split: functions.outputs(state, key, split, rows[split]) for split in counts}
-            found[epoch] = {
-                part: _pairs(logits[split], labels[split][rows[split]])
-                for part, split in zip(PARTS, counts, strict=True)
-            }
+            logits = {split: functions.outputs(state, key, split, rows[split]) for split in rows}
+            found[epoch] = {split: _pairs(x, labels[split]) for split, x in logits.items()}
     return found
 
 
@@ -71,19 +66,13 @@ def _pairs(logits: np.ndarray, labels: np.ndarray) -> Pairs:
 
 
 @functools.lru_cache(maxsize=2)
-def draw_references(
-    num_pairs: int, num_classes: int, mixture: Mixture
-) -> tuple[dict[str, Pairs], Pairs]:
-    """Pairs of the mixture and of each regime, by name, and fresh ones of the mixture, a control.
-
-    Always the same, and as many of each.
-    """
+def draw_references(count: int, num_classes: int, mixture: Mixture) -> tuple[Any, Pairs]:
+    """Always the same pairs: of the mixture and of each regime, by name; and fresh, a control."""
     keys = jax.random.split(jax.random.key(0), 3)
     draw = functools.partial(sample_pairs, num_classes=num_classes)
-    mixed, fresh = (jax.device_get(draw(key, num_pairs, mixture=mixture)) for key in keys[:2])
-    # Equal weights: exactly as many of each regime.
-    pool = jax.device_get(draw(keys[2], num_pairs * len(REGIMES)))
-    regimes: dict[str, Any] = {
+    mixed, fresh = (jax.device_get(draw(key, count, mixture=mixture)) for key in keys[:2])
+    pool = jax.device_get(draw(keys[2], count * len(REGIMES)))  # exactly as many of each
+    regimes = {
         name: jax.tree.map(lambda x, index=index: x[pool.regimes == index], pool)
         for index, name in enumerate(REGIMES)
     }
@@ -95,24 +84,18 @@ def compare_outputs(
 ) -> list[dict[str, Any]]:
     """A row for each reference: `coverage`, the share of pairs inside its support, and `mmd`.
 
-    The mixture's row has also `correct`, the share of pairs whose true class is the most probable
-    one, and the evolved loss's ranking metrics.
+    The first one's, the mixture's, has also `correct`, the share of pairs whose true class is the
+    most probable one, and the evolved loss's ranking metrics.
     """
+    points, rows = coordinates(pairs), []
     supports = {name: coordinates(reference) for name, reference in references.items()}
     # The usual width, and one for all, so that the discrepancies can be compared.
     width = float(np.median(scipy.spatial.distance.pdist(supports[MIXTURE])))
-    points = coordinates(pairs)
-    rows: list[dict[str, Any]] = [
-        {
-            "reference": name,
-            "coverage": float(is_covered(points, support).mean()),
-            "mmd": mmd(points, support, width),
-        }
-        for name, support in supports.items()
-    ]
-    (mixture,) = (row for row in rows if row["reference"] == MIXTURE)
-    mixture["correct"] = float((pairs.probabilities.argmax(-1) == pairs.labels).mean())
-    mixture |= as_finite(rank_outputs(pairs, evolved))
+    for name, support in supports.items():
+        covered = float(is_covered(points, support).mean())
+        rows.append({"reference": name, "coverage": covered, "mmd": mmd(points, support, width)})
+    rows[0]["correct"] = float((pairs.probabilities.argmax(-1) == pairs.labels).mean())
+    rows[0] |= as_finite(rank_outputs(pairs, evolved))
     return rows
 
 
@@ -129,11 +112,10 @@ def rank_outputs(pairs: Pairs, loss: EvolvedLoss) -> dict[str, float]:
 
 
 def coordinates(pairs: Pairs) -> np.ndarray:
-    """Where pairs lie, `[num_pairs, 3]` float64 in nats: distances are meant in this space.
+    """Where pairs lie, `[num_pairs, 3]` float64 in nats: the space of all distances.
 
-    The logits `log p - log(1 - p)` of the true class's and of the largest other probability, held
-    in [1e-6, 1 - 1e-6], and the entropy. Logits, because a probability of 0.001 and one of 0.1 are
-    not close to each other for a loss.
+    The logits of the true class's and of the largest other probability (0.001 and 0.1 are not close
+    to each other for a loss), and the entropy.
     """
     p = np.asarray(pairs.probabilities, np.float64)
     is_label = np.arange(p.shape[-1]) == np.asarray(pairs.labels)[:, None]
