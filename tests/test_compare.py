@@ -333,10 +333,10 @@ def test_static_stands_for_the_losses_without_parameters_and_margins():
         ),
         ({"learning_rates": (0.1,)}, "expected two or more"),
         ({"learning_rates": (0.1, -0.1)}, r"learning_rate is -0\.1"),
-        ({"learning_rates": (0.1, 0.2), "train": DIGITS}, r"expected train\.data\.val_examples"),
+        ({"learning_rates": (0.1, 0.2), "train": DIGITS}, r"0 of train\.data\.val_examples; exp"),
         ({"tuning_seeds": 0}, "tuning_seeds is 0"),
         ({"split": "train"}, "split is 'train'; expected one of test, val"),
-        ({"split": "val", "train": DIGITS}, r"expected train\.data\.val_examples"),
+        ({"split": "val", "train": DIGITS}, r"0 of train\.data\.val_examples; expected"),
     ],
 )
 def test_config_refuses(change, message):

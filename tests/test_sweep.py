@@ -19,8 +19,7 @@ from edl_jax.errors import ConfigError, EDLError, RunFolderError
 from edl_jax.runs.folder import RunFolder
 from edl_jax.studies.ablate import AblateConfig
 from edl_jax.studies.executors import open_executor
-from edl_jax.studies.grid import Grid, points, with_fields
-from edl_jax.studies.sweep import CELLS, sweep
+from edl_jax.studies.sweep import CELLS, Grid, points, sweep, with_fields
 
 BASE = TrainConfig(data=DataConfig(name="digits"))
 GRID = {"batch_size": (8, 16), "augmentation.cutout": (0, 2)}

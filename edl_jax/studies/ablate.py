@@ -18,9 +18,8 @@ from edl_jax.evolution.pretraining import own_parts, pretrain
 from edl_jax.runs.folder import as_json
 from edl_jax.strategies import MUTATIONS
 from edl_jax.studies.figures import plot_curves
-from edl_jax.studies.grid import Grid, check_grid, points, with_fields
 from edl_jax.studies.statistics import METHOD, holm, rank_correlation
-from edl_jax.studies.sweep import Row, sweeps_of
+from edl_jax.studies.sweep import Grid, Row, check_grid, points, sweeps_of, with_fields
 from edl_jax.studies.tables import (
     Frame,
     Pairs,
@@ -207,7 +206,6 @@ def _study(config: AblateConfig, rows: list[Row]) -> Study:
         other_settings(config.pretrain),
     ]
     if config.downstream:
-        cells[ACCURACY] = 100 * cells[ACCURACY].astype(float)
         measures.append(ACCURACY)
         wanted += [(ACCURACY, axis, pairs[axis]) for axis in by]
         notes.append(f"Trainings, accuracy on validation images. {other_settings(config.train)}")

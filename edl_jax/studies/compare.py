@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 from typing import Annotated, Literal
 
@@ -18,18 +18,10 @@ from edl_jax.losses.by_name import check_loss_name
 from edl_jax.runs.describing import describe
 from edl_jax.runs.folder import as_json
 from edl_jax.studies.figures import plot_curves, short_names
-from edl_jax.studies.grid import Grid, Point, check_grid, points, with_fields
 from edl_jax.studies.statistics import METHOD
-from edl_jax.studies.sweep import Row, sweeps_of
+from edl_jax.studies.sweep import Grid, Point, Row, check_grid, points, sweeps_of, with_fields
 from edl_jax.studies.tables import Frame, Study, asked, contrast, frame, other_settings, summary
-from edl_jax.studies.trainings import (
-    MAX_EXTENSIONS,
-    MEASURES,
-    RATE,
-    kept_trainer,
-    measure_training,
-    tune,
-)  # fmt: skip
+from edl_jax.studies.trainings import MEASURES, RATE, kept_trainer, measure_training, tune
 from edl_jax.training import TrainConfig
 from edl_jax.training.training import resolve_config_loss
 
@@ -72,15 +64,12 @@ class CompareConfig(Checked):
         check_seeds(self, "num_seeds", self.train.seed)
         if self.learning_rates:
             check_seeds(self, "tuning_seeds", self.train.seed + self.num_seeds)
-        if len(self.learning_rates) == 1:
+        is_choosing = self.split == "val" or self.learning_rates
+        if len(self.learning_rates) == 1 or (is_choosing and not self.train.data.val_examples):
             raise ConfigError(
-                f"CompareConfig.learning_rates is {self.learning_rates}; expected two or more to "
-                "choose from, or none and this one as train.learning_rate."
-            )
-        if (self.split == "val" or self.learning_rates) and not self.train.data.val_examples:
-            raise ConfigError(
-                f"CompareConfig.split is {self.split!r} and learning_rates {self.learning_rates}; "
-                "expected train.data.val_examples of more than 0 to compare on or to choose by."
+                f"CompareConfig.learning_rates is {self.learning_rates} with split {self.split!r} "
+                f"and {self.train.data.val_examples} of train.data.val_examples; expected two or "
+                "more rates, or none, and some such images to choose by or to compare on."
             )
         fixed = {LOSS: self.loss_names(), "train.seed": [self.train.seed], SPLIT: [self.split]}
         if self.learning_rates:
@@ -93,11 +82,8 @@ class CompareConfig(Checked):
 
     def loss_names(self) -> tuple[str, ...]:
         """The losses, each once, with all that `static` stands for."""
-        static = [
-            name
-            for name, part in LOSSES.items()
-            if not isinstance(part, type) and name not in MARGIN_LOSSES
-        ]
+        plain = [name for name, part in LOSSES.items() if not isinstance(part, type)]
+        static = [name for name in plain if name not in MARGIN_LOSSES]
         listed = [static if name == STATIC else [name] for name in self.losses]
         return tuple(dict.fromkeys(itertools.chain.from_iterable(listed)))
 
@@ -151,22 +137,19 @@ def compare(
             losses.setdefault(name, describe(loss))
     identity = {"compare": as_json(config), "losses": losses}
     identity["data"] = [dataset.identity for dataset in data.values()]
-    first = config.train.seed
-    seeds = range(first, first + config.num_seeds)
-    tuning_seeds = range(seeds.stop, seeds.stop + config.tuning_seeds)
+    seeds = range(config.train.seed, config.train.seed + config.num_seeds)
+    others = range(seeds.stop, seeds.stop + config.tuning_seeds)
     with sweeps_of(run_dir, identity, executor, progress) as (sweep, folder):
 
         def run(cells: Sequence[Point], seeds: Sequence[int], split: str) -> list[Row]:
             cells = [{**cell, SPLIT: split} for cell in cells]
             return sweep(config.base(), cells, seeds, Cell.run, seed_field="train.seed")
 
-        cells = [{**setting, LOSS: name} for setting in settings for name in names]
-        tuned: list[Row] = []
+        cells, tuned = [{**setting, LOSS: name} for setting in settings for name in names], []
         if config.learning_rates:
-            rates, tuned = tune(
-                lambda cells: run(cells, tuning_seeds, "val"), cells, config.learning_rates
+            cells, tuned = tune(
+                lambda cells: run(cells, others, "val"), cells, config.learning_rates
             )
-            cells = [{**cell, RATE: rate} for cell, rate in zip(cells, rates, strict=True)]
         compared = run(cells, seeds, config.split)
         return _study(config, data.values(), compared, tuned).written(folder)
 
@@ -176,10 +159,15 @@ def _study(
 ) -> Study:
     by = [*config.grid, LOSS]
     split = {"test": "test", "val": "validation"}[config.split]
-    names, last = short_names(config.loss_names()), config.train.seed + config.num_seeds - 1
-    cells = _percent(compared, by, names)
-    table = comparison_table(cells, by)
-    tables = {f"{split.capitalize()} accuracy, %, after the last epoch": table}
+    last = config.train.seed + config.num_seeds - 1
+    names = short_names(config.loss_names())
+    compared, tuned = (
+        [{**row, LOSS: names[row[LOSS]]} for row in rows] for rows in (compared, tuned)
+    )
+    cells = frame(compared, by)
+    tables = {
+        f"{split.capitalize()} accuracy, %, after the last epoch": comparison_table(cells, by)
+    }
     drawn = plot_curves(cells, LOSS, by[:-1], "epochs", "epoch", "accuracy, share")
     figures = {"accuracy": ("Accuracy after each epoch, mean over the seeds.", drawn)}
     notes = [
@@ -190,23 +178,14 @@ def _study(
         other_settings(config.train, but=["loss"]),
     ]
     if tuned:
-        rates = summary(_percent(tuned, [*by, RATE], names), [*by, RATE], ["accuracy"])
+        rates = summary(frame(tuned, by), [*by, RATE], ["accuracy"])
         tables["Learning rates on validation images"] = rates
         notes.append(
             f"Learning rates: the best by mean validation accuracy over {config.tuning_seeds} "
             "seeds that the comparison does not use. No test image was looked at for it. At an end "
-            f"of the grid, up to {MAX_EXTENSIONS} rates beyond it were tried, none above one that "
-            "diverged."
+            "of the grid, up to four rates beyond it were tried, none above one that diverged."
         )
     return Study("Comparison of losses", notes, tables, figures, [*compared, *tuned])
-
-
-def _percent(rows: list[Row], by: Sequence[str], names: Mapping[str, str]) -> Frame:
-    cells = frame(rows, by)
-    cells[LOSS] = cells[LOSS].map(names)
-    for name in ("accuracy", "calibration_error"):
-        cells[name] = 100 * cells[name].astype(float)
-    return cells
 
 
 def comparison_table(cells: Frame, by: list[str]) -> Frame:

@@ -74,16 +74,24 @@ def asked(
 
 
 def frame(rows: Sequence[Mapping[str, Any]], by: Sequence[str] = ()) -> Frame:
-    """Rows of a sweep but for those that failed; what is no number in columns `by` as text."""
+    """Rows of a sweep but for those that failed; what is no number in columns `by` is text.
+
+    Accuracies and calibration errors become percent.
+    """
     import pandas as pd
 
-    def named(value: Any) -> Any:
-        if isinstance(value, list):
-            return ", ".join(map(str, value))
-        return value if isinstance(value, int | float | str) else str(value)
+    cells = pd.DataFrame([row for row in rows if "error" not in row])
+    for name in by:
+        cells[name] = [_named(value) for value in cells[name]]
+    for name in cells.columns.intersection(["accuracy", "calibration_error"]):
+        cells[name] = 100 * cells[name].astype(float)
+    return cells
 
-    sound = [row for row in rows if "error" not in row]
-    return pd.DataFrame([{**row, **{name: named(row[name]) for name in by}} for row in sound])
+
+def _named(value: Any) -> Any:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return value if isinstance(value, int | float | str) else str(value)
 
 
 def summary(cells: Frame, by: Sequence[str], measures: Sequence[str]) -> Frame:

@@ -58,26 +58,24 @@ def kept_trainer(pickled: bytes, told: str) -> Any:
 
 def tune(
     run: Callable[[Sequence[Row]], list[Any]], points: Sequence[Row], rates: Sequence[float]
-) -> tuple[list[float], list[Any]]:
-    """The best learning rate of each point, and all rows that were looked at.
+) -> tuple[list[Row], list[Any]]:
+    """Each point with its best learning rate, and all rows that were looked at.
 
     `run` gives equally many rows for each point of a list, in their order.
     """
     wanted, found = [list(rates) for _ in points], [[] for _ in points]
     for _ in range(1 + MAX_EXTENSIONS):
-        cells = [
-            {**point, RATE: rate}
-            for point, mine in zip(points, wanted, strict=True)
-            for rate in mine
-        ]
+        tried = zip(points, wanted, strict=True)
+        cells = [{**point, RATE: rate} for point, mine in tried for rate in mine]
         if not cells:
             break
         rows = run(cells)
-        each, left = len(rows) // len(cells), iter(rows)
-        for mine, tried in zip(found, wanted, strict=True):
-            mine += itertools.islice(left, each * len(tried))
+        left, each = iter(rows), len(rows) // len(cells)
+        for mine, rates in zip(found, wanted, strict=True):
+            mine += itertools.islice(left, each * len(rates))
         wanted = [next_rates(mine) for mine in found]
-    return [best_rate(mine) for mine in found], [row for mine in found for row in mine]
+    best = [{**point, RATE: best_rate(mine)} for point, mine in zip(points, found, strict=True)]
+    return best, list(itertools.chain.from_iterable(found))
 
 
 def best_rate(cells: Sequence[Row]) -> float:
