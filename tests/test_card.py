@@ -33,7 +33,7 @@ def test_cross_entropy_is_its_own_reference(on_path):
     np.testing.assert_allclose(found.own, p - 1, rtol=2e-3)
     np.testing.assert_allclose(found.norms, found.reference, rtol=2e-3)
     np.testing.assert_allclose(found.reference, np.sqrt(2) * (1 - p), rtol=2e-3)
-    assert not (found.turns() | found.vanishes()).any()
+    assert not (found.turns | found.vanishes).any()
 
 
 def test_where_a_planted_loss_turns_and_vanishes(on_path):
@@ -41,8 +41,8 @@ def test_where_a_planted_loss_turns_and_vanishes(on_path):
     # Its gradient by the logits is 2 (p - 0.3) p (1 - p) (1, -1), cross-entropy's (1 - p) (-1, 1).
     ratio = 2 * np.abs(p - 0.3) * p
     np.testing.assert_allclose(found.norms / found.reference, ratio, rtol=1e-2, atol=2e-3)
-    assert np.array_equal(found.vanishes(), ratio < 0.01)
-    assert np.array_equal(found.turns(), (p > 0.3) & (ratio >= 0.01))
+    assert np.array_equal(found.vanishes, ratio < 0.01)
+    assert np.array_equal(found.turns, (p > 0.3) & (ratio >= 0.01))
 
 
 @pytest.mark.parametrize("num_classes", [2, 3, 10])

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from typing import Annotated, Any
 
@@ -92,12 +92,10 @@ class AblateConfig(Checked):
                 "AblateConfig.train.data.val_examples is 0; expected some images to measure "
                 "accuracy on, as test images are not for choosing what predicts it."
             )
-        fixed = {"pretrain.seed": [self.pretrain.seed]}
-        check_grid(
-            self,
-            self.base(),
-            fixed | ({"train.loss": [self.train.loss]} if self.downstream else {}),
-        )
+        fixed: dict[str, list[Any]] = {"pretrain.seed": [self.pretrain.seed]}
+        if self.downstream:
+            fixed["train.loss"] = [self.train.loss]
+        check_grid(self, self.base(), fixed)
 
     def base(self) -> "Cell":
         """The cell that the grid's values change."""
@@ -156,26 +154,21 @@ def ablate(
     cells = [with_fields(config.base(), point) for point in points(config.grid)]
     if parts := own_parts(*(cell.pretrain for cell in cells)):
         identity["parts"] = parts
-    if config.downstream:
-        identity["data"] = list(_data_identities(cells).values())
-    with sweeps_of(run_dir, identity, executor, progress) as (run, folder):
-        seeds = range(config.pretrain.seed, config.pretrain.seed + config.num_seeds)
-        rows = run(config.base(), config.grid, seeds, Cell.run, seed_field="pretrain.seed")
-        return _study(config, rows).written(folder)
-
-
-def _data_identities(cells: Iterable[Cell]) -> dict[str, Any]:
-    """The data sets of the trainings, by digest; the losses have to serve their classes."""
-    found = {}
-    for cell in cells:
+    datasets = {}
+    for cell in cells if config.downstream else ():
         data, served = load_dataset(cell.train.data), cell.pretrain.class_counts  # pyright: ignore
+        datasets[data.digest] = data.identity
         if cell.pretrain.network == "pair" and data.num_classes != served[0]:
             raise ConfigError(
                 f"AblateConfig.pretrain.class_counts is {served} with network 'pair', and "
                 f"{data.name} has {data.num_classes} classes; expected ({data.num_classes},)."
             )
-        found[data.digest] = data.identity
-    return found
+    if datasets:
+        identity["data"] = list(datasets.values())
+    with sweeps_of(run_dir, identity, executor, progress) as (run, folder):
+        seeds = range(config.pretrain.seed, config.pretrain.seed + config.num_seeds)
+        rows = run(config.base(), config.grid, seeds, Cell.run, seed_field="pretrain.seed")
+        return _study(config, rows).written(folder)
 
 
 def contrasts(cells: Frame, grid: Sequence[str]) -> dict[str, Pairs]:

@@ -103,8 +103,7 @@ def _along_paths(loss: str, counts: tuple[int, ...]) -> Frame:
             ratios = np.interp(_POINTS, path_probabilities(), found.norms / found.reference)
             row = {"classes": count, "the rest goes to": path}
             row |= {f"gradient ratio at p = {p:g}": x for p, x in zip(_POINTS, ratios, strict=True)}
-            row["turns, %"] = 100 * found.turns().mean()
-            rows.append(row | {"vanishes, %": 100 * found.vanishes().mean()})
+            rows.append(row | _shares(found.turns, found.vanishes))
     return pd.DataFrame(rows)
 
 
@@ -118,16 +117,18 @@ def _on_pairs(loss: str, counts: tuple[int, ...]) -> Frame:
         found = respond(_loss(loss, count), logits, np.asarray(pairs.labels))
         # Below this, float32 leaves too little of cross-entropy's gradient to judge.
         judged, regimes = found.reference >= 1e-4, np.asarray(pairs.regimes)
-        for name in ("all", *REGIMES):
-            mine = judged & (True if name == "all" else regimes == list(REGIMES).index(name))
-            if not mine.any():
-                continue
-            row = {"classes": count, "pairs": name.replace("_", " ")}
-            row["turns, %"] = 100 * found.turns()[mine].mean()
-            row["vanishes, %"] = 100 * found.vanishes()[mine].mean()
-            row["gradient ratio"] = found.norms[mine].sum() / found.reference[mine].sum()
-            rows.append(row)
+        subsets = {name: judged & (regimes == index) for index, name in enumerate(REGIMES)}
+        for name, mine in {"all": judged, **subsets}.items():
+            if mine.any():
+                row = {"classes": count, "pairs": name.replace("_", " ")}
+                row |= _shares(found.turns[mine], found.vanishes[mine])
+                ratio = found.norms[mine].sum() / found.reference[mine].sum()
+                rows.append(row | {"gradient ratio": ratio})
     return pd.DataFrame(rows)
+
+
+def _shares(turns: np.ndarray, vanishes: np.ndarray) -> dict[str, float]:
+    return {"turns, %": 100 * turns.mean(), "vanishes, %": 100 * vanishes.mean()}
 
 
 def _loss(name: str, num_classes: int) -> Loss:
@@ -136,24 +137,14 @@ def _loss(name: str, num_classes: int) -> Loss:
 
 
 class Response(NamedTuple):
-    """A loss on some predictions, its gradient and cross-entropy's, all `[n]` float64.
-
-    The gradient by the true class's logit is `own`, its norm over all logits `norms`, and that of
-    cross-entropy's, `|p - onehot(y)|`, `reference`.
-    """
+    """A loss on some predictions and its logit gradient, all `[n]`."""
 
     losses: np.ndarray
-    own: np.ndarray
-    norms: np.ndarray
-    reference: np.ndarray
-
-    def vanishes(self) -> np.ndarray:
-        """Where the gradient is below 1 % of cross-entropy's, `[n]` bool."""
-        return self.norms < _VANISHING * self.reference
-
-    def turns(self) -> np.ndarray:
-        """Where descent does not raise the true class's logit, unless the gradient vanishes."""
-        return (self.own >= 0) & ~self.vanishes()
+    own: np.ndarray  # the gradient by the true class's logit
+    norms: np.ndarray  # of the gradient by all logits
+    reference: np.ndarray  # the same of cross-entropy's gradient, |p - onehot(y)|
+    vanishes: np.ndarray  # whether the gradient is below 1 % of cross-entropy's
+    turns: np.ndarray  # whether it does not vanish, and descent does not raise the true class's
 
 
 def respond(loss: Loss, logits: np.ndarray, labels: np.ndarray | None = None) -> Response:
@@ -164,12 +155,15 @@ def respond(loss: Loss, logits: np.ndarray, labels: np.ndarray | None = None) ->
         losses, pullback = jax.vjp(lambda x: loss(x, labels), x)
         (gradient,) = pullback(jnp.ones_like(losses))
         one_hot = jax.nn.one_hot(labels, x.shape[-1])
-        reference = jax.nn.softmax(x) - one_hot
         own = jnp.sum(gradient * one_hot, axis=-1)
-        return losses, own, *(jnp.linalg.norm(g, axis=-1) for g in (gradient, reference))
+        both = (gradient, jax.nn.softmax(x) - one_hot)
+        return losses, own, *(jnp.linalg.norm(g, axis=-1) for g in both)
 
     labels = np.zeros(len(logits), np.int32) if labels is None else labels
-    return Response(*(np.asarray(x, np.float64) for x in measure(jnp.asarray(logits), labels)))
+    found = [np.asarray(x, np.float64) for x in measure(jnp.asarray(logits), labels)]
+    _, own, norms, reference = found
+    vanishes = norms < _VANISHING * reference
+    return Response(*found, vanishes, (own >= 0) & ~vanishes)
 
 
 def path_probabilities() -> np.ndarray:
