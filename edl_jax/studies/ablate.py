@@ -223,4 +223,4 @@ def correlations(cells: Frame) -> Frame:
         both = cells[[name, ACCURACY]].astype(float).dropna()
         rows.append([name, len(both), *rank_correlation(both[name], both[ACCURACY])])
     table = pd.DataFrame(rows, columns=["metric", "n", "spearman", "low", "high", "p"])
-    return table.assign(p=holm(table["p"]))
+    return table.assign(p=holm(table["p"].to_numpy()))

@@ -160,10 +160,10 @@ def respond(loss: Loss, logits: np.ndarray, labels: np.ndarray | None = None) ->
         return losses, own, *(jnp.linalg.norm(g, axis=-1) for g in both)
 
     labels = np.zeros(len(logits), np.int32) if labels is None else labels
-    found = [np.asarray(x, np.float64) for x in measure(jnp.asarray(logits), labels)]
-    _, own, norms, reference = found
+    found = measure(jnp.asarray(logits), labels)
+    losses, own, norms, reference = (np.asarray(x, np.float64) for x in found)
     vanishes = norms < _VANISHING * reference
-    return Response(*found, vanishes, (own >= 0) & ~vanishes)
+    return Response(losses, own, norms, reference, vanishes, (own >= 0) & ~vanishes)
 
 
 def path_probabilities() -> np.ndarray:

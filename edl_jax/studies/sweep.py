@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor
 from typing import Annotated, Any, TypeVar
 
@@ -125,7 +125,7 @@ def _check(row: Row) -> None:
 
 def _results(
     run: Callable[[Any], Row], configs: Mapping[str, Any], pool: Executor | None
-) -> Iterator[tuple[str, Row]]:
+) -> Generator[tuple[str, Row]]:
     """Keys of cells and what they give, as they end."""
     if pool is None:
         for key, config in configs.items():

@@ -58,7 +58,7 @@ def kept_trainer(pickled: bytes, told: str) -> Any:
 
 def tune(
     run: Callable[[Sequence[Row]], list[Any]], points: Sequence[Row], rates: Sequence[float]
-) -> tuple[list[Row], list[Any]]:
+) -> tuple[list[Any], list[Any]]:
     """Each point with its best learning rate, and all rows that were looked at.
 
     `run` gives equally many rows for each point of a list, in their order.
