@@ -27,24 +27,23 @@ _ONE_THREAD = {
 @contextlib.contextmanager
 def open_executor(where: str | Executor | None) -> Iterator[Executor | None]:
     """The executor that a user names, as for `sweep`; None is this process and thread."""
-    if isinstance(where, str) and where.startswith("dask://"):
-        with _dask(where.removeprefix("dask://")) as executor:
-            yield executor
-        return
     if where is None:
-        where = str(_default_processes())
-    if not isinstance(where, str):
-        yield where
-    elif not (where.isdecimal() and int(where)):
+        where = _default_processes()
+    if where == "1":
+        opened = contextlib.nullcontext()
+    elif not isinstance(where, str):
+        opened = contextlib.nullcontext(where)
+    elif where.startswith("dask://"):
+        opened = _dask(where.removeprefix("dask://"))
+    elif where.isdecimal() and int(where):
+        opened = _processes(int(where))
+    else:
         raise ConfigError(
             f"executor is {where!r}; expected a number of processes, such as 4, or the address of "
             "a Dask scheduler, dask://HOST:PORT."
         )
-    elif int(where) == 1:
-        yield None
-    else:
-        with _processes(int(where)) as executor:
-            yield executor
+    with opened as executor:
+        yield executor
 
 
 def registered_parts() -> list[tuple[int, str, Any]]:
@@ -63,10 +62,11 @@ def register_parts(parts: list[tuple[int, str, Any]]) -> None:
         _TABLES[index].register(name)(part)
 
 
-def _default_processes() -> int:
+def _default_processes() -> str:
     if jax.default_backend() != "cpu" or jax.device_count() > 1:
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return "1"
+    counted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return str(counted or 1)
 
 
 @contextlib.contextmanager

@@ -50,10 +50,9 @@ def sweep(
       seeds: values of the field `seed_field`.
       run: `(config) -> row`: a dictionary of JSON data. Where cells run in other processes it is
         sent there by cloudpickle, as is what you registered, such as a severity.
-      executor: where cells run: any `concurrent.futures.Executor`, or one of submitit, which is
-        left open; the number of processes, such as "4", of which "1" is this one; the address of a
-        Dask scheduler, `dask://HOST:PORT`; or None: this process on an accelerator, one process a
-        core on a CPU.
+      executor: where cells run: any `concurrent.futures.Executor`, or submitit's, which is left
+        open; a number of processes, such as "4", of which "1" is this one; a Dask scheduler,
+        "dask://HOST:PORT"; or None: this process on an accelerator, one a core on a CPU.
       seed_field: dotted name of the field that takes the seeds.
       folder: where rows are kept; nothing is written by default. Sweeps may share it.
       progress: whether to show a progress bar.
@@ -66,13 +65,6 @@ def sweep(
       ConfigError: if a name is no field of `base`, or a combination cannot work.
       RunFolderError: if `cells.jsonl` is damaged or cannot be written.
       EDLError: if a process of the executor is gone, or every cell failed.
-
-    >>> from edl_jax import TrainConfig
-    >>> def area(config):
-    ...     return {"area": config.batch_size * config.epochs}
-    >>> rows = sweep(TrainConfig(), {"epochs": (1, 2)}, (0, 1), area, executor="1")
-    >>> [(row["epochs"], row["seed"], row["area"]) for row in rows]
-    [(1, 0, 128), (1, 1, 128), (2, 0, 256), (2, 1, 256)]
     """
     cells: dict[str, tuple[Row, Any]] = {}
     for seed in seeds:  # outermost: what runs at the same time is not compiled twice
