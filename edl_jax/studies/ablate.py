@@ -13,8 +13,7 @@ from edl_jax.checked import Checked, check_seeds
 from edl_jax.data.config import DataConfig
 from edl_jax.data.datasets import load_dataset
 from edl_jax.errors import ConfigError
-from edl_jax.evolution import PretrainConfig
-from edl_jax.evolution.pretraining import own_parts, pretrain
+from edl_jax.evolution.config import PretrainConfig, own_parts
 from edl_jax.runs.folder import as_json
 from edl_jax.strategies import MUTATIONS
 from edl_jax.studies.figures import plot_curves
@@ -115,6 +114,8 @@ class Cell(Checked):
         Gives ranking over all pairs, the gradient of the middle class count, `curve`, the
         `violated_margins` of the best on held-out pairs after each chunk, and `area`, its mean.
         """
+        from edl_jax.evolution.pretraining import pretrain  # loads matplotlib, by evosax's problems
+
         result = pretrain(self.pretrain)
         counts = self.pretrain.class_counts
         prefix = f"{counts[len(counts) // 2]} classes: "

@@ -3,12 +3,12 @@
 import dataclasses
 import os
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from edl_jax.checked import Checked, Count
 from edl_jax.data.config import DataConfig
 from edl_jax.data.datasets import load_dataset
 from edl_jax.evolution import PretrainConfig
-from edl_jax.evolution.pretraining import PretrainResult, pretrain
 from edl_jax.runs.folder import writing
 from edl_jax.runs.locks import locked
 from edl_jax.runs.storage import user_path
@@ -17,6 +17,9 @@ from edl_jax.studies.figures import plot_evolution, save
 from edl_jax.studies.shape import plot_loss
 from edl_jax.studies.tables import Study, asked
 from edl_jax.training import TrainConfig
+
+if TYPE_CHECKING:
+    from edl_jax.evolution.pretraining import PretrainResult
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +40,13 @@ def demo(
     *,
     progress: bool = False,
     say: Callable[[str], None] = lambda line: None,
-) -> tuple[PretrainResult, Study]:
+) -> "tuple[PretrainResult, Study]":
     """Evolve a loss, train with cross-entropy and with it, and plot both; sized for two CPU cores.
 
     `say` is called with a line about each stage as it begins. On SIGTERM the same call resumes.
     """
+    from edl_jax.evolution.pretraining import pretrain  # loads matplotlib, by evosax's problems
+
     config, _ = asked(config, DemoConfig, run_dir)
     folder = user_path(run_dir)
     with locked(folder):
