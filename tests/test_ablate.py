@@ -9,17 +9,8 @@ from edl_jax import Mixture, pretrain
 from edl_jax.errors import ConfigError, RunFolderError
 from edl_jax.strategies import StrategyConfig
 from edl_jax.studies import AblateConfig, ablate
-from edl_jax.studies.ablate import (
-    ACCURACY,
-    AREA,
-    FINAL,
-    GRADIENT,
-    MUTATION,
-    RANKING,
-    Cell,
-    contrasts,
-    correlations,
-)
+from edl_jax.studies.ablate import ACCURACY, MUTATION, contrasts, correlations
+from edl_jax.studies.cells import AREA, FINAL, GRADIENT, RANKING, Cell
 from edl_jax.studies.tables import frame
 from tests.test_evolution import TINY
 from tests.test_training import DIGITS
@@ -157,7 +148,7 @@ def test_downstream_trainings_are_of_the_evolved_loss_and_correlated(monkeypatch
         trained.append((train.width, loss.provenance.config["generations"]))
         return {"accuracy": 0.5, "diverged": False, "epochs": [0.5]}
 
-    monkeypatch.setitem(ablate.__globals__, "measure_training", measure)
+    monkeypatch.setattr("edl_jax.studies.cells.train_once", measure)
     ablate(config, executor="1")
     assert sorted({*trained}) == [(4, 1), (4, 3), (8, 1), (8, 3)]
     study = planted(monkeypatch, dataclasses.replace(config, num_seeds=6), {})

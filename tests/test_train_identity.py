@@ -16,8 +16,7 @@ from edl_jax.studies import (
     compare,
     coverage,
 )
-from edl_jax.studies.ablate import Cell as AblateCell
-from edl_jax.studies.compare import Cell as CompareCell
+from edl_jax.studies.cells import Cell
 from edl_jax.training import make_trainer
 from edl_jax.training.training import load_shared
 from tests.test_training import DIGITS
@@ -69,7 +68,7 @@ def test_the_folder_of_a_study_knows_its_data(tmp_path, monkeypatch, name):
     study, cell, config = {
         "compare": (
             compare,
-            CompareCell,
+            Cell,
             CompareConfig(losses=("gce", "mae"), num_seeds=2, train=SMALL),
         ),
         "coverage": (
@@ -79,7 +78,7 @@ def test_the_folder_of_a_study_knows_its_data(tmp_path, monkeypatch, name):
         ),
         "ablate": (
             ablate,
-            AblateCell,
+            Cell,
             AblateConfig(
                 pretrain=dataclasses.replace(AblateConfig().pretrain, class_counts=(2,)),
                 train=dataclasses.replace(

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 from typing import Annotated, Any
 
-import numpy as np
 from annotated_types import Ge
 
 from edl_jax.checked import Checked, check_seeds
@@ -16,6 +15,7 @@ from edl_jax.errors import ConfigError
 from edl_jax.evolution.config import PretrainConfig, own_parts
 from edl_jax.runs.folder import as_json
 from edl_jax.strategies import MUTATIONS
+from edl_jax.studies.cells import AREA, FINAL, GRADIENT, RANKING, Cell
 from edl_jax.studies.figures import plot_curves
 from edl_jax.studies.statistics import METHOD, holm, rank_correlation
 from edl_jax.studies.sweep import Grid, Row, check_grid, points, sweeps_of, with_fields
@@ -29,7 +29,6 @@ from edl_jax.studies.tables import (
     other_settings,
     summary,
 )
-from edl_jax.studies.trainings import measure_training
 from edl_jax.training import TrainConfig
 
 MUTATION = "pretrain.strategy.mutation"
@@ -45,9 +44,7 @@ MUTATION_CONTRASTS = (
 )
 # Each value asks for margins, or draws pairs, of its own: what is missed cannot be compared.
 _OWN_OBJECTIVE = ("pretrain.severity", "pretrain.margin", "pretrain.class_counts")
-FINAL, AREA, ACCURACY = "violated_margins", "area", "accuracy"
-RANKING = (FINAL, "pairwise_accuracy", "kendall_tau", "spearman_rho")
-GRADIENT = ("descent_rate", "gradient_ratio/0.0-0.1", "gradient_ratio/0.9-1.0")
+ACCURACY = "accuracy"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,49 +83,13 @@ class AblateConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_seeds(self, "num_seeds", self.pretrain.seed)
-        if self.downstream and not self.train.data.val_examples:
-            raise ConfigError(
-                "AblateConfig.train.data.val_examples is 0; expected some images to measure "
-                "accuracy on, as test images are not for choosing what predicts it."
-            )
-        fixed: dict[str, list[Any]] = {"pretrain.seed": [self.pretrain.seed]}
-        if self.downstream:
-            fixed["train.loss"] = [self.train.loss]
+        fixed: dict[str, Any] = {"pretrain.seed": [self.pretrain.seed], "split": ["val"]}
+        fixed |= {"train.loss": [self.train.loss]} if self.downstream else {}
         check_grid(self, self.base(), fixed)
 
-    def base(self) -> "Cell":
+    def base(self) -> Cell:
         """The cell that the grid's values change."""
         return Cell(self.pretrain, self.train if self.downstream else None)
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell(Checked):
-    """One evolution, and the training with its loss, if there is one."""
-
-    pretrain: PretrainConfig
-    train: TrainConfig | None
-
-    def run(self) -> Row:
-        """Evolve, measure on held-out pairs, and train.
-
-        Gives ranking over all pairs, the gradient of the middle class count, `curve`, the
-        `violated_margins` of the best on held-out pairs after each chunk, and `area`, its mean.
-        """
-        from edl_jax.evolution.pretraining import pretrain  # loads matplotlib, by evosax's problems
-
-        result = pretrain(self.pretrain)
-        counts = self.pretrain.class_counts
-        prefix = f"{counts[len(counts) // 2]} classes: "
-        curve = result.held_out[FINAL]
-        row = {
-            **{name: result.metrics.get(name) for name in RANKING},
-            **{name: result.metrics.get(prefix + name) for name in GRADIENT},
-            AREA: float(curve.mean()),
-            "curve": [x if np.isfinite(x) else None for x in curve.tolist()],
-        }
-        if self.train is not None:
-            row |= measure_training(self.train, test=False, loss=result.loss)
-        return row
 
 
 def ablate(
@@ -140,32 +101,21 @@ def ablate(
 ) -> Study:
     """Evolve every combination of a grid over all seeds, and compare.
 
-    Args:
-      config: what to compare; the defaults if None.
-      run_dir: where cells, tables, figures and README.md are kept; a cell found there is not run
-        again. Nothing is written by default.
-      executor: where evolutions run; see `sweep`.
-      progress: whether to show progress bars.
-
-    Raises:
-      EDLError: naming what cannot be used: a field, the data, a loss, the run folder or a library.
+    The arguments, and what is raised, are those of `compare`.
     """
     config, run_dir = asked(config, AblateConfig, run_dir)
-    identity: dict[str, Any] = {"ablate": as_json(config)}
-    cells = [with_fields(config.base(), point) for point in points(config.grid)]
-    if parts := own_parts(*(cell.pretrain for cell in cells)):
-        identity["parts"] = parts
+    cells: Any = [with_fields(config.base(), point) for point in points(config.grid)]
     datasets = {}
     for cell in cells if config.downstream else ():
-        data, served = load_dataset(cell.train.data), cell.pretrain.class_counts  # pyright: ignore
+        data, served = load_dataset(cell.train.data), cell.pretrain.class_counts
         datasets[data.digest] = data.identity
         if cell.pretrain.network == "pair" and data.num_classes != served[0]:
             raise ConfigError(
                 f"AblateConfig.pretrain.class_counts is {served} with network 'pair', and "
                 f"{data.name} has {data.num_classes} classes; expected ({data.num_classes},)."
             )
-    if datasets:
-        identity["data"] = list(datasets.values())
+    identity = {"ablate": as_json(config), "parts": own_parts(*(cell.pretrain for cell in cells))}
+    identity["data"] = list(datasets.values())
     with sweeps_of(run_dir, identity, executor, progress) as (run, folder):
         seeds = range(config.pretrain.seed, config.pretrain.seed + config.num_seeds)
         rows = run(config.base(), config.grid, seeds, Cell.run, seed_field="pretrain.seed")
@@ -174,12 +124,11 @@ def ablate(
 
 def contrasts(cells: Frame, grid: Sequence[str]) -> dict[str, Pairs]:
     """What is compared along each axis: `MUTATION_CONTRASTS`, else each value with the first."""
-    found = {}
+    found: dict[str, Pairs] = {}
     for axis in grid:
         first, *others = dict.fromkeys(cells[axis])
-        found[axis] = [(value, first) for value in others]
-    if MUTATION in found:
-        found[MUTATION] = MUTATION_CONTRASTS
+        beside_first = [(value, first) for value in others]
+        found[axis] = MUTATION_CONTRASTS if axis == MUTATION else beside_first
     return found
 
 

@@ -1,12 +1,14 @@
 """Compare losses: train with each over the same seeds, each at its own best learning rate."""
 
 import dataclasses
+import functools
 import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import numpy as np
 from annotated_types import MinLen
 
 from edl_jax.checked import Checked, Count, Distinct, check_seeds
@@ -17,16 +19,26 @@ from edl_jax.losses import LOSSES, MARGIN_LOSSES
 from edl_jax.losses.by_name import check_loss_name
 from edl_jax.runs.describing import describe
 from edl_jax.runs.folder import as_json
+from edl_jax.studies.cells import MEASURES, Cell, kept_trainer
 from edl_jax.studies.figures import plot_curves, short_names
 from edl_jax.studies.statistics import METHOD
-from edl_jax.studies.sweep import Grid, Point, Row, check_grid, points, sweeps_of, with_fields
+from edl_jax.studies.sweep import (
+    Grid,
+    Point,
+    Row,
+    check_grid,
+    plain,
+    points,
+    sweeps_of,
+    with_fields,
+)
 from edl_jax.studies.tables import Frame, Study, asked, contrast, frame, other_settings, summary
-from edl_jax.studies.trainings import MEASURES, RATE, kept_trainer, measure_training, tune
 from edl_jax.training import TrainConfig
 from edl_jax.training.training import resolve_config_loss
 
 STATIC = "static"
-LOSS, SPLIT = "train.loss", "split"
+LOSS, RATE = "train.loss", "train.learning_rate"
+MAX_EXTENSIONS = 4  # rates that may be tried beyond the grid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,21 +76,15 @@ class CompareConfig(Checked):
         check_seeds(self, "num_seeds", self.train.seed)
         if self.learning_rates:
             check_seeds(self, "tuning_seeds", self.train.seed + self.num_seeds)
-        is_choosing = self.split == "val" or self.learning_rates
-        if len(self.learning_rates) == 1 or (is_choosing and not self.train.data.val_examples):
+        if len(self.learning_rates) == 1:
             raise ConfigError(
-                f"CompareConfig.learning_rates is {self.learning_rates} with split {self.split!r} "
-                f"and {self.train.data.val_examples} of train.data.val_examples; expected two or "
-                "more rates, or none, and some such images to choose by or to compare on."
+                f"CompareConfig.learning_rates is {self.learning_rates}; expected two or more "
+                "rates, or none."
             )
-        fixed = {LOSS: self.loss_names(), "train.seed": [self.train.seed], SPLIT: [self.split]}
+        fixed = {LOSS: self.loss_names(), "train.seed": [self.train.seed], "split": [self.split]}
         if self.learning_rates:
-            fixed[RATE] = self.learning_rates
-        check_grid(self, self.base(), fixed)
-
-    def base(self) -> "Cell":
-        """The cell that the grid's values change."""
-        return Cell(self.train, self.split)
+            fixed |= {RATE: self.learning_rates, "split": [self.split, "val"]}
+        check_grid(self, Cell(train=self.train, split="test"), fixed)
 
     def loss_names(self) -> tuple[str, ...]:
         """The losses, each once, with all that `static` stands for."""
@@ -86,18 +92,6 @@ class CompareConfig(Checked):
         static = [name for name in plain if name not in MARGIN_LOSSES]
         listed = [static if name == STATIC else [name] for name in self.losses]
         return tuple(dict.fromkeys(itertools.chain.from_iterable(listed)))
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell(Checked):
-    """One training, and the images that it is measured on: "val" or "test"."""
-
-    train: TrainConfig
-    split: str
-
-    def run(self) -> Row:
-        """What `measure_training` gives."""
-        return measure_training(self.train, test=self.split == "test")
 
 
 def compare(
@@ -110,10 +104,10 @@ def compare(
     """Train with every loss over every seed and compare accuracies after the last epoch.
 
     With `learning_rates`, every loss is first trained at each of them, in every setting, from
-    seeds of their own, and takes the one with the best accuracy on the validation images. No test
-    image is looked at for it. Where a loss's best rate is at an end of its grid, rates beyond it
-    are tried one after the other, by the ratio of the last two, until the best is inside: four at
-    most, and none above a rate at which a training diverged.
+    seeds of their own, and takes the one with the best accuracy on the validation images. Where a
+    loss's best rate is at an end of its grid, rates beyond it are tried one after the other, by the
+    ratio of the last two, until the best is inside: four at most, and none above a rate at which a
+    training diverged.
 
     Args:
       config: what to compare; the defaults if None.
@@ -127,47 +121,76 @@ def compare(
     """
     config, run_dir = asked(config, CompareConfig, run_dir)
     kept_trainer.cache_clear()  # the code of the user's own losses may have changed
-    names, settings, data, losses = config.loss_names(), points(config.grid), {}, {}
-    for setting in settings:  # here, so that a data set is prepared once
-        train = with_fields(config.base(), setting).train
+    base, data, losses = Cell(train=config.train, split=config.split), {}, {}
+    cells, tuned = points({**config.grid, LOSS: config.loss_names()}), []
+    for cell in cells:  # here, so that a data set is prepared once
+        train: Any = with_fields(base, cell).train
         dataset = load_dataset(train.data)
         data[dataset.digest] = dataset
-        for name in names:
-            loss = resolve_config_loss(dataclasses.replace(train, loss=name), dataset)
-            losses.setdefault(name, describe(loss))
+        losses.setdefault(train.loss, describe(resolve_config_loss(train, dataset)))
     identity = {"compare": as_json(config), "losses": losses}
     identity["data"] = [dataset.identity for dataset in data.values()]
     seeds = range(config.train.seed, config.train.seed + config.num_seeds)
     others = range(seeds.stop, seeds.stop + config.tuning_seeds)
     with sweeps_of(run_dir, identity, executor, progress) as (sweep, folder):
+        run = functools.partial(sweep, run=Cell.run, seed_field="train.seed")
+        if rates := config.learning_rates:
+            choosing = dataclasses.replace(base, split="val")
+            cells, tuned = _tuned(lambda cells: run(choosing, cells, others), cells, rates)
+        return _study(config, data.values(), run(base, cells, seeds), tuned).written(folder)
 
-        def run(cells: Sequence[Point], seeds: Sequence[int], split: str) -> list[Row]:
-            cells = [{**cell, SPLIT: split} for cell in cells]
-            return sweep(config.base(), cells, seeds, Cell.run, seed_field="train.seed")
 
-        cells, tuned = [{**setting, LOSS: name} for setting in settings for name in names], []
-        if config.learning_rates:
-            cells, tuned = tune(
-                lambda cells: run(cells, others, "val"), cells, config.learning_rates
-            )
-        compared = run(cells, seeds, config.split)
-        return _study(config, data.values(), compared, tuned).written(folder)
+def _tuned(
+    run: Callable[[Sequence[Point]], list[Row]], cells: Sequence[Point], rates: Sequence[float]
+) -> tuple[list[Point], list[Row]]:
+    """Each cell with its best learning rate, and all rows that were looked at."""
+    rows, tried = [], []
+    wanted = [{**cell, RATE: rate} for cell in cells for rate in rates]
+    for _ in range(1 + MAX_EXTENSIONS):
+        rows += run(wanted)
+        tried = [[row for row in rows if plain(cell).items() <= row.items()] for cell in cells]
+        beyond = zip(cells, map(next_rates, tried), strict=True)
+        wanted = [{**cell, RATE: rate} for cell, rates in beyond for rate in rates]
+        if not wanted:
+            break
+    best = [{**cell, RATE: best_rate(mine)} for cell, mine in zip(cells, tried, strict=True)]
+    return best, list(itertools.chain.from_iterable(tried))
+
+
+def best_rate(rows: Sequence[Row]) -> float:
+    """The learning rate of the best mean accuracy; of equals, the one tried first."""
+    by_rate: dict[float, list[float]] = {}
+    for row in rows:  # a training that failed counts as 0
+        by_rate.setdefault(row[RATE], []).append(row.get("accuracy", 0.0))
+    return max(by_rate, key=lambda rate: np.mean(by_rate[rate]))
+
+
+def next_rates(rows: Sequence[Row]) -> list[float]:
+    """The rate to try beyond a grid whose best is at an end, if there is one.
+
+    It is as far beyond as the best one is from its neighbour. None is tried above a rate at which
+    a training diverged.
+    """
+    best, rates = best_rate(rows), sorted({row[RATE] for row in rows})
+    found = []
+    if best == rates[0]:
+        found = [rates[0] * rates[0] / rates[1]]
+    elif best == rates[-1] and not any(row.get("diverged") for row in rows if row[RATE] == best):
+        found = [rates[-1] * rates[-1] / rates[-2]]
+    return [float(f"{rate:.6g}") for rate in found]  # 0.05, not 0.0500...01
 
 
 def _study(
     config: CompareConfig, data: Iterable[Dataset], compared: list[Row], tuned: list[Row]
 ) -> Study:
-    by = [*config.grid, LOSS]
-    split = {"test": "test", "val": "validation"}[config.split]
-    last = config.train.seed + config.num_seeds - 1
+    by, last = [*config.grid, LOSS], config.train.seed + config.num_seeds - 1
+    split = {"test": "Test", "val": "Validation"}[config.split]
     names = short_names(config.loss_names())
     compared, tuned = (
         [{**row, LOSS: names[row[LOSS]]} for row in rows] for rows in (compared, tuned)
     )
     cells = frame(compared, by)
-    tables = {
-        f"{split.capitalize()} accuracy, %, after the last epoch": comparison_table(cells, by)
-    }
+    tables = {f"{split} accuracy, %, after the last epoch": comparison_table(cells, by)}
     drawn = plot_curves(cells, LOSS, by[:-1], "epochs", "epoch", "accuracy, share")
     figures = {"accuracy": ("Accuracy after each epoch, mean over the seeds.", drawn)}
     notes = [
@@ -182,8 +205,7 @@ def _study(
         tables["Learning rates on validation images"] = rates
         notes.append(
             f"Learning rates: the best by mean validation accuracy over {config.tuning_seeds} "
-            "seeds that the comparison does not use. No test image was looked at for it. At an end "
-            "of the grid, up to four rates beyond it were tried, none above one that diverged."
+            "seeds that the comparison does not use. No test image was looked at for it."
         )
     return Study("Comparison of losses", notes, tables, figures, [*compared, *tuned])
 
