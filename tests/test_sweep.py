@@ -78,7 +78,7 @@ class Job:
     [
         ({"no_such": (1,)}, "TrainConfig has no field 'no_such'; expected one of loss, data,"),
         ({"augmentation.no_such": (1,)}, "Augmentation has no field 'no_such'"),
-        ({"epochs.deep": (1,)}, r"TrainConfig has no field 'epochs\.deep'"),
+        ({"epochs.deep": (1,)}, "TrainConfig.epochs is {'deep': 1}; expected a whole number"),
         ({"epochs": (1, 0)}, "TrainConfig.epochs is 0"),
         ({"augmentation.cutout": (-1,)}, "cutout is -1"),
     ],

@@ -1,10 +1,10 @@
 """Where the cells of a sweep run: in this process, in one process a core, or on a Dask cluster."""
 
 import contextlib
-import os
 import signal
-from collections.abc import Iterator
-from concurrent.futures import Executor
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor, Executor
 from typing import Any
 
 import jax
@@ -16,12 +16,8 @@ from edl_jax.objective import MARGINS, SEVERITIES
 from edl_jax.strategies import MUTATIONS, STRATEGIES
 from edl_jax.studies.figures import check_libraries
 
+Row = dict[str, Any]
 _TABLES: Any = (DATASETS, LOSSES, MARGINS, MUTATIONS, SEVERITIES, STRATEGIES)
-_ONE_THREAD = {
-    "NPROC": "1",  # read by XLA's CPU backend
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-}
 
 
 @contextlib.contextmanager
@@ -29,44 +25,64 @@ def open_executor(where: str | Executor | None) -> Iterator[Executor | None]:
     """The executor that a user names, as for `sweep`; None is this process and thread."""
     if where is None:
         where = _default_processes()
-    if where == "1":
-        opened = contextlib.nullcontext()
-    elif not isinstance(where, str):
-        opened = contextlib.nullcontext(where)
+    if not isinstance(where, str):
+        yield where
+    elif where == "1":
+        yield None
     elif where.startswith("dask://"):
-        opened = _dask(where.removeprefix("dask://"))
+        with _dask(where.removeprefix("dask://")) as client:
+            yield client.get_executor(pure=False)
     elif where.isdecimal() and int(where):
-        opened = _processes(int(where))
+        with _processes(int(where)) as pool:
+            yield pool
     else:
         raise ConfigError(
             f"executor is {where!r}; expected a number of processes, such as 4, or the address of "
             "a Dask scheduler, dask://HOST:PORT."
         )
-    with opened as executor:
-        yield executor
 
 
-def registered_parts() -> list[tuple[int, str, Any]]:
-    """What the user registered in this process, which others do not know."""
-    return [
-        (index, name, table[name])
-        for index, table in enumerate(_TABLES)
-        for name in table
-        if not table.is_protected(name)
+def attempt(run: Callable[..., Row], *arguments: Any) -> Row:
+    """What a cell gives; `error` where it fails, or where a cluster lost it too often."""
+    try:
+        return run(*arguments)
+    except BrokenExecutor:
+        raise
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {shortened(error)}"}
+
+
+def packed(run: Callable[[Any], Row], config: Any) -> bytes:
+    """A cell for another process, with all that the user defined and registered in this one."""
+    import cloudpickle
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("edl_config_"):  # a file for --config, which others cannot import
+            cloudpickle.register_pickle_by_value(module)
+    own = [
+        {name: table[name] for name in table if not table.is_protected(name)} for table in _TABLES
     ]
+    return cloudpickle.dumps((run, config, own))
 
 
-def register_parts(parts: list[tuple[int, str, Any]]) -> None:
-    """Register what `registered_parts` found in another process."""
-    for index, name, part in parts:
-        _TABLES[index].register(name)(part)
+def attempt_packed(cell: bytes) -> Row:
+    """`attempt` a cell in the process that it was packed for."""
+    import cloudpickle
+
+    run, config, own = cloudpickle.loads(cell)
+    for table, parts in zip(_TABLES, own, strict=True):
+        for name, part in parts.items():
+            table.register(name)(part)
+    return attempt(run, config)
 
 
 def _default_processes() -> str:
     if jax.default_backend() != "cpu" or jax.device_count() > 1:
         return "1"
-    counted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return str(counted or 1)
+    check_libraries("loky")
+    import loky
+
+    return str(loky.cpu_count())
 
 
 @contextlib.contextmanager
@@ -76,17 +92,15 @@ def _processes(count: int) -> Iterator[Executor]:
 
     # Unlike the standard library's, its processes do not run the user's script again, are given an
     # environment before they load JAX, and can be ended at once.
-    cache = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
-    env = {**_ONE_THREAD, "JAX_PLATFORMS": "cpu"}
-    if cache is not None:
+    env = {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    env["NPROC"] = "1"  # read by XLA's CPU backend
+    if cache := jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
         env["JAX_COMPILATION_CACHE_DIR"] = cache
     pool = ProcessPoolExecutor(count, timeout=None, env=env, initializer=_leave_signals)
     try:
         yield pool
-    except BaseException:
+    finally:
         pool.shutdown(kill_workers=True)
-        raise
-    pool.shutdown()
 
 
 def _leave_signals() -> None:
@@ -95,21 +109,14 @@ def _leave_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-@contextlib.contextmanager
-def _dask(address: str) -> Iterator[Executor]:
+def _dask(address: str) -> Any:
     check_libraries("distributed", extra="cluster")
     from distributed import Client
 
     try:
-        client = Client(address, timeout=10)
+        return Client(address, timeout=10)
     except (OSError, ValueError) as error:
         raise EDLError(
             f"there is no Dask scheduler at {address} ({shortened(error)}); start one with "
             "`dask scheduler`, or leave --executor out."
         ) from error
-    with client:
-        executor = client.get_executor(pure=False)
-        try:
-            yield executor
-        finally:
-            executor.shutdown(wait=False)

@@ -7,21 +7,20 @@ import itertools
 import json
 import os
 import re
-import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor
 from typing import Annotated, Any, TypeVar
 
 import tyro
+from flax.traverse_util import unflatten_dict
 from tqdm import tqdm
 
 from edl_jax.errors import ConfigError, EDLError, shortened
 from edl_jax.runs.folder import RunFolder, as_finite, open_run
-from edl_jax.studies.executors import open_executor, register_parts, registered_parts
+from edl_jax.studies.executors import Row, attempt, attempt_packed, open_executor, packed
 
 CELLS = "cells.jsonl"
-Row = dict[str, Any]
 Config = TypeVar("Config")
 Point = Mapping[str, Any]  # values of some fields by dotted name
 
@@ -48,11 +47,11 @@ def sweep(
       grid: values by field, all combinations of which are run: `{"train.width": (8, 16)}`; or a
         list of combinations: `[{"train.width": 8}, {"train.width": 16}]`.
       seeds: values of the field `seed_field`.
-      run: `(config) -> row`: a dictionary of JSON data. Where cells run in other processes it is
-        sent there by cloudpickle, as is what you registered, such as a severity.
-      executor: where cells run: any `concurrent.futures.Executor`, or submitit's, which is left
-        open; a number of processes, such as "4", of which "1" is this one; a Dask scheduler,
-        "dask://HOST:PORT"; or None: this process on an accelerator, one a core on a CPU.
+      run: `(config) -> row`: a dictionary of JSON data. Other processes are sent it by cloudpickle,
+        and what you registered, such as a severity.
+      executor: any `concurrent.futures.Executor`, or submitit's, which is left open; a number of
+        processes, such as "4", of which "1" is this one; a Dask scheduler, "dask://HOST:PORT"; or
+        None: this process on an accelerator, one a core on a CPU.
       seed_field: dotted name of the field that takes the seeds.
       folder: where rows are kept; nothing is written by default. Sweeps may share it.
       progress: whether to show a progress bar.
@@ -121,16 +120,16 @@ def _results(
     """Keys of cells and what they give, as they end."""
     if pool is None:
         for key, config in configs.items():
-            yield key, _attempt(run, config)
+            yield key, attempt(run, config)
         return
     waiting = {}
     try:
         for key, config in configs.items():
-            waiting[pool.submit(_attempt_packed, _packed(run, config))] = key
+            waiting[pool.submit(attempt_packed, packed(run, config))] = key
         # Looked at in turn: jobs of submitit are no futures of the standard library.
         while waiting:
             for future in [x for x in waiting if x.done()]:
-                yield waiting.pop(future), _attempt(future.result)
+                yield waiting.pop(future), attempt(future.result)
             time.sleep(0.05)
     except BrokenExecutor as error:
         raise EDLError(
@@ -143,33 +142,6 @@ def _results(
             future.cancel()
 
 
-def _attempt(run: Callable[..., Row], *arguments: Any) -> Row:
-    try:
-        return run(*arguments)
-    except BrokenExecutor:
-        raise
-    except Exception as error:  # this cell's alone; or a cluster lost the cell too often
-        return {"error": f"{type(error).__name__}: {shortened(error)}"}
-
-
-def _packed(run: Callable[[Any], Row], config: Any) -> bytes:
-    """A cell for another process, with all that the user defined in this one."""
-    import cloudpickle
-
-    for name, module in list(sys.modules.items()):
-        if name.startswith("edl_config_"):  # a file for --config, which others cannot import
-            cloudpickle.register_pickle_by_value(module)
-    return cloudpickle.dumps((run, config, registered_parts()))
-
-
-def _attempt_packed(packed: bytes) -> Row:
-    import cloudpickle
-
-    run, config, parts = cloudpickle.loads(packed)
-    register_parts(parts)
-    return _attempt(run, config)
-
-
 def points(grid: Mapping[str, Sequence[Any]] | Sequence[Point]) -> list[Point]:
     """Every combination of a grid; a list of combinations as it is."""
     if not isinstance(grid, Mapping):
@@ -179,23 +151,16 @@ def points(grid: Mapping[str, Sequence[Any]] | Sequence[Point]) -> list[Point]:
 
 def with_fields(config: Config, values: Point) -> Config:
     """A copy of a dataclass with other values of some fields, by dotted name."""
-    own: dict[str, Any] = {}
-    nested: dict[str, dict[str, Any]] = {}
-    names = [field.name for field in dataclasses.fields(config)]  # pyright: ignore
-    for name, value in values.items():
-        first, _, rest = name.partition(".")
-        inner = getattr(config, first) if first in names else None
-        if first not in names or (rest and not dataclasses.is_dataclass(inner)):
+    own, names = {}, [field.name for field in dataclasses.fields(config)]  # pyright: ignore
+    for name, value in unflatten_dict(dict(values), sep=".").items():
+        if name not in names:
             raise ConfigError(
                 f"{type(config).__name__} has no field {name!r}; expected one of "
                 f"{', '.join(names)}, or a field of one of these, after a dot."
             )
-        if rest:
-            nested.setdefault(first, {})[rest] = value
-        else:
-            own[first] = value
-    for first, inner in nested.items():
-        own[first] = with_fields(own.get(first, getattr(config, first)), inner)
+        inner = getattr(config, name)
+        is_part = dataclasses.is_dataclass(inner) and isinstance(value, dict)
+        own[name] = with_fields(inner, value) if is_part else value
     return dataclasses.replace(config, **own)  # pyright: ignore
 
 
