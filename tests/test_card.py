@@ -110,6 +110,7 @@ def test_a_network_for_three_classes_from_its_file_to_its_card(tmp_path, capsys)
     run = tmp_path / "run"
     assert cli.main(["card", str(tmp_path / "mine.safetensors"), "--run-dir", str(run)]) == 0
     out = capsys.readouterr().out
+    assert "gradient ratio at p = 0.01" in out
     assert "one other" in out
     assert "all alike" in out
     page = (run / "README.md").read_text()

@@ -71,7 +71,7 @@ class CoverageConfig(Checked):
 
     def run(self) -> Row:
         """Train once, and compare the outputs: `outputs`, rows of `compare_outputs`."""
-        found, evolved = [], _evolved(self)
+        found, evolved = [], self.ranked()
         outputs = record(self.train, epochs=self.epochs, num_outputs=self.num_outputs)
         for epoch, parts in outputs.items():
             for part, pairs in parts.items():
@@ -80,6 +80,16 @@ class CoverageConfig(Checked):
                 rows = compare_outputs(pairs, references, evolved)
                 found += [{"epoch": epoch, "part": part, **row} for row in rows]
         return {"outputs": found}
+
+    def ranked(self) -> EvolvedLoss:
+        """The loss that `evolved` names."""
+        loss = resolve_loss(self.evolved)
+        if not isinstance(loss, EvolvedLoss):
+            raise ConfigError(
+                f"CoverageConfig.evolved is {self.evolved!r}; expected an evolved loss, such as "
+                "edl or a file *.safetensors."
+            )
+        return loss
 
 
 def coverage(
@@ -91,27 +101,18 @@ def coverage(
 ) -> Study:
     """Record outputs of real trainings and compare them with the synthetic pairs.
 
-    Args:
-      config: what to record and compare; the defaults if None.
-      run_dir: where cells, tables, figures and README.md are kept; a cell found there is not run
-        again. Nothing is written by default.
-      executor: where trainings run; see `sweep`.
-      progress: whether to show progress bars.
-
-    Raises:
-      EDLError: naming what cannot be used: a field, the data, a loss, the run folder or a library.
+    The arguments, and what is raised, are those of `compare`.
     """
     config, run_dir = asked(config, CoverageConfig, run_dir)
-    dataset, evolved = load_dataset(config.train.data), _evolved(config)
+    dataset, evolved = load_dataset(config.train.data), config.ranked()
     one = jax.ShapeDtypeStruct((1, dataset.num_classes), jnp.float32)
     jax.eval_shape(evolved, one, jax.ShapeDtypeStruct((1,), jnp.int32))  # refuses a class count
     trained = {
         name: resolve_config_loss(dataclasses.replace(config.train, loss=name), dataset)
         for name in config.losses
     }
-    identity = {"coverage": as_json(config), "data": dataset.identity}
+    identity = {"coverage": as_json(config), "data": dataset.identity, "evolved": describe(evolved)}
     identity["losses"] = {name: describe(loss) for name, loss in trained.items()}
-    identity["evolved"] = describe(evolved)
     with sweeps_of(run_dir, identity, executor, progress) as (run, folder):
         seeds = range(config.train.seed, config.train.seed + config.num_seeds)
         grid = {"train.loss": config.losses}
@@ -119,21 +120,11 @@ def coverage(
         return _study(config, dataset, rows).written(folder)
 
 
-def _evolved(config: CoverageConfig) -> EvolvedLoss:
-    loss = resolve_loss(config.evolved)
-    if not isinstance(loss, EvolvedLoss):
-        raise ConfigError(
-            f"CoverageConfig.evolved is {config.evolved!r}; expected an evolved loss, such as edl "
-            "or a file *.safetensors."
-        )
-    return loss
-
-
 def _study(config: CoverageConfig, dataset: Any, rows: list[Row]) -> Study:
     references, fresh = draw_references(config.num_synthetic, dataset.num_classes, config.mixture)
     names = short_names(config.losses)
     mine = {"loss": CONTROL, "seed": 0, "part": "", "epoch": ""}
-    found = [mine | row for row in compare_outputs(fresh, references, _evolved(config))]
+    found = [mine | row for row in compare_outputs(fresh, references, config.ranked())]
     for row in rows:
         head = {"loss": names[row["train.loss"]], "seed": row["seed"]}
         found += [head | output for output in row.get("outputs", ())]
@@ -148,10 +139,8 @@ def _study(config: CoverageConfig, dataset: Any, rows: list[Row]) -> Study:
         f"{config.num_outputs} outputs of train images, augmented and with the statistics of the "
         "batch, and of held-out images, after the epochs of the table.",
         f"{config.num_synthetic} synthetic pairs of the mixture and of each regime. Coverage: "
-        "share of the outputs inside the support of the pairs. The nearest regime: of the least "
-        "mmd.",
-        "Pairwise accuracy, violated margins and the gradient beside cross-entropy's are those of "
-        f"{config.evolved} on the outputs.",
+        "share of outputs inside the support of the pairs. The nearest regime: of the least mmd.",
+        f"Ranking and gradient on the outputs: those of {config.evolved}.",
         other_settings(config, but=["losses", "train.loss"]),
     ]
     tables = {"Outputs of trainings beside the synthetic mixture": overview(cells)}

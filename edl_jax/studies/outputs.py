@@ -39,13 +39,9 @@ def record(
     """
     data = load_dataset(train.data)
     functions = make_train(train, data, resolve_config_loss(train, data), device_mesh(AXIS))
-    whole = min(num_outputs, len(data.train_labels)) // train.batch_size
-    held_out = "val" if train.data.val_examples else "test"
-    rows, labels = {}, {}
-    for split, count in (("train", max(whole, 1) * train.batch_size), (held_out, num_outputs)):
-        every = getattr(data, f"{split}_labels")
-        rows[split] = np.random.default_rng(0).permutation(len(every))[:count]
-        labels[split] = every[rows[split]]
+    batches = min(num_outputs, len(data.train_labels)) // train.batch_size
+    counts = {"train": max(batches, 1) * train.batch_size}
+    counts["val" if train.data.val_examples else "test"] = num_outputs
     key_init, key = jax.random.split(jax.random.key(train.seed))
     state, found = functions.init(key_init), {}
     for epoch in range(epochs[-1] + 1):
@@ -53,16 +49,14 @@ def record(
             state = functions.advance(state, key, functions.steps_per_epoch)
             if np.any(jax.device_get(state.failed_step) >= 0):
                 raise DivergedError(f"training diverged in epoch {epoch}; lower the learning rate.")
-        if epoch in epochs:
-            logits = {split: functions.outputs(state, key, split, rows[split]) for split in rows}
-            found[epoch] = {split: _pairs(x, labels[split]) for split, x in logits.items()}
+        for split, count in counts.items() if epoch in epochs else ():
+            labels = getattr(data, f"{split}_labels")
+            rows = np.random.default_rng(0).permutation(len(labels))[:count]
+            logits = functions.outputs(state, key, split, rows).astype(np.float32)
+            probabilities: Any = np.asarray(jax.nn.softmax(logits))
+            pairs = Pairs(probabilities, labels[rows], np.full_like(labels[rows], -1))  # no regime
+            found.setdefault(epoch, {})[split] = pairs
     return found
-
-
-def _pairs(logits: np.ndarray, labels: np.ndarray) -> Pairs:
-    """Predictions and labels, of no regime, which is -1."""
-    probabilities = np.asarray(jax.nn.softmax(logits.astype(np.float32)))
-    return Pairs(probabilities, labels, np.full_like(labels, -1))  # pyright: ignore
 
 
 @functools.lru_cache(maxsize=2)
@@ -100,10 +94,7 @@ def compare_outputs(
 
 
 def rank_outputs(pairs: Pairs, loss: EvolvedLoss) -> dict[str, float]:
-    """Ranking and gradient metrics of a loss on pairs, by what it was evolved for.
-
-    Ranking is that of the network, as when a loss is evolved: its scale is that of the margins.
-    """
+    """Ranking of a loss's network, whose scale is that of the margins, and its gradient."""
     severity = SEVERITIES[loss.provenance.config.get("severity", "surprisal")]
     margin = MARGINS[loss.provenance.config.get("margin", "proportional")]
     network = loss.replace(scale=np.float32(1))
@@ -114,8 +105,7 @@ def rank_outputs(pairs: Pairs, loss: EvolvedLoss) -> dict[str, float]:
 def coordinates(pairs: Pairs) -> np.ndarray:
     """Where pairs lie, `[num_pairs, 3]` float64 in nats: the space of all distances.
 
-    The logits of the true class's and of the largest other probability (0.001 and 0.1 are not close
-    to each other for a loss), and the entropy.
+    The logits of the true class's and of the largest other probability, and the entropy.
     """
     p = np.asarray(pairs.probabilities, np.float64)
     is_label = np.arange(p.shape[-1]) == np.asarray(pairs.labels)[:, None]

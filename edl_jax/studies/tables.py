@@ -145,7 +145,8 @@ def readable(table: Frame) -> Frame:
         column = table[name]
         if name == "high" or name.endswith("_std") or column.isna().all():
             continue
-        heading, shown = name.rpartition(".")[2].replace("_", " "), list(map(_text, column))
+        heading = name if " " in name else name.rpartition(".")[2].replace("_", " ")
+        shown = list(map(_text, column))
         if name.endswith("_mean"):
             heading = f"{name[:-5].replace('_', ' ')} (mean ± std)"
             spreads = table[f"{name[:-5]}_std"]
