@@ -152,7 +152,8 @@ def test_study_writes_its_page_and_trains_nothing_twice(tmp_path, monkeypatch):
     assert rows[0]["loss"] == "fresh synthetic pairs"
     assert all(row["nearest regime"] in REGIMES for row in rows)
     assert len(study.cells[0]["outputs"]) == 2 * 2 * (1 + len(REGIMES))
-    assert (tmp_path / "distances.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("coverage", "mmd"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "README.md").read_text()
     assert "num_outputs=128" in page
     assert "train.data.name='digits'" in page

@@ -17,7 +17,7 @@ from edl_jax.losses.by_name import check_loss_name, resolve_loss
 from edl_jax.pairs import Mixture
 from edl_jax.runs.describing import describe
 from edl_jax.runs.folder import as_json
-from edl_jax.studies.figures import legend_below, panels, short_names, whole_numbers
+from edl_jax.studies.figures import plot_curves, short_names
 from edl_jax.studies.outputs import MIXTURE, RANKING, compare_outputs, draw_references, record
 from edl_jax.studies.sweep import Row, sweeps_of
 from edl_jax.studies.tables import Frame, Study, asked, frame, other_settings, summary
@@ -129,10 +129,13 @@ def _study(config: CoverageConfig, dataset: Any, rows: list[Row]) -> Study:
         head = {"loss": names[row["train.loss"]], "seed": row["seed"]}
         found += [head | output for output in row.get("outputs", ())]
     cells = frame(found)
-    caption = (
-        "Outputs as the loss sees them beside the synthetic mixture (black) and each regime, mean "
-        "over the seeds; dotted: fresh pairs of the mixture, what chance alone does."
-    )
+    seen = cells[cells["part"] == "train"].groupby(["loss", "reference", "seed"], sort=False)
+    figures = {}
+    for measure, words in DISTANCES.items():
+        curves = seen[measure].agg(list).reset_index()
+        drawn = plot_curves(curves, "reference", ["loss"], measure, "epoch", words, config.epochs)
+        caption = "Train outputs as the loss sees them beside the mixture and each regime, mean"
+        figures[measure] = (f"{caption} over the seeds: {words}.", drawn)
     notes = [
         f"Data: {dataset.source}.",
         f"Seeds {config.train.seed} to {config.train.seed + config.num_seeds - 1}; up to "
@@ -144,7 +147,6 @@ def _study(config: CoverageConfig, dataset: Any, rows: list[Row]) -> Study:
         other_settings(config, but=["losses", "train.loss"]),
     ]
     tables = {"Outputs of trainings beside the synthetic mixture": overview(cells)}
-    figures = {"distances": (caption, _plot(cells))}
     return Study("Coverage of real outputs by synthetic pairs", notes, tables, figures, rows)
 
 
@@ -156,21 +158,3 @@ def overview(cells: Frame) -> Frame:
     nearest = regimes.loc[regimes.groupby(BY, sort=False)["mmd_mean"].idxmin()]
     table.insert(len(BY), "nearest regime", nearest["reference"].to_numpy())
     return table
-
-
-def _plot(cells: Frame) -> Any:
-    control = cells[(cells["loss"] == CONTROL) & (cells["reference"] == MIXTURE)]
-    seen = cells[cells["part"] == "train"]
-    losses = seen["loss"].unique()
-    figure, axes = panels(len(losses) * len(DISTANCES), columns=len(DISTANCES))
-    wanted = [(loss, measure) for loss in losses for measure in DISTANCES]
-    for axis, (loss, measure) in zip(axes, wanted, strict=True):
-        axis.axhline(control[measure].iloc[0], color="0.35", ls=":", label=CONTROL)
-        for reference, group in seen[seen["loss"] == loss].groupby("reference", sort=False):
-            means = group.groupby("epoch")[measure].mean()
-            look = {"color": "black", "lw": 2.5} if reference == MIXTURE else {}
-            axis.plot(means.index.astype(int), means, markersize=4, label=reference, **look)
-        axis.set(ylabel=DISTANCES[measure], title=loss)
-        whole_numbers(axis, "epoch")
-    legend_below(figure, axes[0])
-    return figure

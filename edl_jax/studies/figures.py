@@ -81,7 +81,7 @@ def write_page(
     images = [f"![{caption}]({name}.png)\n\n{caption}" for name, (caption, _) in figures.items()]
     page = [f"# {title}", *parts[:1], *images, *parts[1:]]
     if notes:
-        page += ["## How it was done", "\n".join(f"- {' '.join(x.split())}" for x in notes)]
+        page += ["## How it was done", "\n".join(f"- {note}" for note in notes)]
     with writing("the page or a figure", folder):
         for name, (_, figure) in figures.items():
             save(figure, folder / f"{name}.png")
@@ -94,36 +94,33 @@ def short_names(losses: Sequence[str]) -> dict[str, str]:
     return short if len(set(short.values())) == len(short) else {loss: loss for loss in losses}
 
 
-def legend_below(figure: Any, axis: Any) -> None:
-    """One legend for all panels, of the lines of one of them."""
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
-
-
-def whole_numbers(axis: Any, xlabel: str) -> None:
-    """Whole numbers below an axis."""
-    axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.set_xlabel(xlabel)
-
-
 def plot_curves(
-    cells: Any, line: str, others: Sequence[str], values: str, xlabel: str, ylabel: str
+    cells: Any,
+    line: str,
+    others: Sequence[str],
+    values: str,
+    xlabel: str,
+    ylabel: str,
+    x: Sequence[int] | None = None,
 ) -> Any:
-    """Mean curves over the seeds: lines by one column, panels by others; `values` holds lists."""
+    """Mean curves over the seeds: lines by one column, panels by others; `values` holds lists.
+
+    These are at `x`, or at 1, 2, ...
+    """
     groups = list(cells.groupby(list(others), sort=False)) if others else [((), cells)]
     figure, axes = panels(len(groups))
     for axis, (setting, group) in zip(axes, groups, strict=True):
         for name, mine in group.groupby(line, sort=False):
             longest = max(map(len, mine[values]))
-            curves = [[*x, *x[-1:] * (longest - len(x))] or [None] for x in mine[values]]
+            curves = [[*y, *y[-1:] * (longest - len(y))] or [None] for y in mine[values]]
             mean = np.ma.masked_invalid(np.asarray(curves, float)).mean(axis=0)
-            label = f"{name}, n = {len(mine)}"
-            axis.plot(1 + np.arange(len(mean)), mean, markersize=4, label=label)
+            at = range(1, 1 + len(mean)) if x is None else x
+            axis.plot(at, mean, markersize=4, label=f"{name}, n = {len(mine)}")
         named = zip(others, setting, strict=True)
         title = ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in named)
-        axis.set(ylabel=ylabel, title=title)
-        whole_numbers(axis, xlabel)
-    legend_below(figure, axes[0])
+        axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 
@@ -146,7 +143,6 @@ def plot_evolution(history: Mapping[str, np.ndarray], held_out: Mapping[str, np.
 def plot_training(history: Sequence[Mapping[str, Any]]) -> Any:
     """The loss and accuracies over the epochs of a `TrainResult.history`."""
     figure, (left, right) = panels(2)
-    epochs = [row["epoch"] for row in history]
     split = {"test": "test", "val": "validation"}[history[-1]["evaluated_on"]]
     for axis, name, unit, label in (
         (left, "train_loss", 1, "training"),
@@ -154,9 +150,10 @@ def plot_training(history: Sequence[Mapping[str, Any]]) -> Any:
         (right, "accuracy", 100, split),
     ):
         values = [unit * row[name] for row in history]
-        axis.plot(epochs, values, markersize=4, label=f"{label}: {values[-1]:.4g} at the end")
-        whole_numbers(axis, "epoch")
+        label = f"{label}: {values[-1]:.4g} at the end"
+        axis.plot([row["epoch"] for row in history], values, markersize=4, label=label)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend()
-    left.set(ylabel="mean loss over the epoch", title="Loss")
-    right.set(ylabel="accuracy, %", title="Accuracy")
+    left.set(xlabel="epoch", ylabel="mean loss over the epoch", title="Loss")
+    right.set(xlabel="epoch", ylabel="accuracy, %", title="Accuracy")
     return figure

@@ -40,11 +40,7 @@ class Paired(NamedTuple):
 
 
 def describe(values: Numbers) -> Sample:
-    """Mean, deviation and interval of values `[n]`; all but the mean are NaN below two values.
-
-    The interval is Student's t below 10 values, and from 10 on a bootstrap's (BCa; Efron, JASA
-    1987): of 5 normal values a bootstrap's would hold the true mean about 80 times in 100.
-    """
+    """Mean, deviation and interval of values `[n]`; all but the mean are NaN below two values."""
     values = np.sort(np.asarray(values, float))  # their order has no effect on the resampling
     n = len(values)
     mean = float(values.mean()) if n else math.nan

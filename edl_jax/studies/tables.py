@@ -49,11 +49,7 @@ class Study:
         return [f"{row['key']}: {row['error']}" for row in self.cells if "error" in row]
 
     def written(self, folder: RunFolder | None) -> "Study":
-        """This, with `table.csv`, the figures and a `README.md` that shows all of it in a folder.
-
-        Raises:
-          RunFolderError: if something cannot be written.
-        """
+        """This, with `table.csv`, the figures and a `README.md` that shows all in a folder."""
         if folder is None:
             return self
         parts = [f"**{title}**\n\n{markdown(table)}" for title, table in self.tables.items()]
@@ -81,17 +77,11 @@ def frame(rows: Sequence[Mapping[str, Any]], by: Sequence[str] = ()) -> Frame:
     import pandas as pd
 
     cells = pd.DataFrame([row for row in rows if "error" not in row])
-    for name in by:
-        cells[name] = [_named(value) for value in cells[name]]
+    for name in by:  # lists, and None, would make no groups
+        cells[name] = [x if isinstance(x, int | float) else str(x).strip("[]") for x in cells[name]]
     for name in cells.columns.intersection(["accuracy", "calibration_error"]):
         cells[name] = 100 * cells[name].astype(float)
     return cells
-
-
-def _named(value: Any) -> Any:
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return value if isinstance(value, int | float | str) else str(value)
 
 
 def summary(cells: Frame, by: Sequence[str], measures: Sequence[str]) -> Frame:
@@ -114,7 +104,7 @@ def contrast(cells: Frame, by: Sequence[str], wanted: Sequence[tuple[str, str, P
     """
     import pandas as pd
 
-    rows, tests = [], []
+    rows = []
     for measure, axis, pairs in wanted:
         for setting, group in _groups(cells, [name for name in by if name != axis]):
             sides = group.pivot(index="seed", columns=axis, values=measure).astype(float)
@@ -122,13 +112,13 @@ def contrast(cells: Frame, by: Sequence[str], wanted: Sequence[tuple[str, str, P
                 if value not in sides or baseline not in sides:
                     continue
                 test = compare_paired(*sides[[value, baseline]].dropna().to_numpy().T)
-                tests.append(test)
+                n, mean, std, low, high = test.difference
                 row = {"measure": measure, **setting, "axis": axis.rpartition(".")[2]}
-                row |= {"value": value, "baseline": baseline, "n": test.difference.n}
-                row |= {f"difference_{x}": getattr(test.difference, x) for x in ("mean", "std")}
-                rows.append({**row, "low": test.difference.low, "high": test.difference.high})
-    for row, test, p in zip(rows, tests, holm([test.p for test in tests]), strict=True):
-        row |= {"p": p, "verdict": verdict(test.difference.mean, p, test.detectable)}
+                row |= {"value": value, "baseline": baseline, "n": n, "difference_mean": mean}
+                row |= {"difference_std": std, "low": low, "high": high, "p": test.p}
+                rows.append(row | {"verdict": test.detectable})
+    for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        row |= {"p": p, "verdict": verdict(row["difference_mean"], p, row["verdict"])}
     return pd.DataFrame(rows)
 
 
