@@ -126,10 +126,9 @@ def contrasts(cells: Frame, grid: Sequence[str]) -> dict[str, Pairs]:
     """What is compared along each axis: `MUTATION_CONTRASTS`, else each value with the first."""
     found: dict[str, Pairs] = {}
     for axis in grid:
-        first, *others = dict.fromkeys(cells[axis])
-        beside_first = [(value, first) for value in others]
-        found[axis] = MUTATION_CONTRASTS if axis == MUTATION else beside_first
-    return found
+        first, *others = cells[axis].unique()
+        found[axis] = [(value, first) for value in others]
+    return found | ({MUTATION: MUTATION_CONTRASTS} if MUTATION in found else {})
 
 
 def _study(config: AblateConfig, rows: list[Row]) -> Study:

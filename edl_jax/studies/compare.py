@@ -103,12 +103,6 @@ def compare(
 ) -> Study:
     """Train with every loss over every seed and compare accuracies after the last epoch.
 
-    With `learning_rates`, every loss is first trained at each of them, in every setting, from
-    seeds of their own, and takes the one with the best accuracy on the validation images. Where a
-    loss's best rate is at an end of its grid, rates beyond it are tried one after the other, by the
-    ratio of the last two, until the best is inside: four at most, and none above a rate at which a
-    training diverged.
-
     Args:
       config: what to compare; the defaults if None.
       run_dir: where cells, tables, figures and README.md are kept; a cell found there is not run
@@ -184,13 +178,13 @@ def _study(
     config: CompareConfig, data: Iterable[Dataset], compared: list[Row], tuned: list[Row]
 ) -> Study:
     by, last = [*config.grid, LOSS], config.train.seed + config.num_seeds - 1
-    split = {"test": "Test", "val": "Validation"}[config.split]
-    names = short_names(config.loss_names())
-    compared, tuned = (
-        [{**row, LOSS: names[row[LOSS]]} for row in rows] for rows in (compared, tuned)
-    )
+    split, names = {"test": "Test", "val": "Validation"}, short_names(config.loss_names())
+    for row in (*compared, *tuned):
+        row[LOSS] = names[row[LOSS]]
     cells = frame(compared, by)
-    tables = {f"{split} accuracy, %, after the last epoch": comparison_table(cells, by)}
+    tables = {
+        f"{split[config.split]} accuracy, %, after the last epoch": comparison_table(cells, by)
+    }
     drawn = plot_curves(cells, LOSS, by[:-1], "epochs", "epoch", "accuracy, share")
     figures = {"accuracy": ("Accuracy after each epoch, mean over the seeds.", drawn)}
     notes = [
@@ -211,16 +205,12 @@ def _study(
 
 
 def comparison_table(cells: Frame, by: list[str]) -> Frame:
-    """Each loss in each setting, and its difference to the first loss there, with a verdict.
-
-    `cells` are of `frame`, accuracies in percent; `by` tells settings apart, `train.loss` last.
-    """
+    """Each loss in each setting, and its difference to the first loss there, with a verdict."""
     first, *others = cells[LOSS].unique()
     table = summary(cells, [*by, RATE] if RATE in cells else by, ["accuracy"])
     table["diverged"] = cells.groupby(by, sort=False, dropna=False)["diverged"].sum().to_numpy()
     tests = contrast(cells, by, [("accuracy", LOSS, [(name, first) for name in others])])
     if len(tests):
-        tests = tests.rename(columns={"value": LOSS})
         tests = tests.drop(columns=["axis", "baseline", "measure", "n"])
-        table = table.merge(tests, on=by, how="left")
+        table = table.merge(tests.rename(columns={"value": LOSS}), on=by, how="left")
     return table.merge(summary(cells, by, MEASURES[1:]).drop(columns="n"), on=by)

@@ -107,12 +107,10 @@ def coverage(
     dataset, evolved = load_dataset(config.train.data), config.ranked()
     one = jax.ShapeDtypeStruct((1, dataset.num_classes), jnp.float32)
     jax.eval_shape(evolved, one, jax.ShapeDtypeStruct((1,), jnp.int32))  # refuses a class count
-    trained = {
-        name: resolve_config_loss(dataclasses.replace(config.train, loss=name), dataset)
-        for name in config.losses
-    }
     identity = {"coverage": as_json(config), "data": dataset.identity, "evolved": describe(evolved)}
-    identity["losses"] = {name: describe(loss) for name, loss in trained.items()}
+    for name in config.losses:
+        train = dataclasses.replace(config.train, loss=name)
+        identity[f"loss {name}"] = describe(resolve_config_loss(train, dataset))
     with sweeps_of(run_dir, identity, executor, progress) as (run, folder):
         seeds = range(config.train.seed, config.train.seed + config.num_seeds)
         grid = {"train.loss": config.losses}

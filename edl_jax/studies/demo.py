@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any
 
 from edl_jax.checked import Checked, Count
 from edl_jax.data.config import DataConfig
@@ -17,9 +17,6 @@ from edl_jax.studies.figures import plot_evolution, save
 from edl_jax.studies.shape import plot_loss
 from edl_jax.studies.tables import Study, asked
 from edl_jax.training import TrainConfig
-
-if TYPE_CHECKING:
-    from edl_jax.evolution.pretraining import PretrainResult
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +37,11 @@ def demo(
     *,
     progress: bool = False,
     say: Callable[[str], None] = lambda line: None,
-) -> "tuple[PretrainResult, Study]":
+) -> tuple[Any, Study]:
     """Evolve a loss, train with cross-entropy and with it, and plot both; sized for two CPU cores.
 
     `say` is called with a line about each stage as it begins. On SIGTERM the same call resumes.
+    Returns the `PretrainResult` and the comparison.
     """
     from edl_jax.evolution.pretraining import pretrain  # loads matplotlib, by evosax's problems
 
@@ -56,9 +54,7 @@ def demo(
         losses = ("cross_entropy", str(folder / "evolved.safetensors"))
         train = _small_training(data.name, config.data_dir)
         comparison = CompareConfig(losses=losses, num_seeds=config.num_seeds, train=train)
-        generations = config.pretrain.generations
-        say(f"Data: {data.source}.")
-        say(f"Evolving a loss on synthetic pairs for {generations} generations ...")
+        say(f"Data: {data.source}.\nEvolving a loss on synthetic pairs ...")
         evolved = pretrain(config.pretrain, run_dir=folder / "pretrain", progress=progress)
         with writing("the loss and its figures", folder):
             evolved.loss.save(losses[1])

@@ -24,7 +24,8 @@ _TABLES: Any = (DATASETS, LOSSES, MARGINS, MUTATIONS, SEVERITIES, STRATEGIES)
 def open_executor(where: str | Executor | None) -> Iterator[Executor | None]:
     """The executor that a user names, as for `sweep`; None is this process and thread."""
     if where is None:
-        where = _default_processes()
+        is_one = jax.default_backend() != "cpu" or jax.device_count() > 1
+        where = "1" if is_one else _cores()
     if not isinstance(where, str):
         yield where
     elif where == "1":
@@ -76,13 +77,11 @@ def attempt_packed(cell: bytes) -> Row:
     return attempt(run, config)
 
 
-def _default_processes() -> str:
-    if jax.default_backend() != "cpu" or jax.device_count() > 1:
-        return "1"
+def _cores() -> str:
     check_libraries("loky")
     import loky
 
-    return str(loky.cpu_count())
+    return str(loky.cpu_count())  # of a container or a batch job, its share
 
 
 @contextlib.contextmanager

@@ -1,7 +1,4 @@
-"""Outputs of a training, and how far they are from the synthetic pairs.
-
-Classes mean nothing here: no relabelling of them changes where a pair lies.
-"""
+"""Outputs of a training, and how far they are from the synthetic pairs, whatever the classes."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -78,8 +75,7 @@ def compare_outputs(
 ) -> list[dict[str, Any]]:
     """A row for each reference: `coverage`, the share of pairs inside its support, and `mmd`.
 
-    The first one's, the mixture's, has also `correct`, the share of pairs whose true class is the
-    most probable one, and the evolved loss's ranking metrics.
+    The mixture's, the first, also has the accuracy, `correct`, and the evolved loss's ranking.
     """
     points, rows = coordinates(pairs), []
     supports = {name: coordinates(reference) for name, reference in references.items()}
@@ -118,9 +114,8 @@ def coordinates(pairs: Pairs) -> np.ndarray:
 def mmd(x: np.ndarray, y: np.ndarray, bandwidth: float) -> float:
     """Unbiased estimate of the squared maximum mean discrepancy of samples `[n, d]` and `[m, d]`.
 
-    With the kernel `k(a, b) = exp(-|a - b|^2 / (2 bandwidth^2))`,
-    `mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j)`, which may
-    be below 0. Gretton et al., JMLR 2012, https://jmlr.org/papers/v13/gretton12a.html
+    Its kernel is Gaussian; it may be below 0. Gretton et al., JMLR 2012,
+    https://jmlr.org/papers/v13/gretton12a.html
     """
 
     def total(a: np.ndarray, b: np.ndarray) -> float:
@@ -137,8 +132,8 @@ def is_covered(points: np.ndarray, support: np.ndarray) -> np.ndarray:
     """Which points `[n, d]` lie inside the support of a sample `[m, d]`, `[n]` booleans.
 
     The support is the union of balls around the sample's points, each reaching to its third-nearest
-    other point. They shrink as the sample grows: compare shares of samples of one size, and with
-    that of a fresh sample. Kynkäänniemi et al., NeurIPS 2019, https://arxiv.org/abs/1904.06991
+    other point; they shrink as the sample grows. Kynkäänniemi et al., NeurIPS 2019,
+    https://arxiv.org/abs/1904.06991
     """
     near, _ = scipy.spatial.KDTree(support).query(support, _NEIGHBOURS + 1)  # itself is the first
     radii = near[:, -1] * (1 + 1e-12)  # a distance that is the radius but for rounding is inside

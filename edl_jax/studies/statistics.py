@@ -22,7 +22,7 @@ Numbers = np.ndarray | Sequence[float]
 
 
 class Sample(NamedTuple):
-    """How many numbers, their mean, standard deviation and the ends of the mean's interval."""
+    """How many numbers, their mean, standard deviation, and the ends of the mean's interval."""
 
     n: int
     mean: float

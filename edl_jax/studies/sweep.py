@@ -165,7 +165,7 @@ def with_fields(config: Config, values: Point) -> Config:
 
 
 def check_grid(config: Any, base: Any, fixed: Mapping[str, Sequence[Any]]) -> None:
-    """Refuse a field `grid` of which a combination with the values of `fixed` cannot work."""
+    """Refuse a field `grid` of which a combination with values of `fixed` cannot work."""
     for name, values in config.grid.items():
         where = f"{type(config).__name__}.grid[{name!r}]"
         if name in fixed:

@@ -100,7 +100,7 @@ def contrast(cells: Frame, by: Sequence[str], wanted: Sequence[tuple[str, str, P
     """Differences paired by seed, with a verdict each; p is corrected for all tests of the table.
 
     `wanted` holds measures, columns of `by` and pairs of their values, which are compared in every
-    setting of the other columns in which both are. `low` and `high` end a 95 % interval.
+    setting of the other columns in which both are.
     """
     import pandas as pd
 
@@ -123,10 +123,9 @@ def contrast(cells: Frame, by: Sequence[str], wanted: Sequence[tuple[str, str, P
 
 
 def readable(table: Frame) -> Frame:
-    """A table as people read it, all text, without the columns in which nothing is.
+    """A table as people read it: `X_mean` and `X_std` in one column, `low` and `high` in another.
 
-    `X_mean` and `X_std` become `X (mean ± std)`, `low` and `high` an interval, dotted names their
-    last part.
+    Dotted names become their last part; columns in which nothing is go.
     """
     import pandas as pd
 
