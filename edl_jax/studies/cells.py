@@ -60,8 +60,8 @@ def evolve_once(config: PretrainConfig) -> tuple[Row, Loss]:
     row: Row = {name: result.metrics.get(name) for name in RANKING}
     row |= {name: result.metrics.get(prefix + name) for name in GRADIENT}
     curve = result.held_out[FINAL]
-    row |= {AREA: float(curve.mean()), "curve": np.where(np.isfinite(curve), curve, None).tolist()}
-    return row, result.loss
+    row["curve"] = [x if np.isfinite(x) else None for x in curve.tolist()]
+    return row | {AREA: float(curve.mean())}, result.loss
 
 
 def train_once(config: TrainConfig, *, test: bool, loss: Loss | None = None) -> Row:

@@ -116,7 +116,8 @@ def compare(
     config, run_dir = asked(config, CompareConfig, run_dir)
     kept_trainer.cache_clear()  # the code of the user's own losses may have changed
     base, data, losses = Cell(train=config.train, split=config.split), {}, {}
-    cells, tuned = points({**config.grid, LOSS: config.loss_names()}), []
+    cells: Sequence[Point] = points({**config.grid, LOSS: config.loss_names()})
+    tuned: list[Row] = []
     for cell in cells:  # here, so that a data set is prepared once
         train: Any = with_fields(base, cell).train
         dataset = load_dataset(train.data)
@@ -136,7 +137,7 @@ def compare(
 
 def _tuned(
     run: Callable[[Sequence[Point]], list[Row]], cells: Sequence[Point], rates: Sequence[float]
-) -> tuple[list[Point], list[Row]]:
+) -> tuple[Sequence[Point], list[Row]]:
     """Each cell with its best learning rate, and all rows that were looked at."""
     rows, tried = [], []
     wanted = [{**cell, RATE: rate} for cell in cells for rate in rates]
