@@ -222,7 +222,7 @@ _COMMANDS: dict[str, tuple[type, Any, str]] = {
     "ablate": (AblateConfig, _ablate, "Compare settings of the evolution over many seeds."),
     "coverage": (CoverageConfig, _coverage, "Compare outputs of trainings with synthetic pairs."),
     "demo": (DemoConfig, _demo, "Evolve a loss, then train with cross-entropy and with it."),
-    "card": (CardConfig, _card, "Look at one loss: its parts, its shape, its gradient."),
+    "card": (CardConfig, _card, "Look at one loss: its shape and its gradient."),
 }
 _SWEEPS = ("compare", "ablate", "coverage")
 

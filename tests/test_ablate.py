@@ -9,17 +9,8 @@ from edl_jax import Mixture, pretrain
 from edl_jax.errors import ConfigError, RunFolderError
 from edl_jax.strategies import StrategyConfig
 from edl_jax.studies import AblateConfig, ablate
-from edl_jax.studies.ablate import (
-    ACCURACY,
-    AREA,
-    FINAL,
-    GRADIENT,
-    MUTATION,
-    RANKING,
-    Cell,
-    contrasts,
-    correlations,
-)
+from edl_jax.studies.ablate import ACCURACY, MUTATION, contrasts, correlations
+from edl_jax.studies.cells import AREA, FINAL, GRADIENT, RANKING, Cell
 from edl_jax.studies.tables import frame
 from tests.test_evolution import TINY
 from tests.test_training import DIGITS
@@ -37,6 +28,11 @@ SMALL = AblateConfig(
     ),
 )
 PLANTED = dataclasses.replace(SMALL, num_seeds=20, grid=AblateConfig().grid)
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    monkeypatch.setattr("edl_jax.studies.statistics._RANK_RESAMPLES", 99)
 
 
 @pytest.fixture(scope="module")
@@ -152,12 +148,17 @@ def test_downstream_trainings_are_of_the_evolved_loss_and_correlated(monkeypatch
     )
     trained = []
 
+    def evolve(pretrain):  # the loss is known by what it was evolved with
+        row = dict.fromkeys((*RANKING, *GRADIENT, AREA), 0.5) | {"curve": [0.5]}
+        return row, pretrain.generations
+
     def measure(train, *, test, loss):
         assert not test
-        trained.append((train.width, loss.provenance.config["generations"]))
+        trained.append((train.width, loss))
         return {"accuracy": 0.5, "diverged": False, "epochs": [0.5]}
 
-    monkeypatch.setitem(ablate.__globals__, "measure_training", measure)
+    monkeypatch.setattr("edl_jax.studies.cells.evolve_once", evolve)
+    monkeypatch.setattr("edl_jax.studies.cells.train_once", measure)
     ablate(config, executor="1")
     assert sorted({*trained}) == [(4, 1), (4, 3), (8, 1), (8, 3)]
     study = planted(monkeypatch, dataclasses.replace(config, num_seeds=6), {})
@@ -185,8 +186,11 @@ def test_correlations_leave_out_what_is_not_defined():
         ({"grid": {MUTATION: ("no_such",)}}, "mutation is 'no_such'"),
         ({"grid": {"pretrain.population_size": (1,)}}, "population_size is 1"),
         ({"grid": {"pretrain.no_such": (1,)}}, "PretrainConfig has no field 'no_such'"),
-        ({"grid": {"mutation": ("tent",)}}, "expected fields of pretrain, such"),
-        ({"grid": {"train.width": (4,)}}, "expected fields of pretrain, such"),
+        (
+            {"grid": {"mutation": ("tent",)}},
+            "Cell has no field 'mutation'; expected one of pretrain",
+        ),
+        ({"grid": {"train.width": (4,)}}, "Cell.train is {'width': 4}; expected .*None"),
         ({"grid": {"pretrain.strategy.name": ("CMA_ES",), MUTATION: ("gaussian",)}}, "CMA_ES"),
         ({"num_seeds": 1}, "num_seeds is 1"),
         ({"downstream": True, "train": DIGITS}, "val_examples is 0"),

@@ -5,9 +5,8 @@ import pytest
 from flax import nnx
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
 
-from edl_jax import EvolvedLoss, cli, load_pretrained
+from edl_jax import EvolvedLoss, cli
 from edl_jax.errors import ConfigError, LossFileError
-from edl_jax.losses.formulas.robust import AdaptiveBarron
 from edl_jax.networks import Architecture
 from edl_jax.pairs import Pairs
 from edl_jax.studies import CardConfig, card, shape
@@ -34,8 +33,7 @@ def test_cross_entropy_is_its_own_reference(on_path):
     np.testing.assert_allclose(found.own, p - 1, rtol=2e-3)
     np.testing.assert_allclose(found.norms, found.reference, rtol=2e-3)
     np.testing.assert_allclose(found.reference, np.sqrt(2) * (1 - p), rtol=2e-3)
-    assert found.falls()
-    assert not (found.turns() | found.vanishes()).any()
+    assert not (found.turns | found.vanishes).any()
 
 
 def test_where_a_planted_loss_turns_and_vanishes(on_path):
@@ -43,9 +41,8 @@ def test_where_a_planted_loss_turns_and_vanishes(on_path):
     # Its gradient by the logits is 2 (p - 0.3) p (1 - p) (1, -1), cross-entropy's (1 - p) (-1, 1).
     ratio = 2 * np.abs(p - 0.3) * p
     np.testing.assert_allclose(found.norms / found.reference, ratio, rtol=1e-2, atol=2e-3)
-    assert np.array_equal(found.vanishes(), ratio < 0.01)
-    assert np.array_equal(found.turns(), (p > 0.3) & (ratio >= 0.01))
-    assert not found.falls()
+    assert np.array_equal(found.vanishes, ratio < 0.01)
+    assert np.array_equal(found.turns, (p > 0.3) & (ratio >= 0.01))
 
 
 @pytest.mark.parametrize("num_classes", [2, 3, 10])
@@ -56,7 +53,6 @@ def test_paths_lead_where_they_say(num_classes):
         rest = 0 if name == "one other" else p[:, 1]
         np.testing.assert_allclose(p[:, -1] if num_classes > 2 else 0, rest, atol=1e-7)
     assert set(shape.paths(2)) == {"one other"}
-    assert np.exp(shape.perfect(num_classes))[0, 0] == 1
 
 
 def test_maps_cover_what_they_say():
@@ -86,7 +82,7 @@ def test_a_loss_and_its_slope_are_drawn_beside_cross_entropy():
         np.testing.assert_allclose(ratio.get_ydata(), factor, rtol=2e-3)
 
 
-def test_a_formula_has_no_arrays_and_its_gradient_is_told(monkeypatch):
+def test_the_gradient_of_a_formula_is_told(monkeypatch):
     p = np.asarray([[0.001, 0.999], [0.001, 0.999], [0.4, 0.6]], np.float32)
     pairs = Pairs(jnp.asarray(p), jnp.asarray([0, 0, 1]), jnp.asarray([4, 4, 0]))
     names = card.__globals__
@@ -95,26 +91,16 @@ def test_a_formula_has_no_arrays_and_its_gradient_is_told(monkeypatch):
     for name in ("plot_loss", "plot_surface"):
         monkeypatch.setitem(names, name, lambda *_, **__: None)
     study = card(CardConfig("mae"))
-    assert "What it is made of" not in study.tables
     # The norm of mean absolute error's gradient is 2 p_y times cross-entropy's.
     (row,) = study.table.to_dict("records")
     assert row["gradient ratio at p = 0.1"] == pytest.approx(0.2, rel=1e-2)
     assert row["vanishes, %"] == pytest.approx(100 * np.mean(shape.path_probabilities() < 0.005))
-    assert (row["turns, %"], row["falls"], row["loss at p = 1"]) == (0, True, 0)
+    assert row["turns, %"] == 0
     regimes = study.tables["On synthetic pairs"].set_index("pairs")["vanishes, %"]
     assert regimes["confident wrong"] == 100
     assert regimes["all"] == pytest.approx(200 / 3)
     assert regimes["uniform"] == 0
     assert study.notes[0].startswith("mae")
-
-
-def test_arrays_are_those_of_the_module():
-    layers = card.__globals__["_layers"]
-    assert [(row["array"], row["shape"], row["parameters"]) for row in layers(load_pretrained())][
-        :2
-    ] == [("layers.0.bias", "16", 16), ("layers.0.kernel", "5×16", 80)]
-    assert {row["shape"] for row in layers(AdaptiveBarron())} == {"scalar"}
-    assert layers(cross_entropy) == []
 
 
 def test_a_network_for_three_classes_from_its_file_to_its_card(tmp_path, capsys):
@@ -124,11 +110,11 @@ def test_a_network_for_three_classes_from_its_file_to_its_card(tmp_path, capsys)
     run = tmp_path / "run"
     assert cli.main(["card", str(tmp_path / "mine.safetensors"), "--run-dir", str(run)]) == 0
     out = capsys.readouterr().out
+    assert "gradient ratio at p = 0.01" in out
     assert "one other" in out
     assert "all alike" in out
     page = (run / "README.md").read_text()
     assert "# The loss mine" in page
-    assert "| layers.0.kernel | 6×4 | 24 |" in page
     for name in ("curves", "surface"):
         assert len((run / f"{name}.png").read_bytes()) > 20_000
 

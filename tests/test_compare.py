@@ -11,11 +11,10 @@ from scipy import stats
 
 from edl_jax.errors import ConfigError, DivergedError, RunFolderError
 from edl_jax.losses import LOSSES, MARGIN_LOSSES
-from edl_jax.studies import CompareConfig, compare, trainings
-from edl_jax.studies.compare import LOSS, comparison_table
+from edl_jax.studies import CompareConfig, compare
+from edl_jax.studies.compare import LOSS, RATE, best_rate, comparison_table, next_rates
 from edl_jax.studies.statistics import Sample
 from edl_jax.studies.tables import frame
-from edl_jax.studies.tuning import RATE, best_rate, next_rates
 from tests.test_training import DIGITS
 
 TRAIN = dataclasses.replace(
@@ -52,7 +51,7 @@ class Trainings:
         self, monkeypatch, accuracy=planted, diverges=lambda config, seed: False, figures=False
     ):
         self.ran, self.accuracy, self.diverges = [], accuracy, diverges
-        monkeypatch.setattr(trainings, "make_trainer", self.make)
+        monkeypatch.setattr("edl_jax.studies.cells.make_trainer", self.make)
         if not figures:  # which take most of the time
             monkeypatch.setattr("edl_jax.studies.tables.write_page", lambda *_: None)
             monkeypatch.setitem(compare.__globals__, "plot_curves", lambda *_: None)
@@ -296,7 +295,8 @@ def test_a_loss_of_the_same_name_that_is_another_now_is_trained_anew(monkeypatch
     """Trainers are kept for the seeds of a comparison, not for the next one."""
     made = Trainings(monkeypatch)
     built = []
-    monkeypatch.setattr(trainings, "make_trainer", lambda x: built.append(x) or made.make(x))
+    make = lambda x: built.append(x) or made.make(x)  # noqa: E731
+    monkeypatch.setattr("edl_jax.studies.cells.make_trainer", make)
     with LOSSES.restored():
         for factor in (1.0, 2.0):
 
@@ -320,8 +320,6 @@ def test_static_stands_for_the_losses_without_parameters_and_margins():
     [
         ({"losses": ()}, "losses is"),
         ({"losses": ("edl", "edl")}, "not empty and all different"),
-        ({"losses": ("edl", "mae", "mae()")}, r"losses has 'mae\(\)' twice, in two ways"),
-        ({"losses": ("focal(gamma=1)", "focal(gamma=1.0)")}, "losses has .* twice"),
         ({"losses": ("hinge",)}, "loss is 'hinge'; expected one of .*, static, or a file"),
         ({"num_seeds": 0}, "num_seeds is 0"),
         ({"grid": {"train.model": ("resnet9",)}}, "model is 'resnet9'"),
@@ -335,10 +333,13 @@ def test_static_stands_for_the_losses_without_parameters_and_margins():
         ),
         ({"learning_rates": (0.1,)}, "expected two or more"),
         ({"learning_rates": (0.1, -0.1)}, r"learning_rate is -0\.1"),
-        ({"learning_rates": (0.1, 0.2), "train": DIGITS}, r"expected train\.data\.val_examples"),
+        (
+            {"learning_rates": (0.1, 0.2), "train": DIGITS},
+            r"val_examples is 0; expected",
+        ),
         ({"tuning_seeds": 0}, "tuning_seeds is 0"),
         ({"split": "train"}, "split is 'train'; expected one of test, val"),
-        ({"split": "val", "train": DIGITS}, r"expected train\.data\.val_examples"),
+        ({"split": "val", "train": DIGITS}, r"val_examples is 0; expected"),
     ],
 )
 def test_config_refuses(change, message):

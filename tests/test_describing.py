@@ -30,7 +30,7 @@ from edl_jax.evolution.config import own_parts
 from edl_jax.losses import Provenance
 from edl_jax.runs.describing import describe
 from edl_jax.studies import Study, ablate
-from edl_jax.studies.ablate import Cell
+from edl_jax.studies.cells import Cell
 from edl_jax.studies.sweep import with_fields
 from tests.test_ablate import SMALL
 from tests.test_evolution import TINY

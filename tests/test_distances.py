@@ -2,15 +2,7 @@ import numpy as np
 import pytest
 
 from edl_jax import Pairs
-from edl_jax.errors import InputError
-from edl_jax.studies.distances import (
-    SUMMARIES,
-    coordinates,
-    is_covered,
-    median_distance,
-    mmd,
-    summarise_pairs,
-)
+from edl_jax.studies.outputs import coordinates, is_covered, mmd
 
 
 def normal(seed, size=300, dimensions=3, shift=0.0):
@@ -22,20 +14,14 @@ def pairs_of(probabilities, labels):
     return Pairs(np.asarray(probabilities, np.float32), labels, np.full_like(labels, -1))  # pyright: ignore
 
 
-def test_summaries_of_known_pairs():
+def test_coordinates_of_known_pairs():
     pairs = pairs_of([[0.5, 0.25, 0.25], [0.5, 0.25, 0.25], [1, 0, 0], [0, 0, 1]], [0, 1, 0, 1])
-    found = summarise_pairs(pairs)
-    assert list(found) == list(SUMMARIES)
-    np.testing.assert_allclose(found["true_probability"], [0.5, 0.25, 1, 0])
-    np.testing.assert_allclose(found["runner_up_probability"], [0.25, 0.5, 0, 1])
-    np.testing.assert_allclose(found["entropy"], [1.5 * np.log(2)] * 2 + [0, 0], atol=1e-12)
-    np.testing.assert_allclose(found["confidence"], [0.5, 0.5, 1, 1])
-    np.testing.assert_array_equal(found["rank"], [1, 2, 1, 2])
     points = coordinates(pairs)
-    assert points.shape == (4, 3)
     most = np.log(1e6 - 1)  # the logit of 1 - 1e-6
-    np.testing.assert_allclose(points[2], [most, -most, 0], atol=1e-6)
     np.testing.assert_allclose(points[0], [0, -np.log(3), 1.5 * np.log(2)], atol=1e-6)
+    np.testing.assert_allclose(points[1], [-np.log(3), 0, 1.5 * np.log(2)], atol=1e-6)
+    np.testing.assert_allclose(points[2], [most, -most, 0], atol=1e-6)
+    np.testing.assert_allclose(points[3], [-most, most, 0], atol=1e-6)
 
 
 def test_relabelling_the_classes_changes_nothing():
@@ -44,9 +30,6 @@ def test_relabelling_the_classes_changes_nothing():
     order = rng.permutation(7)
     permuted = pairs_of(pairs.probabilities[:, order], np.argsort(order)[pairs.labels])
     np.testing.assert_allclose(coordinates(permuted), coordinates(pairs), atol=1e-12)
-    before, after = summarise_pairs(pairs), summarise_pairs(permuted)
-    for name in SUMMARIES:
-        np.testing.assert_allclose(after[name], before[name], atol=1e-12, err_msg=name)
 
 
 def test_mmd_against_brute_force():
@@ -63,15 +46,6 @@ def test_mmd_against_brute_force():
     assert mmd(x, y, width) == pytest.approx(expected, rel=1e-12)
 
 
-def test_mmd_in_blocks_of_rows(monkeypatch):
-    x, y = normal(0, 25), normal(1, 13)
-    whole = mmd(x, y, 1.0)
-    inside = is_covered(x, y)
-    monkeypatch.setattr("edl_jax.studies.distances._ROWS_AT_A_TIME", 10)
-    assert mmd(x, y, 1.0) == pytest.approx(whole, rel=1e-12)
-    np.testing.assert_array_equal(is_covered(x, y), inside)
-
-
 def test_mmd_is_unbiased_and_finds_a_shift():
     found = np.asarray([mmd(normal(i), normal(1000 + i), 1.7) for i in range(60)])
     error = found.std(ddof=1) / np.sqrt(len(found))
@@ -83,13 +57,6 @@ def test_mmd_is_unbiased_and_finds_a_shift():
     expected = 2 * peak * (1 - np.exp(-3 * shift**2 / (2 * (width**2 + 2))))
     shifted = mmd(normal(0, 3000), normal(1, 3000, shift=shift), width)
     assert shifted == pytest.approx(expected, rel=0.1)
-
-
-def test_median_distance():
-    points = np.asarray([[0.0], [1.0], [3.0]])  # distances 1, 2 and 3
-    assert median_distance(points) == 2
-    with pytest.raises(InputError, match="points are equal"):
-        median_distance(np.zeros((5, 2)))
 
 
 def test_covered_is_inside_a_ball_that_reaches_to_the_third_neighbour():

@@ -16,6 +16,7 @@ from edl_jax.studies import (
     compare,
     coverage,
 )
+from edl_jax.studies.cells import Cell
 from edl_jax.training import make_trainer
 from edl_jax.training.training import load_shared
 from tests.test_training import DIGITS
@@ -64,20 +65,20 @@ def begin(*args, **options):
 
 @pytest.mark.parametrize("name", ["compare", "coverage", "ablate"])
 def test_the_folder_of_a_study_knows_its_data(tmp_path, monkeypatch, name):
-    study, work, config = {
+    study, cell, config = {
         "compare": (
             compare,
-            "measure_training",
+            Cell,
             CompareConfig(losses=("gce", "mae"), num_seeds=2, train=SMALL),
         ),
         "coverage": (
             coverage,
-            "record",
+            CoverageConfig,
             CoverageConfig(train=SMALL, losses=("gce",), epochs=(0, 1)),
         ),
         "ablate": (
             ablate,
-            "_evolved",
+            Cell,
             AblateConfig(
                 pretrain=dataclasses.replace(AblateConfig().pretrain, class_counts=(2,)),
                 train=dataclasses.replace(
@@ -87,8 +88,7 @@ def test_the_folder_of_a_study_knows_its_data(tmp_path, monkeypatch, name):
             ),
         ),
     }[name]
-    monkeypatch.setattr(begin, "cache_clear", lambda: None, raising=False)  # as `_evolved` has
-    monkeypatch.setitem(study.__globals__, work, begin)
+    monkeypatch.setattr(cell, "run", begin)
     with DATASETS.restored():
         for _ in range(2):  # the second takes up the folder
             register(0)

@@ -1,35 +1,44 @@
 """Compare losses: train with each over the same seeds, each at its own best learning rate."""
 
 import dataclasses
+import functools
 import itertools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import numpy as np
 from annotated_types import MinLen
 
-from edl_jax.checked import Checked, Count, Distinct, check_seeds, config_or_default
+from edl_jax.checked import Checked, Count, Distinct, check_seeds
 from edl_jax.data.dataset import Dataset
 from edl_jax.data.datasets import load_dataset
 from edl_jax.errors import ConfigError
 from edl_jax.losses import LOSSES, MARGIN_LOSSES
-from edl_jax.losses.by_name import check_loss_name, split_loss_name
+from edl_jax.losses.by_name import check_loss_name
 from edl_jax.runs.describing import describe
 from edl_jax.runs.folder import as_json
-from edl_jax.runs.storage import user_path
-from edl_jax.studies.figures import check_libraries, plot_curves, short_names
-from edl_jax.studies.grid import Grid, Point, check_grid, points, with_fields
+from edl_jax.studies.cells import MEASURES, Cell, kept_trainer
+from edl_jax.studies.figures import plot_curves, short_names
 from edl_jax.studies.statistics import METHOD
-from edl_jax.studies.sweep import Row, sweeps_of
-from edl_jax.studies.tables import Frame, Study, contrast, frame, other_settings, summary
-from edl_jax.studies.trainings import MEASURES, forget_trainers, measure_training
-from edl_jax.studies.tuning import MAX_EXTENSIONS, RATE, tune
+from edl_jax.studies.sweep import (
+    Grid,
+    Point,
+    Row,
+    check_grid,
+    plain,
+    points,
+    sweeps_of,
+    with_fields,
+)
+from edl_jax.studies.tables import Frame, Study, asked, contrast, frame, other_settings, summary
 from edl_jax.training import TrainConfig
 from edl_jax.training.training import resolve_config_loss
 
 STATIC = "static"
-LOSS, SPLIT = "train.loss", "split"
+LOSS, RATE = "train.loss", "train.learning_rate"
+MAX_EXTENSIONS = 4  # rates that may be tried beyond the grid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +48,6 @@ class CompareConfig(Checked):
     Everything but the loss, and its learning rate where one is looked for, is the same for all:
     recipe, data, seeds (so initial weights, data order and augmentation). The differences are
     therefore paired by seed.
-
-    Raises:
-      ConfigError: naming the first field that cannot work, its value and what was expected.
     """
 
     losses: Annotated[tuple[str, ...], MinLen(1), Distinct()] = ("cross_entropy", "edl")
@@ -67,57 +73,25 @@ class CompareConfig(Checked):
         super().__post_init__()
         for name in self.losses:
             check_loss_name(name, STATIC)
-        calls = [split_loss_name(name) for name in self.loss_names()]
-        if twice := [self.loss_names()[i] for i, call in enumerate(calls) if call in calls[:i]]:
-            raise ConfigError(
-                f"CompareConfig.losses has {twice[0]!r} twice, in two ways of writing; expected "
-                "different losses."
-            )
-        check_grid(self, LOSS, "train.seed", *([RATE] if self.learning_rates else []))
         check_seeds(self, "num_seeds", self.train.seed)
         if self.learning_rates:
             check_seeds(self, "tuning_seeds", self.train.seed + self.num_seeds)
         if len(self.learning_rates) == 1:
             raise ConfigError(
-                f"CompareConfig.learning_rates is {self.learning_rates}; expected two or more to "
-                "choose from, or none and this one as train.learning_rate."
+                f"CompareConfig.learning_rates is {self.learning_rates}; expected two or more "
+                "rates, or none."
             )
-        if (self.split == "val" or self.learning_rates) and not self.train.data.val_examples:
-            raise ConfigError(
-                f"CompareConfig.split is {self.split!r} and learning_rates {self.learning_rates}; "
-                "expected train.data.val_examples of more than 0 to compare on or to choose by."
-            )
-        for setting, loss in itertools.product(points(self.grid), self.loss_names()):
-            for rate in self.learning_rates or (None,):  # refuses names and rates that cannot work
-                chosen = {LOSS: loss} | ({} if rate is None else {RATE: rate})
-                with_fields(Cell(self.train, self.split), {**setting, **chosen})
+        fixed = {LOSS: self.loss_names(), "train.seed": [self.train.seed], "split": [self.split]}
+        if self.learning_rates:
+            fixed |= {RATE: self.learning_rates, "split": [self.split, "val"]}
+        check_grid(self, Cell(train=self.train, split="test"), fixed)
 
     def loss_names(self) -> tuple[str, ...]:
         """The losses, each once, with all that `static` stands for."""
-        static = [
-            name
-            for name, part in LOSSES.items()
-            if not isinstance(part, type) and name not in MARGIN_LOSSES
-        ]
+        plain = [name for name, part in LOSSES.items() if not isinstance(part, type)]
+        static = [name for name in plain if name not in MARGIN_LOSSES]
         listed = [static if name == STATIC else [name] for name in self.losses]
         return tuple(dict.fromkeys(itertools.chain.from_iterable(listed)))
-
-    def seeds(self, *, tuning: bool = False) -> range:
-        """Seeds of the comparison, or those with which learning rates are chosen."""
-        first, middle = self.train.seed, self.train.seed + self.num_seeds
-        return range(middle, middle + self.tuning_seeds) if tuning else range(first, middle)
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """One training of a comparison, and the images that it is measured on: "val" or "test"."""
-
-    train: TrainConfig
-    split: str
-
-    def run(self) -> Row:
-        """Train and measure."""
-        return measure_training(self.train, test=self.split == "test")
 
 
 def compare(
@@ -129,119 +103,115 @@ def compare(
 ) -> Study:
     """Train with every loss over every seed and compare accuracies after the last epoch.
 
-    With `learning_rates`, every loss is first trained at each of them, in every setting, from
-    seeds of their own, and takes the one with the best accuracy on the validation images. No test
-    image is looked at for it. Where a loss's best rate is at an end of its grid, rates beyond it
-    are tried one after the other, by the ratio of the last two, until the best is inside:
-    `MAX_EXTENSIONS` at most, and none above a rate at which a training diverged.
-
     Args:
       config: what to compare; the defaults if None.
-      run_dir: where cells are kept as they finish, and at the end the table, figures and README.md;
-        a cell found there is not run again. Nothing is written by default.
+      run_dir: where cells, tables, figures and README.md are kept; a cell found there is not run
+        again. Nothing is written by default.
       executor: where trainings run; see `sweep`.
       progress: whether to show progress bars.
 
     Raises:
-      ConfigError, DataError, LossFileError: if a name, the data or a file cannot be used.
-      RunFolderError: if `run_dir` holds another comparison, is in use by another run, is damaged,
-        or cannot be read or written.
-      EDLError: if a library that studies need is missing, or as `sweep`.
+      EDLError: naming what cannot be used: a field, the data, a loss, the run folder or a library.
     """
-    config = config_or_default(config, CompareConfig)
-    run_dir = None if run_dir is None else user_path(run_dir)
-    check_libraries("pandas", "statsmodels")
-    forget_trainers()  # the code of the user's own losses may have changed
-    names, settings, data, losses = config.loss_names(), points(config.grid), {}, {}
-    for setting in settings:  # here, so that a data set is prepared once
-        train = with_fields(Cell(config.train, config.split), setting).train
+    config, run_dir = asked(config, CompareConfig, run_dir)
+    kept_trainer.cache_clear()  # the code of the user's own losses may have changed
+    base, data, losses = Cell(train=config.train, split=config.split), {}, {}
+    cells: Sequence[Point] = points({**config.grid, LOSS: config.loss_names()})
+    tuned: list[Row] = []
+    for cell in cells:  # here, so that a data set is prepared once
+        train: Any = with_fields(base, cell).train
         dataset = load_dataset(train.data)
         data[dataset.digest] = dataset
-        for name in names:
-            loss = resolve_config_loss(dataclasses.replace(train, loss=name), dataset)
-            losses.setdefault(name, describe(loss))
+        losses.setdefault(train.loss, describe(resolve_config_loss(train, dataset)))
     identity = {"compare": as_json(config), "losses": losses}
     identity["data"] = [dataset.identity for dataset in data.values()]
+    seeds = range(config.train.seed, config.train.seed + config.num_seeds)
+    others = range(seeds.stop, seeds.stop + config.tuning_seeds)
     with sweeps_of(run_dir, identity, executor, progress) as (sweep, folder):
+        run = functools.partial(sweep, run=Cell.run, seed_field="train.seed")
+        if rates := config.learning_rates:
+            choosing = dataclasses.replace(base, split="val")
+            cells, tuned = _tuned(lambda cells: run(choosing, cells, others), cells, rates)
+        return _study(config, data.values(), run(base, cells, seeds), tuned).written(folder)
 
-        def run(cells: Sequence[Point], seeds: Sequence[int]) -> list[Row]:
-            base = Cell(config.train, config.split)
-            return sweep(base, cells, seeds, Cell.run, seed_field="train.seed", measures=MEASURES)
 
-        cells = [{**setting, LOSS: name} for setting in settings for name in names]
-        tuned: list[Row] = []
-        if config.learning_rates:
-            rates, tuned = tune(
-                lambda points: run(
-                    [{**point, SPLIT: "val"} for point in points], config.seeds(tuning=True)
-                ),
-                cells,
-                config.learning_rates,
-            )
-            cells = [{**cell, RATE: rate} for cell, rate in zip(cells, rates, strict=True)]
-        compared = run([{**cell, SPLIT: config.split} for cell in cells], config.seeds())
-        return _study(config, data.values(), compared, tuned).written(folder)
+def _tuned(
+    run: Callable[[Sequence[Point]], list[Row]], cells: Sequence[Point], rates: Sequence[float]
+) -> tuple[Sequence[Point], list[Row]]:
+    """Each cell with its best learning rate, and all rows that were looked at."""
+    rows, tried = [], []
+    wanted = [{**cell, RATE: rate} for cell in cells for rate in rates]
+    for _ in range(1 + MAX_EXTENSIONS):
+        rows += run(wanted)
+        tried = [[row for row in rows if plain(cell).items() <= row.items()] for cell in cells]
+        beyond = zip(cells, map(next_rates, tried), strict=True)
+        wanted = [{**cell, RATE: rate} for cell, rates in beyond for rate in rates]
+        if not wanted:
+            break
+    best = [{**cell, RATE: best_rate(mine)} for cell, mine in zip(cells, tried, strict=True)]
+    return best, list(itertools.chain.from_iterable(tried))
+
+
+def best_rate(rows: Sequence[Row]) -> float:
+    """The learning rate of the best mean accuracy; of equals, the one tried first."""
+    by_rate: dict[float, list[float]] = {}
+    for row in rows:  # a training that failed counts as 0
+        by_rate.setdefault(row[RATE], []).append(row.get("accuracy", 0.0))
+    return max(by_rate, key=lambda rate: np.mean(by_rate[rate]))
+
+
+def next_rates(rows: Sequence[Row]) -> list[float]:
+    """The rate to try beyond a grid whose best is at an end, if there is one.
+
+    It is as far beyond as the best one is from its neighbour. None is tried above a rate at which
+    a training diverged.
+    """
+    best, rates = best_rate(rows), sorted({row[RATE] for row in rows})
+    found = []
+    if best == rates[0]:
+        found = [rates[0] * rates[0] / rates[1]]
+    elif best == rates[-1] and not any(row.get("diverged") for row in rows if row[RATE] == best):
+        found = [rates[-1] * rates[-1] / rates[-2]]
+    return [float(f"{rate:.6g}") for rate in found]  # 0.05, not 0.0500...01
 
 
 def _study(
     config: CompareConfig, data: Iterable[Dataset], compared: list[Row], tuned: list[Row]
 ) -> Study:
-    by = [*config.grid, LOSS]
-    split = {"test": "test", "val": "validation"}[config.split]
-    names = short_names(config.loss_names())
-    tables, figures = {}, {}
-    cells = _percent(compared, by, names)
-    title = f"{split.capitalize()} accuracy, %, after the last epoch"
-    tables[title] = comparison_table(cells, by)
-    drawn = plot_curves(cells, LOSS, list(config.grid), "epochs", "epoch", "accuracy, share")
-    figures["accuracy"] = ("Accuracy after each epoch, mean over the seeds.", drawn)
-    seeds = config.seeds()
+    by, last = [*config.grid, LOSS], config.train.seed + config.num_seeds - 1
+    split, names = {"test": "Test", "val": "Validation"}, short_names(config.loss_names())
+    for row in (*compared, *tuned):
+        row[LOSS] = names[row[LOSS]]
+    cells = frame(compared, by)
+    tables = {
+        f"{split[config.split]} accuracy, %, after the last epoch": comparison_table(cells, by)
+    }
+    drawn = plot_curves(cells, LOSS, by[:-1], "epochs", "epoch", "accuracy, share")
+    figures = {"accuracy": ("Accuracy after each epoch, mean over the seeds.", drawn)}
     notes = [
         f"Data: {'; '.join(dataset.source for dataset in data)}.",
-        f"Seeds {seeds[0]} to {seeds[-1]}, the same for all losses: differences are paired.",
+        f"Seeds {config.train.seed} to {last}, the same for all losses: differences are paired.",
         "A training that diverged counts with the accuracy of guessing, and in no other metric.",
         METHOD,
         other_settings(config.train, but=["loss"]),
     ]
     if tuned:
-        rates = summary(_percent(tuned, [*by, RATE], names), [*by, RATE], ["accuracy"])
+        rates = summary(frame(tuned, by), [*by, RATE], ["accuracy"])
         tables["Learning rates on validation images"] = rates
         notes.append(
             f"Learning rates: the best by mean validation accuracy over {config.tuning_seeds} "
-            "seeds that the comparison does not use. No test image was looked at for it. At an end "
-            f"of the grid, up to {MAX_EXTENSIONS} rates beyond it were tried, none above one that "
-            "diverged."
+            "seeds that the comparison does not use. No test image was looked at for it."
         )
     return Study("Comparison of losses", notes, tables, figures, [*compared, *tuned])
 
 
-def _percent(rows: list[Row], by: Sequence[str], names: Mapping[str, str]) -> Frame:
-    cells = frame(rows, by)
-    cells[LOSS] = cells[LOSS].map(names)
-    for name in ("accuracy", "calibration_error"):
-        cells[name] = 100 * cells[name].astype(float)
-    return cells
-
-
-def comparison_table(cells: Frame, by: Sequence[str]) -> Frame:
-    """Each loss in each setting, and its difference to the first loss there, with a verdict.
-
-    Args:
-      cells: from `frame`, accuracies in percent.
-      by: the columns that tell settings apart, `train.loss` last.
-    """
-    names = list(dict.fromkeys(cells[LOSS]))
-    table = summary(cells, by, MEASURES)
-    extra = cells.groupby(list(by), sort=False, dropna=False)
-    if RATE in cells:
-        table.insert(len(by), RATE, extra[RATE].first().to_numpy())
-    table["diverged"] = extra["diverged"].sum().to_numpy()
-    pairs = [(name, names[0]) for name in names[1:]]
-    tests = contrast(cells, by, {"accuracy": {LOSS: pairs}})
+def comparison_table(cells: Frame, by: list[str]) -> Frame:
+    """Each loss in each setting, and its difference to the first loss there, with a verdict."""
+    first, *others = cells[LOSS].unique()
+    table = summary(cells, [*by, RATE] if RATE in cells else by, ["accuracy"])
+    table["diverged"] = cells.groupby(by, sort=False, dropna=False)["diverged"].sum().to_numpy()
+    tests = contrast(cells, by, [("accuracy", LOSS, [(name, first) for name in others])])
     if len(tests):
-        tests = tests.rename(columns={"value": LOSS})
         tests = tests.drop(columns=["axis", "baseline", "measure", "n"])
-        table = table.merge(tests, on=list(by), how="left")
-    first = [*by, *([RATE] if RATE in table else []), "n", "accuracy_mean", "accuracy_std"]
-    last = [x for x in table if x.startswith(("nll", "calibration"))]
-    return table[[*first, *(x for x in table if x not in (*first, *last)), *last]]
+        table = table.merge(tests.rename(columns={"value": LOSS}), on=by, how="left")
+    return table.merge(summary(cells, by, MEASURES[1:]).drop(columns="n"), on=by)

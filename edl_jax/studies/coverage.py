@@ -7,10 +7,9 @@ from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from annotated_types import Ge, MinLen
 
-from edl_jax.checked import Checked, Count, Distinct, check_seeds, config_or_default
+from edl_jax.checked import Checked, Count, Distinct, check_seeds
 from edl_jax.data.datasets import load_dataset
 from edl_jax.errors import ConfigError
 from edl_jax.losses import EvolvedLoss
@@ -18,34 +17,21 @@ from edl_jax.losses.by_name import check_loss_name, resolve_loss
 from edl_jax.pairs import Mixture
 from edl_jax.runs.describing import describe
 from edl_jax.runs.folder import as_json
-from edl_jax.runs.storage import user_path
-from edl_jax.studies.distances import SUMMARIES, summarise_pairs
-from edl_jax.studies.figures import check_libraries, legend_below, panels, short_names
-from edl_jax.studies.outputs import (
-    MIXTURE,
-    RANKING,
-    compare_outputs,
-    draw_references,
-    quartiles,
-    record,
-)
+from edl_jax.studies.figures import plot_curves, short_names
+from edl_jax.studies.outputs import MIXTURE, RANKING, compare_outputs, draw_references, record
 from edl_jax.studies.sweep import Row, sweeps_of
-from edl_jax.studies.tables import Frame, Study, frame, other_settings, summary
+from edl_jax.studies.tables import Frame, Study, asked, frame, other_settings, summary
 from edl_jax.training import TrainConfig
 from edl_jax.training.training import resolve_config_loss
 
 CONTROL = "fresh synthetic pairs"
-BY = ("loss", "part", "epoch")
+BY = ["loss", "part", "epoch"]
 DISTANCES = {"coverage": "share of outputs covered", "mmd": "squared maximum mean discrepancy"}
 
 
 @dataclasses.dataclass(frozen=True)
 class CoverageConfig(Checked):
-    """Which trainings are watched, when, and what they are compared with.
-
-    Raises:
-      ConfigError: naming the first field that cannot work, its value and what was expected.
-    """
+    """Which trainings are watched, when, and what they are compared with."""
 
     losses: Annotated[tuple[str, ...], MinLen(1), Distinct()] = ("cross_entropy", "edl")
     """Losses to train with, each named as in TrainConfig.loss."""
@@ -57,7 +43,8 @@ class CoverageConfig(Checked):
     """Outputs recorded at each epoch: of train images, in whole batches, and of held-out images;
     fewer where there are fewer images."""
     num_synthetic: Annotated[int, Ge(16)] = 2048
-    """Synthetic pairs of the mixture, and of each regime, that they are compared with."""
+    """Synthetic pairs of the mixture, and of each regime, that they are compared with. Memory grows
+    with its square."""
     mixture: Mixture = Mixture()
     """Weights of the regimes in the mixture."""
     evolved: str = "edl"
@@ -69,12 +56,11 @@ class CoverageConfig(Checked):
         super().__post_init__()
         for name in (*self.losses, self.evolved):
             check_loss_name(name)
-        if list(self.epochs) != sorted({*self.epochs}):
-            raise ConfigError(f"CoverageConfig.epochs is {self.epochs}; expected them increasing.")
-        if self.epochs[-1] > self.train.epochs:
+        last = self.train.epochs
+        if list(self.epochs) != sorted({*self.epochs}) or self.epochs[-1] > last:
             raise ConfigError(
-                f"CoverageConfig.epochs is {self.epochs} with trainings of {self.train.epochs} "
-                "epochs; expected none later than the last."
+                f"CoverageConfig.epochs is {self.epochs}; expected increasing numbers, none later "
+                f"than the last epoch, {last}."
             )
         check_seeds(self, "num_seeds", self.train.seed)
         if self.train.augmentation.mixes:
@@ -85,7 +71,7 @@ class CoverageConfig(Checked):
 
     def run(self) -> Row:
         """Train once, and compare the outputs: `outputs`, rows of `compare_outputs`."""
-        found, evolved = [], _evolved(self)
+        found, evolved = [], self.ranked()
         outputs = record(self.train, epochs=self.epochs, num_outputs=self.num_outputs)
         for epoch, parts in outputs.items():
             for part, pairs in parts.items():
@@ -94,6 +80,16 @@ class CoverageConfig(Checked):
                 rows = compare_outputs(pairs, references, evolved)
                 found += [{"epoch": epoch, "part": part, **row} for row in rows]
         return {"outputs": found}
+
+    def ranked(self) -> EvolvedLoss:
+        """The loss that `evolved` names."""
+        loss = resolve_loss(self.evolved)
+        if not isinstance(loss, EvolvedLoss):
+            raise ConfigError(
+                f"CoverageConfig.evolved is {self.evolved!r}; expected an evolved loss, such as "
+                "edl or a file *.safetensors."
+            )
+        return loss
 
 
 def coverage(
@@ -105,33 +101,16 @@ def coverage(
 ) -> Study:
     """Record outputs of real trainings and compare them with the synthetic pairs.
 
-    Args:
-      config: what to record and compare; the defaults if None.
-      run_dir: where cells, the table and figures are kept; a training found there is not run
-        again. Nothing is written by default.
-      executor: where trainings run; see `sweep`.
-      progress: whether to show progress bars.
-
-    Raises:
-      ConfigError, DataError, LossFileError: if a name, the data or a file cannot be used.
-      InputError: if the evolved loss is for another class count than the data's.
-      RunFolderError: if `run_dir` holds another study, is in use by another run, is damaged, or
-        cannot be read or written.
-      EDLError: if a library that studies need is missing, or as `sweep`.
+    The arguments, and what is raised, are those of `compare`.
     """
-    config = config_or_default(config, CoverageConfig)
-    run_dir = None if run_dir is None else user_path(run_dir)
-    check_libraries("pandas", "statsmodels")
-    dataset = load_dataset(config.train.data)
-    losses = {
-        name: describe(resolve_config_loss(dataclasses.replace(config.train, loss=name), dataset))
-        for name in config.losses
-    }
-    evolved = _evolved(config)
+    config, run_dir = asked(config, CoverageConfig, run_dir)
+    dataset, evolved = load_dataset(config.train.data), config.ranked()
     one = jax.ShapeDtypeStruct((1, dataset.num_classes), jnp.float32)
     jax.eval_shape(evolved, one, jax.ShapeDtypeStruct((1,), jnp.int32))  # refuses a class count
-    identity = {"coverage": as_json(config), "data": dataset.identity, "losses": losses}
-    identity["evolved"] = describe(evolved)
+    identity = {"coverage": as_json(config), "data": dataset.identity, "evolved": describe(evolved)}
+    for name in config.losses:
+        train = dataclasses.replace(config.train, loss=name)
+        identity[f"loss {name}"] = describe(resolve_config_loss(train, dataset))
     with sweeps_of(run_dir, identity, executor, progress) as (run, folder):
         seeds = range(config.train.seed, config.train.seed + config.num_seeds)
         grid = {"train.loss": config.losses}
@@ -139,108 +118,41 @@ def coverage(
         return _study(config, dataset, rows).written(folder)
 
 
-def _evolved(config: CoverageConfig) -> EvolvedLoss:
-    loss = resolve_loss(config.evolved)
-    if not isinstance(loss, EvolvedLoss):
-        raise ConfigError(
-            f"CoverageConfig.evolved is {config.evolved!r}; expected an evolved loss, such as edl "
-            "or a file *.safetensors."
-        )
-    return loss
-
-
 def _study(config: CoverageConfig, dataset: Any, rows: list[Row]) -> Study:
     references, fresh = draw_references(config.num_synthetic, dataset.num_classes, config.mixture)
     names = short_names(config.losses)
-    control = compare_outputs(fresh, references, _evolved(config))
     mine = {"loss": CONTROL, "seed": 0, "part": "", "epoch": ""}
-    outputs = [
-        {"loss": names[row["train.loss"]], "seed": row["seed"], **output}
-        for row in rows
-        for output in row.get("outputs", ())
-    ]
-    cells = frame([*({**mine, **row} for row in control), *outputs])
-    figures = {
-        "drift": (
-            "Outputs as the loss sees them over training: medians and quartiles, mean over the "
-            "seeds; grey: the quartiles of the synthetic mixture.",
-            _plot_drift(cells, quartiles(summarise_pairs(references[MIXTURE]))),
-        ),
-        "distances": (
-            "Outputs as the loss sees them beside the synthetic mixture (black) and each regime, "
-            "mean over the seeds; dotted: fresh pairs of the mixture, what chance alone does.",
-            _plot_distances(cells),
-        ),
-    }
+    found = [mine | row for row in compare_outputs(fresh, references, config.ranked())]
+    for row in rows:
+        head = {"loss": names[row["train.loss"]], "seed": row["seed"]}
+        found += [head | output for output in row.get("outputs", ())]
+    cells = frame(found)
+    seen = cells[cells["part"] == "train"].groupby(["loss", "reference", "seed"], sort=False)
+    figures = {}
+    for measure, words in DISTANCES.items():
+        curves = seen[measure].agg(list).reset_index()
+        drawn = plot_curves(curves, "reference", ["loss"], measure, "epoch", words, config.epochs)
+        caption = "Train outputs as the loss sees them beside the mixture and each regime, mean"
+        figures[measure] = (f"{caption} over the seeds: {words}.", drawn)
     notes = [
         f"Data: {dataset.source}.",
         f"Seeds {config.train.seed} to {config.train.seed + config.num_seeds - 1}; up to "
         f"{config.num_outputs} outputs of train images, augmented and with the statistics of the "
         "batch, and of held-out images, after the epochs of the table.",
         f"{config.num_synthetic} synthetic pairs of the mixture and of each regime. Coverage: "
-        "share of the outputs inside the support of the pairs. Distances are those of "
-        "`edl_jax.studies.distances`; the nearest regime is that of the least mmd.",
-        f"Pairwise accuracy, violated margins and the gradient beside cross-entropy's are those of "
-        f"{config.evolved} on the outputs.",
+        "share of outputs inside the support of the pairs. The nearest regime: of the least mmd.",
+        f"Ranking and gradient on the outputs: those of {config.evolved}.",
         other_settings(config, but=["losses", "train.loss"]),
     ]
-    table = overview(cells)
-    title = "Outputs of trainings beside the synthetic mixture"
-    return Study(
-        "Coverage of real outputs by synthetic pairs", notes, {title: table}, figures, rows
-    )
+    tables = {"Outputs of trainings beside the synthetic mixture": overview(cells)}
+    return Study("Coverage of real outputs by synthetic pairs", notes, tables, figures, rows)
 
 
 def overview(cells: Frame) -> Frame:
     """For each loss, part and epoch, and for the control: the mixture, and the nearest regime."""
-    mixture = cells[cells["reference"] == MIXTURE]
-    table = summary(mixture, BY, [*DISTANCES, "correct", *RANKING])
-    regimes = summary(cells[cells["reference"] != MIXTURE], [*BY, "reference"], ["mmd"])
-    nearest = regimes.loc[regimes.groupby(list(BY), sort=False)["mmd_mean"].idxmin()]
+    is_mixture = cells["reference"] == MIXTURE
+    table = summary(cells[is_mixture], BY, [*DISTANCES, "correct", *RANKING])
+    regimes = summary(cells[~is_mixture], [*BY, "reference"], ["mmd"])
+    nearest = regimes.loc[regimes.groupby(BY, sort=False)["mmd_mean"].idxmin()]
     table.insert(len(BY), "nearest regime", nearest["reference"].to_numpy())
     return table
-
-
-def _plot_drift(cells: Frame, mixture: dict[str, list[float]]) -> Any:
-    figure, axes = panels(len(SUMMARIES))
-    seen = cells[(cells["reference"] == MIXTURE) & (cells["part"] == "train")]
-    for axis, (name, label) in zip(axes, SUMMARIES.items(), strict=True):
-        axis.axhspan(mixture[name][0], mixture[name][2], color="0.88", label="synthetic mixture")
-        for loss, mine in seen.groupby("loss", sort=False):
-            values = mine.groupby("epoch")["quartiles"]
-            found = values.apply(lambda x, n=name: np.mean([q[n] for q in x], axis=0))
-            low, middle, high = np.stack(found.to_list()).T
-            axis.errorbar(
-                found.index.astype(int),
-                middle,
-                [middle - low, high - middle],
-                capsize=4,
-                label=loss,
-            )
-        _over_epochs(axis, label)
-    legend_below(figure, axes[0])
-    return figure
-
-
-def _plot_distances(cells: Frame) -> Any:
-    losses = [name for name in dict.fromkeys(cells["loss"]) if name != CONTROL]
-    figure, axes = panels(len(losses) * len(DISTANCES), columns=len(DISTANCES))
-    control = cells[(cells["loss"] == CONTROL) & (cells["reference"] == MIXTURE)]
-    for index, loss in enumerate(losses):
-        mine = cells[(cells["loss"] == loss) & (cells["part"] == "train")]
-        line = axes[index * len(DISTANCES) : (index + 1) * len(DISTANCES)]
-        for axis, (measure, label) in zip(line, DISTANCES.items(), strict=True):
-            axis.axhline(control[measure].iloc[0], color="0.35", ls=":", label=CONTROL)
-            for reference, group in mine.groupby("reference", sort=False):
-                means = group.groupby("epoch")[measure].mean()
-                look = {"color": "black", "lw": 2.5} if reference == MIXTURE else {}
-                axis.plot(means.index.astype(int), means, markersize=4, label=reference, **look)
-            _over_epochs(axis, label)
-            axis.set_title(loss)
-    legend_below(figure, axes[0])
-    return figure
-
-
-def _over_epochs(axis: Any, label: str) -> None:
-    axis.set(xlabel="epoch", ylabel=label)
-    axis.xaxis.get_major_locator().set_params(integer=True)

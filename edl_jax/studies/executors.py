@@ -1,11 +1,10 @@
 """Where the cells of a sweep run: in this process, in one process a core, or on a Dask cluster."""
 
 import contextlib
-import importlib.util
-import os
 import signal
-from collections.abc import Iterator
-from concurrent.futures import Executor, Future
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor, Executor
 from typing import Any
 
 import jax
@@ -15,95 +14,92 @@ from edl_jax.errors import ConfigError, EDLError, shortened
 from edl_jax.losses import LOSSES
 from edl_jax.objective import MARGINS, SEVERITIES
 from edl_jax.strategies import MUTATIONS, STRATEGIES
+from edl_jax.studies.figures import check_libraries
 
+Row = dict[str, Any]
 _TABLES: Any = (DATASETS, LOSSES, MARGINS, MUTATIONS, SEVERITIES, STRATEGIES)
-_ONE_THREAD = {
-    "NPROC": "1",  # read by XLA's CPU backend
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-}
-
-
-class InProcess(Executor):
-    """Runs each call as it is submitted, in this process and thread."""
-
-    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Call `fn` at once; the future is finished, or the call's exception is raised."""
-        future: Future[Any] = Future()
-        future.set_result(fn(*args, **kwargs))
-        return future
 
 
 @contextlib.contextmanager
-def open_executor(where: str | Executor | None) -> Iterator[Executor]:
-    """The executor that a user names.
-
-    Args:
-      where: as `executor` of `sweep`.
-
-    Raises:
-      ConfigError: if it is none of these.
-      EDLError: if a library is missing, or the scheduler does not answer.
-    """
-    if where is not None and not isinstance(where, str):
+def open_executor(where: str | Executor | None) -> Iterator[Executor | None]:
+    """The executor that a user names, as for `sweep`; None is this process and thread."""
+    if where is None:
+        is_one = jax.default_backend() != "cpu" or jax.device_count() > 1
+        where = "1" if is_one else _cores()
+    if not isinstance(where, str):
         yield where
-        return
-    if where is not None and where.startswith("dask://"):
-        with _dask(where.removeprefix("dask://")) as executor:
-            yield executor
-        return
-    if where is not None and not (where.isdecimal() and int(where)):
+    elif where == "1":
+        yield None
+    elif where.startswith("dask://"):
+        with _dask(where.removeprefix("dask://")) as client:
+            yield client.get_executor(pure=False)
+    elif where.isdecimal() and int(where):
+        with _processes(int(where)) as pool:
+            yield pool
+    else:
         raise ConfigError(
             f"executor is {where!r}; expected a number of processes, such as 4, or the address of "
             "a Dask scheduler, dask://HOST:PORT."
         )
-    with _processes(int(where) if where else _default_processes()) as executor:
-        yield executor
 
 
-def registered_parts() -> list[tuple[int, str, Any]]:
-    """What the user registered in this process, which others do not know."""
-    return [
-        (index, name, table[name])
-        for index, table in enumerate(_TABLES)
-        for name in table
-        if not table.is_protected(name)
+def attempt(run: Callable[..., Row], *arguments: Any) -> Row:
+    """What a cell gives; `error` where it fails, or where a cluster lost it too often."""
+    try:
+        return run(*arguments)
+    except BrokenExecutor:
+        raise
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {shortened(error)}"}
+
+
+def packed(run: Callable[[Any], Row], config: Any) -> bytes:
+    """A cell for another process, with all that the user defined and registered in this one."""
+    import cloudpickle
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("edl_config_"):  # a file for --config, which others cannot import
+            cloudpickle.register_pickle_by_value(module)
+    own = [
+        {name: table[name] for name in table if not table.is_protected(name)} for table in _TABLES
     ]
+    return cloudpickle.dumps((run, config, own))
 
 
-def register_parts(parts: list[tuple[int, str, Any]]) -> None:
-    """Register what `registered_parts` found in another process."""
-    for index, name, part in parts:
-        _TABLES[index].register(name)(part)
+def attempt_packed(cell: bytes) -> Row:
+    """`attempt` a cell in the process that it was packed for."""
+    import cloudpickle
+
+    run, config, own = cloudpickle.loads(cell)
+    for table, parts in zip(_TABLES, own, strict=True):
+        for name, part in parts.items():
+            table.register(name)(part)
+    return attempt(run, config)
 
 
-def _default_processes() -> int:
-    if jax.default_backend() != "cpu" or jax.device_count() > 1:
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _cores() -> str:
+    check_libraries("loky")
+    import loky
+
+    return str(loky.cpu_count())  # of a container or a batch job, its share
 
 
 @contextlib.contextmanager
 def _processes(count: int) -> Iterator[Executor]:
-    if count < 2:
-        yield InProcess()
-        return
-    _check_installed("loky", "studies")
+    check_libraries("loky")
     from loky import ProcessPoolExecutor
 
     # Unlike the standard library's, its processes do not run the user's script again, are given an
     # environment before they load JAX, and can be ended at once.
-    cache = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
-    env = {**_ONE_THREAD, "JAX_PLATFORMS": "cpu"}
-    if cache is not None:
+    env = {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    env["NPROC"] = "1"  # read by XLA's CPU backend
+    if cache := jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
         env["JAX_COMPILATION_CACHE_DIR"] = cache
     pool = ProcessPoolExecutor(count, timeout=None, env=env, initializer=_leave_signals)
     try:
         yield pool
-    except BaseException:
+    finally:
         pool.shutdown(kill_workers=True)
-        raise
-    pool.shutdown()
 
 
 def _leave_signals() -> None:
@@ -112,26 +108,14 @@ def _leave_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-@contextlib.contextmanager
-def _dask(address: str) -> Iterator[Executor]:
-    _check_installed("distributed", "cluster")
+def _dask(address: str) -> Any:
+    check_libraries("distributed", extra="cluster")
     from distributed import Client
 
     try:
-        client = Client(address, timeout=10)
+        return Client(address, timeout=10)
     except (OSError, ValueError) as error:
         raise EDLError(
             f"there is no Dask scheduler at {address} ({shortened(error)}); start one with "
             "`dask scheduler`, or leave --executor out."
         ) from error
-    with client:
-        executor = client.get_executor(pure=False)
-        try:
-            yield executor
-        finally:
-            executor.shutdown(wait=False)
-
-
-def _check_installed(module: str, extra: str) -> None:
-    if importlib.util.find_spec(module) is None:
-        raise EDLError(f'this needs {module}: pip install "edl_jax[{extra}]"')

@@ -1,5 +1,9 @@
-"""The shape of a loss: what it and its gradient do as the prediction changes."""
+"""One loss on one page: what it and its gradient do as the prediction changes."""
 
+import contextlib
+import dataclasses
+import functools
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -7,8 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import tyro
 
-from edl_jax.studies.figures import panels
+from edl_jax.checked import Checked
+from edl_jax.losses import EvolvedLoss
+from edl_jax.losses.by_name import check_loss_name, resolve_loss
+from edl_jax.pairs import REGIMES, log_probabilities, sample_pairs
+from edl_jax.runs.describing import describe
+from edl_jax.runs.folder import as_json, open_run
+from edl_jax.studies.figures import panels, short_names
+from edl_jax.studies.tables import Frame, Study, asked
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -16,61 +28,132 @@ _VANISHING = 0.01  # of cross-entropy's gradient: below it, descent would hardly
 _FEWEST = 1e-12  # probability of a class that is to have none: its logarithm stays finite
 # An even number, so that no two classes tie: there a largest class has no gradient of its own.
 _LOGITS = np.linspace(-1, 1, 368) * np.log(0.9999 / 0.0001)
+CLASS_COUNTS = (2, 10, 100)
+_PAIRS = 1000 * len(REGIMES)
+_CROSS_ENTROPY = {"cross-entropy": optax.losses.softmax_cross_entropy_with_integer_labels}
 _TICKS = (0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
+_POINTS = (0.01, 0.1, 0.5, 0.9, 0.99)  # of the true class's probability
+
+
+@dataclasses.dataclass(frozen=True)
+class CardConfig(Checked):
+    """Which loss is looked at."""
+
+    loss: tyro.conf.Positional[str] = "edl"
+    """The loss: a name that `edl losses` lists, or a loss file (.safetensors)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_loss_name(self.loss)
+
+
+def card(
+    config: CardConfig | None = None, *, run_dir: str | os.PathLike[str] | None = None
+) -> Study:
+    """Measure a loss and draw it beside cross-entropy; arguments and errors as of `compare`.
+
+    A loss for one class count (a `PairNetwork`) is measured at that count only.
+    """
+    config, run_dir = asked(config, CardConfig, run_dir)
+    first = resolve_loss(config.loss, class_counts=(1, 1))
+    only = first.architecture.num_classes if isinstance(first, EvolvedLoss) else None
+    # Losses that ask how often each class occurs are told: all alike.
+    counts = (only,) if only else CLASS_COUNTS
+    losses = {count: resolve_loss(config.loss, class_counts=(1,) * count) for count in counts}
+    identity = {"card": as_json(config), "loss": describe(first)}
+    with contextlib.nullcontext() if run_dir is None else open_run(run_dir, identity) as folder:
+        return _card(short_names([config.loss])[config.loss], losses).written(folder)
+
+
+def _card(name: str, losses: Mapping[int, Loss]) -> Study:
+    drawn = 10 if 10 in losses else next(iter(losses))
+    loss, caption = losses[drawn], "beside cross-entropy, against the probability of the true class"
+    figures = {"curves": (f"Loss and gradient {caption}.", plot_loss({name: loss}, drawn))}
+    if drawn > 2:
+        text = "Loss and norm of the gradient over the two largest probabilities."
+        figures["surface"] = (text, plot_surface({name: loss}, drawn))
+    tables = {
+        "As the probability p of the true class grows": _along_paths(losses),
+        "On synthetic pairs": _on_pairs(losses),
+    }
+    notes = [
+        f"{describe(loss)}.",
+        "Turns: descent does not raise the true class's logit. Vanishes: the gradient's norm is "
+        "below 1 % of cross-entropy's; such a gradient does not turn.",
+        f"Synthetic pairs: {_PAIRS:,} of each class count, all regimes alike.",
+    ]
+    if isinstance(loss, EvolvedLoss):
+        made = {**loss.provenance.config, **loss.provenance.versions}
+        notes.append(f"Evolved with {', '.join(f'{k} {v}' for k, v in made.items()) or 'nothing'}.")
+        notes.append(f"Calibration multiplies the network's output by {float(loss.scale):.4g}.")
+    return Study(f"The loss {name}", notes, tables, figures)
+
+
+def _along_paths(losses: Mapping[int, Loss]) -> Frame:
+    import pandas as pd
+
+    rows = []
+    for count, loss in losses.items():
+        for path, logits in paths(count).items():
+            found = respond(loss, logits)
+            ratios = np.interp(_POINTS, path_probabilities(), found.norms / found.reference)
+            row = {"classes": count, "the rest goes to": path}
+            row |= {f"gradient ratio at p = {p:g}": x for p, x in zip(_POINTS, ratios, strict=True)}
+            rows.append(row | _shares(found, slice(None)))
+    return pd.DataFrame(rows)
+
+
+def _on_pairs(losses: Mapping[int, Loss]) -> Frame:
+    import pandas as pd
+
+    rows = []
+    for count, loss in losses.items():
+        pairs = sample_pairs(jax.random.key(0), _PAIRS, count)
+        found = respond(loss, log_probabilities(pairs.probabilities), pairs.labels)
+        # Below this, float32 leaves too little of cross-entropy's gradient to judge.
+        judged, regimes = found.reference >= 1e-4, np.asarray(pairs.regimes)
+        subsets = {name: judged & (regimes == index) for index, name in enumerate(REGIMES)}
+        for name, mine in {"all": judged, **subsets}.items():
+            if mine.any():
+                ratio = found.norms[mine].sum() / found.reference[mine].sum()
+                row = {"classes": count, "pairs": name.replace("_", " "), **_shares(found, mine)}
+                rows.append(row | {"gradient ratio": ratio})
+    return pd.DataFrame(rows)
 
 
 class Response(NamedTuple):
-    """A loss on some predictions, all `[n]` float64.
-
-    Attributes:
-      losses: its values.
-      own: its gradient by the true class's logit.
-      norms: Euclidean norm of its gradient by all logits.
-      reference: the same of cross-entropy's, `|p - onehot(y)|`.
-    """
+    """A loss on some predictions and its logit gradient, all `[n]`."""
 
     losses: np.ndarray
-    own: np.ndarray
-    norms: np.ndarray
-    reference: np.ndarray
-
-    def vanishes(self) -> np.ndarray:
-        """Where the gradient is below 1 % of cross-entropy's, `[n]` bool."""
-        return self.norms < _VANISHING * self.reference
-
-    def turns(self) -> np.ndarray:
-        """Where descent does not raise the true class's logit, unless the gradient vanishes."""
-        return (self.own >= 0) & ~self.vanishes()
-
-    def falls(self) -> bool:
-        """Whether the loss falls, or stays, at every step along a path, but for rounding."""
-        rounding = 1e-6 * (1 + np.abs(self.losses).max())
-        return bool(np.all(np.diff(self.losses) <= rounding))
+    own: np.ndarray  # the gradient by the true class's logit
+    norms: np.ndarray  # of the gradient by all logits
+    reference: np.ndarray  # the same of cross-entropy's gradient, |p - onehot(y)|
+    vanishes: np.ndarray  # whether the gradient is below 1 % of cross-entropy's
+    turns: np.ndarray  # whether it does not vanish, and descent does not raise the true class's
 
 
-def respond(loss: Loss, logits: np.ndarray, labels: np.ndarray | None = None) -> Response:
-    """A loss and its gradient on predictions.
-
-    Args:
-      loss: of logits `[n, num_classes]` and classes `[n]`.
-      logits: `[n, num_classes]`.
-      labels: true classes, `[n]`; 0 by default.
-    """
-
-    @jax.jit
-    def measure(x: jax.Array, labels: jax.Array) -> tuple[jax.Array, ...]:
-        def total(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-            losses = loss(x, labels)
-            return losses.sum(), losses
-
-        gradient, losses = jax.grad(total, has_aux=True)(x)
-        one_hot = jax.nn.one_hot(labels, x.shape[-1])
-        reference = jax.nn.softmax(x) - one_hot
-        own = jnp.sum(gradient * one_hot, axis=-1)
-        return losses, own, *(jnp.linalg.norm(g, axis=-1) for g in (gradient, reference))
-
+def respond(loss: Loss, logits: Any, labels: Any = None) -> Response:
+    """A loss and its gradient on logits `[n, num_classes]`; all labels are 0 by default."""
     labels = np.zeros(len(logits), np.int32) if labels is None else labels
-    return Response(*(np.asarray(x, np.float64) for x in measure(jnp.asarray(logits), labels)))
+    found = _measure(loss, jnp.asarray(logits), labels)
+    losses, own, norms, reference = (np.asarray(x, np.float64) for x in found)
+    vanishes = norms < _VANISHING * reference
+    return Response(losses, own, norms, reference, vanishes, (own >= 0) & ~vanishes)
+
+
+@functools.partial(jax.jit, static_argnums=0)  # one program serves both paths
+def _measure(loss: Loss, x: jax.Array, labels: jax.Array) -> tuple[jax.Array, ...]:
+    losses, pullback = jax.vjp(lambda x: loss(x, labels), x)
+    (gradient,) = pullback(jnp.ones_like(losses))
+    one_hot = jax.nn.one_hot(labels, x.shape[-1])
+    own = jnp.sum(gradient * one_hot, axis=-1)
+    both = (gradient, jax.nn.softmax(x) - one_hot)
+    return losses, own, *(jnp.linalg.norm(g, axis=-1) for g in both)
+
+
+def _shares(found: Response, mine: Any) -> dict[str, float]:
+    shares = {"turns": found.turns, "vanishes": found.vanishes}
+    return {f"{name}, %": 100 * share[mine].mean() for name, share in shares.items()}
 
 
 def path_probabilities() -> np.ndarray:
@@ -91,51 +174,27 @@ def paths(num_classes: int) -> dict[str, np.ndarray]:
     return {name: x.astype(np.float32) for name, x in found.items()}
 
 
-def perfect(num_classes: int) -> np.ndarray:
-    """Logits `[1, num_classes]` of class 0 with all the probability."""
-    return np.where(np.arange(num_classes) == 0, 0.0, np.log(_FEWEST))[None].astype(np.float32)
-
-
 def runner_up_grid(num_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Predictions by the probabilities of the true class (0) and of the largest other (1).
+    """Probabilities of the true class (0) and the largest other (1), `[61, 31]` each, and logits.
 
     What they leave is spread evenly over the other classes, each of which may have as much as the
-    largest at most.
-
-    Args:
-      num_classes: at least 3.
-
-    Returns:
-      The two probabilities, `[61, 31]` each, and logits `[61 * 31, num_classes]`.
+    largest at most. There are at least 3 classes; logits are `[61 * 31, num_classes]`.
     """
     own = np.linspace(0.005, 0.995, 61)[:, None]
     low, high = (1 - own) / (num_classes - 1), 1 - own
     other = low + (high - low) * np.linspace(0, 1, 31)
     own = np.broadcast_to(own, other.shape)
     rest = np.maximum(1 - own - other, 0) / (num_classes - 2)
-    others = np.repeat(rest[..., None], num_classes - 2, axis=-1)
-    probabilities = np.concatenate([own[..., None], other[..., None], others], axis=-1)
+    probabilities = np.stack([own, other, *[rest] * (num_classes - 2)], axis=-1)
     logits = np.log(np.maximum(probabilities, _FEWEST)).reshape(-1, num_classes)
     return own, other, logits.astype(np.float32)
 
 
-def plot_loss(losses: Mapping[str, Loss], *, num_classes: int = 10) -> Any:
-    """Loss, pull on the true class and gradient beside cross-entropy's, against its probability.
-
-    Args:
-      losses: losses by name, each of logits `[n, num_classes]` and integer labels `[n]`; they are
-        drawn beside cross-entropy.
-      num_classes: class count of the predictions.
-
-    Returns:
-      A `matplotlib.figure.Figure`.
-
-    Raises:
-      EDLError: if matplotlib is not installed.
-    """
+def plot_loss(losses: Mapping[str, Loss], num_classes: int = 10) -> Any:
+    """Loss, pull on the true class and gradient's size, by name, beside cross-entropy's."""
     figure, axes = panels(3, width=4.6)
     own = path_probabilities()
-    for name, loss in _beside_cross_entropy(losses).items():
+    for name, loss in {**losses, **_CROSS_ENTROPY}.items():
         for path, logits in paths(num_classes).items():
             found = respond(loss, logits)
             rows = (found.losses, -found.own, found.norms / found.reference)
@@ -144,28 +203,17 @@ def plot_loss(losses: Mapping[str, Loss], *, num_classes: int = 10) -> Any:
     titles = ("loss", "pull on the true class's logit", "gradient's norm ÷ cross-entropy's")
     for axis, title in zip(axes, titles, strict=True):
         axis.set_xscale("logit")
-        axis.set(xlim=(own[0], own[-1]), xticks=_TICKS, xticklabels=[f"{x:g}" for x in _TICKS])
-        axis.set_xticks([], minor=True)
-        axis.set(xlabel="probability of the true class", ylabel=title)
+        axis.set_xticks(_TICKS, [f"{x:g}" for x in _TICKS])
+        axis.set_xticks([], minor=True)  # whose labels would overlap
+        axis.set(xlim=(own[0], own[-1]), xlabel="probability of the true class", ylabel=title)
     axes[0].legend(fontsize=8)
     return figure
 
 
-def plot_surface(losses: Mapping[str, Loss], *, num_classes: int = 10) -> Any:
-    """Loss and gradient over the probabilities of the true class and the largest other one.
-
-    Args:
-      losses: as of `plot_loss`.
-      num_classes: class count of the predictions, at least 3.
-
-    Returns:
-      A `matplotlib.figure.Figure`.
-
-    Raises:
-      EDLError: if matplotlib is not installed.
-    """
+def plot_surface(losses: Mapping[str, Loss], num_classes: int = 10) -> Any:
+    """Loss and gradient over the probabilities of the true class and of the largest other."""
     own, other, logits = runner_up_grid(num_classes)
-    found = {name: respond(loss, logits) for name, loss in _beside_cross_entropy(losses).items()}
+    found = {name: respond(loss, logits) for name, loss in {**losses, **_CROSS_ENTROPY}.items()}
     figure, axes = panels(2 * len(found), columns=len(found), width=3.5, height=3.2)
     rows = (("losses", "loss", "viridis"), ("norms", "norm of the logit gradient", "cividis"))
     for index, (field, label, colors) in enumerate(rows):
@@ -184,8 +232,3 @@ def plot_surface(losses: Mapping[str, Loss], *, num_classes: int = 10) -> Any:
         figure.colorbar(filled, ax=line, label=label, shrink=0.85)
     figure.suptitle(f"Probabilities of {num_classes} classes, the rest spread evenly")
     return figure
-
-
-def _beside_cross_entropy(losses: Mapping[str, Loss]) -> dict[str, Loss]:
-    cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels
-    return {**losses, "cross-entropy": cross_entropy}

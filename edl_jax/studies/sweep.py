@@ -1,24 +1,28 @@
 """One sweep for all studies: a base configuration, a grid over any of its fields, and seeds."""
 
 import contextlib
+import dataclasses
 import functools
+import itertools
 import json
 import os
-import sys
+import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import BrokenExecutor, Executor, Future
-from typing import Any
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, Executor
+from typing import Annotated, Any, TypeVar
 
+import tyro
+from flax.traverse_util import unflatten_dict
 from tqdm import tqdm
 
-from edl_jax.errors import EDLError, shortened
+from edl_jax.errors import ConfigError, EDLError, shortened
 from edl_jax.runs.folder import RunFolder, as_finite, open_run
-from edl_jax.studies.executors import InProcess, open_executor, register_parts, registered_parts
-from edl_jax.studies.grid import Point, plain, points, with_fields
+from edl_jax.studies.executors import Row, attempt, attempt_packed, open_executor, packed
 
 CELLS = "cells.jsonl"
-Row = dict[str, Any]
+Config = TypeVar("Config")
+Point = Mapping[str, Any]  # values of some fields by dotted name
 
 
 def sweep(
@@ -30,7 +34,6 @@ def sweep(
     *,
     seed_field: str = "seed",
     folder: RunFolder | None = None,
-    measures: Sequence[str] = (),
     progress: bool = False,
 ) -> list[Row]:
     """Run a function on every combination of a grid and seeds, each once.
@@ -44,15 +47,13 @@ def sweep(
       grid: values by field, all combinations of which are run: `{"train.width": (8, 16)}`; or a
         list of combinations: `[{"train.width": 8}, {"train.width": 16}]`.
       seeds: values of the field `seed_field`.
-      run: `(config) -> row`: a dictionary of JSON data. Where cells run in other processes it is
-        sent there by cloudpickle, as is what you registered, such as a severity.
-      executor: where cells run: any `concurrent.futures.Executor`, or one of submitit, which is
-        left open; the number of processes, such as "4", of which "1" is this one; the address of a
-        Dask scheduler, `dask://HOST:PORT`; or None: this process on an accelerator, one process a
-        core on a CPU.
+      run: `(config) -> row`: a dictionary of JSON data. Other processes are sent it by cloudpickle,
+        and what you registered, such as a severity.
+      executor: any `concurrent.futures.Executor`, or submitit's, which is left open; a number of
+        processes, such as "4", of which "1" is this one; a Dask scheduler, "dask://HOST:PORT"; or
+        None: this process on an accelerator, one a core on a CPU.
       seed_field: dotted name of the field that takes the seeds.
       folder: where rows are kept; nothing is written by default. Sweeps may share it.
-      measures: names of numbers that every row has, None for one that is not defined.
       progress: whether to show a progress bar.
 
     Returns:
@@ -63,64 +64,26 @@ def sweep(
       ConfigError: if a name is no field of `base`, or a combination cannot work.
       RunFolderError: if `cells.jsonl` is damaged or cannot be written.
       EDLError: if a process of the executor is gone, or every cell failed.
-
-    >>> from edl_jax import TrainConfig
-    >>> def area(config):
-    ...     return {"area": config.batch_size * config.epochs}
-    >>> rows = sweep(TrainConfig(), {"epochs": (1, 2)}, (0, 1), area, executor="1")
-    >>> [(row["epochs"], row["seed"], row["area"]) for row in rows]
-    [(1, 0, 128), (1, 1, 128), (2, 0, 256), (2, 1, 256)]
     """
-    # Seeds outermost: what runs at the same time is not compiled twice at the same time.
-    cells = [({**point}, seed) for seed in seeds for point in points(grid)]
-    configs = {
-        _key(point, seed): with_fields(base, {**point, seed_field: seed}) for point, seed in cells
-    }
-    found: dict[str, Row] = {}
-    if folder is not None:
-        for row in folder.resume_rows(name=CELLS, check=lambda row: _check(row, measures)):
-            found[row["key"]] = row
-    missing = [(p, s) for p, s in cells if "error" in found.get(_key(p, s), {"error": ""})]
-
-    def keep(cell: tuple[Point, int], future: Future[Row]) -> None:
-        try:
-            given = future.result()
-        except BrokenExecutor as error:
-            raise EDLError(
-                f"a process that ran cells is gone ({shortened(error)}), perhaps for lack of "
-                "memory. What had ended is kept: the same command, with fewer processes "
-                "(--executor), resumes from there."
-            ) from error
-        except Exception as error:  # such as of a cluster that lost the cell too often
-            given = _failed(error)
-        key = _key(*cell)
-        row = {"key": key, **plain(cell[0]), "seed": cell[1], **plain(as_finite(given))}
-        _check(row, measures)
-        if folder is not None:
-            folder.append_rows([row], CELLS)
-        found[key] = row
-        bar.update()
-
+    cells: dict[str, tuple[Row, Any]] = {}
+    for seed in seeds:  # outermost: what runs at the same time is not compiled twice
+        for point in points(grid):
+            row = {"key": _key(point, seed), **plain(point), "seed": seed}
+            cells[row["key"]] = row, with_fields(base, {**point, seed_field: seed})
+    kept = [] if folder is None else folder.resume_rows(name=CELLS, check=_check)
+    found: dict[str, Row] = {row["key"]: row for row in kept if "error" not in row}
+    missing = {key: config for key, (_, config) in cells.items() if key not in found}
     with (
         open_executor(executor) as pool,
+        contextlib.closing(_results(run, missing, pool)) as results,
         tqdm(total=len(missing), desc="cells", unit="cell", disable=not progress) as bar,
     ):
-        waiting = {}
-        try:
-            for cell in missing:
-                config = configs[_key(*cell)]
-                if isinstance(pool, InProcess):
-                    keep(cell, pool.submit(_attempt, run, config))
-                else:
-                    waiting[pool.submit(_attempt_packed, _packed(run, config))] = cell
-            # Looked at in turn: jobs of submitit are no futures of the standard library.
-            while waiting:
-                for future in [x for x in waiting if x.done()]:
-                    keep(waiting.pop(future), future)
-                time.sleep(0.05)
-        finally:
-            for future in waiting:
-                future.cancel()
+        for key, given in results:
+            row = {**cells[key][0], **plain(as_finite(given))}
+            if folder is not None:
+                folder.append_rows([row], CELLS)
+            found[key] = row
+            bar.update()
     rows = [found[_key(point, seed)] for point in points(grid) for seed in seeds]
     failures = [row["error"] for row in rows if "error" in row]
     if failures and len(failures) == len(rows):
@@ -135,54 +98,118 @@ def sweeps_of(
     executor: Executor | str | None,
     progress: bool,
 ) -> Iterator[tuple[Callable[..., list[Row]], RunFolder | None]]:
-    """`sweep` for all sweeps of a study, in one run folder and on one executor; and the folder.
-
-    Args:
-      run_dir: the run folder, held until the end of the block; None for none.
-      identity: all that shapes the study's result, as JSON data.
-      executor: as of `sweep`.
-      progress: as of `sweep`.
-    """
-    with contextlib.ExitStack() as stack:
-        folder = None if run_dir is None else stack.enter_context(open_run(run_dir, identity))
-        pool = stack.enter_context(open_executor(executor))
-        yield functools.partial(sweep, executor=pool, folder=folder, progress=progress), folder
+    """`sweep` for all sweeps of a study, on one executor and in one run folder; and the folder."""
+    held = contextlib.nullcontext() if run_dir is None else open_run(run_dir, identity)
+    with held as folder, open_executor(executor) as pool:
+        run = functools.partial(sweep, executor=pool or "1", folder=folder, progress=progress)
+        yield run, folder
 
 
 def _key(point: Point, seed: Any) -> str:
     return json.dumps([plain(point), plain(seed)], sort_keys=True)
 
 
-def _check(row: Row, measures: Sequence[str]) -> None:
-    for name in ("key", "seed", *(() if "error" in row else measures)):
-        if not isinstance(row[name], str if name == "key" else float | int | None):
-            raise ValueError(f"{name} is {row[name]!r}")
+def _check(row: Row) -> None:
+    if not isinstance(row["key"], str) or not isinstance(row["seed"], int):
+        raise ValueError(f"key and seed are {row['key']!r} and {row['seed']!r}")
 
 
-def _attempt(run: Callable[[Any], Row], config: Any) -> Row:
+def _results(
+    run: Callable[[Any], Row], configs: Mapping[str, Any], pool: Executor | None
+) -> Generator[tuple[str, Row]]:
+    """Keys of cells and what they give, as they end."""
+    if pool is None:
+        for key, config in configs.items():
+            yield key, attempt(run, config)
+        return
+    waiting = {}
     try:
-        return run(config)
-    except Exception as error:  # whatever it is, it is this cell's alone
-        return _failed(error)
+        for key, config in configs.items():
+            waiting[pool.submit(attempt_packed, packed(run, config))] = key
+        # Looked at in turn: jobs of submitit are no futures of the standard library.
+        while waiting:
+            for future in [x for x in waiting if x.done()]:
+                yield waiting.pop(future), attempt(future.result)
+            time.sleep(0.05)
+    except BrokenExecutor as error:
+        raise EDLError(
+            f"a process that ran cells is gone ({shortened(error)}), perhaps for lack of memory. "
+            "What had ended is kept: the same command, with fewer processes (--executor), resumes "
+            "from there."
+        ) from error
+    finally:
+        for future in waiting:
+            future.cancel()
 
 
-def _failed(error: Exception) -> Row:
-    return {"error": f"{type(error).__name__}: {shortened(error)}"}
+def points(grid: Mapping[str, Sequence[Any]] | Sequence[Point]) -> list[Point]:
+    """Every combination of a grid; a list of combinations as it is."""
+    if not isinstance(grid, Mapping):
+        return list(grid)
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
-def _packed(run: Callable[[Any], Row], config: Any) -> bytes:
-    """A cell for another process, with all that the user defined in this one."""
-    import cloudpickle
+def with_fields(config: Config, values: Point) -> Config:
+    """A copy of a dataclass with other values of some fields, by dotted name."""
+    own, names = {}, [field.name for field in dataclasses.fields(config)]  # pyright: ignore
+    for name, value in unflatten_dict(dict(values), sep=".").items():
+        if name not in names:
+            raise ConfigError(
+                f"{type(config).__name__} has no field {name!r}; expected one of "
+                f"{', '.join(names)}, or a field of one of these, after a dot."
+            )
+        inner = getattr(config, name)
+        is_part = dataclasses.is_dataclass(inner) and isinstance(value, dict)
+        own[name] = with_fields(inner, value) if is_part else value
+    return dataclasses.replace(config, **own)  # pyright: ignore
 
-    for name, module in list(sys.modules.items()):
-        if name.startswith("edl_config_"):  # a file for --config, which others cannot import
-            cloudpickle.register_pickle_by_value(module)
-    return cloudpickle.dumps((run, config, registered_parts()))
+
+def check_grid(config: Any, base: Any, fixed: Mapping[str, Sequence[Any]]) -> None:
+    """Refuse a field `grid` of which a combination with values of `fixed` cannot work."""
+    for name, values in config.grid.items():
+        where = f"{type(config).__name__}.grid[{name!r}]"
+        if name in fixed:
+            raise ConfigError(f"{where} is given; expected it left out: another field sets it.")
+        if not values or len({json.dumps(plain(x)) for x in values}) < len(values):
+            raise ConfigError(f"{where} is {values!r}; expected different values, at least one.")
+    for point in points({**config.grid, **fixed}):
+        with_fields(base, point)
 
 
-def _attempt_packed(packed: bytes) -> Row:
-    import cloudpickle
+def plain(value: Any) -> Any:
+    """A value as JSON gives it back: tuples as lists, dataclasses as dictionaries."""
+    return json.loads(json.dumps(value, default=dataclasses.asdict))
 
-    run, config, parts = cloudpickle.loads(packed)
-    register_parts(parts)
-    return _attempt(run, config)
+
+def _grid_of(words: Sequence[str]) -> dict[str, tuple[Any, ...]]:
+    """A grid as the command line has it: `train.width=8,16 pretrain.hidden=[16,16],[64]`."""
+    found = {}
+    for word in words:
+        name, _, text = word.partition("=")
+        if not text:
+            raise ValueError(f"{word!r} is no FIELD=VALUE,VALUE,...")
+        # Commas within brackets, such as of poly(epsilon=1,alpha=2), do not separate values.
+        found[name] = tuple(map(_value_of, re.split(r",(?![^(\[]*[)\]])", text)))
+    return found
+
+
+def _value_of(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+Grid = Annotated[
+    dict[str, tuple[Any, ...]],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="FIELD=VALUE,VALUE,...",
+        instance_from_str=_grid_of,
+        is_instance=lambda grid: isinstance(grid, dict),
+        str_from_instance=lambda grid: [
+            f"{name}={','.join(x if isinstance(x, str) else json.dumps(x) for x in values)}"
+            for name, values in grid.items()
+        ],
+    ),
+]
