@@ -12,8 +12,7 @@ import pytest
 
 from edl_jax.runs import fit
 from edl_jax.runs.checkpoints import Checkpoints
-from edl_jax.runs.folder import RunFolder, open_run
-from edl_jax.runs.rows import JsonLines
+from edl_jax.runs.folder import JsonLines, RunFolder, open_run
 from edl_jax.runs.storage import append, open_atomically, write_atomically
 from tests import power_cut
 from tests.test_resume import heeds_ctrl_c

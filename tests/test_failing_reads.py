@@ -18,9 +18,8 @@ import orbax.checkpoint
 import pytest
 
 from edl_jax.errors import EDLError
-from edl_jax.runs.checkpoints import Checkpoints
+from edl_jax.runs.checkpoints import Checkpoints, orbax_silent
 from edl_jax.runs.folder import open_run
-from edl_jax.runs.orbax_noise import orbax_silent
 from tests.test_resume import ROOT
 from tests.toy_runs import STEPS, assert_refused, contents, resumed, run, toy
 

@@ -47,7 +47,7 @@ RUNS = {
     "ablate": lambda path: ablate(SMALL, run_dir=path),
     "coverage": lambda path: coverage(CoverageConfig(train=CONFIG_OF_COVERAGE), run_dir=path),
     "card": lambda path: card(CardConfig("cross_entropy"), run_dir=path),
-    "page": lambda path: cli._write_page("A run", {}, {}, path),
+    "page": lambda path: cli._tell("A run", {}, {}, path),
     "demo": lambda path: demo(DemoConfig(), path),
 }
 CONFIG_OF_COVERAGE = dataclasses.replace(CONFIG, epochs=6, augmentation=type(CONFIG.augmentation)())

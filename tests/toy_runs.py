@@ -11,8 +11,7 @@ from edl_jax.errors import RunFolderError
 from edl_jax.runs.checkpoints import Checkpoints
 from edl_jax.runs.devices import device_mesh, to_every_device
 from edl_jax.runs.fit import resume
-from edl_jax.runs.folder import RunFolder, open_run
-from edl_jax.runs.rows import JsonLines
+from edl_jax.runs.folder import JsonLines, RunFolder, open_run
 
 STEPS = 6
 

@@ -6,6 +6,7 @@ older one is deleted; a digest tells damaged arrays, of which Orbax keeps no che
 cannot be read for now is not damaged.
 """
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -16,7 +17,9 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Mapping, Sequence
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,7 +27,6 @@ import jax
 import numpy as np
 
 from edl_jax.errors import RunFolderError, shortened
-from edl_jax.runs.orbax_noise import orbax_silent
 from edl_jax.runs.preemption import interrupt_deferred
 from edl_jax.runs.storage import TEMPORARY, make_folder, sync_tree
 
@@ -46,11 +48,11 @@ _PASSING = re.compile(
 class Checkpoints:
     """The checkpoints in one folder; a context manager.
 
-    What cannot be read or written is a `RunFolderError`, and is left as it is.
+    The `keep` newest and the one of the best score are kept. What cannot be read or written is a
+    `RunFolderError`, and is left as it is.
     """
 
     def __init__(self, path: Path, *, keep: int):
-        """Open the folder, to keep the `keep` newest checkpoints and the one of the best score."""
         self._path, self._keep = path.absolute(), keep
         try:
             make_folder(self._path)
@@ -67,11 +69,7 @@ class Checkpoints:
             self._manager.close()
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints that are there, damaged ones too, in order.
-
-        Raises:
-          RunFolderError: if the folder cannot be read now.
-        """
+        """Steps of the checkpoints that are there, damaged ones too, in order."""
         try:
             return sorted(int(x.name) for x in self._path.iterdir() if _STEP.fullmatch(x.name))
         except OSError as error:
@@ -89,11 +87,8 @@ class Checkpoints:
 
         leaves = _leaves(tree)
         args = ocp.args.Composite(state=ocp.args.StandardSave(leaves))
-        metrics = {
-            "sha256": _digest(step, leaves),
-            "score": float(score) if math.isfinite(score) else -math.inf,
-            "notes": notes,
-        }
+        score = float(score) if math.isfinite(score) else -math.inf
+        metrics = {"sha256": _digest(step, leaves), "score": score, "notes": notes}
         try:
             # Orbax gives an interrupted save out as one that failed.
             with interrupt_deferred(), orbax_silent():
@@ -119,12 +114,9 @@ class Checkpoints:
         """The newest whole checkpoint: its step, pytree and notes; `(0, like, {})` without one.
 
         A damaged one is reported, set aside under another name, and the one before it is used; so
-        is one of whose notes `misfit` says why it cannot be. To be called before anything is saved.
-
-        Raises:
-          RunFolderError: if there are checkpoints but none can be used, if one holds arrays of
-            other shapes or dtypes than `like`, or if the machine cannot read it now. All are then
-            left as they are.
+        is one of whose notes `misfit` says why it cannot be. Where there are some but none can be
+        used, where one holds other arrays than `like` or cannot be read for now, all are left as
+        they are. To be called before anything is saved.
         """
         found, aside = None, {}
         for step in (steps := self.steps()[::-1]):
@@ -188,15 +180,13 @@ class Checkpoints:
         path = self._path / str(step)
         for folder, _, names in os.walk(path, onerror=fail):
             for file in (Path(folder) / name for name in names):
-                if not stat.S_ISREG(file.stat().st_mode):
-                    # Orbax would wait for ever for the other end of a pipe.
+                if not stat.S_ISREG(file.stat().st_mode):  # Orbax would wait for a pipe's other end
                     raise ValueError(f"{file.name} is no file")
                 with file.open("rb") as stream:  # an OSError here, not TensorStore's errors later
                     while stream.read(1 << 24):
                         pass
         metrics = json.loads((path / "metrics" / "metrics").read_bytes())
-        found = {name: metrics[name] for name in ("sha256", "notes")}
-        return {**found, "score": float(metrics["score"])}
+        return {**metrics, "score": float(metrics["score"])}
 
     @functools.cached_property
     def _manager(self) -> Any:
@@ -232,8 +222,7 @@ def _leaves(tree: Any) -> list[np.ndarray]:
     return [np.asarray(x) for x in jax.tree.leaves(tree)]
 
 
-def _digest(step: int, leaves: Sequence[np.ndarray]) -> str:
-    """SHA-256 of a step and its arrays."""
+def _digest(step: int, leaves: list[np.ndarray]) -> str:
     found = hashlib.sha256(str(step).encode())
     for x in leaves:
         found.update(f"{x.dtype}{x.shape}".encode())
@@ -247,3 +236,30 @@ def _processes() -> Any:
 
     alone = {"primary_host": 0, "active_processes": {0}} if jax.process_count() > 1 else {}
     return ocp.options.MultiprocessingOptions(**alone)
+
+
+@contextlib.contextmanager
+def orbax_silent() -> Iterator[None]:
+    """Keep Orbax's threads from printing tracebacks: the caller reports what they raise.
+
+    After a failure they are kept silent for good: some end later, and find the loop closed in which
+    they were to read or write.
+    """
+    loggers, show = [logging.getLogger(name) for name in ("absl", "asyncio")], sys.unraisablehook
+
+    def show_others(unraisable: Any) -> None:
+        frames = [frame for frame, _ in traceback.walk_tb(unraisable.exc_traceback)]
+        if not (frames and {"asyncio", "orbax"} & {*Path(frames[-1].f_code.co_filename).parts}):
+            show(unraisable)
+
+    sys.unraisablehook = show_others
+    for logger in loggers:
+        logger.addFilter(_is_of_others)
+    yield  # and nothing is put back after a failure
+    sys.unraisablehook = show
+    for logger in loggers:
+        logger.removeFilter(_is_of_others)
+
+
+def _is_of_others(record: logging.LogRecord) -> bool:
+    return not {"asyncio", "orbax"} & {*Path(record.pathname).parts}

@@ -14,7 +14,6 @@ import jax
 
 from edl_jax.errors import RunFolderError, shortened
 
-NOT_INSTALLED = "not installed"  # in place of a version
 _LIBRARIES = ("edl_jax", "jax", "jaxlib", "flax", "optax", "evosax", "numpy")
 _LOGGER = logging.getLogger(__name__)
 
@@ -25,11 +24,11 @@ def versions() -> dict[str, str]:
 
 
 def version(library: str) -> str:
-    """Version of a library; `NOT_INSTALLED` if it is not there."""
+    """Version of a library."""
     try:
         return metadata.version(library)
     except metadata.PackageNotFoundError:
-        return NOT_INSTALLED
+        return "not installed"
 
 
 def commit() -> str | None:
@@ -60,9 +59,6 @@ def noted(path: Path, content: bytes) -> dict[str, Any] | None:
     """What `environment.json`, which holds `content`, is to hold now; None if nothing is new.
 
     Each commit that worked on the run, with its versions, is in `resumed_with`; a line says so.
-
-    Raises:
-      RunFolderError: if the content is damaged.
     """
     now = {"commit": commit(), "versions": versions()}
     try:
@@ -85,12 +81,11 @@ def noted(path: Path, content: bytes) -> dict[str, Any] | None:
     return environment
 
 
-def difference(old: Any, new: Any, but: str = "") -> str:
-    """Where two JSON values differ, but for keys `but`: `a.b is 1 there and 2 here`."""
+def difference(old: Any, new: Any) -> str:
+    """Where two JSON values differ: `a.b is 1 there and 2 here`."""
     return ", ".join(
         f"{name} is {shortened(repr(there), 200)} there and {shortened(repr(here), 200)} here"
         for name, there, here in differences(old, new)
-        if name.rpartition(".")[2] != but or not but
     )
 
 

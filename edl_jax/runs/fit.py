@@ -2,24 +2,26 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 from jax.sharding import Mesh
+from tqdm import tqdm
 
 from edl_jax.errors import DivergedError, Preempted, RunFolderError
 from edl_jax.runs.checkpoints import Checkpoints
 from edl_jax.runs.devices import to_every_device
-from edl_jax.runs.folder import Row, RunFolder
+from edl_jax.runs.folder import JsonLines, Row, RunFolder
 from edl_jax.runs.preemption import sigterm_noticed
 from edl_jax.runs.processes import arrays_from_first, first_does, in_any, others_needed
-from edl_jax.runs.progress import telling
-from edl_jax.runs.rows import JsonLines, MetricWriter
-from edl_jax.runs.tensorboard import TensorBoard, config_text
+from edl_jax.runs.tensorboard import TensorBoard
 
 State = TypeVar("State")
+_LINE = "{desc}: {n_fmt} of {total_fmt} {unit}s, {remaining} left, {rate_fmt}{postfix}"
 
 
 class Run(Protocol[State]):
@@ -66,12 +68,7 @@ class Run(Protocol[State]):
 
 
 class Fitted(NamedTuple):
-    """What a run has come to.
-
-    Attributes:
-      state: the last state, on the devices.
-      rows: of each file.
-    """
+    """What a run has come to: its last state, on the devices, and the rows of each file."""
 
     state: Any
     rows: list[list[Row]]
@@ -115,8 +112,7 @@ def fit(
             done, rows = first_does(partial(keeper.resume, stack, folder, keep))
         state: Any = to_every_device(arrays_from_first(keeper.state), run.mesh)
         saved = done
-        how_far = {"first": done, "total": run.total, "progress": progress}
-        tell = stack.enter_context(telling(run.name, run.unit, **how_far))
+        tell = stack.enter_context(_telling(run, done, progress))
         if done == 0:
             watch(done, state, None)
         new: list[Row] = []
@@ -153,10 +149,9 @@ class _Keeper:
         self._run, self.state = run, state
 
     def resume(
-        self, stack: contextlib.ExitStack, folder: RunFolder | None, keep: int
+        self, stack: contextlib.ExitStack, folder: RunFolder, keep: int
     ) -> tuple[int, list[list[Row]]]:
         """Units done and the rows of each file; `state` is then the one they have come to."""
-        assert folder is not None  # in the first process
         checkpoints = Checkpoints(folder.path / "checkpoints", keep=keep)
         self._checkpoints = stack.enter_context(checkpoints)
         self._rows = JsonLines(folder, self._run.files)
@@ -165,9 +160,7 @@ class _Keeper:
         )
         first_step = next(iter(rows[0][-1].values())) + 1 if rows[0] else 0
         board = stack.enter_context(TensorBoard(folder.path, first_step=first_step))
-        if first_step == 0:
-            board.show(texts={"config": config_text(folder.path)})
-        self._writers: list[MetricWriter] = [self._rows, board]
+        self._writers = [self._rows, board]
         return done, rows
 
     def save(self, done: int, state: Any, new: Sequence[Row], row: Row | None) -> None:
@@ -184,17 +177,10 @@ class _Keeper:
 def resume(
     folder: RunFolder, checkpoints: Checkpoints, rows: JsonLines, like: Any, period: int
 ) -> tuple[int, Any, list[list[Row]]]:
-    """Restore the newest checkpoint that is whole and whose rows are; drop the rows after it.
+    """The newest checkpoint that is whole and whose rows are: its step, state and rows.
 
-    They are run, and logged, again.
-
-    Returns:
-      The step, 0 for a new run, the state, in the form of `like`, and the rows of each file.
-
-    Raises:
-      RunFolderError: if there are checkpoints but none can be used, there are more rows than of a
-        first period but no checkpoint, or something cannot be read or written. All is then left as
-        it is.
+    Rows after it are dropped, to be logged again. `(0, like, no rows)` is given of a new run; where
+    more rows than of a first period stand without a checkpoint, nothing is changed or given.
     """
     lines = rows.lines()
     if not checkpoints.steps() and (lines[-1] > 1 or max(lines) > period):
@@ -205,6 +191,30 @@ def resume(
         )
     step, state, notes = checkpoints.restore_latest(like, rows.misfit)
     return step, state, rows.take_up(notes)
+
+
+@contextlib.contextmanager
+def _telling(
+    run: Run[Any], first: int, progress: bool
+) -> Iterator[Callable[[int, str | None], None]]:
+    """A function that tells how many units are done and, where given, a text of a period.
+
+    By a bar on a terminal, by a line for each text where the standard error is none.
+    """
+    told = {"initial": first, "total": run.total, "unit": run.unit}
+    began, is_terminal = time.monotonic(), sys.stderr.isatty()
+    with tqdm(desc=run.name, disable=not (progress and is_terminal), **told) as bar:
+
+        def tell(done: int, text: str | None) -> None:
+            if text is not None:
+                bar.set_postfix_str(text, refresh=False)
+            bar.update(done - bar.n)
+            if text is not None and progress and not is_terminal:
+                how = {"prefix": run.name, "postfix": text, "bar_format": _LINE}
+                line = tqdm.format_meter(done, elapsed=time.monotonic() - began, **how, **told)
+                print(line, file=sys.stderr, flush=True)
+
+        yield tell
 
 
 def _kept(folder: RunFolder | None, has_folder: bool, saved: int) -> str:

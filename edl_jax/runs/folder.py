@@ -3,21 +3,23 @@
 import contextlib
 import dataclasses
 import datetime
+import hashlib
 import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edl_jax.errors import ConfigError, EDLError, RunFolderError, shortened
+from edl_jax.errors import EDLError, RunFolderError, shortened
 from edl_jax.runs import environment
 from edl_jax.runs.locks import LOCK, locked
 from edl_jax.runs.storage import append, check_regular, sweep, user_path, write_atomically
 
 METRICS = "metrics.jsonl"
 Row = dict[str, Any]
+Notes = Mapping[str, Any]
 _PLACE = "data_dir"  # a setting that says where something lies, not what it is
 _NO_MEMORY = re.compile("RESOURCE_EXHAUSTED")  # how JAX's message begins
 
@@ -37,15 +39,11 @@ def open_run(run_dir: str | os.PathLike[str], config: Mapping[str, Any]) -> Iter
       config: all that shapes the run's result, as JSON data.
 
     Raises:
-      ConfigError: if `run_dir` is no path, or not in UTF-8.
+      ConfigError: if `run_dir` is no path.
       RunFolderError: if another run has the folder now, or as `RunFolder` does.
       EDLError: if memory runs out in the block.
     """
     path = user_path(run_dir)
-    try:
-        str(path.absolute()).encode()
-    except UnicodeEncodeError as error:  # Orbax would fail after the first generations or epoch
-        raise ConfigError(f"the path is {path.absolute()!r}; expected one in UTF-8.") from error
     with locked(path):
         folder = RunFolder(path, config)
         try:
@@ -73,23 +71,19 @@ class RunFolder:
     """A folder that belongs to one configuration.
 
     Holds `config.json`, `environment.json`, `metrics.jsonl` and whatever the run adds. A run opens
-    it by `open_run`, which keeps other runs out. What cannot be read or written is a
-    `RunFolderError`.
+    it by `open_run`, which keeps other runs out. What cannot be read or written, is damaged or
+    belongs to another configuration is a `RunFolderError`.
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any]):
-        """Create the folder, or take up the one that is there.
-
-        Raises:
-          RunFolderError: if it belongs to another configuration, or is damaged.
-        """
+        """Create the folder, or take up the one that is there."""
         self.path = path
         # As it reads back (tuples become lists), and without the place of the data, which is known
         # by its digest and may be moved.
         config = json.loads(json.dumps(config), object_hook=_placeless)
         if (path / "config.json").exists():
-            found = read_json(path / "config.json")
-            if what := environment.difference(found, config, but=_PLACE):
+            found = read_json(path / "config.json", _placeless)
+            if what := environment.difference(found, config):
                 raise RunFolderError(
                     f"{path} belongs to a run with another configuration: {shortened(what)}. "
                     "Choose another folder, or the same settings."
@@ -110,38 +104,30 @@ class RunFolder:
         """Write `value` to the file `name`, whole or not at all."""
         self.write_text(name, json.dumps(value, indent=2) + "\n")
 
-    def append_rows(self, rows: Iterable[Mapping[str, Any]], name: str = METRICS) -> None:
-        """Append one JSON line for each row."""
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
+    def append_rows(self, rows: Iterable[Mapping[str, Any]], name: str = METRICS) -> bytes:
+        """Append one JSON line for each row, which outlive the machine when this returns them."""
+        lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
         with writing(name, self.path):
-            append(self.path / name, lines.encode())  # a checkpoint counts on it
+            append(self.path / name, lines)
+        return lines
 
     def read_rows(self, name: str = METRICS, *, check: Callable[[Row], Any] = id) -> list[Row]:
         """The rows written so far; a last line cut short by a kill is dropped.
 
-        Cut short is a last line that is no JSON, or has no line break and fails the check.
-
-        Args:
-          name: the file.
-          check: called with each row; raises `KeyError`, `TypeError` or `ValueError` for one that
-            is damaged.
-
-        Raises:
-          RunFolderError: if another line is no JSON, is no object or fails the check.
+        `check` is called with each row, and raises `KeyError`, `TypeError` or `ValueError` for one
+        that is damaged.
         """
         path = self.path / name
         lines = read_bytes(path).splitlines(keepends=True) if path.exists() else []
         rows = []
         for number, line in enumerate(lines, start=1):
-            may_be_cut = number == len(lines)
             try:
                 row = json.loads(line)
-                may_be_cut &= not line.endswith(b"\n")
                 if not isinstance(row, dict):
                     raise ValueError(f"it holds {row!r}")
                 check(row)
             except (ValueError, KeyError, TypeError, RecursionError) as error:
-                if may_be_cut:
+                if number == len(lines) and not line.endswith(b"\n"):
                     break
                 why = f"it has no {error}" if isinstance(error, KeyError) else error
                 raise RunFolderError(
@@ -162,6 +148,51 @@ class RunFolder:
         rows = [row for row in self.read_rows(name, check=check) if is_kept(row)]
         self.write_text(name, "".join(json.dumps(row) + "\n" for row in rows))
         return rows
+
+
+class JsonLines:
+    """Files of rows that checkpoints count on.
+
+    A checkpoint keeps `notes`: how long each file was, and a digest of it. So what was lost, cut,
+    doubled or changed is noticed, and what came after the checkpoint is dropped.
+    """
+
+    def __init__(self, folder: RunFolder, names: Sequence[str]):
+        """Read what is there of the files."""
+        self._folder = folder
+        paths = {name: folder.path / name for name in names}
+        self._found = {x: read_bytes(path) if path.exists() else b"" for x, path in paths.items()}
+
+    def lines(self) -> list[int]:
+        """How many lines are in each file."""
+        return [data.count(b"\n") for data in self._found.values()]
+
+    def misfit(self, notes: Notes) -> str:
+        """Why a checkpoint with these notes cannot be used; nothing if it can."""
+        for name, data in self._found.items():
+            size, digest = notes[name]
+            if hashlib.sha256(data[:size]).hexdigest() != digest:
+                return f"the first {size} bytes of {name} are not those that it was saved with"
+        return ""
+
+    def take_up(self, notes: Notes) -> list[list[Row]]:
+        """The rows of each file that belong before a checkpoint; the others are removed."""
+        kept = {name: data[: notes.get(name, (0,))[0]] for name, data in self._found.items()}
+        for name, data in kept.items():
+            self._folder.write_text(name, data.decode())
+        self._sizes = {name: len(data) for name, data in kept.items()}
+        self._digests = {name: hashlib.sha256(data) for name, data in kept.items()}
+        return [[json.loads(line) for line in data.splitlines()] for data in kept.values()]
+
+    def write(self, name: str, rows: Sequence[Row]) -> None:
+        """Append rows to a file."""
+        data = self._folder.append_rows(map(as_finite, rows), name)
+        self._sizes[name] += len(data)
+        self._digests[name].update(data)
+
+    def notes(self) -> dict[str, Any]:
+        """What a checkpoint is to keep of the files as they are now."""
+        return {name: [self._sizes[name], x.hexdigest()] for name, x in self._digests.items()}
 
 
 @contextlib.contextmanager
@@ -185,10 +216,10 @@ def read_bytes(path: Path) -> bytes:
         raise RunFolderError(f"{path} cannot be read ({error}); it was left as it is.") from error
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
     """The JSON value in a file of a run folder; a `RunFolderError` if it is none."""
     try:
-        return json.loads(read_bytes(path))
+        return json.loads(read_bytes(path), object_hook=hook)
     except (ValueError, RecursionError) as error:
         raise RunFolderError(f"{path} is damaged ({error}); remove the run folder.") from error
 

@@ -21,11 +21,8 @@ def locked(folder: Path) -> Iterator[None]:
     """Keep every other run out of a folder, which is made if it is not there.
 
     The system releases the lock when the process ends, however it ends. It holds between hosts
-    where the file system's `flock` does, as NFS's does.
-
-    Raises:
-      RunFolderError: if another run, of this process or of another, has the folder, naming its host
-        and process; or if the folder cannot be written.
+    where the file system's `flock` does, as NFS's does. A `RunFolderError` names the host and
+    process of the run that has the folder.
     """
     path = folder / LOCK
     try:

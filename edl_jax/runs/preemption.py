@@ -26,10 +26,9 @@ def exit_status(stop: KeyboardInterrupt) -> int:
 def stop_once() -> None:
     """Let the first SIGINT or SIGTERM of a process end it in order, and a late second one at once.
 
-    For a command, until its end. The first is raised as `KeyboardInterrupt` or `Terminated`, so
-    that files half written are removed. What comes within a second is the same wish sent again, as
-    a wrapper and a terminal both do: it would interrupt the tidying up. A later one ends the
-    process where it is.
+    The first is raised as `KeyboardInterrupt` or `Terminated`, so that files half written are
+    removed. What comes within a second is the same wish sent again, as a wrapper and a terminal
+    both do: it would interrupt the tidying up. A later one ends the process where it is.
     """
     first: list[float] = []
 
@@ -40,24 +39,25 @@ def stop_once() -> None:
         if time.monotonic() - first[0] > _SECONDS_AT_ONCE:
             os._exit(128 + number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) != signal.SIG_IGN:  # such as of a job in the background
-            signal.signal(number, stop)
+    _handle(stop)
 
 
 def stop_silently() -> None:
     """Let SIGINT and SIGTERM end a process, which is ending by itself, without a traceback."""
+    _handle(signal.SIG_DFL)
+
+
+def _handle(how: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)
+        if signal.getsignal(number) != signal.SIG_IGN:  # such as of a job in the background
+            signal.signal(number, how)
 
 
 @contextlib.contextmanager
 def sigterm_noticed() -> Iterator[Callable[[], bool]]:
-    """Notice SIGTERM instead of dying of it.
+    """Notice SIGTERM instead of dying of it: gives a function that says whether it has come.
 
-    Gives a function that says whether it has come. Only the main thread can take signals; in
-    another one nothing is noticed, and SIGTERM does what it did before.
+    In another thread than the main one, which alone can take signals, nothing is noticed.
     """
     noticed = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -77,12 +77,10 @@ def interrupt_deferred() -> Iterator[None]:
 
     Only in the main thread, and not where they are ignored.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     came: list[int] = []
+    is_main = threading.current_thread() is threading.main_thread()
     # Ctrl-C last: given back last, it finds the other given back when it raises.
-    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT) if is_main}
     deferred = {each: how for each, how in before.items() if how not in (signal.SIG_IGN, None)}
     try:
         for each in deferred:
