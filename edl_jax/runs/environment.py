@@ -3,6 +3,7 @@
 import json
 import logging
 import platform
+import reprlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ from edl_jax.errors import RunFolderError, shortened
 
 _LIBRARIES = ("edl_jax", "jax", "jaxlib", "flax", "optax", "evosax", "numpy")
 _LOGGER = logging.getLogger(__name__)
+_MOST_TOLD = 6  # differences
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = 100
 
 
 def versions() -> dict[str, str]:
@@ -76,23 +80,26 @@ def noted(path: Path, content: bytes) -> dict[str, Any] | None:
     _LOGGER.warning(
         "%s resumes with other code than worked on it before (%s): its result may be neither's.",
         path.parent,
-        shortened(difference(before, now)),
+        difference(before, now),
     )
     return environment
 
 
-def difference(old: Any, new: Any) -> str:
-    """Where two JSON values differ: `a.b is 1 there and 2 here`."""
-    return ", ".join(
-        f"{name} is {shortened(repr(there), 200)} there and {shortened(repr(here), 200)} here"
-        for name, there, here in differences(old, new)
-    )
+def difference(one: Any, other: Any, there: str = "there", here: str = "here") -> str:
+    """The first places where two JSON values differ: `a.b is 1 there and 2 here`."""
+    found = list(_differences(one, other))
+    told = [
+        f"{name} is {_SHORT.repr(mine)} {there} and {_SHORT.repr(its)} {here}"
+        for name, mine, its in found[:_MOST_TOLD]
+    ]
+    if len(found) > len(told):
+        told.append(f"{len(found) - len(told)} more")
+    return "; ".join(told)
 
 
-def differences(one: Any, other: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """The places where two JSON values differ, such as `a.b`, with what each has there."""
+def _differences(one: Any, other: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
     if isinstance(one, dict) and isinstance(other, dict):
         for key in {**one, **other}:
-            yield from differences(one.get(key), other.get(key), f"{name}.{key}".lstrip("."))
+            yield from _differences(one.get(key), other.get(key), f"{name}.{key}".lstrip("."))
     elif one != other:
         yield name, one, other

@@ -50,19 +50,17 @@ class Processes(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = [self.coordinator, self.num_processes, self.process_id]
-        if any(x is not None for x in given) and (None in given or self.auto):
-            raise ConfigError(
-                f"coordinator is {self.coordinator!r}, num_processes {self.num_processes!r} and "
-                f"process_id {self.process_id!r}; expected all three or none, and none with auto."
-            )
         count, index = self.num_processes, self.process_id
-        if count is not None and index is not None and not 0 <= index < count:
+        if (self.coordinator, count, index) == (None, None, None):
+            return
+        is_whole = self.coordinator is not None and count is not None and index is not None
+        if not is_whole or self.auto or not 0 <= index < count:
             raise ConfigError(
-                f"process_id is {index} of num_processes {count}; expected 0 to {count - 1}."
+                f"coordinator is {self.coordinator!r}, num_processes {count!r} and process_id "
+                f"{index!r}; expected all three or none, none with auto, and a process_id from 0 "
+                "to num_processes - 1."
             )
-        if self.coordinator is not None:
-            host_and_port(self.coordinator)
+        host_and_port(self.coordinator)
 
     @property
     def several(self) -> bool:
@@ -70,11 +68,10 @@ class Processes(Checked):
         return self.auto or self.coordinator is not None
 
     def join(self) -> None:
-        """Meet the other processes, before anything else is asked of JAX; none: do nothing.
+        """Meet the other processes, if any, before anything else is asked of JAX.
 
         Raises:
           ProcessError: if they cannot be found or reached, or have other devices than this one.
-            With `auto` JAX ends a process whose others do not come in time.
         """
         if not self.several:
             return
@@ -84,6 +81,8 @@ class Processes(Checked):
         bind = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", self.coordinator)
         address, count, index = self.coordinator, self.num_processes, self.process_id
         try:
+            if self.auto:
+                address, count, index = _detected(math.ceil(self.timeout))
             if address is not None and count is not None and index is not None:
                 meet(address, count, index, seconds=self.timeout, bind=bind)
             jax.distributed.initialize(
@@ -91,7 +90,6 @@ class Processes(Checked):
                 count,
                 index,
                 coordinator_bind_address=bind,
-                initialization_timeout=math.ceil(self.timeout),
                 shutdown_timeout_seconds=_SECONDS_TO_PART,
             )
         except (ValueError, RuntimeError) as error:
@@ -101,6 +99,17 @@ class Processes(Checked):
                 "same coordinator to all."
             ) from error
         connect_devices()
+
+
+def _detected(seconds: int) -> tuple[Any, Any, Any]:
+    """What JAX finds of the others: address, number and this one's index; None if nothing."""
+    try:
+        from jax._src.clusters import ClusterEnv  # it has no public name
+
+        detect = ClusterEnv.auto_detect_unset_distributed_params
+        return detect(os.environ.get("JAX_COORDINATOR_ADDRESS"), *[None] * 4, seconds)[:3]
+    except (ImportError, AttributeError, TypeError):  # in another version of JAX: it looks itself
+        return None, None, None
 
 
 def host_and_port(address: str) -> tuple[str, int]:
@@ -116,16 +125,15 @@ def host_and_port(address: str) -> tuple[str, int]:
 
 
 def meet(address: str, count: int, index: int, *, seconds: float, bind: str | None = None) -> None:
-    """Wait until all processes are there, of which this one has that index.
+    """Wait until all processes are there; a `ProcessError` says in each why they did not meet.
 
-    The first listens at `bind`, by default the address, which is free again when this returns. A
-    `ProcessError` says in every process why they did not meet.
+    The first listens at `bind`, or at that port of all its host's addresses, until this returns.
     """
     at, deadline = host_and_port(address), time.monotonic() + seconds
     if index:
-        problem = _call(at, count, index, deadline + _SECONDS_LONGER)
+        problem = _call(at, [index, count], deadline + _SECONDS_LONGER)
     else:
-        problem = _gather(host_and_port(bind or address), count, deadline)
+        problem = _gather(host_and_port(bind) if bind else ("0.0.0.0", at[1]), count, deadline)
     if problem:
         raise ProcessError(
             f"the processes did not meet (process {index} of {count}, coordinator {address}, "
@@ -136,8 +144,7 @@ def meet(address: str, count: int, index: int, *, seconds: float, bind: str | No
 
 def _gather(at: tuple[str, int], count: int, deadline: float) -> str:
     """Be the first process: hear the others, and tell them that all are there, or what is wrong."""
-    here: list[socket.socket] = []
-    missing, problem = set(range(1, count)), ""
+    others, missing, problem = [], set(range(1, count)), ""
     with contextlib.ExitStack() as stack:
         try:
             family = socket.getaddrinfo(*at, type=socket.SOCK_STREAM)[0][0]
@@ -145,40 +152,37 @@ def _gather(at: tuple[str, int], count: int, deadline: float) -> str:
             while missing and not problem:
                 server.settimeout(max(0.01, deadline - time.monotonic()))
                 other = stack.enter_context(server.accept()[0])
-                match _line(other, _SECONDS_TO_SPEAK):
-                    case {"process": int(index), "of": int(expected)}:
-                        pass
-                    case _:
-                        continue  # not one of ours
-                if expected != count or not 0 < index < count:
-                    problem = (
-                        f"process {index} came and expects {expected} processes, process 0 {count}"
-                    )
-                elif index not in missing:
-                    problem = f"two processes came with the index {index}"
-                missing -= {index}
-                here.append(other)
+                match _heard(other, _SECONDS_TO_SPEAK):
+                    case [int(index), int(expected)]:  # one of ours
+                        others.append(other)
+                        if expected != count:
+                            problem = (
+                                f"process {index} came and expects {expected} processes, "
+                                f"process 0 {count}"
+                            )
+                        elif index not in missing:
+                            problem = f"two processes came with the index {index}"
+                        missing -= {index}
         except TimeoutError:
             names = ", ".join(map(str, sorted(missing)[:10])) + ", ..." * (len(missing) > 10)
             problem = f"process {names} of {count} did not come to {at[0]}:{at[1]} in time"
         except OSError as error:
             return f"process 0 cannot listen there ({error}): give a free port of its host"
-        for other in here:
-            _say(other, {"problem": problem})
+        for other in others:
+            _say(other, problem)
     return problem
 
 
-def _call(at: tuple[str, int], count: int, index: int, deadline: float) -> str:
+def _call(at: tuple[str, int], who: list[int], deadline: float) -> str:
     """Be one of the others: call at the first process until it answers that all are there."""
     trouble = "nothing was tried"
     while (left := deadline - time.monotonic()) > 0:
         try:
             with socket.create_connection(at, timeout=left) as first:
-                _say(first, {"process": index, "of": count})
+                _say(first, who)
                 trouble = "something answers, but others are missing, or it is another program"
-                match _line(first, deadline - time.monotonic()):
-                    case {"problem": str(problem)}:
-                        return problem
+                if isinstance(problem := _heard(first, deadline - time.monotonic()), str):
+                    return problem
         except OSError as error:
             trouble = f"process 0 cannot be reached: {error}"
         time.sleep(_SECONDS_BETWEEN_TRIES)
@@ -190,7 +194,7 @@ def _say(other: socket.socket, value: Any) -> None:
         other.sendall(json.dumps(value).encode() + b"\n")
 
 
-def _line(other: socket.socket, seconds: float) -> Any:
+def _heard(other: socket.socket, seconds: float) -> Any:
     """The JSON value that the other says in one line in time, None if it says something else."""
     try:
         other.settimeout(max(0.01, seconds))
