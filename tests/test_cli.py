@@ -389,7 +389,7 @@ def test_a_path_may_begin_at_home_and_is_never_empty(arguments, tmp_path, monkey
     capsys.readouterr()
     assert cli.main([*arguments, ""]) == 2
     error = capsys.readouterr().err
-    assert "the path is ''; expected a path of at least one character" in error
+    assert "the path is ''; expected a string or a pathlib.Path, not empty" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "config.json").exists()
 

@@ -1,8 +1,7 @@
 """Checkpoints of a run, kept by Orbax: the last few and the best.
 
-Orbax's `CheckpointManager` writes a checkpoint under a temporary name, renames it, lists them and
-knows the best. What it does not do is added here: a checkpoint outlives the machine before an
-older one is deleted; a digest tells damaged arrays, of which Orbax keeps no checksum; and what
+What Orbax's `CheckpointManager` does not do is added here: a checkpoint outlives the machine before
+an older one is deleted; a digest tells damaged arrays, of which Orbax keeps no checksum; and what
 cannot be read for now is not damaged.
 """
 
@@ -16,19 +15,19 @@ import math
 import os
 import re
 import shutil
-import stat
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import numpy as np
 
 from edl_jax.errors import RunFolderError, shortened
+from edl_jax.runs.folder import read_bytes, reading, writing
 from edl_jax.runs.preemption import interrupt_deferred
-from edl_jax.runs.storage import TEMPORARY, make_folder, sync_tree
+from edl_jax.runs.storage import TEMPORARY, make_folder, refused, sync_tree, write_atomically
 
 _LOGGER = logging.getLogger(__name__)
 _STEP = re.compile("0|[1-9][0-9]*")
@@ -36,7 +35,7 @@ _DELETED = f".deleted{TEMPORARY}"  # swept where a kill leaves it
 # What damage makes us, Orbax and TensorStore raise.
 _DAMAGE = (
     *(FileNotFoundError, NotADirectoryError, IsADirectoryError),  # of a lost part
-    *(ValueError, AttributeError, IndexError, KeyError, RecursionError, TypeError),
+    *(ValueError, AttributeError, LookupError, RecursionError, TypeError),
 )
 # How TensorStore's messages begin where the machine is at fault, and not the checkpoint.
 _PASSING = re.compile(
@@ -45,50 +44,37 @@ _PASSING = re.compile(
 )
 
 
-class Checkpoints:
-    """The checkpoints in one folder; a context manager.
+class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
+    """The checkpoints in one folder, of which the `keep` newest and that of the best score stay.
 
-    The `keep` newest and the one of the best score are kept. What cannot be read or written is a
-    `RunFolderError`, and is left as it is.
+    They count on files that only grow: each keeps how long they were, and digests of that. So what
+    was lost, cut, doubled or changed is noticed, and what came after a checkpoint is dropped.
+    `files` says of each how many lines it may have before there is a checkpoint. What cannot be
+    read or written is a `RunFolderError`, and is left as it is.
     """
 
-    def __init__(self, path: Path, *, keep: int):
-        self._path, self._keep = path.absolute(), keep
-        try:
+    def __init__(self, path: Path, *, keep: int, files: Mapping[Path, int] | None = None):
+        self._path, self._keep, self._files = path.absolute(), keep, files or {}
+        with reading(self._path):
             make_folder(self._path)
             for left in self._path.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(left)
-        except OSError as error:
-            raise RunFolderError(f"{self._path} cannot be opened ({error}).") from error
-
-    def __enter__(self) -> "Checkpoints":
-        return self
 
     def __exit__(self, *_: object) -> None:
         if "_manager" in vars(self):
             self._manager.close()
 
-    def steps(self) -> list[int]:
-        """Steps of the checkpoints that are there, damaged ones too, in order."""
-        try:
-            return sorted(int(x.name) for x in self._path.iterdir() if _STEP.fullmatch(x.name))
-        except OSError as error:
-            raise RunFolderError(
-                f"{self._path} cannot be read ({error}). Everything was left as it is: give the "
-                "same command again when it can."
-            ) from error
-
-    def save(self, step: int, tree: Any, *, score: float, notes: Mapping[str, Any]) -> None:
-        """Save the arrays of a pytree after `step` steps, then delete those not to be kept.
-
-        Of the best checkpoint the score is largest. The notes, JSON data, are kept beside it.
-        """
+    def save(self, step: int, tree: Any, *, score: float) -> None:
+        """Save a pytree's arrays after `step` steps; the largest score is the best."""
         import orbax.checkpoint as ocp
 
         leaves = _leaves(tree)
         args = ocp.args.Composite(state=ocp.args.StandardSave(leaves))
-        score = float(score) if math.isfinite(score) else -math.inf
-        metrics = {"sha256": _digest(step, leaves), "score": score, "notes": notes}
+        metrics = {
+            "sha256": _digest(step, leaves),
+            "score": float(score) if math.isfinite(score) else -math.inf,
+            "notes": {name: [len(data), _sha256(data)] for name, data in self._rows().items()},
+        }
         try:
             # Orbax gives an interrupted save out as one that failed.
             with interrupt_deferred(), orbax_silent():
@@ -108,25 +94,23 @@ class Checkpoints:
                 "same command again."
             ) from error
 
-    def restore_latest(
-        self, like: Any, misfit: Callable[[Mapping[str, Any]], str] = lambda notes: ""
-    ) -> tuple[int, Any, Mapping[str, Any]]:
-        """The newest whole checkpoint: its step, pytree and notes; `(0, like, {})` without one.
+    def restore_latest(self, like: Any) -> tuple[int, Any]:
+        """The newest checkpoint that is whole and whose files are: its step and pytree.
 
-        A damaged one is reported, set aside under another name, and the one before it is used; so
-        is one of whose notes `misfit` says why it cannot be. Where there are some but none can be
-        used, where one holds other arrays than `like` or cannot be read for now, all are left as
-        they are. To be called before anything is saved.
+        Others are reported and set aside under another name, and the files are cut to what it
+        counts on; `(0, like)` and empty files where there is none. Where none can be used, or one
+        holds other arrays than `like` or cannot be read for now, everything is left as it is. To be
+        called before anything is saved.
         """
-        found, aside = None, {}
-        for step in (steps := self.steps()[::-1]):
+        found, aside, rows = None, {}, self._rows()
+        with reading(self._path):
+            names = [x.name for x in self._path.iterdir() if _STEP.fullmatch(x.name)]
+        for step in sorted(map(int, names), reverse=True):
             try:
                 metrics = self._metrics(step)
-                if found is not None:
-                    continue  # it is only compared with others
-                if why := misfit(metrics["notes"]):
+                if found is None and (why := _misfit(metrics["notes"], rows)):
                     aside[step] = "unused", why
-                else:
+                elif found is None:  # older ones are only looked at
                     found = step, self._restored(step, metrics, like), metrics["notes"]
             except (MemoryError, RunFolderError):
                 raise
@@ -138,17 +122,35 @@ class Checkpoints:
                         "when it can."
                     ) from error
                 aside[step] = "damaged", shortened(error) or type(error).__name__
-        if steps and found is None:
-            what, why = aside[steps[0]]
-            raise RunFolderError(
-                f"no checkpoint in {self._path} can be used; that of step {steps[0]} is {what} "
-                f"({why}). Everything was left as it is: put back what is missing from a copy, and "
-                f"remove what is there twice; or rename {self._path.parent} and give the same "
-                "command to begin anew."
-            )
+        if found is None:
+            self._check_new(rows, aside)
         for step, (what, why) in aside.items():
             self._set_aside(step, what, why)
-        return found or (0, like, {})
+        step, tree, notes = found or (0, like, {})
+        for path in self._files:
+            size, _ = notes.get(path.name, (0, ""))
+            with writing(path.name, path.parent):
+                write_atomically(path, rows[path.name][:size])
+        return step, tree
+
+    def _check_new(self, rows: Mapping[str, bytes], aside: Mapping[int, tuple[str, str]]) -> None:
+        """Refuse to begin anew where there was a run."""
+        lines = {path: rows[path.name].count(b"\n") for path in self._files}
+        if aside:
+            step, (what, why) = next(iter(aside.items()))
+            why = f"no checkpoint can be used; that of step {step} is {what} ({why})"
+        elif any(lines[path] > most for path, most in self._files.items()):
+            why = f"there are {max(lines.values())} rows but no checkpoint"
+        else:
+            return
+        raise RunFolderError(
+            f"{self._path}: {why}. Everything was left as it is: put back what is missing from a "
+            f"copy, and remove what is there twice; or rename {self._path.parent} and give the "
+            "same command to begin anew."
+        )
+
+    def _rows(self) -> dict[str, bytes]:
+        return {path.name: read_bytes(path) for path in self._files}
 
     def _restored(self, step: int, metrics: Mapping[str, Any], like: Any) -> Any:
         import orbax.checkpoint as ocp
@@ -172,19 +174,9 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
     def _metrics(self, step: int) -> dict[str, Any]:
-        """What was saved beside a checkpoint's arrays; its files can be read, and are files."""
-
-        def fail(error: OSError) -> NoReturn:
-            raise error
-
+        """What was saved beside a checkpoint's arrays, all of which can be read."""
         path = self._path / str(step)
-        for folder, _, names in os.walk(path, onerror=fail):
-            for file in (Path(folder) / name for name in names):
-                if not stat.S_ISREG(file.stat().st_mode):  # Orbax would wait for a pipe's other end
-                    raise ValueError(f"{file.name} is no file")
-                with file.open("rb") as stream:  # an OSError here, not TensorStore's errors later
-                    while stream.read(1 << 24):
-                        pass
+        _read(path)
         metrics = json.loads((path / "metrics" / "metrics").read_bytes())
         return {**metrics, "score": float(metrics["score"])}
 
@@ -205,21 +197,45 @@ class Checkpoints:
     def _set_aside(self, step: int, what: str, why: str) -> None:
         names = (f"{what}-checkpoint-{step}-{number}" for number in itertools.count())
         aside = next(x for x in map(self._path.parent.joinpath, names) if not os.path.lexists(x))
-        try:
+        with refused(
+            f"{self._path / str(step)} is {what} ({why}), and cannot be renamed",
+            "Rename it to resume from the one before it.",
+        ):
             (self._path / str(step)).rename(aside)
-        except OSError as error:
-            raise RunFolderError(
-                f"the checkpoint of step {step} in {self._path} is {what} ({why}) and cannot be "
-                f"renamed ({error}): rename it to resume from the one before it."
-            ) from error
         _LOGGER.warning(
             "The checkpoint of step %d in %s is %s (%s). It was moved to %s, and is not used.",
             *(step, self._path, what, why, aside.name),
         )
 
 
+def _read(path: Path) -> None:
+    """Read all that is there: an `OSError` here, and not one of TensorStore's errors later."""
+    if path.is_dir():
+        for each in path.iterdir():
+            _read(each)
+    elif path.is_file():
+        with path.open("rb") as stream:
+            while stream.read(1 << 24):
+                pass
+    else:  # such as a pipe, whose other end Orbax would wait for
+        raise ValueError(f"{path.name} is no file")
+
+
 def _leaves(tree: Any) -> list[np.ndarray]:
     return [np.asarray(x) for x in jax.tree.leaves(tree)]
+
+
+def _misfit(notes: Mapping[str, Any], found: Mapping[str, bytes]) -> str:
+    """Why a checkpoint with these notes cannot be used; nothing if it can."""
+    for name, data in found.items():
+        size, digest = notes[name]
+        if _sha256(data[:size]) != digest:
+            return f"the first {size} bytes of {name} are not those that it was saved with"
+    return ""
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _digest(step: int, leaves: list[np.ndarray]) -> str:
@@ -248,18 +264,21 @@ def orbax_silent() -> Iterator[None]:
     loggers, show = [logging.getLogger(name) for name in ("absl", "asyncio")], sys.unraisablehook
 
     def show_others(unraisable: Any) -> None:
-        frames = [frame for frame, _ in traceback.walk_tb(unraisable.exc_traceback)]
-        if not (frames and {"asyncio", "orbax"} & {*Path(frames[-1].f_code.co_filename).parts}):
+        frames = traceback.extract_tb(unraisable.exc_traceback)
+        if not (frames and _is_of_orbax(frames[-1].filename)):
             show(unraisable)
+
+    def is_of_others(record: logging.LogRecord) -> bool:
+        return not _is_of_orbax(record.pathname)
 
     sys.unraisablehook = show_others
     for logger in loggers:
-        logger.addFilter(_is_of_others)
+        logger.addFilter(is_of_others)
     yield  # and nothing is put back after a failure
     sys.unraisablehook = show
     for logger in loggers:
-        logger.removeFilter(_is_of_others)
+        logger.removeFilter(is_of_others)
 
 
-def _is_of_others(record: logging.LogRecord) -> bool:
-    return not {"asyncio", "orbax"} & {*Path(record.pathname).parts}
+def _is_of_orbax(file: str) -> bool:
+    return not {"asyncio", "orbax"}.isdisjoint(Path(file).parts)

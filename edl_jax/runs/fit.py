@@ -1,24 +1,26 @@
 """The one loop: it drives what evolves and what trains, and keeps what they have come to."""
 
 import contextlib
+import io
+import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from edl_jax.errors import DivergedError, Preempted, RunFolderError
+from edl_jax.errors import DivergedError, Preempted
 from edl_jax.runs.checkpoints import Checkpoints
 from edl_jax.runs.devices import to_every_device
-from edl_jax.runs.folder import JsonLines, Row, RunFolder
+from edl_jax.runs.folder import METRICS, Row, RunFolder, as_finite, read_json, writing
 from edl_jax.runs.preemption import sigterm_noticed
 from edl_jax.runs.processes import arrays_from_first, first_does, in_any, others_needed
-from edl_jax.runs.tensorboard import TensorBoard
 
 State = TypeVar("State")
 _LINE = "{desc}: {n_fmt} of {total_fmt} {unit}s, {remaining} left, {rate_fmt}{postfix}"
@@ -112,7 +114,7 @@ def fit(
             done, rows = first_does(partial(keeper.resume, stack, folder, keep))
         state: Any = to_every_device(arrays_from_first(keeper.state), run.mesh)
         saved = done
-        tell = stack.enter_context(_telling(run, done, progress))
+        bar = stack.enter_context(_bar(run, done, progress))
         if done == 0:
             watch(done, state, None)
         new: list[Row] = []
@@ -128,8 +130,13 @@ def fit(
             if has_folder and (row or stop):
                 first_does(partial(keeper.save, done, state, new, row))
                 saved = done
-            tell(done, run.summary({**(new[-1] if new else {}), **row}) if row else None)
             if row:
+                summary = run.summary({**(new[-1] if new else {}), **row})
+                bar.set_postfix_str(summary, refresh=False)
+            bar.update(n)
+            if row:
+                if progress and not sys.stderr.isatty():
+                    print(bar, file=sys.stderr, flush=True)
                 rows[0].extend(new)
                 rows[-1].append(row)
                 new = []
@@ -152,69 +159,84 @@ class _Keeper:
         self, stack: contextlib.ExitStack, folder: RunFolder, keep: int
     ) -> tuple[int, list[list[Row]]]:
         """Units done and the rows of each file; `state` is then the one they have come to."""
-        checkpoints = Checkpoints(folder.path / "checkpoints", keep=keep)
+        run, path = self._run, folder.path
+        files = {path / run.files[0]: run.period, path / run.files[-1]: 1}
+        checkpoints = Checkpoints(path / "checkpoints", keep=keep, files=files)
         self._checkpoints = stack.enter_context(checkpoints)
-        self._rows = JsonLines(folder, self._run.files)
-        done, self.state, rows = resume(
-            folder, self._checkpoints, self._rows, self.state, self._run.period
-        )
+        done, self.state = checkpoints.restore_latest(self.state)
+        rows = [folder.read_rows(name) for name in run.files]
         first_step = next(iter(rows[0][-1].values())) + 1 if rows[0] else 0
-        board = stack.enter_context(TensorBoard(folder.path, first_step=first_step))
-        self._writers = [self._rows, board]
+        self._folder, self._board = folder, _TensorBoard(path, first_step)
+        stack.callback(self._board.close)
         return done, rows
 
     def save(self, done: int, state: Any, new: Sequence[Row], row: Row | None) -> None:
         """Save new rows, a row that was measured, and then a checkpoint, which counts on them."""
         files = self._run.files
         for name, rows in ((files[0], new), (files[-1], [row] if row else [])):
-            for writer in self._writers if rows else []:
-                writer.write(name, rows)
+            if rows:
+                self._folder.append_rows(map(as_finite, rows), name)
+                self._board.write(name, rows)
         score = -math.inf if row is None else self._run.score(row)
-        notes = self._rows.notes()
-        self._checkpoints.save(done, jax.device_get(state), score=score, notes=notes)
+        self._checkpoints.save(done, jax.device_get(state), score=score)
 
 
-def resume(
-    folder: RunFolder, checkpoints: Checkpoints, rows: JsonLines, like: Any, period: int
-) -> tuple[int, Any, list[list[Row]]]:
-    """The newest checkpoint that is whole and whose rows are: its step, state and rows.
+class _TensorBoard:
+    """A new event file of a run, which shows its configuration and rows in TensorBoard."""
 
-    Rows after it are dropped, to be logged again. `(0, like, no rows)` is given of a new run; where
-    more rows than of a first period stand without a checkpoint, nothing is changed or given.
-    """
-    lines = rows.lines()
-    if not checkpoints.steps() and (lines[-1] > 1 or max(lines) > period):
-        raise RunFolderError(
-            f"{folder.path} has {max(lines)} rows but no checkpoint. Nothing was changed: put the "
-            f"folder checkpoints back from a copy; or rename {folder.path} and give the same "
-            "command to begin anew."
-        )
-    step, state, notes = checkpoints.restore_latest(like, rows.misfit)
-    return step, state, rows.take_up(notes)
+    def __init__(self, run_dir: Path, first_step: int):
+        """Open a file in which what was shown from the first step on is replaced."""
+        # Not its SummaryWriter, which writes in a thread of its own that a full disk would end.
+        from tensorboardX import summary
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2, summary_pb2
+
+        # protobuf makes their classes, unseen by type checkers.
+        self._events: Any = event_pb2
+        self._summaries: Any = summary_pb2
+        self._run_dir, folder = run_dir, run_dir / "tensorboard"
+        with writing("an event file", run_dir):
+            folder.mkdir(exist_ok=True)
+            # The file is named by the second: by the suffix two of one second differ.
+            self._writer = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
+        start = self._events.SessionLog(status=self._events.SessionLog.START)
+        self._add(step=first_step, session_log=start)
+        if first_step == 0:
+            config = json.dumps(read_json(run_dir / "config.json"), indent=2)
+            self._add(step=0, summary=summary.text("config", f"```\n{config}\n```"))
+
+    def write(self, name: str, rows: Sequence[Row]) -> None:
+        """Show the numbers of rows of a file, whole and at once; the first in a row is its step."""
+        group = "" if name == METRICS else f"{Path(name).stem}/"
+        for row in rows:
+            (_, step), *items = row.items()
+            numbers = [
+                self._summaries.Summary.Value(tag=f"{group}{key}", simple_value=value)
+                for key, value in items
+                if isinstance(value, int | float)
+            ]
+            self._add(step=step, summary=self._summaries.Summary(value=numbers))
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._writer.close()
+
+    def _add(self, **event: Any) -> None:
+        with writing("an event file", self._run_dir):
+            self._writer.write_event(self._events.Event(wall_time=time.time(), **event))
+            self._writer.flush()
 
 
-@contextlib.contextmanager
-def _telling(
-    run: Run[Any], first: int, progress: bool
-) -> Iterator[Callable[[int, str | None], None]]:
-    """A function that tells how many units are done and, where given, a text of a period.
-
-    By a bar on a terminal, by a line for each text where the standard error is none.
-    """
-    told = {"initial": first, "total": run.total, "unit": run.unit}
-    began, is_terminal = time.monotonic(), sys.stderr.isatty()
-    with tqdm(desc=run.name, disable=not (progress and is_terminal), **told) as bar:
-
-        def tell(done: int, text: str | None) -> None:
-            if text is not None:
-                bar.set_postfix_str(text, refresh=False)
-            bar.update(done - bar.n)
-            if text is not None and progress and not is_terminal:
-                how = {"prefix": run.name, "postfix": text, "bar_format": _LINE}
-                line = tqdm.format_meter(done, elapsed=time.monotonic() - began, **how, **told)
-                print(line, file=sys.stderr, flush=True)
-
-        yield tell
+def _bar(run: Run[Any], done: int, progress: bool) -> Any:
+    """How far a run is: a bar on a terminal; elsewhere what `fit` prints, a line a period."""
+    return tqdm(
+        desc=run.name,
+        initial=done,
+        total=run.total,
+        unit=run.unit,
+        disable=not progress,
+        **({} if sys.stderr.isatty() else {"file": io.StringIO(), "bar_format": _LINE}),
+    )
 
 
 def _kept(folder: RunFolder | None, has_folder: bool, saved: int) -> str:

@@ -3,25 +3,22 @@
 import contextlib
 import dataclasses
 import datetime
-import hashlib
 import json
 import math
 import os
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from edl_jax.errors import EDLError, RunFolderError, shortened
 from edl_jax.runs import environment
 from edl_jax.runs.locks import LOCK, locked
-from edl_jax.runs.storage import append, check_regular, sweep, user_path, write_atomically
+from edl_jax.runs.storage import append, check_regular, refused, sweep, user_path, write_atomically
 
 METRICS = "metrics.jsonl"
 Row = dict[str, Any]
-Notes = Mapping[str, Any]
 _PLACE = "data_dir"  # a setting that says where something lies, not what it is
-_NO_MEMORY = re.compile("RESOURCE_EXHAUSTED")  # how JAX's message begins
 
 
 def default_run_dir(command: str) -> Path:
@@ -46,20 +43,19 @@ def open_run(run_dir: str | os.PathLike[str], config: Mapping[str, Any]) -> Iter
     path = user_path(run_dir)
     with locked(path):
         folder = RunFolder(path, config)
-        try:
-            # What killed runs left; but in no run folder within, which another run may have now.
+        with refused(
+            f"what a killed run left in {path} cannot be removed",
+            "Remove the files and folders .*.edl-tmp there, or choose another folder.",
+        ):
+            # But in no run folder within, which another run may have now.
             within = [x for x in path.iterdir() if x.is_dir() and not (x / LOCK).exists()]
             for each in (path, *within):
                 sweep(each)
-        except OSError as error:
-            raise RunFolderError(
-                f"what a killed run left in {path} cannot be removed ({error}): remove the files "
-                "and folders .*.edl-tmp there, or choose another folder."
-            ) from error
         try:
             yield folder
         except Exception as error:
-            if not isinstance(error, MemoryError) and not _NO_MEMORY.match(str(error)):
+            is_of_jax = str(error).startswith("RESOURCE_EXHAUSTED")
+            if not isinstance(error, MemoryError) and not is_of_jax:
                 raise
             raise EDLError(
                 f"there is not enough memory ({shortened(error)}). What was saved in {path} is as "
@@ -78,22 +74,20 @@ class RunFolder:
     def __init__(self, path: Path, config: Mapping[str, Any]):
         """Create the folder, or take up the one that is there."""
         self.path = path
-        # As it reads back (tuples become lists), and without the place of the data, which is known
-        # by its digest and may be moved.
-        config = json.loads(json.dumps(config), object_hook=_placeless)
         if (path / "config.json").exists():
-            found = read_json(path / "config.json", _placeless)
-            if what := environment.difference(found, config):
+            found = _identity(read_json(path / "config.json"))
+            if what := environment.difference(found, _identity(config)):
                 raise RunFolderError(
                     f"{path} belongs to a run with another configuration: {shortened(what)}. "
                     "Choose another folder, or the same settings."
                 )
             path = path / "environment.json"
-            if noted := environment.noted(path, read_bytes(path) if path.exists() else b"{}"):
+            if noted := environment.noted(path, read_bytes(path) or b"{}"):
                 self.write_json(path.name, noted)
         else:
             self.write_json("environment.json", environment.described())
-            self.write_json("config.json", config)  # last: it makes the folder this run's
+            # Last: it makes the folder this run's.
+            self.write_json("config.json", _identity(config))
 
     def write_text(self, name: str, text: str) -> None:
         """Write the file `name`, whole or not at all."""
@@ -104,12 +98,10 @@ class RunFolder:
         """Write `value` to the file `name`, whole or not at all."""
         self.write_text(name, json.dumps(value, indent=2) + "\n")
 
-    def append_rows(self, rows: Iterable[Mapping[str, Any]], name: str = METRICS) -> bytes:
-        """Append one JSON line for each row, which outlive the machine when this returns them."""
-        lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    def append_rows(self, rows: Iterable[Mapping[str, Any]], name: str = METRICS) -> None:
+        """Append one JSON line for each row, which outlive the machine when this returns."""
         with writing(name, self.path):
-            append(self.path / name, lines)
-        return lines
+            append(self.path / name, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
     def read_rows(self, name: str = METRICS, *, check: Callable[[Row], Any] = id) -> list[Row]:
         """The rows written so far; a last line cut short by a kill is dropped.
@@ -117,9 +109,8 @@ class RunFolder:
         `check` is called with each row, and raises `KeyError`, `TypeError` or `ValueError` for one
         that is damaged.
         """
-        path = self.path / name
-        lines = read_bytes(path).splitlines(keepends=True) if path.exists() else []
-        rows = []
+        path, rows = self.path / name, []
+        lines = read_bytes(path).splitlines(keepends=True)
         for number, line in enumerate(lines, start=1):
             try:
                 row = json.loads(line)
@@ -150,82 +141,50 @@ class RunFolder:
         return rows
 
 
-class JsonLines:
-    """Files of rows that checkpoints count on.
-
-    A checkpoint keeps `notes`: how long each file was, and a digest of it. So what was lost, cut,
-    doubled or changed is noticed, and what came after the checkpoint is dropped.
-    """
-
-    def __init__(self, folder: RunFolder, names: Sequence[str]):
-        """Read what is there of the files."""
-        self._folder = folder
-        paths = {name: folder.path / name for name in names}
-        self._found = {x: read_bytes(path) if path.exists() else b"" for x, path in paths.items()}
-
-    def lines(self) -> list[int]:
-        """How many lines are in each file."""
-        return [data.count(b"\n") for data in self._found.values()]
-
-    def misfit(self, notes: Notes) -> str:
-        """Why a checkpoint with these notes cannot be used; nothing if it can."""
-        for name, data in self._found.items():
-            size, digest = notes[name]
-            if hashlib.sha256(data[:size]).hexdigest() != digest:
-                return f"the first {size} bytes of {name} are not those that it was saved with"
-        return ""
-
-    def take_up(self, notes: Notes) -> list[list[Row]]:
-        """The rows of each file that belong before a checkpoint; the others are removed."""
-        kept = {name: data[: notes.get(name, (0,))[0]] for name, data in self._found.items()}
-        for name, data in kept.items():
-            self._folder.write_text(name, data.decode())
-        self._sizes = {name: len(data) for name, data in kept.items()}
-        self._digests = {name: hashlib.sha256(data) for name, data in kept.items()}
-        return [[json.loads(line) for line in data.splitlines()] for data in kept.values()]
-
-    def write(self, name: str, rows: Sequence[Row]) -> None:
-        """Append rows to a file."""
-        data = self._folder.append_rows(map(as_finite, rows), name)
-        self._sizes[name] += len(data)
-        self._digests[name].update(data)
-
-    def notes(self) -> dict[str, Any]:
-        """What a checkpoint is to keep of the files as they are now."""
-        return {name: [self._sizes[name], x.hexdigest()] for name, x in self._digests.items()}
-
-
-@contextlib.contextmanager
-def writing(name: str, folder: Path) -> Iterator[None]:
+def writing(name: str, folder: Path) -> AbstractContextManager[None]:
     """Raise a `RunFolderError` that says how to resume in place of an `OSError`."""
-    try:
-        yield
-    except OSError as error:
-        raise RunFolderError(
-            f"{name} could not be written in {folder} ({error}). What was saved before is as it "
-            "was: once there is room and leave to write, give the same command again to resume."
-        ) from error
+    return refused(
+        f"{name} could not be written in {folder}",
+        "What was saved before is as it was: once there is room and leave to write, give the same "
+        "command again to resume.",
+    )
+
+
+def reading(path: Path) -> AbstractContextManager[None]:
+    """Raise a `RunFolderError` that says how to resume in place of an `OSError`."""
+    return refused(
+        f"{path} cannot be read",
+        "Everything was left as it is: give the same command again when it can.",
+    )
 
 
 def read_bytes(path: Path) -> bytes:
-    """What a file of a run folder holds; a `RunFolderError` if it cannot be read."""
-    try:
+    """What a file of a run folder holds, nothing if it is not there."""
+    if not path.exists():
+        return b""
+    with reading(path):
         check_regular(path)
         return path.read_bytes()
-    except OSError as error:
-        raise RunFolderError(f"{path} cannot be read ({error}); it was left as it is.") from error
 
 
-def read_json(path: Path, hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+def read_json(path: Path) -> Any:
     """The JSON value in a file of a run folder; a `RunFolderError` if it is none."""
     try:
-        return json.loads(read_bytes(path), object_hook=hook)
+        return json.loads(read_bytes(path))
     except (ValueError, RecursionError) as error:
         raise RunFolderError(f"{path} is damaged ({error}); remove the run folder.") from error
 
 
-def _placeless(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name != _PLACE}
+def _identity(config: Any) -> Any:
+    """A configuration as it reads back from JSON, without the place of the data.
+
+    The data is known by its digest, and may be moved.
+    """
+
+    def placeless(values: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if name != _PLACE}
+
+    return json.loads(json.dumps(config), object_hook=placeless)
 
 
 def as_json(config: Any) -> dict[str, Any]:

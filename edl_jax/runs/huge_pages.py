@@ -13,32 +13,27 @@ from collections.abc import Mapping
 from pathlib import Path
 
 VARIABLE, SETTING = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
-_FIRST_GLIBC = (2, 35)  # that has the setting
 _KERNEL = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def restart_with_huge_pages() -> None:
-    """Start this command again with glibc set to ask for huge pages, where that is needed.
+    """Become the same command with glibc set to ask for huge pages, where that is needed.
 
-    Call it first thing in a program, before threads and before JAX. It returns, having changed
-    nothing, if `GLIBC_TUNABLES` is set to anything, empty included; if the kernel does not give
-    huge pages on request; or if the C library is not glibc 2.35 or later. Otherwise the process
-    (its id, terminal and arguments stay) becomes the same command with the variable set.
+    Call it first thing in a program, before threads and before JAX.
     """
     if wanted(os.environ):
-        # Whatever keeps the restart from happening, the program can do without it.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # the program can do without it
             environment = {**os.environ, VARIABLE: SETTING}
             os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
 def wanted(environment: Mapping[str, str], kernel: Path = _KERNEL) -> bool:
-    """Whether a restart would give huge pages, and nothing was said against it."""
+    """Whether a restart would give huge pages, and nothing, be it empty, was said against it."""
     if VARIABLE in environment or not sys.executable:
         return False
     library, version = platform.libc_ver()
     number = tuple(int(part) for part in version.split(".") if part.isdigit())
-    if library != "glibc" or number < _FIRST_GLIBC:
+    if library != "glibc" or number < (2, 35):  # which has the setting
         return False
     try:
         return "[madvise]" in kernel.read_text()

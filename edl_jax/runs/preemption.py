@@ -28,7 +28,7 @@ def stop_once() -> None:
 
     The first is raised as `KeyboardInterrupt` or `Terminated`, so that files half written are
     removed. What comes within a second is the same wish sent again, as a wrapper and a terminal
-    both do: it would interrupt the tidying up. A later one ends the process where it is.
+    both do: it would interrupt the tidying up.
     """
     first: list[float] = []
 
@@ -55,40 +55,35 @@ def _handle(how: Callable[[int, FrameType | None], None] | signal.Handlers) -> N
 
 @contextlib.contextmanager
 def sigterm_noticed() -> Iterator[Callable[[], bool]]:
-    """Notice SIGTERM instead of dying of it: gives a function that says whether it has come.
-
-    In another thread than the main one, which alone can take signals, nothing is noticed.
-    """
-    noticed = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield noticed.is_set
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: noticed.set())
-    try:
-        yield noticed.is_set
-    finally:
-        # None: a handler that is not Python's, and cannot be given back.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+    """Notice SIGTERM instead of dying of it: gives a function that says whether it has come."""
+    with _noticed(signal.SIGTERM) as came:
+        yield lambda: bool(came)
 
 
 @contextlib.contextmanager
 def interrupt_deferred() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait for the end of the block, which they would leave half done.
+    """Let Ctrl-C and SIGTERM wait for the end of the block, which they would leave half done."""
+    came: list[int] = []
+    try:
+        # Ctrl-C last: given back last, it finds the other given back when it raises.
+        with _noticed(signal.SIGTERM, signal.SIGINT) as came:
+            yield
+    finally:
+        for each in sorted({*came}, reverse=True):  # SIGTERM, SIGINT
+            signal.raise_signal(each)
 
-    Only in the main thread, and not where they are ignored.
-    """
+
+@contextlib.contextmanager
+def _noticed(*numbers: signal.Signals) -> Iterator[list[int]]:
+    """Collect signals instead of heeding them: in the main thread, where they are not ignored."""
     came: list[int] = []
     is_main = threading.current_thread() is threading.main_thread()
-    # Ctrl-C last: given back last, it finds the other given back when it raises.
-    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT) if is_main}
-    deferred = {each: how for each, how in before.items() if how not in (signal.SIG_IGN, None)}
+    before = {each: signal.getsignal(each) for each in numbers if is_main}
+    taken = {each: how for each, how in before.items() if how not in (signal.SIG_IGN, None)}
     try:
-        for each in deferred:
+        for each in taken:
             signal.signal(each, lambda number, _: came.append(number))
-        yield
+        yield came
     finally:
-        for each, how in deferred.items():
+        for each, how in taken.items():
             signal.signal(each, how)
-        for each in deferred:
-            if each in came:
-                signal.raise_signal(each)

@@ -1,6 +1,7 @@
 """Files that are whole or absent, and that outlive the machine once they are written.
 
-Whatever cannot be read or written here raises an `OSError`, and is left as it was.
+What cannot be read or written raises an `OSError`, and is left as it was; `refused` turns that into
+a `RunFolderError`.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
-from edl_jax.errors import ConfigError
+from edl_jax.errors import ConfigError, RunFolderError
 from edl_jax.runs.preemption import interrupt_deferred
 
 _ADDRESS = re.compile("[a-z][a-z0-9+.-]+:/")  # such as gs://..., in a Path gs:/...
@@ -26,21 +27,15 @@ def user_path(path: str | os.PathLike[str]) -> Path:
 
     Addresses such as `gs://...` are refused, and names that are not in UTF-8: Orbax takes neither.
     """
-    given = os.fspath(path) if isinstance(path, os.PathLike) else path
-    if not isinstance(given, str):
-        expected = "a string or a pathlib.Path"
-    elif not given or "\0" in given:
-        expected = "a path of at least one character"
-    elif given.encode(errors="ignore").decode() != given:
-        expected = "one in UTF-8"
-    elif _ADDRESS.match(given):
-        expected = "one of this machine: copy or mount there what lies at that address"
-    else:
-        try:
+    with contextlib.suppress(TypeError, UnicodeEncodeError, RuntimeError):
+        given = os.fspath(path)
+        is_text = isinstance(given, str) and given.encode() and "\0" not in given
+        if is_text and not _ADDRESS.match(given):
             return Path(given).expanduser()
-        except RuntimeError:
-            expected = "one whose home folder is known"
-    raise ConfigError(f"the path is {given!r}; expected {expected}.")
+    raise ConfigError(
+        f"the path is {path!r}; expected a string or a pathlib.Path, not empty, in UTF-8, of this "
+        "machine (copy or mount there what lies at an address), and after ~ a known home folder."
+    )
 
 
 def user_cache() -> Path | None:
@@ -49,6 +44,15 @@ def user_cache() -> Path | None:
         return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "edl_jax"
     except ConfigError:
         return None
+
+
+@contextlib.contextmanager
+def refused(what: str, todo: str) -> Iterator[None]:
+    """Raise a `RunFolderError` that says what cannot be done, and what to do, for an `OSError`."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFolderError(f"{what} ({error}). {todo}") from error
 
 
 @contextlib.contextmanager
@@ -102,11 +106,6 @@ def check_regular(path: Path) -> None:
 def make_folder(path: Path, mode: int = 0o777) -> None:
     """Make a folder, of that mode, and its parents where they are missing."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    for folder in missing:
-        if folder.is_symlink():  # of which the system says only that it exists
-            raise FileNotFoundError(
-                f"{folder} is a symbolic link to {os.readlink(folder)}, which is not there"
-            )
     path.mkdir(mode, parents=True, exist_ok=True)
     for folder in missing:
         sync(folder.parent)
@@ -131,7 +130,4 @@ def sync_tree(path: Path) -> None:
 def sweep(path: Path) -> None:
     """Remove what killed processes were writing or removing in a folder, not in those in it."""
     for left in path.glob(f".*{TEMPORARY}"):
-        if left.is_dir():
-            shutil.rmtree(left)
-        else:
-            left.unlink()
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
