@@ -193,7 +193,7 @@ def test_a_checkpoint_that_cannot_be_read_now_is_not_called_damaged(tmp_path, nu
     ):
         patch.setattr(orbax.checkpoint.Checkpointer, "restore", refuse)
         with pytest.raises(
-            RunFolderError, match=r"step 3 .* cannot be read .*not now.*left as it is"
+            RunFolderError, match=r"checkpoints/3 cannot be read .*not now.*left as it is"
         ):
             checkpoints.restore_latest(tree())
     assert [x.name for x in tmp_path.iterdir()] == ["checkpoints"]

@@ -15,6 +15,7 @@ import math
 import os
 import re
 import shutil
+import stat
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 
 from edl_jax.errors import RunFolderError, shortened
 from edl_jax.runs.folder import read_bytes, reading, writing
@@ -48,9 +50,8 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     """The checkpoints in one folder, of which the `keep` newest and that of the best score stay.
 
     They count on files that only grow: each keeps how long they were, and digests of that. So what
-    was lost, cut, doubled or changed is noticed, and what came after a checkpoint is dropped.
-    `files` says of each how many lines it may have before there is a checkpoint. What cannot be
-    read or written is a `RunFolderError`, and is left as it is.
+    was lost, cut, doubled or changed is noticed. `files` says of each how many lines it may have
+    before there is a checkpoint. What cannot be read or written is a `RunFolderError`.
     """
 
     def __init__(self, path: Path, *, keep: int, files: Mapping[Path, int] | None = None):
@@ -66,15 +67,11 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
 
     def save(self, step: int, tree: Any, *, score: float) -> None:
         """Save a pytree's arrays after `step` steps; the largest score is the best."""
-        import orbax.checkpoint as ocp
-
         leaves = _leaves(tree)
         args = ocp.args.Composite(state=ocp.args.StandardSave(leaves))
-        metrics = {
-            "sha256": _digest(step, leaves),
-            "score": float(score) if math.isfinite(score) else -math.inf,
-            "notes": {name: [len(data), _sha256(data)] for name, data in self._rows().items()},
-        }
+        score = float(score) if math.isfinite(score) else -math.inf
+        notes = {k: [len(x), hashlib.sha256(x).hexdigest()] for k, x in self._rows().items()}
+        metrics = {"sha256": _digest(step, leaves), "score": score, "notes": notes}
         try:
             # Orbax gives an interrupted save out as one that failed.
             with interrupt_deferred(), orbax_silent():
@@ -99,28 +96,27 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
 
         Others are reported and set aside under another name, and the files are cut to what it
         counts on; `(0, like)` and empty files where there is none. Where none can be used, or one
-        holds other arrays than `like` or cannot be read for now, everything is left as it is. To be
-        called before anything is saved.
+        cannot for now, everything is left as it is. To be called before anything is saved.
         """
         found, aside, rows = None, {}, self._rows()
         with reading(self._path):
             names = [x.name for x in self._path.iterdir() if _STEP.fullmatch(x.name)]
         for step in sorted(map(int, names), reverse=True):
+            path = self._path / str(step)
             try:
-                metrics = self._metrics(step)
+                _read(path)
+                metrics = json.loads((path / "metrics" / "metrics").read_bytes())
+                metrics["score"] = float(metrics["score"])
                 if found is None and (why := _misfit(metrics["notes"], rows)):
                     aside[step] = "unused", why
                 elif found is None:  # older ones are only looked at
-                    found = step, self._restored(step, metrics, like), metrics["notes"]
+                    found = step, _restored(path, metrics["sha256"], like), metrics["notes"]
             except (MemoryError, RunFolderError):
                 raise
             except Exception as error:
                 if not isinstance(error, _DAMAGE) or _PASSING.match(str(error)):
-                    raise RunFolderError(
-                        f"the checkpoint of step {step} in {self._path} cannot be read "
-                        f"({shortened(error)}). It was left as it is: give the same command again "
-                        "when it can."
-                    ) from error
+                    with reading(path):
+                        raise OSError(shortened(error)) from error
                 aside[step] = "damaged", shortened(error) or type(error).__name__
         if found is None:
             self._check_new(rows, aside)
@@ -152,38 +148,8 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     def _rows(self) -> dict[str, bytes]:
         return {path.name: read_bytes(path) for path in self._files}
 
-    def _restored(self, step: int, metrics: Mapping[str, Any], like: Any) -> Any:
-        import orbax.checkpoint as ocp
-
-        options = _processes()
-        handler = ocp.StandardCheckpointHandler(multiprocessing_options=options)
-        with (
-            orbax_silent(),
-            ocp.Checkpointer(handler, multiprocessing_options=options) as reader,
-        ):
-            path = self._path / str(step) / "state"
-            leaves = _leaves(reader.restore(path, args=ocp.args.StandardRestore()))
-        if metrics["sha256"] != _digest(step, leaves):
-            raise ValueError("its arrays do not have the digest that was written with them")
-        if [(x.dtype, x.shape) for x in leaves] != [(x.dtype, x.shape) for x in _leaves(like)]:
-            raise RunFolderError(
-                f"the checkpoint of step {step} in {self._path} holds other arrays than this "
-                "version of edl_jax keeps: resume with the versions in environment.json, or begin "
-                "in another folder."
-            )
-        return jax.tree.unflatten(jax.tree.structure(like), leaves)
-
-    def _metrics(self, step: int) -> dict[str, Any]:
-        """What was saved beside a checkpoint's arrays, all of which can be read."""
-        path = self._path / str(step)
-        _read(path)
-        metrics = json.loads((path / "metrics" / "metrics").read_bytes())
-        return {**metrics, "score": float(metrics["score"])}
-
     @functools.cached_property
     def _manager(self) -> Any:
-        import orbax.checkpoint as ocp  # slow to import, and only runs with a folder need it
-
         options = ocp.CheckpointManagerOptions(
             best_fn=lambda metrics: metrics["score"],
             # Not in the background: the next steps take over the buffers.
@@ -210,15 +176,32 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
 
 def _read(path: Path) -> None:
     """Read all that is there: an `OSError` here, and not one of TensorStore's errors later."""
-    if path.is_dir():
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
         for each in path.iterdir():
             _read(each)
-    elif path.is_file():
+    elif stat.S_ISREG(mode):
         with path.open("rb") as stream:
             while stream.read(1 << 24):
                 pass
     else:  # such as a pipe, whose other end Orbax would wait for
         raise ValueError(f"{path.name} is no file")
+
+
+def _restored(path: Path, digest: str, like: Any) -> Any:
+    """The arrays of a checkpoint, in the form of `like`."""
+    options = _processes()
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=options)
+    with orbax_silent(), ocp.Checkpointer(handler, multiprocessing_options=options) as reader:
+        leaves = _leaves(reader.restore(path / "state", args=ocp.args.StandardRestore()))
+    if digest != _digest(int(path.name), leaves):
+        raise ValueError("its arrays do not have the digest that was written with them")
+    if [(x.dtype, x.shape) for x in leaves] != [(x.dtype, x.shape) for x in _leaves(like)]:
+        raise RunFolderError(
+            f"the checkpoint {path} holds other arrays than this version of edl_jax keeps: resume "
+            "with the versions in environment.json, or begin in another folder."
+        )
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
 def _leaves(tree: Any) -> list[np.ndarray]:
@@ -229,13 +212,9 @@ def _misfit(notes: Mapping[str, Any], found: Mapping[str, bytes]) -> str:
     """Why a checkpoint with these notes cannot be used; nothing if it can."""
     for name, data in found.items():
         size, digest = notes[name]
-        if _sha256(data[:size]) != digest:
+        if hashlib.sha256(data[:size]).hexdigest() != digest:
             return f"the first {size} bytes of {name} are not those that it was saved with"
     return ""
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def _digest(step: int, leaves: list[np.ndarray]) -> str:
@@ -248,8 +227,6 @@ def _digest(step: int, leaves: list[np.ndarray]) -> str:
 
 def _processes() -> Any:
     """Orbax's options: the first process alone reads and writes, and must not be waited for."""
-    import orbax.checkpoint as ocp
-
     alone = {"primary_host": 0, "active_processes": {0}} if jax.process_count() > 1 else {}
     return ocp.options.MultiprocessingOptions(**alone)
 
@@ -263,22 +240,18 @@ def orbax_silent() -> Iterator[None]:
     """
     loggers, show = [logging.getLogger(name) for name in ("absl", "asyncio")], sys.unraisablehook
 
-    def show_others(unraisable: Any) -> None:
-        frames = traceback.extract_tb(unraisable.exc_traceback)
-        if not (frames and _is_of_orbax(frames[-1].filename)):
-            show(unraisable)
+    def is_of_others(what: Any) -> bool:
+        if isinstance(what, logging.LogRecord):
+            file = what.pathname
+        else:
+            frames = traceback.extract_tb(what.exc_traceback)
+            file = frames[-1].filename if frames else ""
+        return {"asyncio", "orbax"}.isdisjoint(Path(file).parts)
 
-    def is_of_others(record: logging.LogRecord) -> bool:
-        return not _is_of_orbax(record.pathname)
-
-    sys.unraisablehook = show_others
+    sys.unraisablehook = lambda what: show(what) if is_of_others(what) else None
     for logger in loggers:
         logger.addFilter(is_of_others)
     yield  # and nothing is put back after a failure
     sys.unraisablehook = show
     for logger in loggers:
         logger.removeFilter(is_of_others)
-
-
-def _is_of_orbax(file: str) -> bool:
-    return not {"asyncio", "orbax"}.isdisjoint(Path(file).parts)

@@ -16,7 +16,6 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from edl_jax.errors import DivergedError, Preempted
-from edl_jax.runs.checkpoints import Checkpoints
 from edl_jax.runs.devices import to_every_device
 from edl_jax.runs.folder import METRICS, Row, RunFolder, as_finite, read_json, writing
 from edl_jax.runs.preemption import sigterm_noticed
@@ -85,24 +84,14 @@ def fit(
     progress: bool = False,
     watch: Callable[[int, State, Row | None], None] = lambda done, state, row: None,
 ) -> Fitted:
-    """Drive a run to its end, from its newest checkpoint if there is one.
+    """Drive a run to its end, from its newest checkpoint in the folder if there is one.
 
-    Args:
-      run: what to drive.
-      key: of its initial state.
-      folder: where rows and checkpoints go; what is found there is taken up. Of several processes,
-        the first alone has one.
-      keep: how many of the newest checkpoints to keep, beside the best.
-      progress: whether to tell how far it is: by a bar on a terminal, by a line for each period
-        elsewhere.
-      watch: called with the number of units done, the state and None before the first unit, and
-        with the measured row after each period. The state may be donated afterwards.
+    Of several processes the first alone has a folder; in it the `keep` newest checkpoints and the
+    best stay. `progress` tells how far it is: by a bar on a terminal, by a line a period elsewhere.
+    `watch` is called with the number of units done, the state, which may be donated afterwards, and
+    the measured row: after each period, and before the first unit with None.
 
-    Raises:
-      DivergedError: as `run.advance`, with the last good checkpoint.
-      Preempted: on SIGTERM, after saving; only with a folder.
-      ProcessError: if another process is gone.
-      RunFolderError: if the folder is damaged, or cannot be written.
+    SIGTERM is raised as `Preempted` after saving; a `DivergedError` names the last good checkpoint.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(others_needed())
@@ -159,6 +148,8 @@ class _Keeper:
         self, stack: contextlib.ExitStack, folder: RunFolder, keep: int
     ) -> tuple[int, list[list[Row]]]:
         """Units done and the rows of each file; `state` is then the one they have come to."""
+        from edl_jax.runs.checkpoints import Checkpoints  # loads Orbax, which takes a second
+
         run, path = self._run, folder.path
         files = {path / run.files[0]: run.period, path / run.files[-1]: 1}
         checkpoints = Checkpoints(path / "checkpoints", keep=keep, files=files)

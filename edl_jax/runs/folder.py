@@ -31,14 +31,8 @@ def default_run_dir(command: str) -> Path:
 def open_run(run_dir: str | os.PathLike[str], config: Mapping[str, Any]) -> Iterator["RunFolder"]:
     """Open a run folder, sweep it, and keep other runs out of it until the block ends.
 
-    Args:
-      run_dir: the folder, as a user gave it; `~` is the home folder.
-      config: all that shapes the run's result, as JSON data.
-
-    Raises:
-      ConfigError: if `run_dir` is no path.
-      RunFolderError: if another run has the folder now, or as `RunFolder` does.
-      EDLError: if memory runs out in the block.
+    `config` is all that shapes the run's result, as JSON data. An `EDLError` is raised where memory
+    runs out in the block.
     """
     path = user_path(run_dir)
     with locked(path):

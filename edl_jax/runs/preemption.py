@@ -79,6 +79,8 @@ def _noticed(*numbers: signal.Signals) -> Iterator[list[int]]:
     came: list[int] = []
     is_main = threading.current_thread() is threading.main_thread()
     before = {each: signal.getsignal(each) for each in numbers if is_main}
+    if before.get(signal.SIGTERM, signal.SIG_DFL) is None:  # of JAX, and cannot be given back
+        before[signal.SIGTERM] = signal.SIG_DFL
     taken = {each: how for each, how in before.items() if how not in (signal.SIG_IGN, None)}
     try:
         for each in taken:
