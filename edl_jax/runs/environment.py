@@ -99,7 +99,7 @@ def difference(one: Any, other: Any, there: str = "there", here: str = "here") -
 
 def _differences(one: Any, other: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
     if isinstance(one, dict) and isinstance(other, dict):
-        for key in {**one, **other}:
+        for key in sorted({**one, **other}):
             yield from _differences(one.get(key), other.get(key), f"{name}.{key}".lstrip("."))
     elif one != other:
         yield name, one, other

@@ -22,30 +22,20 @@ from edl_jax.runs.preemption import sigterm_noticed
 from edl_jax.runs.processes import arrays_from_first, first_does, in_any, others_needed
 
 State = TypeVar("State")
+_NONE_KEPT = "No checkpoint was kept: there is no run folder, or it was in the first period."
 _LINE = "{desc}: {n_fmt} of {total_fmt} {unit}s, {remaining} left, {rate_fmt}{postfix}"
 
 
 class Run(Protocol[State]):
-    """What `fit` can drive.
+    """What `fit` can drive; rows are written to files, and begin with a number of their own."""
 
-    Attributes:
-      name: what it does, such as "evolve".
-      unit: in what it advances, such as "generation".
-      total: how many units it has in all.
-      period: after how many of them it is measured, and saved; after the last one too.
-      chunk: how many it advances by at most, before it looks whether it is to stop.
-      files: of its rows, whose first entry is the row's number: that of `advance`, and that of
-        `measure`, which may be the same.
-      mesh: the devices that hold the state.
-    """
-
-    name: str
-    unit: str
-    total: int
-    period: int
-    chunk: int
-    files: tuple[str, ...]
-    mesh: Mesh
+    name: str  # what it does, such as "evolve"
+    unit: str  # in what it advances, such as "generation"
+    total: int  # how many units it has in all
+    period: int  # after how many of them it is measured, and saved; after the last one too
+    chunk: int  # how many it advances by at most, before it looks whether it is to stop
+    files: tuple[str, ...]  # that of the rows of `advance`, and that of `measure`, if another
+    mesh: Mesh  # the devices that hold the state
 
     def init(self, key: jax.Array) -> State:
         """The state before the first unit, a pytree of arrays; it is put whole on every device."""
@@ -112,7 +102,9 @@ def fit(
             try:
                 state, more = run.advance(state, n)
             except DivergedError as error:
-                raise DivergedError(f"{error} {_kept(folder, has_folder, saved)}") from None
+                where = f" ({folder.path / 'checkpoints' / str(saved)})" if folder else ""
+                kept = f"The last good checkpoint is that of step {saved}{where}."
+                raise DivergedError(f"{error} {kept if saved else _NONE_KEPT}") from None
             done, new = done + n, new + more
             stop = has_folder and in_any(terminated()) and done < run.total
             row = run.measure(state) if done % run.period == 0 or done == run.total else None
@@ -145,7 +137,7 @@ class _Keeper:
         self._run, self.state = run, state
 
     def resume(
-        self, stack: contextlib.ExitStack, folder: RunFolder, keep: int
+        self, stack: contextlib.ExitStack, folder: Any, keep: int
     ) -> tuple[int, list[list[Row]]]:
         """Units done and the rows of each file; `state` is then the one they have come to."""
         from edl_jax.runs.checkpoints import Checkpoints  # loads Orbax, which takes a second
@@ -228,12 +220,3 @@ def _bar(run: Run[Any], done: int, progress: bool) -> Any:
         disable=not progress,
         **({} if sys.stderr.isatty() else {"file": io.StringIO(), "bar_format": _LINE}),
     )
-
-
-def _kept(folder: RunFolder | None, has_folder: bool, saved: int) -> str:
-    if not has_folder:
-        return "No checkpoint was kept (no run folder)."
-    if not saved:
-        return "It was before the first checkpoint."
-    where = f" ({folder.path / 'checkpoints' / str(saved)})" if folder is not None else ""
-    return f"The last good checkpoint is that of step {saved}{where}."

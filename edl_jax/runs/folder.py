@@ -154,11 +154,10 @@ def reading(path: Path) -> AbstractContextManager[None]:
 
 def read_bytes(path: Path) -> bytes:
     """What a file of a run folder holds, nothing if it is not there."""
-    if not path.exists():
-        return b""
-    with reading(path):
+    with reading(path), contextlib.suppress(FileNotFoundError):
         check_regular(path)
         return path.read_bytes()
+    return b""
 
 
 def read_json(path: Path) -> Any:

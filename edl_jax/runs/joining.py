@@ -50,17 +50,16 @@ class Processes(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        count, index = self.num_processes, self.process_id
-        if (self.coordinator, count, index) == (None, None, None):
+        address, count, index = self.coordinator, self.num_processes, self.process_id
+        if (address, count, index) == (None, None, None):
             return
-        is_whole = self.coordinator is not None and count is not None and index is not None
-        if not is_whole or self.auto or not 0 <= index < count:
+        if address is None or count is None or index is None or self.auto or not 0 <= index < count:
             raise ConfigError(
-                f"coordinator is {self.coordinator!r}, num_processes {count!r} and process_id "
-                f"{index!r}; expected all three or none, none with auto, and a process_id from 0 "
-                "to num_processes - 1."
+                f"coordinator is {address!r}, num_processes {count!r} and process_id {index!r}; "
+                "expected all three or none, none with auto, and a process_id from 0 to "
+                "num_processes - 1."
             )
-        host_and_port(self.coordinator)
+        host_and_port(address)
 
     @property
     def several(self) -> bool:
@@ -75,7 +74,7 @@ class Processes(Checked):
         """
         if not self.several:
             return
-        # JAX would take SIGTERM for itself, and old versions do: `sigterm_noticed` takes it back.
+        # JAX would take SIGTERM for itself; where it does, `sigterm_noticed` takes it back.
         with contextlib.suppress(AttributeError):
             jax.config.update("jax_enable_preemption_service", False)
         bind = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", self.coordinator)
@@ -106,8 +105,9 @@ def _detected(seconds: int) -> tuple[Any, Any, Any]:
     try:
         from jax._src.clusters import ClusterEnv  # it has no public name
 
+        address = os.environ.get("JAX_COORDINATOR_ADDRESS")
         detect = ClusterEnv.auto_detect_unset_distributed_params
-        return detect(os.environ.get("JAX_COORDINATOR_ADDRESS"), *[None] * 4, seconds)[:3]
+        return detect(address, None, None, None, None, seconds)[:3]
     except (ImportError, AttributeError, TypeError):  # in another version of JAX: it looks itself
         return None, None, None
 
@@ -156,10 +156,8 @@ def _gather(at: tuple[str, int], count: int, deadline: float) -> str:
                     case [int(index), int(expected)]:  # one of ours
                         others.append(other)
                         if expected != count:
-                            problem = (
-                                f"process {index} came and expects {expected} processes, "
-                                f"process 0 {count}"
-                            )
+                            problem = f"process {index} came and expects {expected} processes"
+                            problem += f", process 0 {count}"
                         elif index not in missing:
                             problem = f"two processes came with the index {index}"
                         missing -= {index}

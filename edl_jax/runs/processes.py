@@ -12,7 +12,6 @@ import os
 import re
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn, TypeVar
 
@@ -95,17 +94,16 @@ def connect_devices() -> None:
     much slower later, when it reads data or compiles, but not now.
     """
     with others_needed():
-        owned = [
-            Counter(x.device_kind for x in jax.devices() if x.process_index == index)
-            for index in range(jax.process_count())
-        ]
-        told = [", ".join(f"{n} x {kind}" for kind, n in sorted(x.items())) for x in owned]
-        for index, its in enumerate(told):
-            if its != told[0]:
-                raise ProcessError(
-                    f"the processes have different devices: {told[0]} in process 0; {its} in "
-                    f"process {index}. Give each as many of the same kind."
-                )
+        owned: list[list[str]] = [[] for _ in range(jax.process_count())]
+        for device in jax.devices():
+            owned[device.process_index].append(device.device_kind)
+        told = [", ".join(f"{x.count(kind)} x {kind}" for kind in sorted({*x})) for x in owned]
+        other = next((index for index, its in enumerate(told) if its != told[0]), 0)
+        if other:
+            raise ProcessError(
+                f"the processes have different devices: {told[0]} in process 0; {told[other]} in "
+                f"process {other}. Give each as many of the same kind."
+            )
         in_any(False)  # connects the first device of each
         mesh = device_mesh("all")
         on_every_device(lambda: jax.lax.psum(jnp.ones(()), "all"), mesh)().block_until_ready()
