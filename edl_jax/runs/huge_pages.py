@@ -2,12 +2,11 @@
 
 XLA asks for the memory of a training step anew in every step, and the kernel then clears it page by
 page: a third of the processor time of a ResNet-8 step, in pages of 4 KiB. With huge pages that is
-next to nothing (docs/speed.md). glibc reads its settings once, when a program starts.
+next to nothing (docs/speed.md). glibc, from 2.35 on, reads the setting when a program starts.
 """
 
 import contextlib
 import os
-import platform
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,12 +27,8 @@ def restart_with_huge_pages() -> None:
 
 
 def wanted(environment: Mapping[str, str], kernel: Path = _KERNEL) -> bool:
-    """Whether a restart would give huge pages, and nothing, be it empty, was said against it."""
+    """Whether the kernel gives huge pages on request, and nothing, be it empty, is set already."""
     if VARIABLE in environment or not sys.executable:
-        return False
-    library, version = platform.libc_ver()
-    number = tuple(int(part) for part in version.split(".") if part.isdigit())
-    if library != "glibc" or number < (2, 35):  # which has the setting
         return False
     try:
         return "[madvise]" in kernel.read_text()
