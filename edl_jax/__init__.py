@@ -19,39 +19,21 @@ if TYPE_CHECKING:
 
 # Loaded when first asked for: importing evosax starts JAX's backend, and several processes must
 # have joined (`edl_jax.runs.joining`) before that.
-_HOMES = {
-    "ArraySource": "data",
-    "ChaoticES": "strategies",
-    "ChaoticSNES": "strategies",
-    "ClassAgnosticNetwork": "networks",
-    "DATASETS": "data",
-    "DataConfig": "data",
-    "EDLError": "errors",
-    "EvolvedLoss": "losses",
-    "LOSSES": "losses",
-    "LossMethod": "losses",
-    "MARGINS": "objective",
-    "MUTATIONS": "strategies",
-    "Mixture": "pairs",
-    "OptimizerConfig": "training",
-    "PairNetwork": "networks",
-    "Pairs": "pairs",
-    "PretrainConfig": "evolution",
-    "PretrainResult": "evolution.pretraining",
-    "RankingProblem": "evolution.problems",
-    "SEVERITIES": "objective",
-    "STRATEGIES": "strategies",
-    "StrategyConfig": "strategies",
-    "Student": "losses",
-    "TaskProblem": "evolution.problems",
-    "TrainConfig": "training",
-    "TrainResult": "training",
-    "evolve": "evolution.evolve",
-    "load_pretrained": "losses",
-    "pretrain": "evolution.pretraining",
-    "sample_pairs": "pairs",
-    "train": "training",
+_NAMES = {
+    "data": "DATASETS ArraySource DataConfig",
+    "errors": "EDLError",
+    "evolution": "PretrainConfig",
+    "evolution.evolve": "evolve",
+    "evolution.pretraining": "PretrainResult pretrain",
+    "evolution.problems": "RankingProblem TaskProblem",
+    "losses": "LOSSES EvolvedLoss LossMethod Student load_pretrained",
+    "networks": "ClassAgnosticNetwork PairNetwork",
+    "objective": "MARGINS SEVERITIES",
+    "pairs": "Mixture Pairs sample_pairs",
+    "strategies": "MUTATIONS STRATEGIES ChaoticES ChaoticSNES StrategyConfig",
+    "training": "OptimizerConfig TrainConfig TrainResult train",
 }
+_HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
 
 __all__ = [
     "DATASETS",

@@ -3,12 +3,10 @@
 Loading evosax starts JAX's backend, and after that no process can join others.
 """
 
-import argparse
 import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from edl_jax.errors import ConfigError, EDLError
 from edl_jax.runs.huge_pages import restart_with_huge_pages
@@ -25,21 +23,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             restart_with_huge_pages()
             argv = sys.argv[1:]
         argv = list(argv)
-        options = _of_processes(argv)
-        try:
-            from edl_jax.runs.devices import check_backend  # loads JAX, which reads its settings
+        try:  # JAX reads its settings as it loads
+            from edl_jax.arguments import processes_in
+            from edl_jax.runs.devices import check_backend
         except ValueError as error:
             raise EDLError(
                 f"JAX cannot be loaded ({error}). Unset that environment variable (the flag in "
                 "capitals), or give it another value."
             ) from error
-        from edl_jax.runs.joining import Processes
-
-        processes = Processes(**options)
+        processes = processes_in(argv)
         if processes.several and argv[:1] not in (["pretrain"], ["train"]):
-            command = argv[0] if argv else ""
             raise ConfigError(
-                f"edl {command} runs in one process; pretrain and train take several."
+                f"edl {argv[0]} runs in one process; pretrain and train take several."
             )
         several = processes.several
         processes.join()
@@ -71,27 +66,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         leave(status)
     return status
-
-
-def _of_processes(argv: Sequence[str]) -> dict[str, Any]:
-    """What is said of the processes of the run."""
-    parser = argparse.ArgumentParser(
-        "edl",
-        "edl COMMAND [ARGUMENTS]; edl COMMAND --help explains each argument",
-        add_help=False,
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-    )
-    parser.add_argument("--processes.auto", dest="auto", action="store_true")
-    parser.add_argument("--processes.coordinator", dest="coordinator")
-    parser.add_argument(
-        "--processes.num-processes", "--processes.num_processes", dest="num_processes", type=int
-    )
-    parser.add_argument(
-        "--processes.process-id", "--processes.process_id", dest="process_id", type=int
-    )
-    parser.add_argument("--processes.timeout", dest="timeout", type=float)
-    return vars(parser.parse_known_args(argv)[0])
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ edl_jax.errors.ConfigError: Walk.steps is 0; expected a whole number, at least 1
 
 import dataclasses
 import functools
-import operator
 import os
 import sys
 import types
@@ -61,10 +60,8 @@ class Checked:
 
     def __post_init__(self) -> None:
         for name, hint in _hints(type(self)).items():
-            given = getattr(self, name)
-            value = check(f"{type(self).__name__}.{name}", given, hint)
-            if value is not given:
-                object.__setattr__(self, name, value)
+            value = check(f"{type(self).__name__}.{name}", getattr(self, name), hint)
+            object.__setattr__(self, name, value)
 
 
 def check(name: str, value: Any, hint: Any) -> Any:
@@ -80,11 +77,7 @@ def check(name: str, value: Any, hint: Any) -> Any:
 
 
 def check_seeds(config: Any, field: str, first: int) -> None:
-    """Refuse a number of seeds `first, first + 1, ...` of which one would wrap.
-
-    Raises:
-      ConfigError: naming the field, its value, the first seed and what was expected.
-    """
+    """Refuse a number of seeds `first, first + 1, ...`, a field's, of which one would wrap."""
     count = getattr(config, field)
     if first + count - 1 > MAX_SEED:
         raise ConfigError(
@@ -94,22 +87,14 @@ def check_seeds(config: Any, field: str, first: int) -> None:
 
 
 def config_or_default(config: Config | None, kind: type[Config]) -> Config:
-    """The configuration, or the default one where None is given.
-
-    Raises:
-      ConfigError: if it is of another kind.
-    """
+    """The configuration, which must be of that kind, or the default one where None is given."""
     if config is not None and not isinstance(config, kind):
         raise ConfigError(f"config is {config!r}; expected a {kind.__name__}, or None.")
     return kind() if config is None else config
 
 
 def checked_key(key: Any) -> jax.Array:
-    """The key, if it is one of `jax.random.key`.
-
-    Raises:
-      InputError: if it is not.
-    """
+    """The key, which must be a single one of `jax.random.key`."""
     is_key = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     if not is_key or key.shape:
         raise InputError(
@@ -126,12 +111,9 @@ def _hints(config_type: type) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
-        parts = tuple(map(_plain, value))
-        is_same = isinstance(value, tuple) and all(map(operator.is_, parts, value))
-        return value if is_same else parts
+        return tuple(map(_plain, value))
     if isinstance(value, dict):
-        entries = {key: _plain(entry) for key, entry in value.items()}
-        return value if all(entries[key] is value[key] for key in value) else entries
+        return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     return value.item() if isinstance(value, np.generic) else value
@@ -139,8 +121,6 @@ def _plain(value: Any) -> Any:
 
 def _fits(value: Any, hint: Any) -> bool:
     kind, parts = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return True
     if kind is Annotated:
         return _fits(value, parts[0]) and all(_BOUNDS[type(x)][0](value, x) for x in _bounds(parts))
     if kind is Literal:
@@ -151,12 +131,34 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, tuple) and all(_fits(x, parts[0]) for x in value)
     if kind is dict:
         return isinstance(value, dict) and all(
-            _fits(x, part) for entry in value.items() for x, part in zip(entry, parts, strict=True)
+            _fits(x, parts[0]) and _fits(y, parts[1]) for x, y in value.items()
         )
-    if hint in (int, float) and isinstance(value, int | float):
+    if hint in (int, float):
         is_kind = isinstance(value, int if hint is int else int | float)
         return is_kind and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    return isinstance(value, hint) and hint is not float
+    return hint is Any or isinstance(value, hint)
+
+
+def _in_words(hint: Any) -> str:
+    kind, parts = get_origin(hint), get_args(hint)
+    if kind is Annotated:
+        words = " and ".join(_BOUNDS[type(x)][1](x) for x in _bounds(parts))
+        is_name = words.startswith("one of ")
+        return words if is_name else ", ".join(filter(None, [_in_words(parts[0]), words]))
+    if kind is Literal:
+        return f"one of {', '.join(map(str, parts))}"
+    if kind in (Union, types.UnionType):
+        return " or ".join(map(_in_words, parts))
+    if kind is tuple:
+        return f"a tuple (each {_in_words(parts[0])})"
+    if kind is dict:
+        return f"a dictionary by name (each {_in_words(parts[1])})"
+    return _WORDS.get(hint) or f"an instance of {hint.__name__}"
+
+
+def _bounds(parts: tuple[Any, ...]) -> list[Any]:
+    """The bounds of an annotation's parts, which may hold others' notes, such as tyro's."""
+    return [part for part in parts[1:] if type(part) in _BOUNDS]
 
 
 # Of each kind of bound, whether a value is within, and how to say so.
@@ -170,55 +172,13 @@ _BOUNDS: dict[type, tuple[Callable[[Any, Any], bool], Callable[[Any], str]]] = {
         lambda bound: "not empty" if bound.min_length == 1 else f"{bound.min_length} or more",
     ),
     Distinct: (lambda value, _: len(set(value)) == len(value), lambda _: "all different"),
-    OneOf: (lambda value, bound: value in bound.table, lambda _: ""),
+    OneOf: (lambda value, bound: value in bound.table, lambda x: f"one of {', '.join(x.table)}"),
 }
 _WORDS = {
-    int: "whole number",
-    float: "finite number",
-    str: "string",
-    bool: "truth value",
-    Any: "value",
+    int: "a whole number",
+    float: "a finite number",
+    str: "a string",
+    bool: "a truth value",
+    type(None): "None",
+    Any: "a value",
 }
-
-
-def _bounds(parts: tuple[Any, ...]) -> list[Any]:
-    """The bounds of an annotation's parts, which may hold others' notes, such as tyro's."""
-    return [part for part in parts[1:] if type(part) in _BOUNDS]
-
-
-def _in_words(hint: Any, plural: bool = False) -> str:
-    """`tuple[int, ...]` is "a tuple of whole numbers, such as (1,)"."""
-    kind, parts = get_origin(hint), get_args(hint)
-    if kind is Literal:
-        return f"one of {', '.join(map(str, parts))}"
-    if kind is Annotated:
-        tables = [x.table for x in parts[1:] if isinstance(x, OneOf)]
-        if tables:
-            return f"{'names among' if plural else 'one of'} {', '.join(tables[0])}"
-        bounds = " and ".join(_BOUNDS[type(bound)][1](bound) for bound in _bounds(parts))
-        words = _in_words(parts[0], plural)
-        return f"{words}, {'each ' if plural else ''}{bounds}" if bounds else words
-    if kind is tuple:
-        of_what, example = _in_words(parts[0], plural=True), _example(hint)
-        return f"tuples of {of_what}" if plural else f"a tuple of {of_what}, such as {example}"
-    if kind is dict:
-        return f"a dictionary of {_in_words(parts[1], plural=True)} by name"
-    if kind in (Union, types.UnionType):
-        *words, last = (_in_words(part, plural) for part in parts)
-        return f"{', '.join(words)}{',' if ',' in words[-1] else ''} or {last}"
-    if hint not in _WORDS:
-        return "None" if hint is type(None) else f"an instance of {hint.__name__}"
-    return f"{_WORDS[hint]}s" if plural else f"a {_WORDS[hint]}"
-
-
-def _example(hint: Any, low: int = 1) -> Any:
-    """A value that fits a tuple's annotation, such as (1,) or ((1,), (2,))."""
-    kind, parts = get_origin(hint), get_args(hint)
-    if kind is Annotated:
-        lows: list[Any] = [low, *(x.ge for x in parts[1:] if isinstance(x, Ge))]
-        return _example(parts[0], max(lows))
-    if kind is tuple and get_origin(parts[0]) is tuple:
-        return _example(parts[0]), _example(parts[0], 2)
-    if kind is tuple:
-        return (_example(parts[0], low),)
-    return {int: low, float: 0.1}.get(hint, "name")

@@ -1,11 +1,12 @@
 """The command line, made from the configuration dataclasses."""
 
 import contextlib
+import functools
 import importlib.util
 import io
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from edl_jax.runs.locks import locked
 from edl_jax.runs.preemption import EXIT_PREEMPTED, EXIT_REFUSED, Terminated, exit_status
 from edl_jax.runs.processes import in_any, is_first
 from edl_jax.runs.storage import user_path
-from edl_jax.runs.tensorboard import add_results
 from edl_jax.studies import (
     AblateConfig,
     CardConfig,
@@ -57,39 +57,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # stderr never fails at a character by itself
         sys.stdout.reconfigure(errors="replace")
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if argv and argv[0] in TOOLS:
-        return run_tool(argv[0], argv[1:])
-    if not argv or argv[0] not in _COMMANDS:
-        return _usage(argv)
-    name, *rest = argv
+    name, *rest = (sys.argv[1:] if argv is None else argv) or [""]
+    if name in TOOLS:
+        return run_tool(name, rest)
+    if name not in _COMMANDS:
+        return _usage(name)
     config_type, run, summary = _COMMANDS[name]
-    run_dir = None  # told in errors if it was not chosen by the user
+    chosen = None  # by this command, and told in errors then
     try:
         kind: Any = SweepArguments if name in _SWEEPS else Arguments
         arguments = parse(kind, config_type, rest, f"edl {name}", summary)
         if arguments.run_dir is None:
-            folder = run_dir = default_run_dir(name)
+            folder = chosen = default_run_dir(name)
         else:
             folder = user_path(arguments.run_dir)
         keep_compiled()
         # A run tells its progress in plain lines where there is no terminal.
         is_told = name in ("pretrain", "train") or sys.stderr.isatty()
-        progress = not arguments.quiet and is_told
+        where = (arguments.executor,) if name in _SWEEPS else ()
         unseen = contextlib.redirect_stdout(io.StringIO())
-        where = (arguments.executor,) if isinstance(arguments, SweepArguments) else ()
         with unseen if arguments.quiet else contextlib.nullcontext():
-            run(arguments.settings, folder, progress, *where)
-        if arguments.quiet and run_dir and is_first():
-            print(run_dir)
+            run(arguments.settings, folder, is_told and not arguments.quiet, *where)
+        if arguments.quiet and chosen and is_first():
+            print(chosen)
         in_any(False)  # or those that end long before the first would count as gone
     except EDLError as error:
         is_resumable = isinstance(error, Preempted | ProcessError | RunFolderError)
-        where = f" Add --run-dir {run_dir} to the command." if run_dir and is_resumable else ""
+        where = f" Add --run-dir {chosen} to the command." if chosen and is_resumable else ""
         print(f"edl {name}: {error}{where}", file=sys.stderr)
         return EXIT_PREEMPTED if isinstance(error, Preempted) else EXIT_REFUSED
     except KeyboardInterrupt as stop:
-        where = f", with --run-dir {run_dir}," if run_dir else ""
+        where = f", with --run-dir {chosen}," if chosen else ""
         by = "SIGTERM" if isinstance(stop, Terminated) else "Ctrl-C"
         print(
             f"\nedl {name}: stopped by {by}. What was saved is kept: the same command{where} "
@@ -108,18 +106,16 @@ def _pretrain(config: PretrainConfig, run_dir: Path, progress: bool) -> None:
     if not is_first():
         return
     num_classes = config.class_counts[len(config.class_counts) // 2]
-    losses = {"evolved": result.loss}
+    beside = plot_loss({"evolved": result.loss}, num_classes=num_classes)
     figures = {
         "evolution": (
             "The course of the evolution.",
             plot_evolution(result.history, result.held_out),
         ),
-        "loss": ("The loss beside cross-entropy.", plot_loss(losses, num_classes=num_classes)),
+        "loss": ("The loss beside cross-entropy.", beside),
+        **_surface(result.loss, num_classes),
     }
-    if num_classes > 2:
-        figures["surface"] = _surface(result.loss, num_classes)
-    _write_page("Evolved loss", _overall(result.metrics), figures, run_dir)
-    _print_metrics(result.metrics)
+    _tell("Evolved loss", _overall(result.metrics), figures, run_dir)
     print(f"\nThe loss is in {run_dir / 'loss.safetensors'}")
 
 
@@ -132,45 +128,32 @@ def _train(config: TrainConfig, run_dir: Path, progress: bool) -> None:
     result = train(config, loss=loss, run_dir=run_dir, progress=progress)
     if not is_first():
         return
-    print(f"Data: {result.source}")
-    print(f"Test accuracy after the last epoch: {100 * result.test_accuracy:.2f} %")
-    print(f"Negative log-likelihood: {result.test_nll:.3f} nats")
-    print(f"Expected calibration error: {100 * result.test_calibration_error:.2f} %")
-    print(f"Run folder: {run_dir}")
     figures = {}
     if has_plots:
         figures["training"] = ("Loss and accuracy over the epochs.", plot_training(result.history))
-        if isinstance(loss, EvolvedLoss) and (loss.architecture.num_classes or 10) > 2:
-            figures["surface"] = _surface(loss, loss.architecture.num_classes or 10)
+        if isinstance(loss, EvolvedLoss):
+            figures |= _surface(loss, loss.architecture.num_classes or 10)
+    print(f"Data: {result.source}")
     names = ("test_accuracy", "test_nll", "test_calibration_error")
     results = {name: getattr(result, name) for name in names}
-    _write_page(f"Training with {config.loss}", results, figures, run_dir)
-
-
-def _compare(config: CompareConfig, run_dir: Path, progress: bool, executor: str | None) -> None:
-    _show(compare(config, run_dir=run_dir, executor=executor, progress=progress), run_dir)
-
-
-def _ablate(config: AblateConfig, run_dir: Path, progress: bool, executor: str | None) -> None:
-    _show(ablate(config, run_dir=run_dir, executor=executor, progress=progress), run_dir)
-
-
-def _coverage(config: CoverageConfig, run_dir: Path, progress: bool, executor: str | None) -> None:
-    _show(coverage(config, run_dir=run_dir, executor=executor, progress=progress), run_dir)
+    _tell(f"Training with {config.loss}", results, figures, run_dir)
+    print(f"Run folder: {run_dir}")
 
 
 def _demo(config: DemoConfig, run_dir: Path, progress: bool) -> None:
-    evolved, study = demo(config, run_dir, progress=progress, say=_say)
+    say = functools.partial(print, flush=True)
+    evolved, study = demo(config, run_dir, progress=progress, say=say)
     print("\nThe evolved loss, on synthetic pairs it was not evolved on:")
-    _print_metrics(evolved.metrics)
+    _print_metrics(_overall(evolved.metrics))
     print("\nOn real images:\n")
     _show(study, run_dir / "compare")
     print(f"Run folder, with evolution.png and loss.png: {run_dir}")
 
 
-def _card(config: CardConfig, run_dir: Path, progress: bool) -> None:
-    del progress  # it is over in seconds
-    _show(card(config, run_dir=run_dir), run_dir)
+def _sweep(
+    study: Callable[..., Study], config: Any, run_dir: Path, progress: bool, executor: str | None
+) -> None:
+    _show(study(config, run_dir=run_dir, executor=executor, progress=progress), run_dir)
 
 
 def _show(study: Study, run_dir: Path) -> None:
@@ -185,24 +168,23 @@ def _show(study: Study, run_dir: Path) -> None:
         )
 
 
-def _surface(loss: EvolvedLoss, num_classes: int) -> tuple[str, Any]:
+def _surface(loss: EvolvedLoss, num_classes: int) -> dict[str, tuple[str, Any]]:
+    """The figure of a loss's surface, by name; none of two classes, whose surface is a line."""
     caption = "The loss and its gradient over the two largest probabilities."
-    return caption, plot_surface({"evolved": loss}, num_classes=num_classes)
+    if num_classes == 2:
+        return {}
+    return {"surface": (caption, plot_surface({"evolved": loss}, num_classes=num_classes))}
 
 
-def _write_page(
+def _tell(
     title: str, results: Mapping[str, float], figures: Mapping[str, tuple[str, Any]], run_dir: Path
 ) -> None:
-    """Write the page of a run, and show its figures in TensorBoard."""
+    """Write the page of a run, and print its results."""
     lines = [f"| {name} | {value:.4f} |" for name, value in results.items()]
     table = "\n".join(["| metric | value |", "| --- | ---: |", *lines])
     with locked(run_dir):
         write_page(run_dir, title, [table], figures)
-    add_results(run_dir, images={name: run_dir / f"{name}.png" for name in figures})
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
+    _print_metrics(results)
 
 
 def _overall(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -211,31 +193,47 @@ def _overall(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def _print_metrics(metrics: Mapping[str, float]) -> None:
-    for name, value in _overall(metrics).items():
+    for name, value in metrics.items():
         print(f"  {name:38} {value:.4f}")
 
 
-_COMMANDS: dict[str, tuple[type, Any, str]] = {
+# Of each command its configuration, what runs it, and its help.
+_COMMANDS: dict[str, tuple[type, Callable[..., None], str]] = {
     "pretrain": (PretrainConfig, _pretrain, "Evolve a loss on synthetic prediction-label pairs."),
     "train": (TrainConfig, _train, "Train a classifier on real images with one loss."),
-    "compare": (CompareConfig, _compare, "Train with several losses over the same seeds."),
-    "ablate": (AblateConfig, _ablate, "Compare settings of the evolution over many seeds."),
-    "coverage": (CoverageConfig, _coverage, "Compare outputs of trainings with synthetic pairs."),
+    "compare": (
+        CompareConfig,
+        lambda *given: _sweep(compare, *given),
+        "Train with several losses over the same seeds.",
+    ),
+    "ablate": (
+        AblateConfig,
+        lambda *given: _sweep(ablate, *given),
+        "Compare settings of the evolution over many seeds.",
+    ),
+    "coverage": (
+        CoverageConfig,
+        lambda *given: _sweep(coverage, *given),
+        "Compare outputs of trainings with synthetic pairs.",
+    ),
     "demo": (DemoConfig, _demo, "Evolve a loss, then train with cross-entropy and with it."),
-    "card": (CardConfig, _card, "Look at one loss: its shape and its gradient."),
+    "card": (
+        CardConfig,
+        lambda config, run_dir, _: _show(card(config, run_dir=run_dir), run_dir),
+        "Look at one loss: its parts, its shape, its gradient.",
+    ),
 }
 _SWEEPS = ("compare", "ablate", "coverage")
 
 
-def _usage(argv: Sequence[str]) -> int:
-    asked_for_help = argv[:1] in (["-h"], ["--help"])
-    stream = sys.stdout if asked_for_help or not argv else sys.stderr
-    if argv and not asked_for_help:
-        print(f"edl: unknown command {argv[0]!r}", file=stream)
+def _usage(asked: str) -> int:
+    is_known = asked in ("", "-h", "--help")
+    stream = sys.stdout if is_known else sys.stderr
+    if not is_known:
+        print(f"edl: unknown command {asked!r}", file=stream)
     print(
         "usage: edl COMMAND [ARGUMENTS]; edl COMMAND --help explains each argument\n", file=stream
     )
-    summaries = {name: summary for name, (*_, summary) in [*_COMMANDS.items(), *TOOLS.items()]}
-    for name, summary in summaries.items():
+    for name, (*_, summary) in [*_COMMANDS.items(), *TOOLS.items()]:
         print(f"  {name:10} {summary}", file=stream)
-    return 0 if asked_for_help else EXIT_REFUSED
+    return EXIT_REFUSED if not is_known or not asked else 0

@@ -24,18 +24,16 @@ class Registry(Mapping[str, Part], Generic[Part]):
     """
 
     def __init__(self, kind: str):
-        """Make an empty table; `kind` says in errors what it holds, "severity" for one."""
+        """`kind` says in errors what the table holds, "severity" for one."""
         self._kind = kind
         self._parts: dict[str, Part] = {}
         self._protected: frozenset[str] = frozenset()
 
     def register(self, name: str) -> Callable[[Registered], Registered]:
-        """A decorator that adds a part under `name` and gives it back unchanged.
+        """A decorator that adds a part under `name`, an identifier, and gives it back unchanged.
 
-        A part of your own under that name is replaced, as when a cell of a notebook runs again.
-
-        Raises:
-          ConfigError: if the name is that of one of the package's own parts, or no identifier.
+        A part of your own under that name is replaced, as when a cell of a notebook runs again;
+        the package's own cannot be.
         """
         if not (isinstance(name, str) and name.isidentifier()):
             raise ConfigError(
@@ -71,11 +69,6 @@ class Registry(Mapping[str, Part], Generic[Part]):
             self._parts = parts
 
     def __getitem__(self, name: str) -> Part:
-        """The part of that name.
-
-        Raises:
-          ConfigError: if there is none, naming those that there are.
-        """
         try:
             return self._parts[name]
         except (KeyError, TypeError):  # TypeError: of what is not hashable
@@ -88,13 +81,10 @@ class Registry(Mapping[str, Part], Generic[Part]):
         return self._parts.get(name, default)
 
     def __contains__(self, name: object) -> bool:
-        """Whether there is a part of that name."""
         return name in self._parts
 
     def __iter__(self) -> Iterator[str]:
-        """The names."""
         return iter(self._parts)
 
     def __len__(self) -> int:
-        """How many parts there are."""
         return len(self._parts)

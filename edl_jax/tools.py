@@ -30,13 +30,15 @@ def run_tool(name: str, argv: Sequence[str]) -> int:
 
 def _losses(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     parser.parse_args(argv)
-    width = shutil.get_terminal_size().columns  # 80 where the output is no terminal
-    wrap = textwrap.TextWrapper(
-        width, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False
+    wrapped = textwrap.TextWrapper(
+        shutil.get_terminal_size().columns,  # 80 where the output is no terminal
+        initial_indent="    ",
+        subsequent_indent="    ",
+        break_on_hyphens=False,
+        break_long_words=False,  # a link that is cut is none
     )
-    wrap.break_long_words = False  # a link that is cut is none
     for name, summary, reference in list_losses():
-        print("\n".join([name, *wrap.wrap(summary), *wrap.wrap(reference)]), end="\n\n")
+        print("\n".join([name, *map(wrapped.fill, (summary, reference))]), end="\n\n")
     print("Or with options: focal(gamma=3). Or a loss file: mine.safetensors.")
 
 

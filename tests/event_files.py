@@ -8,7 +8,7 @@ from tensorboardX.proto import event_pb2
 
 
 def shown(run_dir: Path) -> dict[tuple[int, str], Any]:
-    """By step and tag: numbers, texts and the bytes of images, each shown once.
+    """By step and tag: numbers and texts, each shown once.
 
     As TensorBoard does, where a file says that a session starts at a step, all that was shown from
     that step on is dropped.
@@ -23,13 +23,9 @@ def shown(run_dir: Path) -> dict[tuple[int, str], Any]:
                 found = {key: value for key, value in found.items() if key[0] < event.step}
             for value in event.summary.value:
                 assert (event.step, value.tag) not in found, f"{value.tag} is shown twice"
-                found[event.step, value.tag] = _plain(value)
+                is_text = value.WhichOneof("value") == "tensor"
+                found[event.step, value.tag] = (
+                    value.tensor.string_val[0].decode() if is_text else value.simple_value
+                )
             at += 16 + length
     return found
-
-
-def _plain(value: Any) -> Any:
-    kind = value.WhichOneof("value")
-    if kind == "tensor":
-        return value.tensor.string_val[0].decode()
-    return value.image.encoded_image_string if kind == "image" else value.simple_value

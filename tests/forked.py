@@ -85,16 +85,16 @@ def _pretrain(stderr: str, run_dir: Path, generations: int, devices: int) -> Non
     import dataclasses
 
     from edl_jax import EDLError, pretrain
-    from edl_jax.runs import fit
+    from edl_jax.runs.checkpoints import Checkpoints
     from tests.test_evolution import TINY
 
-    def resume(*arguments, original=fit.resume):
+    def resume(*arguments, original=Checkpoints.restore_latest):
         print("resuming", file=sys.stderr, flush=True)
         found = original(*arguments)
         print("resumed from", found[0], file=sys.stderr, flush=True)
         return found
 
-    fit.resume = resume
+    Checkpoints.restore_latest = resume
     try:
         pretrain(dataclasses.replace(TINY, generations=generations), run_dir=run_dir)
     except EDLError as error:

@@ -28,10 +28,10 @@ NAME = Annotated[str, OneOf({"red": 1, "green": 2})]
         (Literal["a", "b"], np.zeros(2), "one of a, b"),
         (NAME, "blue", "one of red, green"),
         (NAME, ["red"], "one of red, green"),
-        (tuple[int, ...], 3, r"a tuple of whole numbers, such as \(1,\)"),
-        (tuple[NAME, ...], ("blue",), "a tuple of names among red, green"),
+        (tuple[int, ...], 3, r"a tuple \(each a whole number\)"),
+        (tuple[NAME, ...], ("blue",), r"a tuple \(each one of red, green\)"),
         (Annotated[tuple[int, ...], MinLen(1), Distinct()], (1, 1), ".*empty and all different"),
-        (dict[str, float], {"a": "b"}, "a dictionary of finite numbers by name"),
+        (dict[str, float], {"a": "b"}, r"a dictionary by name \(each a finite"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_words(hint, value, message):

@@ -102,7 +102,7 @@ def test_a_damaged_run_resumes_from_the_newest_checkpoint_that_fits(run, what):
 
 
 UNUSED = (
-    r"no checkpoint in .* can be used; that of step 6 is unused \(the first \d+ bytes of "
+    r"checkpoints: no checkpoint can be used; that of step 6 is unused \(the first \d+ bytes of "
     r"metrics\.jsonl are not those that it was saved with\)\. Everything was left as it is"
 )
 DEAD_ENDS = {
@@ -141,11 +141,11 @@ DEAD_ENDS = {
     ),
     "every checkpoint is damaged": (
         lambda path: [truncate(x) for x in path.glob("checkpoints/*/metrics/metrics")],
-        r"no checkpoint in .* can be used; that of step 6 is damaged.*left as it is.*rename",
+        r"no checkpoint can be used; that of step 6 is damaged.*left as it is.*rename",
     ),
     "no checkpoints": (
         lambda path: shutil.rmtree(path / "checkpoints"),
-        r"6 rows but no checkpoint.*Nothing was changed.*rename",
+        r"6 rows but no checkpoint.*Everything was left as it is.*rename",
     ),
 }
 
@@ -161,7 +161,9 @@ def test_rows_of_a_first_period_without_a_checkpoint_are_of_a_kill_and_more_are_
         folder.append_rows(({"n": n} for n in range(count)), name)
     if is_kept:
         (tmp_path / "checkpoints").mkdir()
-        assert_refused(tmp_path, r"has \d rows but no checkpoint.*Nothing was changed.*rename")
+        assert_refused(
+            tmp_path, r" \d rows but no checkpoint.*Everything was left as it is.*rename"
+        )
     else:
         assert resumed(tmp_path) == 0
 

@@ -6,6 +6,7 @@ import random
 import shutil
 import signal
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,11 +14,10 @@ import pytest
 from edl_jax.runs import fit
 from edl_jax.runs.checkpoints import Checkpoints
 from edl_jax.runs.folder import RunFolder, open_run
-from edl_jax.runs.rows import JsonLines
 from edl_jax.runs.storage import append, open_atomically, write_atomically
 from tests import power_cut
 from tests.test_resume import heeds_ctrl_c
-from tests.toy_runs import ToyRun
+from tests.toy_runs import ToyRun, files_of
 
 __all__ = ["heeds_ctrl_c"]
 
@@ -70,13 +70,12 @@ def test_a_checkpoint_counts_once_all_of_it_is_synced_and_only_then_is_an_old_on
     folder = RunFolder(tmp_path, {})
     path = tmp_path / "checkpoints"
     state = {"a": np.arange(1000.0)}
-    with Checkpoints(path, keep=1) as checkpoints:
-        checkpoints.save(1, state, score=-9.0, notes={})
+    with Checkpoints(path, keep=1, files=files_of(tmp_path)) as checkpoints:
+        checkpoints.restore_latest(state)
+        checkpoints.save(1, state, score=-9.0)
         rows = [{"n": 1, "x": 2.0}]
         keeper = fit._Keeper(ToyRun(), state)
-        keeper._checkpoints, keeper._rows = checkpoints, JsonLines(folder, ToyRun().files)
-        keeper._rows.take_up({})
-        keeper._writers = [keeper._rows]
+        keeper._checkpoints, keeper._folder, keeper._board = checkpoints, folder, mock.Mock()
         calls.clear()
         keeper.save(2, state, rows, rows[0])
     assert [int(x.name) for x in path.iterdir()] == [2]

@@ -8,7 +8,7 @@ import pytest
 
 from edl_jax.errors import ProcessError
 from edl_jax.runs import processes
-from edl_jax.runs.processes import all_do, first_does, in_any, json_from
+from edl_jax.runs.processes import all_do, first_does, in_any, json_of_all
 
 
 @contextlib.contextmanager
@@ -23,27 +23,27 @@ def one_of_two(monkeypatch, *received):
 
 
 def sent(data):
-    """What `json_from` receives of a process that sends these bytes."""
+    """What `json_of_all` receives of a process that sends these bytes."""
     row = np.zeros(max(4096, 1 << (len(data) - 1).bit_length()), np.uint8)
     row[: len(data)] = np.frombuffer(data, np.uint8)
     return np.array(len(data)), row
 
 
-FAILED, DONE = np.array(True), np.array(False)
+DONE = sent(b"null")
 
 
 @pytest.mark.parametrize("data", [b"cos\nsystem\n", b"[" * 9**5, b"\xff", b"{", b""], ids=len)
 def test_what_is_not_json_is_refused(monkeypatch, data):
     refused = pytest.raises(ProcessError, match="sent no JSON: another program takes part")
     with one_of_two(monkeypatch, *sent(data)), refused:
-        json_from(0, None)
-    with one_of_two(monkeypatch, DONE, *sent(data)), refused:
+        json_of_all(None)
+    with one_of_two(monkeypatch, *DONE, *sent(data)), refused:
         first_does(list)
 
 
 def test_an_error_of_no_known_kind_is_raised_as_one_of_ours(monkeypatch):
     told = sent(b'["SystemExit", "x"]')
-    with one_of_two(monkeypatch, FAILED, *told), pytest.raises(ProcessError, match=r"^x$"):
+    with one_of_two(monkeypatch, *told), pytest.raises(ProcessError, match=r"^x$"):
         all_do(list)
 
 

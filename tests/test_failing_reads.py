@@ -18,9 +18,9 @@ import orbax.checkpoint
 import pytest
 
 from edl_jax.errors import EDLError
-from edl_jax.runs.checkpoints import Checkpoints
+from edl_jax.runs import checkpoints
+from edl_jax.runs.checkpoints import orbax_silent
 from edl_jax.runs.folder import open_run
-from edl_jax.runs.orbax_noise import orbax_silent
 from tests.test_resume import ROOT
 from tests.toy_runs import STEPS, assert_refused, contents, resumed, run, toy
 
@@ -47,7 +47,7 @@ def test_a_read_that_fails_for_now_moves_and_empties_nothing(run, what, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr(orbax.checkpoint.Checkpointer, "restore", refuse)
-        assert_refused(run, r"step 6 .* cannot be read .*not now.*left as it is")
+        assert_refused(run, r"checkpoints/6 cannot be read .*not now.*left as it is")
     assert resumed(run) == STEPS
 
 
@@ -145,7 +145,7 @@ def test_too_little_memory_is_said_to_be_that(run, monkeypatch):
             raise error
 
         with monkeypatch.context() as patch:
-            patch.setattr(Checkpoints, "_metrics", refuse)
+            patch.setattr(checkpoints, "_read", refuse)
             if isinstance(error, MemoryError):
                 with pytest.raises(EDLError, match=r"not enough memory \(Unable.*with more memory"):
                     resumed(run)

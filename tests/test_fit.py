@@ -15,6 +15,7 @@ from tests.event_files import shown
 from tests.toy_runs import STEPS, ToyRun, due
 
 KEY = jax.random.key(0)
+NONE = "No checkpoint was kept: there is no run folder, or it was in the first period."
 
 
 def numbers(found):
@@ -62,8 +63,12 @@ def test_sigterm_saves_within_a_period_and_the_run_resumes_from_there(tmp_path):
 @pytest.mark.parametrize(
     ("at", "has_folder", "kept"),
     [
-        (0, False, "No checkpoint was kept (no run folder)."),
-        (1, True, "It was before the first checkpoint."),
+        (
+            0,
+            False,
+            "No checkpoint was kept: there is no run folder, or it was in the first period.",
+        ),
+        (1, True, "No checkpoint was kept: there is no run folder, or it was in the first period."),
         (5, True, "The last good checkpoint is that of step 4 ({}/checkpoints/4)."),
     ],
 )

@@ -27,12 +27,7 @@ def kernel(tmp_path):
     return path
 
 
-@pytest.fixture
-def glibc(monkeypatch):
-    monkeypatch.setattr(huge_pages.platform, "libc_ver", lambda: ("glibc", "2.35"))
-
-
-def test_wanted_where_the_kernel_gives_them_on_request(kernel, glibc):
+def test_wanted_where_the_kernel_gives_them_on_request(kernel):
     assert huge_pages.wanted({}, kernel)
     kernel.write_text("[always] madvise never\n")
     assert not huge_pages.wanted({}, kernel)
@@ -42,14 +37,8 @@ def test_wanted_where_the_kernel_gives_them_on_request(kernel, glibc):
 
 
 @pytest.mark.parametrize("setting", ["", "glibc.malloc.tcache_count=0"])
-def test_what_the_user_set_stays(kernel, glibc, setting):
+def test_what_the_user_set_stays(kernel, setting):
     assert not huge_pages.wanted({"GLIBC_TUNABLES": setting}, kernel)
-
-
-@pytest.mark.parametrize("library", [("glibc", "2.34"), ("", ""), ("musl", "1.2.5")])
-def test_not_wanted_of_other_libraries(kernel, monkeypatch, library):
-    monkeypatch.setattr(huge_pages.platform, "libc_ver", lambda: library)
-    assert not huge_pages.wanted({}, kernel)
 
 
 def test_restart_keeps_process_and_arguments_and_happens_once():

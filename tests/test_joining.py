@@ -133,7 +133,10 @@ def test_processes_with_different_devices_are_refused(monkeypatch, kinds, messag
             {"auto": True, "coordinator": "h:1", "num_processes": 2, "process_id": 0},
             "none with auto",
         ),
-        ({"coordinator": "h:1", "num_processes": 2, "process_id": 2}, "expected 0 to 1"),
+        (
+            {"coordinator": "h:1", "num_processes": 2, "process_id": 2},
+            "num_processes 2 and process_id 2; .* from 0 to num_processes - 1",
+        ),
         ({"coordinator": "host", "num_processes": 2, "process_id": 1}, "expected HOST:PORT"),
         ({"coordinator": "h:99999", "num_processes": 2, "process_id": 1}, "expected HOST:PORT"),
         ({"coordinator": "h:0", "num_processes": 2, "process_id": 1}, "expected HOST:PORT"),

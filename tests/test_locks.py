@@ -47,7 +47,7 @@ RUNS = {
     "ablate": lambda path: ablate(SMALL, run_dir=path),
     "coverage": lambda path: coverage(CoverageConfig(train=CONFIG_OF_COVERAGE), run_dir=path),
     "card": lambda path: card(CardConfig("cross_entropy"), run_dir=path),
-    "page": lambda path: cli._write_page("A run", {}, {}, path),
+    "page": lambda path: cli._tell("A run", {}, {}, path),
     "demo": lambda path: demo(DemoConfig(), path),
 }
 CONFIG_OF_COVERAGE = dataclasses.replace(CONFIG, epochs=6, augmentation=type(CONFIG.augmentation)())
@@ -113,11 +113,11 @@ def test_a_path_is_taken_as_users_give_it(tmp_path, monkeypatch):
     for path, error, match in [
         ("", ConfigError, "the path is ''"),
         (b"run", ConfigError, "the path is b'run'"),
-        (tmp_path / "\udcff", ConfigError, "expected one in UTF-8"),
-        (tmp_path / ("x" * 300), RunFolderError, "cannot be written .*too long"),
+        (tmp_path / "\udcff", ConfigError, "the path is .*expected .* in UTF-8"),
+        (tmp_path / ("x" * 300), RunFolderError, "cannot be written or locked .*too long"),
         (tmp_path / "run" / "config.json", RunFolderError, "cannot be written"),
-        (tmp_path / "run" / "link", RunFolderError, r"a symbolic link to \S*gone, which is"),
-        (tmp_path / "run" / "link" / "x", RunFolderError, "link is a symbolic link to"),
+        (tmp_path / "run" / "link", RunFolderError, r"cannot be written.*run/link"),
+        (tmp_path / "run" / "link" / "x", RunFolderError, r"cannot be written.*run/link"),
     ]:
         with pytest.raises(error, match=match):
             pretrain(TINY, run_dir=path)
@@ -131,7 +131,7 @@ def test_what_a_killed_run_left_and_cannot_be_removed_is_named(tmp_path, monkeyp
         raise PermissionError(f"not allowed: {path.name}")
 
     monkeypatch.setattr(Path, "unlink", refuse)
-    said = r"left in .* cannot be removed \(not allowed: \.metrics\.jsonl\.x\.edl-tmp\): remove"
+    said = r"left in .* cannot be removed \(not allowed: \.metrics\.jsonl\.x\.edl-tmp\)\. Remove"
     with pytest.raises(RunFolderError, match=said), open_run(tmp_path, {}):
         pass
 

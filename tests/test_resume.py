@@ -104,12 +104,12 @@ def tree(offset=0.0):
 def saved(path, steps=(1, 2, 3)):
     with Checkpoints(path, keep=3) as checkpoints:
         for step in steps:
-            checkpoints.save(step, tree(step), score=0.0, notes={})
+            checkpoints.save(step, tree(step), score=0.0)
 
 
 def restored(path):
     with Checkpoints(path, keep=3) as checkpoints:
-        return checkpoints.restore_latest(tree())[:2]
+        return checkpoints.restore_latest(tree())
 
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path):
@@ -125,9 +125,9 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path):
 def test_the_last_and_the_best_are_kept(tmp_path):
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         for step, score in enumerate([0.1, 0.9, 0.3, 0.2, 0.5, 0.4], start=1):
-            checkpoints.save(step, tree(step), score=score, notes={})
+            checkpoints.save(step, tree(step), score=score)
     with Checkpoints(tmp_path, keep=2) as checkpoints:  # also by a run that resumes
-        checkpoints.save(7, tree(7), score=0.0, notes={})
+        checkpoints.save(7, tree(7), score=0.0)
     assert sorted(int(x.name) for x in tmp_path.iterdir()) == [2, 6, 7]
 
 
@@ -193,7 +193,7 @@ def test_a_checkpoint_that_cannot_be_read_now_is_not_called_damaged(tmp_path, nu
     ):
         patch.setattr(orbax.checkpoint.Checkpointer, "restore", refuse)
         with pytest.raises(
-            RunFolderError, match=r"step 3 .* cannot be read .*not now.*left as it is"
+            RunFolderError, match=r"checkpoints/3 cannot be read .*not now.*left as it is"
         ):
             checkpoints.restore_latest(tree())
     assert [x.name for x in tmp_path.iterdir()] == ["checkpoints"]
@@ -250,7 +250,7 @@ def test_ctrl_c_waits_for_the_checkpoint_that_is_being_written(tmp_path, monkeyp
 
         monkeypatch.setattr(checkpoints._manager, "save", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            checkpoints.save(4, tree(4), score=0.0, notes={})
+            checkpoints.save(4, tree(4), score=0.0)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert restored(tmp_path)[0] == 4
 
@@ -264,7 +264,7 @@ def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path, caplog):
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
         try:
             with pytest.raises(RunFolderError, match=r"step 4 could not be written.*make room"):
-                checkpoints.save(4, big, score=0.0, notes={})
+                checkpoints.save(4, big, score=0.0)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not [x for x in caplog.records if x.exc_info]  # Orbax's tracebacks
@@ -272,7 +272,7 @@ def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path, caplog):
     assert step == 3
     np.testing.assert_array_equal(found["a"], tree(3)["a"])
     with Checkpoints(tmp_path, keep=3) as checkpoints:  # and with room again it goes on
-        checkpoints.save(4, tree(4), score=0.0, notes={})
+        checkpoints.save(4, tree(4), score=0.0)
     assert restored(tmp_path)[0] == 4
 
 

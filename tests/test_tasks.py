@@ -171,7 +171,7 @@ def test_the_winner_is_chosen_and_measured_on_tasks_of_their_own():
         ({"hidden": 2.5}, r"TaskConfig\.hidden is 2\.5"),
         ({"max_label_noise": 1.5}, r"TaskConfig\.max_label_noise is 1\.5"),
         ({"learning_rates": ()}, r"TaskConfig\.learning_rates is \(\); expected .*not empty"),
-        ({"learning_rates": (0.1, -1)}, "expected a tuple of finite numbers, each more than 0"),
+        ({"learning_rates": (0.1, -1)}, "expected a tuple .each a finite number, more than 0"),
     ],
 )
 def test_config_refuses(change, message):

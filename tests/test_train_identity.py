@@ -100,7 +100,7 @@ def test_the_folder_of_a_study_knows_its_data(tmp_path, monkeypatch, name):
 
 
 @pytest.mark.parametrize(
-    ("run_dir", "named"), [("", "the path is ''"), ("~nobody-at-all/run", "is not known")]
+    ("run_dir", "named"), [("", "the path is ''"), ("~nobody-at-all/run", "home folder")]
 )
 def test_a_run_folder_that_cannot_be_is_refused(run_dir, named):
     with pytest.raises(ConfigError, match=named):

@@ -10,9 +10,7 @@ import pytest
 from edl_jax.errors import RunFolderError
 from edl_jax.runs.checkpoints import Checkpoints
 from edl_jax.runs.devices import device_mesh, to_every_device
-from edl_jax.runs.fit import resume
 from edl_jax.runs.folder import RunFolder, open_run
-from edl_jax.runs.rows import JsonLines
 
 STEPS = 6
 
@@ -56,20 +54,24 @@ def tree(step):
     return {"a": np.arange(1000.0, dtype=np.float32) + step, "b": np.uint32(7)}
 
 
-def write(rows, checkpoints, step):
-    rows.write("metrics.jsonl", [{"n": n} for n in range(step - 2, step)])
-    rows.write("saves.jsonl", [{"n": step - 1}])
-    checkpoints.save(step, tree(step), score=0.0, notes=rows.notes())
+def files_of(path):
+    """The files of rows that checkpoints count on."""
+    return {path / name: most for name, most in zip(FILES, (2, 1), strict=True)}
+
+
+def write(folder, checkpoints, step):
+    folder.append_rows([{"n": n} for n in range(step - 2, step)], "metrics.jsonl")
+    folder.append_rows([{"n": step - 1}], "saves.jsonl")
+    checkpoints.save(step, tree(step), score=0.0)
 
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
     path = tmp_path_factory.mktemp("toy") / "run"
-    rows = JsonLines(RunFolder(path, {"toy": 1}), FILES)
-    rows.take_up({})
-    with Checkpoints(path / "checkpoints", keep=3) as checkpoints:
+    folder = RunFolder(path, {"toy": 1})
+    with Checkpoints(path / "checkpoints", keep=3, files=files_of(path)) as checkpoints:
         for step in range(2, STEPS + 1, 2):
-            write(rows, checkpoints, step)
+            write(folder, checkpoints, step)
     return path
 
 
@@ -82,17 +84,15 @@ def resumed(path):
     """The step from which a run resumes, after a look that all of it is right."""
     with (
         open_run(path, {"toy": 1}) as folder,
-        Checkpoints(path / "checkpoints", keep=3) as checkpoints,
+        Checkpoints(path / "checkpoints", keep=3, files=files_of(path)) as checkpoints,
     ):
-        files = JsonLines(folder, FILES)
-        step, found, rows = resume(folder, checkpoints, files, tree(0), period=2)
+        step, found = checkpoints.restore_latest(tree(0))
         if step:
             np.testing.assert_array_equal(found["a"], tree(step)["a"])
-        for name, own, numbers in zip(FILES, rows, due(step), strict=True):
-            assert [row["n"] for row in own] == numbers
-            assert folder.read_rows(name) == own
+        for name, numbers in zip(FILES, due(step), strict=True):
+            assert [row["n"] for row in folder.read_rows(name)] == numbers
         if step < STEPS:  # and it runs on
-            write(files, checkpoints, step + 2)
+            write(folder, checkpoints, step + 2)
     return step
 
 

@@ -1,11 +1,11 @@
 """Checkpoints of a run, kept by Orbax: the last few and the best.
 
-Orbax's `CheckpointManager` writes a checkpoint under a temporary name, renames it, lists them and
-knows the best. What it does not do is added here: a checkpoint outlives the machine before an
-older one is deleted; a digest tells damaged arrays, of which Orbax keeps no checksum; and what
+What Orbax's `CheckpointManager` does not do is added here: a checkpoint outlives the machine before
+an older one is deleted; a digest tells damaged arrays, of which Orbax keeps no checksum; and what
 cannot be read for now is not damaged.
 """
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -16,17 +16,20 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Mapping, Sequence
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 
 from edl_jax.errors import RunFolderError, shortened
-from edl_jax.runs.orbax_noise import orbax_silent
+from edl_jax.runs.folder import read_bytes, reading, writing
 from edl_jax.runs.preemption import interrupt_deferred
-from edl_jax.runs.storage import TEMPORARY, make_folder, sync_tree
+from edl_jax.runs.storage import TEMPORARY, make_folder, refused, sync_tree, write_atomically
 
 _LOGGER = logging.getLogger(__name__)
 _STEP = re.compile("0|[1-9][0-9]*")
@@ -34,7 +37,7 @@ _DELETED = f".deleted{TEMPORARY}"  # swept where a kill leaves it
 # What damage makes us, Orbax and TensorStore raise.
 _DAMAGE = (
     *(FileNotFoundError, NotADirectoryError, IsADirectoryError),  # of a lost part
-    *(ValueError, AttributeError, IndexError, KeyError, RecursionError, TypeError),
+    *(ValueError, AttributeError, LookupError, RecursionError, TypeError),
 )
 # How TensorStore's messages begin where the machine is at fault, and not the checkpoint.
 _PASSING = re.compile(
@@ -43,57 +46,32 @@ _PASSING = re.compile(
 )
 
 
-class Checkpoints:
-    """The checkpoints in one folder; a context manager.
+class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
+    """The checkpoints in one folder, of which the `keep` newest and that of the best score stay.
 
-    What cannot be read or written is a `RunFolderError`, and is left as it is.
+    They count on files that only grow: each keeps how long they were, and digests of that. So what
+    was lost, cut, doubled or changed is noticed. `files` says of each how many lines it may have
+    before there is a checkpoint. What cannot be read or written is a `RunFolderError`.
     """
 
-    def __init__(self, path: Path, *, keep: int):
-        """Open the folder, to keep the `keep` newest checkpoints and the one of the best score."""
-        self._path, self._keep = path.absolute(), keep
-        try:
+    def __init__(self, path: Path, *, keep: int, files: Mapping[Path, int] | None = None):
+        self._path, self._keep, self._files = path.absolute(), keep, files or {}
+        with reading(self._path):
             make_folder(self._path)
             for left in self._path.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(left)
-        except OSError as error:
-            raise RunFolderError(f"{self._path} cannot be opened ({error}).") from error
-
-    def __enter__(self) -> "Checkpoints":
-        return self
 
     def __exit__(self, *_: object) -> None:
         if "_manager" in vars(self):
             self._manager.close()
 
-    def steps(self) -> list[int]:
-        """Steps of the checkpoints that are there, damaged ones too, in order.
-
-        Raises:
-          RunFolderError: if the folder cannot be read now.
-        """
-        try:
-            return sorted(int(x.name) for x in self._path.iterdir() if _STEP.fullmatch(x.name))
-        except OSError as error:
-            raise RunFolderError(
-                f"{self._path} cannot be read ({error}). Everything was left as it is: give the "
-                "same command again when it can."
-            ) from error
-
-    def save(self, step: int, tree: Any, *, score: float, notes: Mapping[str, Any]) -> None:
-        """Save the arrays of a pytree after `step` steps, then delete those not to be kept.
-
-        Of the best checkpoint the score is largest. The notes, JSON data, are kept beside it.
-        """
-        import orbax.checkpoint as ocp
-
+    def save(self, step: int, tree: Any, *, score: float) -> None:
+        """Save a pytree's arrays after `step` steps; the largest score is the best."""
         leaves = _leaves(tree)
         args = ocp.args.Composite(state=ocp.args.StandardSave(leaves))
-        metrics = {
-            "sha256": _digest(step, leaves),
-            "score": float(score) if math.isfinite(score) else -math.inf,
-            "notes": notes,
-        }
+        score = float(score) if math.isfinite(score) else -math.inf
+        notes = {k: [len(x), hashlib.sha256(x).hexdigest()] for k, x in self._rows().items()}
+        metrics = {"sha256": _digest(step, leaves), "score": score, "notes": notes}
         try:
             # Orbax gives an interrupted save out as one that failed.
             with interrupt_deferred(), orbax_silent():
@@ -113,95 +91,65 @@ class Checkpoints:
                 "same command again."
             ) from error
 
-    def restore_latest(
-        self, like: Any, misfit: Callable[[Mapping[str, Any]], str] = lambda notes: ""
-    ) -> tuple[int, Any, Mapping[str, Any]]:
-        """The newest whole checkpoint: its step, pytree and notes; `(0, like, {})` without one.
+    def restore_latest(self, like: Any) -> tuple[int, Any]:
+        """The newest checkpoint that is whole and whose files are: its step and pytree.
 
-        A damaged one is reported, set aside under another name, and the one before it is used; so
-        is one of whose notes `misfit` says why it cannot be. To be called before anything is saved.
-
-        Raises:
-          RunFolderError: if there are checkpoints but none can be used, if one holds arrays of
-            other shapes or dtypes than `like`, or if the machine cannot read it now. All are then
-            left as they are.
+        Others are reported and set aside under another name, and the files are cut to what it
+        counts on; `(0, like)` and empty files where there is none. Where none can be used, or one
+        cannot for now, everything is left as it is. To be called before anything is saved.
         """
-        found, aside = None, {}
-        for step in (steps := self.steps()[::-1]):
+        found, aside, rows = None, {}, self._rows()
+        with reading(self._path):
+            names = [x.name for x in self._path.iterdir() if _STEP.fullmatch(x.name)]
+        for step in sorted(map(int, names), reverse=True):
+            path = self._path / str(step)
             try:
-                metrics = self._metrics(step)
-                if found is not None:
-                    continue  # it is only compared with others
-                if why := misfit(metrics["notes"]):
+                _read(path)
+                metrics = json.loads((path / "metrics" / "metrics").read_bytes())
+                metrics["score"] = float(metrics["score"])
+                if found is None and (why := _misfit(metrics["notes"], rows)):
                     aside[step] = "unused", why
-                else:
-                    found = step, self._restored(step, metrics, like), metrics["notes"]
+                elif found is None:  # older ones are only looked at
+                    found = step, _restored(path, metrics["sha256"], like), metrics["notes"]
             except (MemoryError, RunFolderError):
                 raise
             except Exception as error:
                 if not isinstance(error, _DAMAGE) or _PASSING.match(str(error)):
-                    raise RunFolderError(
-                        f"the checkpoint of step {step} in {self._path} cannot be read "
-                        f"({shortened(error)}). It was left as it is: give the same command again "
-                        "when it can."
-                    ) from error
+                    with reading(path):
+                        raise OSError(shortened(error)) from error
                 aside[step] = "damaged", shortened(error) or type(error).__name__
-        if steps and found is None:
-            what, why = aside[steps[0]]
-            raise RunFolderError(
-                f"no checkpoint in {self._path} can be used; that of step {steps[0]} is {what} "
-                f"({why}). Everything was left as it is: put back what is missing from a copy, and "
-                f"remove what is there twice; or rename {self._path.parent} and give the same "
-                "command to begin anew."
-            )
+        if found is None:
+            self._check_new(rows, aside)
         for step, (what, why) in aside.items():
             self._set_aside(step, what, why)
-        return found or (0, like, {})
+        step, tree, notes = found or (0, like, {})
+        for path in self._files:
+            size, _ = notes.get(path.name, (0, ""))
+            with writing(path.name, path.parent):
+                write_atomically(path, rows[path.name][:size])
+        return step, tree
 
-    def _restored(self, step: int, metrics: Mapping[str, Any], like: Any) -> Any:
-        import orbax.checkpoint as ocp
+    def _check_new(self, rows: Mapping[str, bytes], aside: Mapping[int, tuple[str, str]]) -> None:
+        """Refuse to begin anew where there was a run."""
+        lines = {path: rows[path.name].count(b"\n") for path in self._files}
+        if aside:
+            step, (what, why) = next(iter(aside.items()))
+            why = f"no checkpoint can be used; that of step {step} is {what} ({why})"
+        elif any(lines[path] > most for path, most in self._files.items()):
+            why = f"there are {max(lines.values())} rows but no checkpoint"
+        else:
+            return
+        raise RunFolderError(
+            f"{self._path}: {why}. Everything was left as it is: put back what is missing from a "
+            f"copy, and remove what is there twice; or rename {self._path.parent} and give the "
+            "same command to begin anew."
+        )
 
-        options = _processes()
-        handler = ocp.StandardCheckpointHandler(multiprocessing_options=options)
-        with (
-            orbax_silent(),
-            ocp.Checkpointer(handler, multiprocessing_options=options) as reader,
-        ):
-            path = self._path / str(step) / "state"
-            leaves = _leaves(reader.restore(path, args=ocp.args.StandardRestore()))
-        if metrics["sha256"] != _digest(step, leaves):
-            raise ValueError("its arrays do not have the digest that was written with them")
-        if [(x.dtype, x.shape) for x in leaves] != [(x.dtype, x.shape) for x in _leaves(like)]:
-            raise RunFolderError(
-                f"the checkpoint of step {step} in {self._path} holds other arrays than this "
-                "version of edl_jax keeps: resume with the versions in environment.json, or begin "
-                "in another folder."
-            )
-        return jax.tree.unflatten(jax.tree.structure(like), leaves)
-
-    def _metrics(self, step: int) -> dict[str, Any]:
-        """What was saved beside a checkpoint's arrays; its files can be read, and are files."""
-
-        def fail(error: OSError) -> NoReturn:
-            raise error
-
-        path = self._path / str(step)
-        for folder, _, names in os.walk(path, onerror=fail):
-            for file in (Path(folder) / name for name in names):
-                if not stat.S_ISREG(file.stat().st_mode):
-                    # Orbax would wait for ever for the other end of a pipe.
-                    raise ValueError(f"{file.name} is no file")
-                with file.open("rb") as stream:  # an OSError here, not TensorStore's errors later
-                    while stream.read(1 << 24):
-                        pass
-        metrics = json.loads((path / "metrics" / "metrics").read_bytes())
-        found = {name: metrics[name] for name in ("sha256", "notes")}
-        return {**found, "score": float(metrics["score"])}
+    def _rows(self) -> dict[str, bytes]:
+        return {path.name: read_bytes(path) for path in self._files}
 
     @functools.cached_property
     def _manager(self) -> Any:
-        import orbax.checkpoint as ocp  # slow to import, and only runs with a folder need it
-
         options = ocp.CheckpointManagerOptions(
             best_fn=lambda metrics: metrics["score"],
             # Not in the background: the next steps take over the buffers.
@@ -215,25 +163,61 @@ class Checkpoints:
     def _set_aside(self, step: int, what: str, why: str) -> None:
         names = (f"{what}-checkpoint-{step}-{number}" for number in itertools.count())
         aside = next(x for x in map(self._path.parent.joinpath, names) if not os.path.lexists(x))
-        try:
+        with refused(
+            f"{self._path / str(step)} is {what} ({why}), and cannot be renamed",
+            "Rename it to resume from the one before it.",
+        ):
             (self._path / str(step)).rename(aside)
-        except OSError as error:
-            raise RunFolderError(
-                f"the checkpoint of step {step} in {self._path} is {what} ({why}) and cannot be "
-                f"renamed ({error}): rename it to resume from the one before it."
-            ) from error
         _LOGGER.warning(
             "The checkpoint of step %d in %s is %s (%s). It was moved to %s, and is not used.",
             *(step, self._path, what, why, aside.name),
         )
 
 
+def _read(path: Path) -> None:
+    """Read all that is there: an `OSError` here, and not one of TensorStore's errors later."""
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        for each in path.iterdir():
+            _read(each)
+    elif stat.S_ISREG(mode):
+        with path.open("rb") as stream:
+            while stream.read(1 << 24):
+                pass
+    else:  # such as a pipe, whose other end Orbax would wait for
+        raise ValueError(f"{path.name} is no file")
+
+
+def _restored(path: Path, digest: str, like: Any) -> Any:
+    """The arrays of a checkpoint, in the form of `like`."""
+    options = _processes()
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=options)
+    with orbax_silent(), ocp.Checkpointer(handler, multiprocessing_options=options) as reader:
+        leaves = _leaves(reader.restore(path / "state", args=ocp.args.StandardRestore()))
+    if digest != _digest(int(path.name), leaves):
+        raise ValueError("its arrays do not have the digest that was written with them")
+    if [(x.dtype, x.shape) for x in leaves] != [(x.dtype, x.shape) for x in _leaves(like)]:
+        raise RunFolderError(
+            f"the checkpoint {path} holds other arrays than this version of edl_jax keeps: resume "
+            "with the versions in environment.json, or begin in another folder."
+        )
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
 def _leaves(tree: Any) -> list[np.ndarray]:
     return [np.asarray(x) for x in jax.tree.leaves(tree)]
 
 
-def _digest(step: int, leaves: Sequence[np.ndarray]) -> str:
-    """SHA-256 of a step and its arrays."""
+def _misfit(notes: Mapping[str, Any], found: Mapping[str, bytes]) -> str:
+    """Why a checkpoint with these notes cannot be used; nothing if it can."""
+    for name, data in found.items():
+        size, digest = notes[name]
+        if hashlib.sha256(data[:size]).hexdigest() != digest:
+            return f"the first {size} bytes of {name} are not those that it was saved with"
+    return ""
+
+
+def _digest(step: int, leaves: list[np.ndarray]) -> str:
     found = hashlib.sha256(str(step).encode())
     for x in leaves:
         found.update(f"{x.dtype}{x.shape}".encode())
@@ -243,7 +227,31 @@ def _digest(step: int, leaves: Sequence[np.ndarray]) -> str:
 
 def _processes() -> Any:
     """Orbax's options: the first process alone reads and writes, and must not be waited for."""
-    import orbax.checkpoint as ocp
-
     alone = {"primary_host": 0, "active_processes": {0}} if jax.process_count() > 1 else {}
     return ocp.options.MultiprocessingOptions(**alone)
+
+
+@contextlib.contextmanager
+def orbax_silent() -> Iterator[None]:
+    """Keep Orbax's threads from printing tracebacks: the caller reports what they raise.
+
+    After a failure they are kept silent for good: some end later, and find the loop closed in which
+    they were to read or write.
+    """
+    loggers, show = [logging.getLogger(name) for name in ("absl", "asyncio")], sys.unraisablehook
+
+    def is_of_others(what: Any) -> bool:
+        if isinstance(what, logging.LogRecord):
+            file = what.pathname
+        else:
+            frames = traceback.extract_tb(what.exc_traceback)
+            file = frames[-1].filename if frames else ""
+        return {"asyncio", "orbax"}.isdisjoint(Path(file).parts)
+
+    sys.unraisablehook = lambda what: show(what) if is_of_others(what) else None
+    for logger in loggers:
+        logger.addFilter(is_of_others)
+    yield  # and nothing is put back after a failure
+    sys.unraisablehook = show
+    for logger in loggers:
+        logger.removeFilter(is_of_others)

@@ -24,21 +24,22 @@ def keep_compiled() -> None:
     """Keep compiled programs in the user's cache folder, unless JAX was told where to.
 
     What is kept there runs as it is, so the folder must be the user's own, and closed to all
-    others; if it is not, nothing is kept, and a line says so. An entry that cannot be read, such as
-    half of one that a killed process left, is removed, so that it is written anew.
+    others; if it is not, nothing is kept, and a line says so.
     """
-    if jax.config.jax_compilation_cache_dir is not None:  # pyright: ignore
+    cache = user_cache()
+    if jax.config.jax_compilation_cache_dir is not None or cache is None:  # pyright: ignore
         return
-    folder = user_cache()
-    if folder is None:
-        return
+    folder = cache / "compiled" / _kind()
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        for each, others_may in (folder, 0o755), (folder / "compiled", 0o700):
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        for each, most in ((cache, 0o755), (folder.parent, 0o700), (folder, 0o700)):
             each.mkdir(mode=0o700, exist_ok=True)
-            _check_own(each, others_may)
-        folder = folder / "compiled" / _kind()
-        folder.mkdir(mode=0o700, exist_ok=True)
+            found = each.lstat()
+            mode = stat.S_IMODE(found.st_mode)
+            if not stat.S_ISDIR(found.st_mode):
+                raise NotADirectoryError(f"{each} is no folder, or a link to one")
+            if found.st_uid != os.geteuid() or mode & ~most:
+                raise PermissionError(f"{each} belongs to user {found.st_uid}, with mode {mode:o}")
     except OSError as error:
         _LOGGER.warning(
             "Compiled programs are not kept (%s). Make that a folder of your own, closed to "
@@ -53,22 +54,10 @@ def keep_compiled() -> None:
 def _kind() -> str:
     """A name for programs that run here: XLA's for a CPU run on its like only."""
     about = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        flags = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x[:5] == "flags"]
-        about += flags[0] if flags else ""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        about += next(line for line in lines if line.startswith("flags"))
     return f"jax-{jax.__version__}-{hashlib.sha256(about.encode()).hexdigest()[:8]}"
-
-
-def _check_own(folder: Path, most: int) -> None:
-    """Refuse a folder that is a link, another user's, or open to others beyond a mode."""
-    found = folder.lstat()
-    mode = stat.S_IMODE(found.st_mode)
-    if not stat.S_ISDIR(found.st_mode):
-        raise NotADirectoryError(f"{folder} is no folder, or a link to one")
-    if found.st_uid != os.geteuid():
-        raise PermissionError(f"{folder} belongs to user {found.st_uid}")
-    if mode & ~most:
-        raise PermissionError(f"{folder} has mode {mode:o}; expected {most:o} or less")
 
 
 def _replace_unreadable(folder: Path) -> None:

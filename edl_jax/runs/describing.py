@@ -20,9 +20,7 @@ def describe(part: Any) -> str:
     named tuple, the attributes of another object, and what a function took from where it was made,
     if that is not a function. Code is not looked at: give another formula another name.
     """
-    arrays = hashlib.sha256()
-    start = arrays.digest()
-    above: list[int] = []
+    arrays, above = hashlib.sha256(), []
 
     def told(value: Any) -> str:
         if isinstance(value, nnx.Variable):
@@ -37,9 +35,10 @@ def describe(part: Any) -> str:
         if isinstance(value, dict):
             entries = [f"{key}: {told(value[key])}" for key in sorted(value, key=str)]
             return f"{{{', '.join(entries)}}}"
-        if isinstance(value, list | tuple | set | frozenset) and not hasattr(value, "_fields"):
-            members = sorted(value, key=repr) if isinstance(value, set | frozenset) else value
-            return f"({', '.join(map(told, members))})"
+        if isinstance(value, set | frozenset):
+            value = sorted(value, key=repr)
+        if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+            return f"({', '.join(map(told, value))})"
         if value is None or isinstance(value, bool | int | float | str):
             return repr(value)
         if id(value) in above:
@@ -50,9 +49,8 @@ def describe(part: Any) -> str:
         above.pop()
         return f"{name}({listed})" if listed else name
 
-    text = told(part)
-    digest = arrays.digest()
-    return text if digest == start else f"{text} {digest.hex()[:16]}"
+    text, empty = told(part), hashlib.sha256().digest()
+    return text if arrays.digest() == empty else f"{text} {arrays.hexdigest()[:16]}"
 
 
 def _named(part: Any) -> tuple[str, dict[Any, Any]]:
@@ -61,19 +59,19 @@ def _named(part: Any) -> tuple[str, dict[Any, Any]]:
         name, options = _named(part.func)
         return name, {**options, **dict(enumerate(part.args)), **part.keywords}
     if hasattr(part, "__qualname__"):
-        parameters = {}
-        with contextlib.suppress(TypeError, ValueError):  # of a function in C, a generator
+        options = {}
+        with contextlib.suppress(TypeError, ValueError):  # of a class, a function in C, a generator
             parameters = {} if isinstance(part, type) else inspect.signature(part).parameters
-        options = {k: x.default for k, x in parameters.items() if k not in ("axis", "where")}
-        options = {k: v for k, v in options.items() if v is not inspect.Parameter.empty}
+            own = [(k, x) for k, x in parameters.items() if k not in ("axis", "where")]
+            options = {k: x.default for k, x in own if x.default is not x.empty}
         if closure := getattr(part, "__closure__", None):  # but not functions, nor so itself
             taken = zip(part.__code__.co_freevars, (x.cell_contents for x in closure), strict=True)
             options |= {key: value for key, value in taken if not callable(value)}
         return part.__qualname__, options
     if dataclasses.is_dataclass(part):
         options = {x.name: getattr(part, x.name) for x in dataclasses.fields(part) if x.repr}
+    elif hasattr(part, "_asdict"):
+        options = part._asdict()
     else:
-        options = (
-            part._asdict() if hasattr(part, "_asdict") else dict(getattr(part, "__dict__", {}))
-        )
+        options = getattr(part, "__dict__", {})
     return type(part).__qualname__, {k: v for k, v in options.items() if str(k)[0] != "_"}

@@ -13,11 +13,7 @@ _WHOLE = PartitionSpec()
 
 
 def check_backend() -> None:
-    """Start JAX's backend, and say in words if it cannot be.
-
-    Raises:
-      EDLError: naming JAX_PLATFORMS, which asks for a backend that is not there.
-    """
+    """Start JAX's backend, and say in words if it cannot be."""
     try:
         jax.devices()
     except (AssertionError, RuntimeError) as error:  # of CUDA, and of any other backend
@@ -30,24 +26,20 @@ def check_backend() -> None:
 
 
 def device_mesh(axis: str, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of one axis over the devices: all of all processes by default.
-
-    Raises:
-      ConfigError: if they are no list of different devices, or a process has none of them.
-    """
-    devices = jax.devices() if devices is None else devices
-    is_list = isinstance(devices, Sequence)
-    if not is_list or not all(isinstance(device, jax.Device) for device in devices):
-        raise ConfigError(f"devices is {devices!r}; expected a list of some of jax.devices().")
-    if len({*devices}) != len(devices):
-        raise ConfigError(f"devices is {devices!r}; expected each of them once.")
-    missing = set(range(jax.process_count())) - {device.process_index for device in devices}
-    if missing or not devices:
+    """A mesh of one axis over the devices, some of every process: all by default."""
+    given = jax.devices() if devices is None else devices
+    is_list = isinstance(given, Sequence) and all(isinstance(x, jax.Device) for x in given)
+    if not is_list or not given or len({*given}) != len(given):
         raise ConfigError(
-            f"devices is {list(devices)}, none of which belongs to process "
+            f"devices is {devices!r}; expected a list of some of jax.devices(), each of them once."
+        )
+    missing = set(range(jax.process_count())) - {device.process_index for device in given}
+    if missing:
+        raise ConfigError(
+            f"devices is {list(given)}, none of which belongs to process "
             f"{', '.join(map(str, sorted(missing)))}; expected some of every process."
         )
-    return Mesh(np.asarray(devices), (axis,))
+    return Mesh(np.asarray(given), (axis,))
 
 
 def on_every_device(
@@ -81,9 +73,8 @@ def to_every_device(tree: Any, mesh: Mesh) -> Any:
 def rows_divided(mesh: Mesh, size: int) -> tuple[Callable[[Any], Any], np.ndarray]:
     """How arrays of `size` rows are divided among the devices of the mesh.
 
-    Returns:
-      A function that puts this process's rows of a pytree of arrays on its devices, as its part of
-      the whole arrays; and the indices of these rows, in the order in which it takes them.
+    Returns a function that puts this process's rows of a pytree of arrays on its devices, as its
+    part of the whole arrays; and the indices of these rows, in the order in which it takes them.
     """
     sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
     slices = sharding.addressable_devices_indices_map((size,)).values()
@@ -99,15 +90,11 @@ def rows_divided(mesh: Mesh, size: int) -> tuple[Callable[[Any], Any], np.ndarra
 
 
 def check_share(population_size: int, num_devices: int) -> None:
-    """Refuse a population that so many devices cannot share equally.
-
-    Raises:
-      ConfigError: naming sizes that they can.
-    """
+    """Refuse a population that so many devices cannot share equally."""
     if population_size % num_devices:
         lower = population_size // num_devices * num_devices
+        sizes = " or ".join(str(size) for size in (lower + num_devices, lower) if size)
         raise ConfigError(
             f"population_size is {population_size}, which {num_devices} devices cannot share "
-            f"equally; expected a multiple of {num_devices}, such as {lower + num_devices}"
-            + (f" or {lower}." if lower else ".")
+            f"equally; expected a multiple of {num_devices}, such as {sizes}."
         )

@@ -3,6 +3,7 @@
 import json
 import logging
 import platform
+import reprlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,9 +15,11 @@ import jax
 
 from edl_jax.errors import RunFolderError, shortened
 
-NOT_INSTALLED = "not installed"  # in place of a version
 _LIBRARIES = ("edl_jax", "jax", "jaxlib", "flax", "optax", "evosax", "numpy")
 _LOGGER = logging.getLogger(__name__)
+_MOST_TOLD = 6  # differences
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = 100
 
 
 def versions() -> dict[str, str]:
@@ -25,11 +28,11 @@ def versions() -> dict[str, str]:
 
 
 def version(library: str) -> str:
-    """Version of a library; `NOT_INSTALLED` if it is not there."""
+    """Version of a library."""
     try:
         return metadata.version(library)
     except metadata.PackageNotFoundError:
-        return NOT_INSTALLED
+        return "not installed"
 
 
 def commit() -> str | None:
@@ -60,9 +63,6 @@ def noted(path: Path, content: bytes) -> dict[str, Any] | None:
     """What `environment.json`, which holds `content`, is to hold now; None if nothing is new.
 
     Each commit that worked on the run, with its versions, is in `resumed_with`; a line says so.
-
-    Raises:
-      RunFolderError: if the content is damaged.
     """
     now = {"commit": commit(), "versions": versions()}
     try:
@@ -80,24 +80,26 @@ def noted(path: Path, content: bytes) -> dict[str, Any] | None:
     _LOGGER.warning(
         "%s resumes with other code than worked on it before (%s): its result may be neither's.",
         path.parent,
-        shortened(difference(before, now)),
+        difference(before, now),
     )
     return environment
 
 
-def difference(old: Any, new: Any, but: str = "") -> str:
-    """Where two JSON values differ, but for keys `but`: `a.b is 1 there and 2 here`."""
-    return ", ".join(
-        f"{name} is {shortened(repr(there), 200)} there and {shortened(repr(here), 200)} here"
-        for name, there, here in differences(old, new)
-        if name.rpartition(".")[2] != but or not but
-    )
+def difference(one: Any, other: Any, there: str = "there", here: str = "here") -> str:
+    """The first places where two JSON values differ: `a.b is 1 there and 2 here`."""
+    found = list(_differences(one, other))
+    told = [
+        f"{name} is {_SHORT.repr(mine)} {there} and {_SHORT.repr(its)} {here}"
+        for name, mine, its in found[:_MOST_TOLD]
+    ]
+    if len(found) > len(told):
+        told.append(f"{len(found) - len(told)} more")
+    return "; ".join(told)
 
 
-def differences(one: Any, other: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """The places where two JSON values differ, such as `a.b`, with what each has there."""
+def _differences(one: Any, other: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
     if isinstance(one, dict) and isinstance(other, dict):
-        for key in {**one, **other}:
-            yield from differences(one.get(key), other.get(key), f"{name}.{key}".lstrip("."))
+        for key in sorted({**one, **other}):
+            yield from _differences(one.get(key), other.get(key), f"{name}.{key}".lstrip("."))
     elif one != other:
         yield name, one, other

@@ -1,48 +1,41 @@
 """The one loop: it drives what evolves and what trains, and keeps what they have come to."""
 
 import contextlib
+import io
+import json
 import math
+import sys
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 from jax.sharding import Mesh
+from tqdm import tqdm
 
-from edl_jax.errors import DivergedError, Preempted, RunFolderError
-from edl_jax.runs.checkpoints import Checkpoints
+from edl_jax.errors import DivergedError, Preempted
 from edl_jax.runs.devices import to_every_device
-from edl_jax.runs.folder import Row, RunFolder
+from edl_jax.runs.folder import METRICS, Row, RunFolder, as_finite, read_json, writing
 from edl_jax.runs.preemption import sigterm_noticed
 from edl_jax.runs.processes import arrays_from_first, first_does, in_any, others_needed
-from edl_jax.runs.progress import telling
-from edl_jax.runs.rows import JsonLines, MetricWriter
-from edl_jax.runs.tensorboard import TensorBoard, config_text
 
 State = TypeVar("State")
+_NONE_KEPT = "No checkpoint was kept: there is no run folder, or it was in the first period."
+_LINE = "{desc}: {n_fmt} of {total_fmt} {unit}s, {remaining} left, {rate_fmt}{postfix}"
 
 
 class Run(Protocol[State]):
-    """What `fit` can drive.
+    """What `fit` can drive; rows are written to files, and begin with a number of their own."""
 
-    Attributes:
-      name: what it does, such as "evolve".
-      unit: in what it advances, such as "generation".
-      total: how many units it has in all.
-      period: after how many of them it is measured, and saved; after the last one too.
-      chunk: how many it advances by at most, before it looks whether it is to stop.
-      files: of its rows, whose first entry is the row's number: that of `advance`, and that of
-        `measure`, which may be the same.
-      mesh: the devices that hold the state.
-    """
-
-    name: str
-    unit: str
-    total: int
-    period: int
-    chunk: int
-    files: tuple[str, ...]
-    mesh: Mesh
+    name: str  # what it does, such as "evolve"
+    unit: str  # in what it advances, such as "generation"
+    total: int  # how many units it has in all
+    period: int  # after how many of them it is measured, and saved; after the last one too
+    chunk: int  # how many it advances by at most, before it looks whether it is to stop
+    files: tuple[str, ...]  # that of the rows of `advance`, and that of `measure`, if another
+    mesh: Mesh  # the devices that hold the state
 
     def init(self, key: jax.Array) -> State:
         """The state before the first unit, a pytree of arrays; it is put whole on every device."""
@@ -66,12 +59,7 @@ class Run(Protocol[State]):
 
 
 class Fitted(NamedTuple):
-    """What a run has come to.
-
-    Attributes:
-      state: the last state, on the devices.
-      rows: of each file.
-    """
+    """What a run has come to: its last state, on the devices, and the rows of each file."""
 
     state: Any
     rows: list[list[Row]]
@@ -86,24 +74,14 @@ def fit(
     progress: bool = False,
     watch: Callable[[int, State, Row | None], None] = lambda done, state, row: None,
 ) -> Fitted:
-    """Drive a run to its end, from its newest checkpoint if there is one.
+    """Drive a run to its end, from its newest checkpoint in the folder if there is one.
 
-    Args:
-      run: what to drive.
-      key: of its initial state.
-      folder: where rows and checkpoints go; what is found there is taken up. Of several processes,
-        the first alone has one.
-      keep: how many of the newest checkpoints to keep, beside the best.
-      progress: whether to tell how far it is: by a bar on a terminal, by a line for each period
-        elsewhere.
-      watch: called with the number of units done, the state and None before the first unit, and
-        with the measured row after each period. The state may be donated afterwards.
+    Of several processes the first alone has a folder; in it the `keep` newest checkpoints and the
+    best stay. `progress` tells how far it is: by a bar on a terminal, by a line a period elsewhere.
+    `watch` is called with the number of units done, the state, which may be donated afterwards, and
+    the measured row: after each period, and before the first unit with None.
 
-    Raises:
-      DivergedError: as `run.advance`, with the last good checkpoint.
-      Preempted: on SIGTERM, after saving; only with a folder.
-      ProcessError: if another process is gone.
-      RunFolderError: if the folder is damaged, or cannot be written.
+    SIGTERM is raised as `Preempted` after saving; a `DivergedError` names the last good checkpoint.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(others_needed())
@@ -115,8 +93,7 @@ def fit(
             done, rows = first_does(partial(keeper.resume, stack, folder, keep))
         state: Any = to_every_device(arrays_from_first(keeper.state), run.mesh)
         saved = done
-        how_far = {"first": done, "total": run.total, "progress": progress}
-        tell = stack.enter_context(telling(run.name, run.unit, **how_far))
+        bar = stack.enter_context(_bar(run, done, progress))
         if done == 0:
             watch(done, state, None)
         new: list[Row] = []
@@ -125,15 +102,22 @@ def fit(
             try:
                 state, more = run.advance(state, n)
             except DivergedError as error:
-                raise DivergedError(f"{error} {_kept(folder, has_folder, saved)}") from None
+                where = f" ({folder.path / 'checkpoints' / str(saved)})" if folder else ""
+                kept = f"The last good checkpoint is that of step {saved}{where}."
+                raise DivergedError(f"{error} {kept if saved else _NONE_KEPT}") from None
             done, new = done + n, new + more
             stop = has_folder and in_any(terminated()) and done < run.total
             row = run.measure(state) if done % run.period == 0 or done == run.total else None
             if has_folder and (row or stop):
                 first_does(partial(keeper.save, done, state, new, row))
                 saved = done
-            tell(done, run.summary({**(new[-1] if new else {}), **row}) if row else None)
             if row:
+                summary = run.summary({**(new[-1] if new else {}), **row})
+                bar.set_postfix_str(summary, refresh=False)
+            bar.update(n)
+            if row:
+                if progress and not sys.stderr.isatty():
+                    print(bar, file=sys.stderr, flush=True)
                 rows[0].extend(new)
                 rows[-1].append(row)
                 new = []
@@ -153,64 +137,86 @@ class _Keeper:
         self._run, self.state = run, state
 
     def resume(
-        self, stack: contextlib.ExitStack, folder: RunFolder | None, keep: int
+        self, stack: contextlib.ExitStack, folder: Any, keep: int
     ) -> tuple[int, list[list[Row]]]:
         """Units done and the rows of each file; `state` is then the one they have come to."""
-        assert folder is not None  # in the first process
-        checkpoints = Checkpoints(folder.path / "checkpoints", keep=keep)
+        from edl_jax.runs.checkpoints import Checkpoints  # loads Orbax, which takes a second
+
+        run, path = self._run, folder.path
+        files = {path / run.files[0]: run.period, path / run.files[-1]: 1}
+        checkpoints = Checkpoints(path / "checkpoints", keep=keep, files=files)
         self._checkpoints = stack.enter_context(checkpoints)
-        self._rows = JsonLines(folder, self._run.files)
-        done, self.state, rows = resume(
-            folder, self._checkpoints, self._rows, self.state, self._run.period
-        )
+        done, self.state = checkpoints.restore_latest(self.state)
+        rows = [folder.read_rows(name) for name in run.files]
         first_step = next(iter(rows[0][-1].values())) + 1 if rows[0] else 0
-        board = stack.enter_context(TensorBoard(folder.path, first_step=first_step))
-        if first_step == 0:
-            board.show(texts={"config": config_text(folder.path)})
-        self._writers: list[MetricWriter] = [self._rows, board]
+        self._folder, self._board = folder, _TensorBoard(path, first_step)
+        stack.callback(self._board.close)
         return done, rows
 
     def save(self, done: int, state: Any, new: Sequence[Row], row: Row | None) -> None:
         """Save new rows, a row that was measured, and then a checkpoint, which counts on them."""
         files = self._run.files
         for name, rows in ((files[0], new), (files[-1], [row] if row else [])):
-            for writer in self._writers if rows else []:
-                writer.write(name, rows)
+            if rows:
+                self._folder.append_rows(map(as_finite, rows), name)
+                self._board.write(name, rows)
         score = -math.inf if row is None else self._run.score(row)
-        notes = self._rows.notes()
-        self._checkpoints.save(done, jax.device_get(state), score=score, notes=notes)
+        self._checkpoints.save(done, jax.device_get(state), score=score)
 
 
-def resume(
-    folder: RunFolder, checkpoints: Checkpoints, rows: JsonLines, like: Any, period: int
-) -> tuple[int, Any, list[list[Row]]]:
-    """Restore the newest checkpoint that is whole and whose rows are; drop the rows after it.
+class _TensorBoard:
+    """A new event file of a run, which shows its configuration and rows in TensorBoard."""
 
-    They are run, and logged, again.
+    def __init__(self, run_dir: Path, first_step: int):
+        """Open a file in which what was shown from the first step on is replaced."""
+        # Not its SummaryWriter, which writes in a thread of its own that a full disk would end.
+        from tensorboardX import summary
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2, summary_pb2
 
-    Returns:
-      The step, 0 for a new run, the state, in the form of `like`, and the rows of each file.
+        # protobuf makes their classes, unseen by type checkers.
+        self._events: Any = event_pb2
+        self._summaries: Any = summary_pb2
+        self._run_dir, folder = run_dir, run_dir / "tensorboard"
+        with writing("an event file", run_dir):
+            folder.mkdir(exist_ok=True)
+            # The file is named by the second: by the suffix two of one second differ.
+            self._writer = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
+        start = self._events.SessionLog(status=self._events.SessionLog.START)
+        self._add(step=first_step, session_log=start)
+        if first_step == 0:
+            config = json.dumps(read_json(run_dir / "config.json"), indent=2)
+            self._add(step=0, summary=summary.text("config", f"```\n{config}\n```"))
 
-    Raises:
-      RunFolderError: if there are checkpoints but none can be used, there are more rows than of a
-        first period but no checkpoint, or something cannot be read or written. All is then left as
-        it is.
-    """
-    lines = rows.lines()
-    if not checkpoints.steps() and (lines[-1] > 1 or max(lines) > period):
-        raise RunFolderError(
-            f"{folder.path} has {max(lines)} rows but no checkpoint. Nothing was changed: put the "
-            f"folder checkpoints back from a copy; or rename {folder.path} and give the same "
-            "command to begin anew."
-        )
-    step, state, notes = checkpoints.restore_latest(like, rows.misfit)
-    return step, state, rows.take_up(notes)
+    def write(self, name: str, rows: Sequence[Row]) -> None:
+        """Show the numbers of rows of a file, whole and at once; the first in a row is its step."""
+        group = "" if name == METRICS else f"{Path(name).stem}/"
+        for row in rows:
+            (_, step), *items = row.items()
+            numbers = [
+                self._summaries.Summary.Value(tag=f"{group}{key}", simple_value=value)
+                for key, value in items
+                if isinstance(value, int | float)
+            ]
+            self._add(step=step, summary=self._summaries.Summary(value=numbers))
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._writer.close()
+
+    def _add(self, **event: Any) -> None:
+        with writing("an event file", self._run_dir):
+            self._writer.write_event(self._events.Event(wall_time=time.time(), **event))
+            self._writer.flush()
 
 
-def _kept(folder: RunFolder | None, has_folder: bool, saved: int) -> str:
-    if not has_folder:
-        return "No checkpoint was kept (no run folder)."
-    if not saved:
-        return "It was before the first checkpoint."
-    where = f" ({folder.path / 'checkpoints' / str(saved)})" if folder is not None else ""
-    return f"The last good checkpoint is that of step {saved}{where}."
+def _bar(run: Run[Any], done: int, progress: bool) -> Any:
+    """How far a run is: a bar on a terminal; elsewhere what `fit` prints, a line a period."""
+    return tqdm(
+        desc=run.name,
+        initial=done,
+        total=run.total,
+        unit=run.unit,
+        disable=not progress,
+        **({} if sys.stderr.isatty() else {"file": io.StringIO(), "bar_format": _LINE}),
+    )

@@ -6,20 +6,19 @@ import datetime
 import json
 import math
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from edl_jax.errors import ConfigError, EDLError, RunFolderError, shortened
+from edl_jax.errors import EDLError, RunFolderError, shortened
 from edl_jax.runs import environment
 from edl_jax.runs.locks import LOCK, locked
-from edl_jax.runs.storage import append, check_regular, sweep, user_path, write_atomically
+from edl_jax.runs.storage import append, check_regular, refused, sweep, user_path, write_atomically
 
 METRICS = "metrics.jsonl"
 Row = dict[str, Any]
 _PLACE = "data_dir"  # a setting that says where something lies, not what it is
-_NO_MEMORY = re.compile("RESOURCE_EXHAUSTED")  # how JAX's message begins
 
 
 def default_run_dir(command: str) -> Path:
@@ -32,36 +31,25 @@ def default_run_dir(command: str) -> Path:
 def open_run(run_dir: str | os.PathLike[str], config: Mapping[str, Any]) -> Iterator["RunFolder"]:
     """Open a run folder, sweep it, and keep other runs out of it until the block ends.
 
-    Args:
-      run_dir: the folder, as a user gave it; `~` is the home folder.
-      config: all that shapes the run's result, as JSON data.
-
-    Raises:
-      ConfigError: if `run_dir` is no path, or not in UTF-8.
-      RunFolderError: if another run has the folder now, or as `RunFolder` does.
-      EDLError: if memory runs out in the block.
+    `config` is all that shapes the run's result, as JSON data. An `EDLError` is raised where memory
+    runs out in the block.
     """
     path = user_path(run_dir)
-    try:
-        str(path.absolute()).encode()
-    except UnicodeEncodeError as error:  # Orbax would fail after the first generations or epoch
-        raise ConfigError(f"the path is {path.absolute()!r}; expected one in UTF-8.") from error
     with locked(path):
         folder = RunFolder(path, config)
-        try:
-            # What killed runs left; but in no run folder within, which another run may have now.
+        with refused(
+            f"what a killed run left in {path} cannot be removed",
+            "Remove the files and folders .*.edl-tmp there, or choose another folder.",
+        ):
+            # But in no run folder within, which another run may have now.
             within = [x for x in path.iterdir() if x.is_dir() and not (x / LOCK).exists()]
             for each in (path, *within):
                 sweep(each)
-        except OSError as error:
-            raise RunFolderError(
-                f"what a killed run left in {path} cannot be removed ({error}): remove the files "
-                "and folders .*.edl-tmp there, or choose another folder."
-            ) from error
         try:
             yield folder
         except Exception as error:
-            if not isinstance(error, MemoryError) and not _NO_MEMORY.match(str(error)):
+            is_of_jax = str(error).startswith("RESOURCE_EXHAUSTED")
+            if not isinstance(error, MemoryError) and not is_of_jax:
                 raise
             raise EDLError(
                 f"there is not enough memory ({shortened(error)}). What was saved in {path} is as "
@@ -73,33 +61,27 @@ class RunFolder:
     """A folder that belongs to one configuration.
 
     Holds `config.json`, `environment.json`, `metrics.jsonl` and whatever the run adds. A run opens
-    it by `open_run`, which keeps other runs out. What cannot be read or written is a
-    `RunFolderError`.
+    it by `open_run`, which keeps other runs out. What cannot be read or written, is damaged or
+    belongs to another configuration is a `RunFolderError`.
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any]):
-        """Create the folder, or take up the one that is there.
-
-        Raises:
-          RunFolderError: if it belongs to another configuration, or is damaged.
-        """
+        """Create the folder, or take up the one that is there."""
         self.path = path
-        # As it reads back (tuples become lists), and without the place of the data, which is known
-        # by its digest and may be moved.
-        config = json.loads(json.dumps(config), object_hook=_placeless)
         if (path / "config.json").exists():
-            found = read_json(path / "config.json")
-            if what := environment.difference(found, config, but=_PLACE):
+            found = _identity(read_json(path / "config.json"))
+            if what := environment.difference(found, _identity(config)):
                 raise RunFolderError(
                     f"{path} belongs to a run with another configuration: {shortened(what)}. "
                     "Choose another folder, or the same settings."
                 )
             path = path / "environment.json"
-            if noted := environment.noted(path, read_bytes(path) if path.exists() else b"{}"):
+            if noted := environment.noted(path, read_bytes(path) or b"{}"):
                 self.write_json(path.name, noted)
         else:
             self.write_json("environment.json", environment.described())
-            self.write_json("config.json", config)  # last: it makes the folder this run's
+            # Last: it makes the folder this run's.
+            self.write_json("config.json", _identity(config))
 
     def write_text(self, name: str, text: str) -> None:
         """Write the file `name`, whole or not at all."""
@@ -111,37 +93,26 @@ class RunFolder:
         self.write_text(name, json.dumps(value, indent=2) + "\n")
 
     def append_rows(self, rows: Iterable[Mapping[str, Any]], name: str = METRICS) -> None:
-        """Append one JSON line for each row."""
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        """Append one JSON line for each row, which outlive the machine when this returns."""
         with writing(name, self.path):
-            append(self.path / name, lines.encode())  # a checkpoint counts on it
+            append(self.path / name, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
     def read_rows(self, name: str = METRICS, *, check: Callable[[Row], Any] = id) -> list[Row]:
         """The rows written so far; a last line cut short by a kill is dropped.
 
-        Cut short is a last line that is no JSON, or has no line break and fails the check.
-
-        Args:
-          name: the file.
-          check: called with each row; raises `KeyError`, `TypeError` or `ValueError` for one that
-            is damaged.
-
-        Raises:
-          RunFolderError: if another line is no JSON, is no object or fails the check.
+        `check` is called with each row, and raises `KeyError`, `TypeError` or `ValueError` for one
+        that is damaged.
         """
-        path = self.path / name
-        lines = read_bytes(path).splitlines(keepends=True) if path.exists() else []
-        rows = []
+        path, rows = self.path / name, []
+        lines = read_bytes(path).splitlines(keepends=True)
         for number, line in enumerate(lines, start=1):
-            may_be_cut = number == len(lines)
             try:
                 row = json.loads(line)
-                may_be_cut &= not line.endswith(b"\n")
                 if not isinstance(row, dict):
                     raise ValueError(f"it holds {row!r}")
                 check(row)
             except (ValueError, KeyError, TypeError, RecursionError) as error:
-                if may_be_cut:
+                if number == len(lines) and not line.endswith(b"\n"):
                     break
                 why = f"it has no {error}" if isinstance(error, KeyError) else error
                 raise RunFolderError(
@@ -164,25 +135,29 @@ class RunFolder:
         return rows
 
 
-@contextlib.contextmanager
-def writing(name: str, folder: Path) -> Iterator[None]:
+def writing(name: str, folder: Path) -> AbstractContextManager[None]:
     """Raise a `RunFolderError` that says how to resume in place of an `OSError`."""
-    try:
-        yield
-    except OSError as error:
-        raise RunFolderError(
-            f"{name} could not be written in {folder} ({error}). What was saved before is as it "
-            "was: once there is room and leave to write, give the same command again to resume."
-        ) from error
+    return refused(
+        f"{name} could not be written in {folder}",
+        "What was saved before is as it was: once there is room and leave to write, give the same "
+        "command again to resume.",
+    )
+
+
+def reading(path: Path) -> AbstractContextManager[None]:
+    """Raise a `RunFolderError` that says how to resume in place of an `OSError`."""
+    return refused(
+        f"{path} cannot be read",
+        "Everything was left as it is: give the same command again when it can.",
+    )
 
 
 def read_bytes(path: Path) -> bytes:
-    """What a file of a run folder holds; a `RunFolderError` if it cannot be read."""
-    try:
+    """What a file of a run folder holds, nothing if it is not there."""
+    with reading(path), contextlib.suppress(FileNotFoundError):
         check_regular(path)
         return path.read_bytes()
-    except OSError as error:
-        raise RunFolderError(f"{path} cannot be read ({error}); it was left as it is.") from error
+    return b""
 
 
 def read_json(path: Path) -> Any:
@@ -193,8 +168,16 @@ def read_json(path: Path) -> Any:
         raise RunFolderError(f"{path} is damaged ({error}); remove the run folder.") from error
 
 
-def _placeless(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name != _PLACE}
+def _identity(config: Any) -> Any:
+    """A configuration as it reads back from JSON, without the place of the data.
+
+    The data is known by its digest, and may be moved.
+    """
+
+    def placeless(values: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if name != _PLACE}
+
+    return json.loads(json.dumps(config), object_hook=placeless)
 
 
 def as_json(config: Any) -> dict[str, Any]:

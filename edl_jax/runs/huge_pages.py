@@ -2,43 +2,33 @@
 
 XLA asks for the memory of a training step anew in every step, and the kernel then clears it page by
 page: a third of the processor time of a ResNet-8 step, in pages of 4 KiB. With huge pages that is
-next to nothing (docs/speed.md). glibc reads its settings once, when a program starts.
+next to nothing (docs/speed.md). glibc, from 2.35 on, reads the setting when a program starts.
 """
 
 import contextlib
 import os
-import platform
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 VARIABLE, SETTING = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
-_FIRST_GLIBC = (2, 35)  # that has the setting
 _KERNEL = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def restart_with_huge_pages() -> None:
-    """Start this command again with glibc set to ask for huge pages, where that is needed.
+    """Become the same command with glibc set to ask for huge pages, where that is needed.
 
-    Call it first thing in a program, before threads and before JAX. It returns, having changed
-    nothing, if `GLIBC_TUNABLES` is set to anything, empty included; if the kernel does not give
-    huge pages on request; or if the C library is not glibc 2.35 or later. Otherwise the process
-    (its id, terminal and arguments stay) becomes the same command with the variable set.
+    Call it first thing in a program, before threads and before JAX.
     """
     if wanted(os.environ):
-        # Whatever keeps the restart from happening, the program can do without it.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # the program can do without it
             environment = {**os.environ, VARIABLE: SETTING}
             os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
 def wanted(environment: Mapping[str, str], kernel: Path = _KERNEL) -> bool:
-    """Whether a restart would give huge pages, and nothing was said against it."""
+    """Whether the kernel gives huge pages on request, and nothing, be it empty, is set already."""
     if VARIABLE in environment or not sys.executable:
-        return False
-    library, version = platform.libc_ver()
-    number = tuple(int(part) for part in version.split(".") if part.isdigit())
-    if library != "glibc" or number < _FIRST_GLIBC:
         return False
     try:
         return "[madvise]" in kernel.read_text()

@@ -25,7 +25,6 @@ _SECONDS_BETWEEN_TRIES = 0.2
 _SECONDS_LONGER = 1.0  # that the others wait: the first process knows who is missing
 _SECONDS_TO_PART = 10  # how long the end of one process waits for the end of the others
 _SECONDS_TO_SPEAK = 1.0  # of whoever calls
-_LONGEST = 2_000  # characters of what one says
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,19 +50,16 @@ class Processes(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = [self.coordinator, self.num_processes, self.process_id]
-        if any(x is not None for x in given) and (None in given or self.auto):
+        address, count, index = self.coordinator, self.num_processes, self.process_id
+        if (address, count, index) == (None, None, None):
+            return
+        if address is None or count is None or index is None or self.auto or not 0 <= index < count:
             raise ConfigError(
-                f"coordinator is {self.coordinator!r}, num_processes {self.num_processes!r} and "
-                f"process_id {self.process_id!r}; expected all three or none, and none with auto."
+                f"coordinator is {address!r}, num_processes {count!r} and process_id {index!r}; "
+                "expected all three or none, none with auto, and a process_id from 0 to "
+                "num_processes - 1."
             )
-        count, index = self.num_processes, self.process_id
-        if count is not None and index is not None and not 0 <= index < count:
-            raise ConfigError(
-                f"process_id is {index} of num_processes {count}; expected 0 to {count - 1}."
-            )
-        if self.coordinator is not None:
-            host_and_port(self.coordinator)
+        host_and_port(address)
 
     @property
     def several(self) -> bool:
@@ -71,21 +67,21 @@ class Processes(Checked):
         return self.auto or self.coordinator is not None
 
     def join(self) -> None:
-        """Meet the other processes, before anything else is asked of JAX; none: do nothing.
+        """Meet the other processes, if any, before anything else is asked of JAX.
 
         Raises:
           ProcessError: if they cannot be found or reached, or have other devices than this one.
         """
         if not self.several:
             return
-        # JAX would take SIGTERM for itself, and old versions do: `sigterm_noticed` takes it back.
+        # JAX would take SIGTERM for itself; where it does, `sigterm_noticed` takes it back.
         with contextlib.suppress(AttributeError):
             jax.config.update("jax_enable_preemption_service", False)
         bind = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", self.coordinator)
         address, count, index = self.coordinator, self.num_processes, self.process_id
         try:
             if self.auto:
-                address, count, index = _detected(self.timeout)
+                address, count, index = _detected(math.ceil(self.timeout))
             if address is not None and count is not None and index is not None:
                 meet(address, count, index, seconds=self.timeout, bind=bind)
             jax.distributed.initialize(
@@ -104,24 +100,20 @@ class Processes(Checked):
         connect_devices()
 
 
-def _detected(timeout: Positive) -> tuple[Any, Any, Any]:
+def _detected(seconds: int) -> tuple[Any, Any, Any]:
     """What JAX finds of the others: address, number and this one's index; None if nothing."""
     try:
         from jax._src.clusters import ClusterEnv  # it has no public name
 
         address = os.environ.get("JAX_COORDINATOR_ADDRESS")
         detect = ClusterEnv.auto_detect_unset_distributed_params
-        return detect(address, None, None, None, None, math.ceil(timeout))[:3]
+        return detect(address, None, None, None, None, seconds)[:3]
     except (ImportError, AttributeError, TypeError):  # in another version of JAX: it looks itself
         return None, None, None
 
 
 def host_and_port(address: str) -> tuple[str, int]:
-    """The two parts of `HOST:PORT`, where HOST is a name, an IPv4 address or an IPv6 one in [].
-
-    Raises:
-      ConfigError: if the address has other parts.
-    """
+    """The two parts of `HOST:PORT`, where HOST is a name, an IPv4 address or an IPv6 one in []."""
     with contextlib.suppress(ValueError):  # of a port that is none
         parts = urlsplit(f"//{address}")
         if parts.hostname and parts.port and parts.netloc == address:
@@ -132,26 +124,16 @@ def host_and_port(address: str) -> tuple[str, int]:
     )
 
 
-def meet(address: str, count: int, index: int, *, seconds: float, bind: str | None) -> None:
-    """Wait until all processes are there.
+def meet(address: str, count: int, index: int, *, seconds: float, bind: str | None = None) -> None:
+    """Wait until all processes are there; a `ProcessError` says in each why they did not meet.
 
-    Args:
-      address: `HOST:PORT` of the first process; free again when this returns.
-      count: how many processes there are.
-      index: index of this process, from 0.
-      seconds: how long to wait.
-      bind: `HOST:PORT` at which the first process listens; all its addresses where None.
-
-    Raises:
-      ProcessError: if they do not come in time, the first cannot listen, two have the same index,
-        or one expects another number of processes.
-      ConfigError: if an address is not of the form HOST:PORT.
+    The first listens at `bind`, or at that port of all its host's addresses, until this returns.
     """
     at, deadline = host_and_port(address), time.monotonic() + seconds
     if index:
-        problem = _call(at, count, index, deadline + _SECONDS_LONGER)
+        problem = _call(at, [index, count], deadline + _SECONDS_LONGER)
     else:
-        problem = _gather(host_and_port(bind) if bind else ("", at[1]), count, deadline)
+        problem = _gather(host_and_port(bind) if bind else ("0.0.0.0", at[1]), count, deadline)
     if problem:
         raise ProcessError(
             f"the processes did not meet (process {index} of {count}, coordinator {address}, "
@@ -162,62 +144,47 @@ def meet(address: str, count: int, index: int, *, seconds: float, bind: str | No
 
 def _gather(at: tuple[str, int], count: int, deadline: float) -> str:
     """Be the first process: hear the others, and tell them that all are there, or what is wrong."""
-    here: dict[int, socket.socket] = {}
-    others: list[socket.socket] = []
-    problem = ""
+    others, missing, problem = [], set(range(1, count)), ""
     with contextlib.ExitStack() as stack:
         try:
-            server = stack.enter_context(_listening(at))
-            while not problem and len(here) < count - 1:
+            family = socket.getaddrinfo(*at, type=socket.SOCK_STREAM)[0][0]
+            server = stack.enter_context(socket.create_server(at, family=family))
+            while missing and not problem:
                 server.settimeout(max(0.01, deadline - time.monotonic()))
                 other = stack.enter_context(server.accept()[0])
-                match _line(other, _SECONDS_TO_SPEAK):
-                    case {"process": int(index), "of": int(expected)}:
-                        pass
-                    case _:
-                        continue  # not one of ours
-                here = {x: other for x, other in here.items() if not _has_left(other)}
-                if expected != count or not 0 < index < count:
-                    problem = (
-                        f"process {index} came and expects {expected} processes, process 0 {count}"
-                    )
-                elif index in here:
-                    problem = f"two processes came with the index {index}"
-                here[index] = other
-                others.append(other)
+                match _heard(other, _SECONDS_TO_SPEAK):
+                    case [int(index), int(expected)]:  # one of ours
+                        others.append(other)
+                        if expected != count:
+                            problem = f"process {index} came and expects {expected} processes"
+                            problem += f", process 0 {count}"
+                        elif index not in missing:
+                            problem = f"two processes came with the index {index}"
+                        missing -= {index}
         except TimeoutError:
-            missing = [str(x) for x in range(1, count) if x not in here]
-            names = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
-            problem = f"process {names} of {count} did not come to {at[0] or '*'}:{at[1]} in time"
+            names = ", ".join(map(str, sorted(missing)[:10])) + ", ..." * (len(missing) > 10)
+            problem = f"process {names} of {count} did not come to {at[0]}:{at[1]} in time"
         except OSError as error:
             return f"process 0 cannot listen there ({error}): give a free port of its host"
         for other in others:
-            _say(other, {"problem": problem})
+            _say(other, problem)
     return problem
 
 
-def _call(at: tuple[str, int], count: int, index: int, deadline: float) -> str:
+def _call(at: tuple[str, int], who: list[int], deadline: float) -> str:
     """Be one of the others: call at the first process until it answers that all are there."""
     trouble = "nothing was tried"
     while (left := deadline - time.monotonic()) > 0:
         try:
             with socket.create_connection(at, timeout=left) as first:
-                _say(first, {"process": index, "of": count})
+                _say(first, who)
                 trouble = "something answers, but others are missing, or it is another program"
-                match _line(first, deadline - time.monotonic()):
-                    case {"problem": str(problem)}:
-                        return problem
+                if isinstance(problem := _heard(first, deadline - time.monotonic()), str):
+                    return problem
         except OSError as error:
             trouble = f"process 0 cannot be reached: {error}"
         time.sleep(_SECONDS_BETWEEN_TRIES)
     return trouble
-
-
-def _listening(at: tuple[str, int]) -> socket.socket:
-    if not at[0] and socket.has_dualstack_ipv6():
-        return socket.create_server(at, family=socket.AF_INET6, dualstack_ipv6=True)
-    family = socket.getaddrinfo(*at, type=socket.SOCK_STREAM)[0][0]
-    return socket.create_server(at, family=family)
 
 
 def _say(other: socket.socket, value: Any) -> None:
@@ -225,19 +192,11 @@ def _say(other: socket.socket, value: Any) -> None:
         other.sendall(json.dumps(value).encode() + b"\n")
 
 
-def _line(other: socket.socket, seconds: float) -> Any:
+def _heard(other: socket.socket, seconds: float) -> Any:
     """The JSON value that the other says in one line in time, None if it says something else."""
     try:
         other.settimeout(max(0.01, seconds))
         with other.makefile("rb") as stream:
-            return json.loads(stream.readline(_LONGEST))
+            return json.loads(stream.readline(2000))
     except (OSError, ValueError, RecursionError):
         return None
-
-
-def _has_left(other: socket.socket) -> bool:
-    other.setblocking(False)
-    try:
-        return not other.recv(1)
-    except OSError as error:
-        return not isinstance(error, BlockingIOError)

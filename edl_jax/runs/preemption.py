@@ -26,10 +26,9 @@ def exit_status(stop: KeyboardInterrupt) -> int:
 def stop_once() -> None:
     """Let the first SIGINT or SIGTERM of a process end it in order, and a late second one at once.
 
-    For a command, until its end. The first is raised as `KeyboardInterrupt` or `Terminated`, so
-    that files half written are removed. What comes within a second is the same wish sent again, as
-    a wrapper and a terminal both do: it would interrupt the tidying up. A later one ends the
-    process where it is.
+    The first is raised as `KeyboardInterrupt` or `Terminated`, so that files half written are
+    removed. What comes within a second is the same wish sent again, as a wrapper and a terminal
+    both do: it would interrupt the tidying up.
     """
     first: list[float] = []
 
@@ -40,57 +39,53 @@ def stop_once() -> None:
         if time.monotonic() - first[0] > _SECONDS_AT_ONCE:
             os._exit(128 + number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) != signal.SIG_IGN:  # such as of a job in the background
-            signal.signal(number, stop)
+    _handle(stop)
 
 
 def stop_silently() -> None:
     """Let SIGINT and SIGTERM end a process, which is ending by itself, without a traceback."""
+    _handle(signal.SIG_DFL)
+
+
+def _handle(how: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)
+        if signal.getsignal(number) != signal.SIG_IGN:  # such as of a job in the background
+            signal.signal(number, how)
 
 
 @contextlib.contextmanager
 def sigterm_noticed() -> Iterator[Callable[[], bool]]:
-    """Notice SIGTERM instead of dying of it.
-
-    Gives a function that says whether it has come. Only the main thread can take signals; in
-    another one nothing is noticed, and SIGTERM does what it did before.
-    """
-    noticed = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield noticed.is_set
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: noticed.set())
-    try:
-        yield noticed.is_set
-    finally:
-        # None: a handler that is not Python's, and cannot be given back.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+    """Notice SIGTERM instead of dying of it: gives a function that says whether it has come."""
+    with _noticed(signal.SIGTERM) as came:
+        yield lambda: bool(came)
 
 
 @contextlib.contextmanager
 def interrupt_deferred() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait for the end of the block, which they would leave half done.
-
-    Only in the main thread, and not where they are ignored.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    """Let Ctrl-C and SIGTERM wait for the end of the block, which they would leave half done."""
     came: list[int] = []
-    # Ctrl-C last: given back last, it finds the other given back when it raises.
-    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
-    deferred = {each: how for each, how in before.items() if how not in (signal.SIG_IGN, None)}
     try:
-        for each in deferred:
-            signal.signal(each, lambda number, _: came.append(number))
-        yield
+        # Ctrl-C last: given back last, it finds the other given back when it raises.
+        with _noticed(signal.SIGTERM, signal.SIGINT) as came:
+            yield
     finally:
-        for each, how in deferred.items():
+        for each in sorted({*came}, reverse=True):  # SIGTERM, SIGINT
+            signal.raise_signal(each)
+
+
+@contextlib.contextmanager
+def _noticed(*numbers: signal.Signals) -> Iterator[list[int]]:
+    """Collect signals instead of heeding them: in the main thread, where they are not ignored."""
+    came: list[int] = []
+    is_main = threading.current_thread() is threading.main_thread()
+    before = {each: signal.getsignal(each) for each in numbers if is_main}
+    if before.get(signal.SIGTERM, signal.SIG_DFL) is None:  # of JAX, and cannot be given back
+        before[signal.SIGTERM] = signal.SIG_DFL
+    taken = {each: how for each, how in before.items() if how not in (signal.SIG_IGN, None)}
+    try:
+        for each in taken:
+            signal.signal(each, lambda number, _: came.append(number))
+        yield came
+    finally:
+        for each, how in taken.items():
             signal.signal(each, how)
-        for each in deferred:
-            if each in came:
-                signal.raise_signal(each)

@@ -1,55 +1,41 @@
 """Files that are whole or absent, and that outlive the machine once they are written.
 
-Whatever cannot be read or written here raises an `OSError`, and is left as it was.
+What cannot be read or written raises an `OSError`, and is left as it was; `refused` turns that into
+a `RunFolderError`.
 """
 
 import contextlib
 import os
 import re
+import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
-from edl_jax.errors import ConfigError
+from edl_jax.errors import ConfigError, RunFolderError
 from edl_jax.runs.preemption import interrupt_deferred
 
-# Can only be read by setting it, which other threads would notice: once, at import.
-_UMASK = os.umask(0)
-os.umask(_UMASK)
 _ADDRESS = re.compile("[a-z][a-z0-9+.-]+:/")  # such as gs://..., in a Path gs:/...
 TEMPORARY = ".edl-tmp"  # ends the name of what is being written or removed
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
-    """A path as a user gave it, with `~` expanded to the home folder.
+    """A path as a user gave it, with `~` expanded to the home folder; `ConfigError` if it is none.
 
-    Raises:
-      ConfigError: if it is no path, is empty or an address such as `gs://...`, cannot be
-        encoded, or its home folder is not known.
+    Addresses such as `gs://...` are refused, and names that are not in UTF-8: Orbax takes neither.
     """
-    try:
+    with contextlib.suppress(TypeError, UnicodeEncodeError, RuntimeError):
         given = os.fspath(path)
-        if not isinstance(given, str):
-            raise TypeError
-        if not given or "\0" in given:
-            raise ConfigError(f"the path is {path!r}; expected a path of at least one character.")
-        os.fsencode(given)
-        if _ADDRESS.match(given):
-            raise ConfigError(
-                f"the path is {given!r}, an address; expected a path of this machine: copy or "
-                "mount there what lies at the address."
-            )
-        return Path(given).expanduser()
-    except TypeError as error:
-        raise ConfigError(f"the path is {path!r}; expected a string or a pathlib.Path.") from error
-    except UnicodeEncodeError as error:
-        raise ConfigError(f"the path is {path!r}, which no file system can hold.") from error
-    except RuntimeError as error:
-        raise ConfigError(f"the path is {path!r}, whose home folder is not known.") from error
+        is_text = isinstance(given, str) and given.encode() and "\0" not in given
+        if is_text and not _ADDRESS.match(given):
+            return Path(given).expanduser()
+    raise ConfigError(
+        f"the path is {path!r}; expected a string or a pathlib.Path, not empty, in UTF-8, of this "
+        "machine (copy or mount there what lies at an address), and after ~ a known home folder."
+    )
 
 
 def user_cache() -> Path | None:
@@ -61,26 +47,31 @@ def user_cache() -> Path | None:
 
 
 @contextlib.contextmanager
+def refused(what: str, todo: str) -> Iterator[None]:
+    """Raise a `RunFolderError` that says what cannot be done, and what to do, for an `OSError`."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFolderError(f"{what} ({error}). {todo}") from error
+
+
+@contextlib.contextmanager
 def open_atomically(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path` for writing; rename it at the end: never half a file."""
     make_folder(path.parent)
-    temporary = None
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
     try:
-        with interrupt_deferred():
-            handle, temporary = tempfile.mkstemp(TEMPORARY, f".{path.name}.", path.parent)
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_UMASK)  # as any new file; mkstemp's are private
         with interrupt_deferred():
             os.replace(temporary, path)
             sync(path.parent)
     except BaseException:
         # Perhaps the second signal of two: the first must not leave the file behind.
-        with interrupt_deferred(), contextlib.suppress(FileNotFoundError):
-            if temporary is not None:
-                os.unlink(temporary)
+        with interrupt_deferred(), contextlib.suppress(OSError):
+            os.unlink(temporary)
         raise
 
 
@@ -113,13 +104,8 @@ def check_regular(path: Path) -> None:
 
 
 def make_folder(path: Path, mode: int = 0o777) -> None:
-    """Make a folder, with a mode less the umask, and its parents where they are missing."""
+    """Make a folder, of that mode, and its parents where they are missing."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    for folder in missing:
-        if folder.is_symlink():  # of which the system says only that it exists
-            raise FileNotFoundError(
-                f"{folder} is a symbolic link to {os.readlink(folder)}, which is not there"
-            )
     path.mkdir(mode, parents=True, exist_ok=True)
     for folder in missing:
         sync(folder.parent)
@@ -144,7 +130,4 @@ def sync_tree(path: Path) -> None:
 def sweep(path: Path) -> None:
     """Remove what killed processes were writing or removing in a folder, not in those in it."""
     for left in path.glob(f".*{TEMPORARY}"):
-        if left.is_dir():
-            shutil.rmtree(left)
-        else:
-            left.unlink()
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
