@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
-from edl_jax.errors import ConfigError
+from edl_jax.errors import ConfigError, shortened
 
 Part = TypeVar("Part")
 Registered = TypeVar("Registered")
@@ -23,9 +23,9 @@ class Registry(Mapping[str, Part], Generic[Part]):
     'squared_miss'
     """
 
-    def __init__(self, kind: str):
-        """`kind` says in errors what the table holds, "severity" for one."""
-        self._kind = kind
+    def __init__(self, kind: str, part: Any = Callable):
+        """`kind` says in errors what the table holds, "severity" for one; `part` is its type."""
+        self._kind, self._type = kind, part
         self._parts: dict[str, Part] = {}
         self._protected: frozenset[str] = frozenset()
 
@@ -46,6 +46,11 @@ class Registry(Mapping[str, Part], Generic[Part]):
             )
 
         def add(part: Registered) -> Registered:
+            if not isinstance(part, self._type):
+                kind = "function or class" if self._type is Callable else self._type.__name__
+                raise ConfigError(
+                    f"the {self._kind} {name!r} is {shortened(repr(part))}; expected a {kind}."
+                )
             self._parts[name] = part  # pyright: ignore[reportArgumentType]
             return part
 
