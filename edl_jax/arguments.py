@@ -20,7 +20,6 @@ from edl_jax.runs.storage import user_path
 
 Config = TypeVar("Config")
 _Path = Annotated[str | None, tyro.conf.arg(metavar="PATH")]
-_FEWEST_COLUMNS = 40  # of a terminal; tyro never ends to write its help in a few
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,13 +63,12 @@ def common(argv: Sequence[str]) -> Common:
 
 
 def parse(kind: Any, config_type: type[Any], argv: Sequence[str], prog: str, about: str) -> Any:
-    """The arguments of the command `prog`, an `Arguments`, or what `kind` is, of a configuration.
+    """The arguments of the command `prog`: an `Arguments`, or what `kind` is, of a configuration.
 
-    Raises `EDLError` if a value cannot work; and `SystemExit` after help is printed, or what is
-    wrong with the arguments.
+    `EDLError` if a value cannot work; `SystemExit` after help, or what is wrong with the syntax.
     """
-    if shutil.get_terminal_size().columns < _FEWEST_COLUMNS:
-        os.environ["COLUMNS"] = str(_FEWEST_COLUMNS)
+    if shutil.get_terminal_size().columns < 40:  # tyro never ends to write its help in a few
+        os.environ["COLUMNS"] = "40"
     path, said = common(argv).config, io.StringIO()
     default = kind(settings=config_type() if path is None else load_config(path, config_type))
     try:
@@ -111,8 +109,6 @@ def load_config(path: str | os.PathLike[str], config_type: type[Config]) -> Conf
         del sys.modules[module.__name__]
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == file]
-        if isinstance(error, SyntaxError) and error.filename == file:
-            lines = [error.lineno]
         kind = "" if isinstance(error, EDLError) else f"{type(error).__name__}: "
         raise ConfigError(
             f"{path} cannot be used{f' (line {lines[-1]})' if lines else ''}: {kind}{error}"

@@ -106,6 +106,8 @@ def _plain(value: Any) -> Any:
 
 
 _Rule = tuple[Callable[[Any], bool], str]
+_NUMBERS = {int: ({int}, "a whole number"), float: ({int, float}, "a finite number")}
+_WORDS = {str: "a string", bool: "a truth value", type(None): "None", Any: "a value"}
 
 
 def _rule(hint: Any) -> _Rule:
@@ -113,43 +115,32 @@ def _rule(hint: Any) -> _Rule:
     kind, parts = get_origin(hint), get_args(hint)
     if kind is Literal:
         words = f"one of {', '.join(map(str, parts))}"
-        return lambda value: any(type(value) is type(x) and value == x for x in parts), words
+        return lambda x: any(type(x) is type(part) and x == part for part in parts), words
     if kind in (Union, types.UnionType):
         rules = [_rule(part) for part in parts]
         words = " or ".join(words for _, words in rules)
-        return lambda value: any(fits(value) for fits, _ in rules), words
+        return lambda x: any(fits(x) for fits, _ in rules), words
     if kind is Annotated:
-        fits_type, words = _rule(parts[0])
         bounds = [rule for part in parts[1:] if (rule := _bound(part))]
-        bounds_in_words = " and ".join(words for _, words in bounds)
-        is_name = bounds_in_words.startswith("one of ")
-        words = bounds_in_words if is_name else ", ".join(filter(None, [words, bounds_in_words]))
-        return lambda value: fits_type(value) and all(fits(value) for fits, _ in bounds), words
-    if kind is tuple:
-        fits, words = _rule(parts[0])
-        return lambda x: isinstance(x, tuple) and all(map(fits, x)), f"a tuple (each {words})"
-    if kind is dict:
-        fits, words = _rule(parts[1])
+        words = " and ".join(words for _, words in bounds)
+        fits_type, type_words = _rule(parts[0])
+        if not words.startswith("one of "):
+            words = ", ".join(filter(None, [type_words, words]))
+        return lambda x: fits_type(x) and all(fits(x) for fits, _ in bounds), words
+    if kind in (tuple, dict):
+        fits, words = _rule(parts[0 if kind is tuple else 1])
+        if kind is tuple:
+            return lambda x: isinstance(x, tuple) and all(map(fits, x)), f"a tuple (each {words})"
+        words = f"a dictionary by name (each {words})"
         return (
             lambda x: isinstance(x, dict) and all(isinstance(k, str) and fits(x[k]) for k in x),
-            f"a dictionary by name (each {words})",
+            words,
         )
-    if hint in (int, float):
-        number = int if hint is int else int | float
-        return (
-            lambda x: (
-                isinstance(x, number)
-                and x is not True
-                and x is not False
-                and abs(x) <= sys.float_info.max
-            ),
-            "a whole number" if hint is int else "a finite number",
-        )
-    words = {str: "a string", bool: "a truth value", type(None): "None", Any: "a value"}
-    return (
-        lambda value: hint is Any or isinstance(value, hint),
-        words.get(hint) or f"an instance of {hint.__name__}",
-    )
+    if hint in _NUMBERS:
+        kinds, words = _NUMBERS[hint]
+        return lambda x: type(x) in kinds and abs(x) <= sys.float_info.max, words
+    words = _WORDS.get(hint) or f"an instance of {hint.__name__}"
+    return lambda x: hint is Any or isinstance(x, hint), words
 
 
 def _bound(bound: Any) -> _Rule | None:

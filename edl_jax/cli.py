@@ -33,30 +33,34 @@ from edl_jax.training import TrainConfig, train
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `edl COMMAND [ARGUMENTS]`.
+    """Run `edl COMMAND [ARGUMENTS]`; returns the exit status.
 
-    Returns:
-      The exit status: 0, `EXIT_REFUSED` for a request that cannot be met, `EXIT_PREEMPTED` for a
-      run that SIGTERM stopped and that has saved what it needs to resume, `EXIT_INTERRUPTED` for
-      Ctrl-C, after which a run resumes from what was saved before.
+    It is 0, `EXIT_REFUSED`, `EXIT_PREEMPTED` of a run that SIGTERM stopped and that resumes from
+    there, or `EXIT_INTERRUPTED` by Ctrl-C, after which it resumes from what was saved before.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # stderr never fails at a character by itself
         sys.stdout.reconfigure(errors="replace")
     name, *rest = (sys.argv[1:] if argv is None else argv) or [""]
     if name not in _COMMANDS:
-        return _usage(name)
+        is_help = name in ("-h", "--help")
+        said = [f"edl: unknown command {name!r}"] if name and not is_help else []
+        said += ["usage: edl COMMAND [ARGUMENTS]; edl COMMAND --help explains each argument\n"]
+        said += [f"  {known:10} {_about(known)}" for known in _COMMANDS]
+        print("\n".join(said), file=sys.stdout if is_help else sys.stderr)
+        return 0 if is_help else EXIT_REFUSED
     config_type, command = _COMMANDS[name]
     takes = inspect.signature(command).parameters
-    prog, about = f"edl {name}", _summary(name)
-    run_dir, is_chosen = None, False  # by this command, and told in errors then
+    prog, about = f"edl {name}", _about(name)
+    run_dir, advice = None, ""
     try:
         if config_type is None:
             command(argparse.ArgumentParser(prog=prog, description=about), rest)
             return 0
         kind: Any = SweepArguments if "executor" in takes else Arguments
         arguments = parse(kind, config_type, rest, prog, about)
-        is_chosen = arguments.run_dir is None
+        is_chosen = arguments.run_dir is None  # by this command, which tells it then
         run_dir = default_run_dir(name) if is_chosen else user_path(arguments.run_dir)
+        advice = f" Add --run-dir {run_dir} to the command." if is_chosen else ""
         keep_compiled()
         # A run tells its progress in plain lines where there is no terminal.
         is_told = name in ("pretrain", "train") or sys.stderr.isatty()
@@ -65,9 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "progress": is_told and not arguments.quiet,
             "executor": getattr(arguments, "executor", None),
         }
-        unseen = contextlib.redirect_stdout(io.StringIO())
-        with unseen if arguments.quiet else contextlib.nullcontext():
-            taken = {key: value for key, value in offered.items() if key in takes}
+        taken = {key: value for key, value in offered.items() if key in takes}
+        with contextlib.redirect_stdout(io.StringIO() if arguments.quiet else sys.stdout):
             found = command(arguments.settings, **taken)
             if isinstance(found, studies.Study):
                 _show(found, run_dir)
@@ -78,19 +81,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_REFUSED if stop.code else 0
     except EDLError as error:
         is_resumable = isinstance(error, Preempted | ProcessError | RunFolderError)
-        where = f" Add --run-dir {run_dir} to the command." if is_chosen and is_resumable else ""
-        print(f"{prog}: {error}{where}", file=sys.stderr)
+        print(f"{prog}: {error}{advice if is_resumable else ''}", file=sys.stderr)
         return EXIT_PREEMPTED if isinstance(error, Preempted) else EXIT_REFUSED
     except KeyboardInterrupt as stop:
         if run_dir is None:
             raise
-        where = f", with --run-dir {run_dir}," if is_chosen else ""
         by = "SIGTERM" if isinstance(stop, Terminated) else "Ctrl-C"
-        print(
-            f"\n{prog}: stopped by {by}. What was saved is kept: the same command{where} "
-            "resumes from there.",
-            file=sys.stderr,
-        )
+        kept = f"What was saved is kept: the same command resumes from there.{advice}"
+        print(f"\n{prog}: stopped by {by}. {kept}", file=sys.stderr)
         return exit_status(stop)
     return 0
 
@@ -104,13 +102,11 @@ def _pretrain(config: PretrainConfig, run_dir: Path, progress: bool) -> None:
     if not is_first():
         return
     num_classes = config.class_counts[len(config.class_counts) // 2]
-    evolution = plot_evolution(result.history, result.held_out)
+    course = plot_evolution(result.history, result.held_out)
     beside = plot_loss({"evolved": result.loss}, num_classes=num_classes)
-    figures = {
-        "evolution": ("The course of the evolution.", evolution),
-        "loss": ("The loss beside cross-entropy.", beside),
-        **_surface(result.loss, num_classes),
-    }
+    figures = {"evolution": ("The course of the evolution.", course)}
+    figures |= {"loss": ("The loss beside cross-entropy.", beside)}
+    figures |= _surface(result.loss, num_classes)
     _tell("Evolved loss", _overall(result.metrics), figures, run_dir)
     print(f"\nThe loss is in {run_dir / 'loss.safetensors'}")
 
@@ -176,15 +172,12 @@ def _export(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 def _losses(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     """List the losses that --loss and --losses take, with their references."""
     parser.parse_args(argv)
-    wrapped = textwrap.TextWrapper(
-        shutil.get_terminal_size().columns,  # 80 where the output is no terminal
-        initial_indent="    ",
-        subsequent_indent="    ",
-        break_on_hyphens=False,
-        break_long_words=False,  # a link that is cut is none
+    columns = shutil.get_terminal_size().columns
+    wrapper = textwrap.TextWrapper(  # a link that is cut is none
+        columns, "    ", "    ", break_on_hyphens=False, break_long_words=False
     )
     for name, *texts in list_losses():
-        print("\n".join([name, *map(wrapped.fill, texts)]), end="\n\n")
+        print("\n".join([name, *map(wrapper.fill, texts)]), end="\n\n")
     print("Or with options: focal(gamma=3). Or a loss file: mine.safetensors.")
 
 
@@ -246,16 +239,5 @@ _COMMANDS: dict[str, tuple[type | None, Callable[..., Any]]] = {
 }
 
 
-def _summary(name: str) -> str:
+def _about(name: str) -> str:
     return (_COMMANDS[name][1].__doc__ or "").partition("\n")[0]
-
-
-def _usage(asked: str) -> int:
-    is_help = asked in ("-h", "--help")
-    stream = sys.stdout if is_help else sys.stderr
-    if asked and not is_help:
-        print(f"edl: unknown command {asked!r}", file=stream)
-    print("usage: edl COMMAND [ARGUMENTS]; edl COMMAND --help explains them\n", file=stream)
-    for name in _COMMANDS:
-        print(f"  {name:10} {_summary(name)}", file=stream)
-    return 0 if is_help else EXIT_REFUSED

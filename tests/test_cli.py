@@ -111,7 +111,7 @@ def test_train_and_compare_on_digits(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("\n\ndef get_config(:", r"config\.py cannot be used \(line 3\): SyntaxError: "),
+        ("\n\ndef get_config(:", r"config\.py cannot be used: SyntaxError: .*config\.py, line 3"),
         ("import json\ndef get_config():\n    json.loads('{')", r"\(line 3\): JSONDecodeError: "),
         (
             "from edl_jax import TrainConfig\nget_config = lambda: TrainConfig(epochs=-1)",
