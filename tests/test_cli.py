@@ -8,6 +8,7 @@ import itertools
 import os
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -63,14 +64,23 @@ def test_configs_load_and_their_headers_tell_command_time_and_result(path):
         assert word in header
 
 
-def test_pretrain_from_a_config_file_with_overrides(tmp_path, capsys):
-    config = tmp_path / "tiny.py"
-    config.write_text("from tests.test_evolution import TINY\ndef get_config(): return TINY\n")
-    run_dir = tmp_path / "run"
-    arguments = ["--config", str(config), "--generations", "3", "--run-dir", str(run_dir)]
-    assert cli.main(["pretrain", *arguments]) == 0
+def test_pretrain_from_a_config_file_with_overrides(tiny_pretraining, tmp_path, capsys):
+    """In the folder of the same run, which is refused to any other: nothing is compiled again."""
+    config, run_dir = tmp_path / "tiny.py", tmp_path / "run"
+    config.write_text(
+        "import dataclasses\n"
+        "from tests.test_evolution import TINY\n"
+        "get_config = lambda: dataclasses.replace(TINY, generations=1)\n"
+    )
+    shutil.copytree(tiny_pretraining[0], run_dir)
+    assert not list(run_dir.glob("*.png"))
+    (run_dir / "loss.safetensors").unlink()
+    arguments = ["pretrain", "--config", str(config), "--run-dir", str(run_dir)]
+    assert cli.main([*arguments, "--generations", "3"]) == 2
+    assert "generations is 5 there and 3 here" in capsys.readouterr().err
+    assert cli.main([*arguments, "--generations", "5"]) == 0
     assert "pairwise_accuracy" in capsys.readouterr().out
-    assert len((run_dir / "metrics.jsonl").read_text().splitlines()) == 3
+    assert len((run_dir / "metrics.jsonl").read_text().splitlines()) == 5
     assert (run_dir / "loss.safetensors").exists()
     assert {path.stem for path in run_dir.glob("*.png")} == {"evolution", "loss", "surface"}
 
