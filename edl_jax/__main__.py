@@ -17,21 +17,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `edl COMMAND [ARGUMENTS]`; returns the exit status (see `edl_jax.cli.main`)."""
     is_command, several, interrupt = argv is None, False, signal.getsignal(signal.SIGINT)
     try:
-        if argv is None:
+        if is_command:
             if interrupt != signal.SIG_IGN:  # libraries, as they load, make of it what they like
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
             restart_with_huge_pages()
-            argv = sys.argv[1:]
-        argv = list(argv)
+        argv = list(sys.argv[1:] if argv is None else argv)
         try:  # JAX reads its settings as it loads
-            from edl_jax.arguments import processes_in
+            from edl_jax.arguments import common
             from edl_jax.runs.devices import check_backend
         except ValueError as error:
             raise EDLError(
                 f"JAX cannot be loaded ({error}). Unset that environment variable (the flag in "
                 "capitals), or give it another value."
             ) from error
-        processes = processes_in(argv)
+        processes = common(argv).processes
         if processes.several and argv[:1] not in (["pretrain"], ["train"]):
             raise ConfigError(
                 f"edl {argv[0]} runs in one process; pretrain and train take several."

@@ -1,14 +1,14 @@
 """What commands take, read from the command line and from configuration files."""
 
-import argparse
 import contextlib
 import dataclasses
 import hashlib
-import importlib.util
 import io
 import os
+import shutil
 import sys
 import traceback
+import types
 from collections.abc import Sequence
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -19,16 +19,16 @@ from edl_jax.runs.joining import Processes
 from edl_jax.runs.storage import user_path
 
 Config = TypeVar("Config")
+_Path = Annotated[str | None, tyro.conf.arg(metavar="PATH")]
 
 
-@dataclasses.dataclass(frozen=True)
-class Arguments(Generic[Config]):
-    """What every command takes besides its configuration."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Common:
+    """What every command with a configuration takes besides it."""
 
-    settings: Annotated[Config, tyro.conf.arg(name="")]
-    config: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
+    config: _Path = None
     """Python file with a `get_config()`; the other arguments override what it gives."""
-    run_dir: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
+    run_dir: _Path = None
     """Run folder, where a run of the same settings resumes; default: runs/COMMAND-DATE-TIME."""
     quiet: bool = False
     """Print nothing but errors, and the run folder where none was given."""
@@ -36,7 +36,14 @@ class Arguments(Generic[Config]):
     """How to find the other processes of the run (pretrain and train)."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arguments(Common, Generic[Config]):
+    """All that a command takes."""
+
+    settings: Annotated[Config, tyro.conf.arg(name="")]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SweepArguments(Arguments[Config]):
     """What the commands take that run many cells."""
 
@@ -45,13 +52,25 @@ class SweepArguments(Arguments[Config]):
     cluster (default: one process a core on a CPU, this process on an accelerator)."""
 
 
-def parse(kind: Any, config_type: type[Any], argv: Sequence[str], prog: str, about: str) -> Any:
-    """The arguments of the command `prog`, an `Arguments`, or what `kind` is, of a configuration.
+def common(argv: Sequence[str]) -> Common:
+    """What a command line says besides the configuration; what is wrong with it `parse` says."""
+    try:
+        return tyro.cli(
+            Common, args=argv, return_unknown_args=True, add_help=False, console_outputs=False
+        )[0]
+    except SystemExit:
+        return Common()
 
-    Raises `EDLError` if a value cannot work; and `SystemExit` after help is printed, or what is
-    wrong with the arguments.
+
+def parse(kind: Any, config_type: type[Any], argv: Sequence[str], prog: str, about: str) -> Any:
+    """The arguments of the command `prog`: an `Arguments`, or what `kind` is, of a configuration.
+
+    `EDLError` if a value cannot work; `SystemExit` after help, or what is wrong with the syntax.
     """
-    default, said = kind(_configured(argv, config_type)), io.StringIO()
+    if shutil.get_terminal_size().columns < 40:  # tyro never ends to write its help in a few
+        os.environ["COLUMNS"] = "40"
+    path, said = common(argv).config, io.StringIO()
+    default = kind(settings=config_type() if path is None else load_config(path, config_type))
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(
@@ -67,31 +86,8 @@ def parse(kind: Any, config_type: type[Any], argv: Sequence[str], prog: str, abo
         raise
 
 
-def processes_in(argv: Sequence[str]) -> Processes:
-    """What a command line says of the processes of the run; what is wrong with it `parse` says."""
-
-    @dataclasses.dataclass(frozen=True)
-    class Part:
-        processes: Processes = Processes()
-
-    how = {"add_help": False, "console_outputs": False}
-    try:
-        return tyro.cli(Part, args=argv, return_unknown_args=True, **how)[0].processes
-    except SystemExit:
-        return Processes()
-
-
-def _configured(argv: Sequence[str], config_type: type[Config]) -> Config:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", nargs="?")  # tyro refuses it without a value
-    path = parser.parse_known_args(argv)[0].config
-    return config_type() if path is None else load_config(path, config_type)
-
-
 def load_config(path: str | os.PathLike[str], config_type: type[Config]) -> Config:
-    """The configuration that a file's `get_config()` gives. Runs the file.
-
-    As of a script, its folder comes first where modules are looked for, as long as it runs.
+    """The configuration that a file's `get_config()` gives. Runs the file, as a script is run.
 
     Raises:
       ConfigError: if there is no such file, it fails, or it gives no `config_type`.
@@ -99,34 +95,29 @@ def load_config(path: str | os.PathLike[str], config_type: type[Config]) -> Conf
     path = user_path(path)
     if not os.path.isfile(path):  # unlike Path.is_file, also of a name that is too long
         raise ConfigError(f"there is no config file at {path}; see configs/ for examples.")
-    absolute = path.absolute()  # as it is called in a traceback
+    file, folder = str(path.absolute()), str(path.absolute().parent)
     # One name for each file: two may be called the same, and each may import the other's classes.
-    name = f"edl_config_{hashlib.sha256(os.fsencode(absolute)).hexdigest()[:12]}"
-    spec = importlib.util.spec_from_file_location(name, absolute)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{path} is no Python file; expected one with a get_config().")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where dataclasses and pickle look for the module of a class
-    sys.path.insert(0, str(absolute.parent))
+    module = types.ModuleType(f"edl_config_{hashlib.sha256(os.fsencode(file)).hexdigest()[:12]}")
+    module.__file__ = file
+    sys.modules[module.__name__] = module  # where dataclasses and pickle look for a class
+    sys.path.insert(0, folder)
     try:
-        spec.loader.exec_module(module)
-        config = module.get_config() if hasattr(module, "get_config") else None
+        exec(compile(path.read_bytes(), file, "exec"), vars(module))
+        get_config = getattr(module, "get_config", None)
+        config = get_config() if get_config else None
     except (Exception, SystemExit) as error:
-        del sys.modules[name]
+        del sys.modules[module.__name__]
         frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if frame.filename == str(absolute)]
-        if isinstance(error, SyntaxError) and error.filename == str(absolute):
-            lines = [error.lineno]
+        lines = [frame.lineno for frame in frames if frame.filename == file]
         kind = "" if isinstance(error, EDLError) else f"{type(error).__name__}: "
         raise ConfigError(
             f"{path} cannot be used{f' (line {lines[-1]})' if lines else ''}: {kind}{error}"
         ) from error
     finally:
         with contextlib.suppress(ValueError):  # the file may have changed the list itself
-            sys.path.remove(str(absolute.parent))
+            sys.path.remove(folder)
     if not isinstance(config, config_type):
-        has_one = hasattr(module, "get_config")
-        found = f"gives {type(config).__name__}" if has_one else "has no get_config()"
+        found = f"gives {type(config).__name__}" if get_config else "has no get_config()"
         raise ConfigError(
             f"{path} {found}; expected a get_config() that returns a {config_type.__name__}."
         )

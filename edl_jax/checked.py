@@ -1,14 +1,4 @@
-"""Checked configurations: a field's annotation says what it may hold.
-
->>> @dataclasses.dataclass(frozen=True)
-... class Walk(Checked):
-...     steps: Annotated[int, Ge(1)] = 10
-...     pace: Literal["slow", "fast"] = "slow"
->>> Walk(steps=0)
-Traceback (most recent call last):
-  ...
-edl_jax.errors.ConfigError: Walk.steps is 0; expected a whole number, at least 1.
-"""
+"""Checked configurations: a field's annotation says what it may hold."""
 
 import dataclasses
 import functools
@@ -49,7 +39,7 @@ class Distinct:
 class Checked:
     """Base of the configurations: frozen dataclasses whose fields are checked when made.
 
-    A field's annotation holds its type and bounds: `Ge`, `Gt`, `Le`, `Lt` and `MinLen` of
+    A field's annotation holds its type and bounds: `Ge`, `Gt`, `Le`, `Lt` and `MinLen(1)` of
     `annotated_types`, `OneOf` and `Distinct`. All numbers have to be finite. A value that means the
     same is turned into the type: a list into a tuple, a path into a string, a NumPy number into
     Python's. A whole number may stand for a float; True and False are not numbers.
@@ -65,14 +55,10 @@ class Checked:
 
 
 def check(name: str, value: Any, hint: Any) -> Any:
-    """The value as a configuration's field with this annotation would hold it.
-
-    Raises:
-      ConfigError: if it does not fit, saying `name`, the value and what was expected.
-    """
-    plain = _plain(value)
-    if not _fits(plain, hint):
-        raise ConfigError(f"{name} is {value!r}; expected {_in_words(hint)}.")
+    """The value as a field with this annotation would hold it, or a `ConfigError` with its name."""
+    plain, (fits, words) = _plain(value), _rule(hint)
+    if not fits(plain):
+        raise ConfigError(f"{name} is {value!r}; expected {words}.")
     return plain
 
 
@@ -119,66 +105,59 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _fits(value: Any, hint: Any) -> bool:
+_Rule = tuple[Callable[[Any], bool], str]
+_NUMBERS = {int: ({int}, "a whole number"), float: ({int, float}, "a finite number")}
+_WORDS = {str: "a string", bool: "a truth value", type(None): "None", Any: "a value"}
+
+
+def _rule(hint: Any) -> _Rule:
+    """Whether a value fits an annotation, and what is expected, in words."""
     kind, parts = get_origin(hint), get_args(hint)
-    if kind is Annotated:
-        return _fits(value, parts[0]) and all(_BOUNDS[type(x)][0](value, x) for x in _bounds(parts))
     if kind is Literal:
-        return any(type(value) is type(part) and value == part for part in parts)
+        words = f"one of {', '.join(map(str, parts))}"
+        return lambda x: any(type(x) is type(part) and x == part for part in parts), words
     if kind in (Union, types.UnionType):
-        return any(_fits(value, part) for part in parts)
-    if kind is tuple:
-        return isinstance(value, tuple) and all(_fits(x, parts[0]) for x in value)
-    if kind is dict:
-        return isinstance(value, dict) and all(
-            _fits(x, parts[0]) and _fits(y, parts[1]) for x, y in value.items()
+        rules = [_rule(part) for part in parts]
+        words = " or ".join(words for _, words in rules)
+        return lambda x: any(fits(x) for fits, _ in rules), words
+    if kind is Annotated:
+        bounds = [rule for part in parts[1:] if (rule := _bound(part))]
+        words = " and ".join(words for _, words in bounds)
+        fits_type, type_words = _rule(parts[0])
+        if not words.startswith("one of "):
+            words = ", ".join(filter(None, [type_words, words]))
+        return lambda x: fits_type(x) and all(fits(x) for fits, _ in bounds), words
+    if kind in (tuple, dict):
+        fits, words = _rule(parts[0 if kind is tuple else 1])
+        if kind is tuple:
+            return lambda x: isinstance(x, tuple) and all(map(fits, x)), f"a tuple (each {words})"
+        words = f"a dictionary by name (each {words})"
+        return (
+            lambda x: isinstance(x, dict) and all(isinstance(k, str) and fits(x[k]) for k in x),
+            words,
         )
-    if hint in (int, float):
-        is_kind = isinstance(value, int if hint is int else int | float)
-        return is_kind and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    return hint is Any or isinstance(value, hint)
+    if hint in _NUMBERS:
+        kinds, words = _NUMBERS[hint]
+        return lambda x: type(x) in kinds and abs(x) <= sys.float_info.max, words
+    words = _WORDS.get(hint) or f"an instance of {hint.__name__}"
+    return lambda x: hint is Any or isinstance(x, hint), words
 
 
-def _in_words(hint: Any) -> str:
-    kind, parts = get_origin(hint), get_args(hint)
-    if kind is Annotated:
-        words = " and ".join(_BOUNDS[type(x)][1](x) for x in _bounds(parts))
-        is_name = words.startswith("one of ")
-        return words if is_name else ", ".join(filter(None, [_in_words(parts[0]), words]))
-    if kind is Literal:
-        return f"one of {', '.join(map(str, parts))}"
-    if kind in (Union, types.UnionType):
-        return " or ".join(map(_in_words, parts))
-    if kind is tuple:
-        return f"a tuple (each {_in_words(parts[0])})"
-    if kind is dict:
-        return f"a dictionary by name (each {_in_words(parts[1])})"
-    return _WORDS.get(hint) or f"an instance of {hint.__name__}"
-
-
-def _bounds(parts: tuple[Any, ...]) -> list[Any]:
-    """The bounds of an annotation's parts, which may hold others' notes, such as tyro's."""
-    return [part for part in parts[1:] if type(part) in _BOUNDS]
-
-
-# Of each kind of bound, whether a value is within, and how to say so.
-_BOUNDS: dict[type, tuple[Callable[[Any, Any], bool], Callable[[Any], str]]] = {
-    Ge: (lambda value, bound: value >= bound.ge, lambda bound: f"at least {bound.ge}"),
-    Gt: (lambda value, bound: value > bound.gt, lambda bound: f"more than {bound.gt}"),
-    Le: (lambda value, bound: value <= bound.le, lambda bound: f"at most {bound.le}"),
-    Lt: (lambda value, bound: value < bound.lt, lambda bound: f"less than {bound.lt}"),
-    MinLen: (
-        lambda value, bound: len(value) >= bound.min_length,
-        lambda bound: "not empty" if bound.min_length == 1 else f"{bound.min_length} or more",
-    ),
-    Distinct: (lambda value, _: len(set(value)) == len(value), lambda _: "all different"),
-    OneOf: (lambda value, bound: value in bound.table, lambda x: f"one of {', '.join(x.table)}"),
-}
-_WORDS = {
-    int: "a whole number",
-    float: "a finite number",
-    str: "a string",
-    bool: "a truth value",
-    type(None): "None",
-    Any: "a value",
-}
+def _bound(bound: Any) -> _Rule | None:
+    """The same of a bound; None of others' notes in an annotation, such as tyro's."""
+    match bound:
+        case Ge(least):
+            return lambda value: value >= least, f"at least {least}"
+        case Gt(least):
+            return lambda value: value > least, f"more than {least}"
+        case Le(most):
+            return lambda value: value <= most, f"at most {most}"
+        case Lt(most):
+            return lambda value: value < most, f"less than {most}"
+        case MinLen(1):
+            return lambda value: len(value) > 0, "not empty"
+        case Distinct():
+            return lambda value: len(set(value)) == len(value), "all different"
+        case OneOf(table):
+            return lambda value: value in table, f"one of {', '.join(table)}"
+    return None

@@ -1,104 +1,100 @@
-"""The command line, made from the configuration dataclasses."""
+"""The commands, a function each, and what they share."""
 
+import argparse
 import contextlib
-import functools
 import importlib.util
+import inspect
 import io
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edl_jax import studies
 from edl_jax.arguments import Arguments, SweepArguments, parse
-from edl_jax.errors import EDLError, Preempted, ProcessError, RunFolderError
+from edl_jax.errors import ConfigError, EDLError, Preempted, ProcessError, RunFolderError
 from edl_jax.evolution import PretrainConfig
 from edl_jax.losses import PRETRAINED, EvolvedLoss
-from edl_jax.losses.by_name import resolve_loss
+from edl_jax.losses.by_name import list_losses, resolve_loss
+from edl_jax.losses.export import export_loss
 from edl_jax.runs.compile_cache import keep_compiled
 from edl_jax.runs.folder import default_run_dir
 from edl_jax.runs.locks import locked
 from edl_jax.runs.preemption import EXIT_PREEMPTED, EXIT_REFUSED, Terminated, exit_status
 from edl_jax.runs.processes import in_any, is_first
 from edl_jax.runs.storage import user_path
-from edl_jax.studies import (
-    AblateConfig,
-    CardConfig,
-    CompareConfig,
-    CoverageConfig,
-    DemoConfig,
-    Study,
-    ablate,
-    card,
-    compare,
-    coverage,
-    demo,
-)
-from edl_jax.studies.figures import (
-    PAGE,
-    check_libraries,
-    plot_evolution,
-    plot_training,
-    write_page,
-)
+from edl_jax.studies.figures import PAGE, check_libraries, plot_evolution, plot_training, write_page
+from edl_jax.studies.report import write_report
 from edl_jax.studies.shape import plot_loss, plot_surface
 from edl_jax.studies.tables import readable
-from edl_jax.tools import TOOLS, run_tool
 from edl_jax.training import TrainConfig, train
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `edl COMMAND [ARGUMENTS]`.
+    """Run `edl COMMAND [ARGUMENTS]`; returns the exit status.
 
-    Returns:
-      The exit status: 0, `EXIT_REFUSED` for a request that cannot be met, `EXIT_PREEMPTED` for a
-      run that SIGTERM stopped and that has saved what it needs to resume, `EXIT_INTERRUPTED` for
-      Ctrl-C, after which a run resumes from what was saved before.
+    It is 0, `EXIT_REFUSED`, `EXIT_PREEMPTED` of a run that SIGTERM stopped and that resumes from
+    there, or `EXIT_INTERRUPTED` by Ctrl-C, after which it resumes from what was saved before.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # stderr never fails at a character by itself
         sys.stdout.reconfigure(errors="replace")
     name, *rest = (sys.argv[1:] if argv is None else argv) or [""]
-    if name in TOOLS:
-        return run_tool(name, rest)
     if name not in _COMMANDS:
-        return _usage(name)
-    config_type, run, summary = _COMMANDS[name]
-    chosen = None  # by this command, and told in errors then
+        is_help = name in ("-h", "--help")
+        said = [f"edl: unknown command {name!r}"] if name and not is_help else []
+        said += ["usage: edl COMMAND [ARGUMENTS]; edl COMMAND --help explains each argument\n"]
+        said += [f"  {known:10} {_about(known)}" for known in _COMMANDS]
+        print("\n".join(said), file=sys.stdout if is_help else sys.stderr)
+        return 0 if is_help else EXIT_REFUSED
+    config_type, command = _COMMANDS[name]
+    takes = inspect.signature(command).parameters
+    prog, about = f"edl {name}", _about(name)
+    run_dir, advice = None, ""
     try:
-        kind: Any = SweepArguments if name in _SWEEPS else Arguments
-        arguments = parse(kind, config_type, rest, f"edl {name}", summary)
-        if arguments.run_dir is None:
-            folder = chosen = default_run_dir(name)
-        else:
-            folder = user_path(arguments.run_dir)
+        if config_type is None:
+            command(argparse.ArgumentParser(prog=prog, description=about), rest)
+            return 0
+        kind: Any = SweepArguments if "executor" in takes else Arguments
+        arguments = parse(kind, config_type, rest, prog, about)
+        is_chosen = arguments.run_dir is None  # by this command, which tells it then
+        run_dir = default_run_dir(name) if is_chosen else user_path(arguments.run_dir)
+        advice = f" Add --run-dir {run_dir} to the command." if is_chosen else ""
         keep_compiled()
         # A run tells its progress in plain lines where there is no terminal.
         is_told = name in ("pretrain", "train") or sys.stderr.isatty()
-        where = (arguments.executor,) if name in _SWEEPS else ()
-        unseen = contextlib.redirect_stdout(io.StringIO())
-        with unseen if arguments.quiet else contextlib.nullcontext():
-            run(arguments.settings, folder, is_told and not arguments.quiet, *where)
-        if arguments.quiet and chosen and is_first():
-            print(chosen)
+        offered = {
+            "run_dir": run_dir,
+            "progress": is_told and not arguments.quiet,
+            "executor": getattr(arguments, "executor", None),
+        }
+        taken = {key: value for key, value in offered.items() if key in takes}
+        with contextlib.redirect_stdout(io.StringIO() if arguments.quiet else sys.stdout):
+            found = command(arguments.settings, **taken)
+            if isinstance(found, studies.Study):
+                _show(found, run_dir)
+        if arguments.quiet and is_chosen and is_first():
+            print(run_dir)
         in_any(False)  # or those that end long before the first would count as gone
+    except SystemExit as stop:  # after help, or what is wrong with the arguments
+        return EXIT_REFUSED if stop.code else 0
     except EDLError as error:
         is_resumable = isinstance(error, Preempted | ProcessError | RunFolderError)
-        where = f" Add --run-dir {chosen} to the command." if chosen and is_resumable else ""
-        print(f"edl {name}: {error}{where}", file=sys.stderr)
+        print(f"{prog}: {error}{advice if is_resumable else ''}", file=sys.stderr)
         return EXIT_PREEMPTED if isinstance(error, Preempted) else EXIT_REFUSED
     except KeyboardInterrupt as stop:
-        where = f", with --run-dir {chosen}," if chosen else ""
+        if run_dir is None:
+            raise
         by = "SIGTERM" if isinstance(stop, Terminated) else "Ctrl-C"
-        print(
-            f"\nedl {name}: stopped by {by}. What was saved is kept: the same command{where} "
-            "resumes from there.",
-            file=sys.stderr,
-        )
+        kept = f"What was saved is kept: the same command resumes from there.{advice}"
+        print(f"\n{prog}: stopped by {by}. {kept}", file=sys.stderr)
         return exit_status(stop)
     return 0
 
 
 def _pretrain(config: PretrainConfig, run_dir: Path, progress: bool) -> None:
+    """Evolve a loss on synthetic prediction-label pairs."""
     from edl_jax.evolution.pretraining import pretrain  # loads matplotlib, by evosax's problems
 
     check_libraries()
@@ -106,20 +102,17 @@ def _pretrain(config: PretrainConfig, run_dir: Path, progress: bool) -> None:
     if not is_first():
         return
     num_classes = config.class_counts[len(config.class_counts) // 2]
+    course = plot_evolution(result.history, result.held_out)
     beside = plot_loss({"evolved": result.loss}, num_classes=num_classes)
-    figures = {
-        "evolution": (
-            "The course of the evolution.",
-            plot_evolution(result.history, result.held_out),
-        ),
-        "loss": ("The loss beside cross-entropy.", beside),
-        **_surface(result.loss, num_classes),
-    }
+    figures = {"evolution": ("The course of the evolution.", course)}
+    figures |= {"loss": ("The loss beside cross-entropy.", beside)}
+    figures |= _surface(result.loss, num_classes)
     _tell("Evolved loss", _overall(result.metrics), figures, run_dir)
     print(f"\nThe loss is in {run_dir / 'loss.safetensors'}")
 
 
 def _train(config: TrainConfig, run_dir: Path, progress: bool) -> None:
+    """Train a classifier on real images with one loss."""
     is_evolved = config.loss in PRETRAINED or config.loss.endswith(".safetensors")
     loss = resolve_loss(config.loss) if is_evolved else None
     has_plots = importlib.util.find_spec("matplotlib") is not None
@@ -140,23 +133,55 @@ def _train(config: TrainConfig, run_dir: Path, progress: bool) -> None:
     print(f"Run folder: {run_dir}")
 
 
-def _demo(config: DemoConfig, run_dir: Path, progress: bool) -> None:
-    say = functools.partial(print, flush=True)
-    evolved, study = demo(config, run_dir, progress=progress, say=say)
+def _demo(config: studies.DemoConfig, run_dir: Path, progress: bool) -> None:
+    """Evolve a loss, then train with cross-entropy and with it."""
+    evolved, study = studies.demo(
+        config, run_dir, progress=progress, say=lambda line: print(line, flush=True)
+    )
     print("\nThe evolved loss, on synthetic pairs it was not evolved on:")
-    _print_metrics(_overall(evolved.metrics))
+    _print(_overall(evolved.metrics))
     print("\nOn real images:\n")
     _show(study, run_dir / "compare")
     print(f"Run folder, with evolution.png and loss.png: {run_dir}")
 
 
-def _sweep(
-    study: Callable[..., Study], config: Any, run_dir: Path, progress: bool, executor: str | None
-) -> None:
-    _show(study(config, run_dir=run_dir, executor=executor, progress=progress), run_dir)
+def _report(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    """Gather run folders into one HTML page."""
+    parser.add_argument("runs", nargs="+", help="folders of finished commands")
+    parser.add_argument("--out", default="report.html", help="the page (default: %(default)s)")
+    arguments = parser.parse_args(argv)
+    write_report(arguments.runs, arguments.out)
+    print(f"The report is in {user_path(arguments.out)}")
 
 
-def _show(study: Study, run_dir: Path) -> None:
+def _export(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    """Write an evolved loss for use outside: StableHLO, a PyTorch module."""
+    expected = f"{', '.join(PRETRAINED)}, or a loss file (*.safetensors)"
+    parser.add_argument("loss", help=f"an evolved loss: {expected}")
+    parser.add_argument("--out", default="exported", help="the folder (default: %(default)s)")
+    arguments = parser.parse_args(argv)
+    out, loss = user_path(arguments.out), resolve_loss(arguments.loss)
+    if not isinstance(loss, EvolvedLoss):
+        raise ConfigError(f"{arguments.loss!r} is no evolved loss; expected {expected}.")
+    try:
+        print("\n".join(map(str, export_loss(loss, out))))
+    except OSError as error:
+        raise EDLError(f"cannot write to {out} ({error}); give another --out.") from error
+
+
+def _losses(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    """List the losses that --loss and --losses take, with their references."""
+    parser.parse_args(argv)
+    columns = shutil.get_terminal_size().columns
+    wrapper = textwrap.TextWrapper(  # a link that is cut is none
+        columns, "    ", "    ", break_on_hyphens=False, break_long_words=False
+    )
+    for name, *texts in list_losses():
+        print("\n".join([name, *map(wrapper.fill, texts)]), end="\n\n")
+    print("Or with options: focal(gamma=3). Or a loss file: mine.safetensors.")
+
+
+def _show(study: studies.Study, run_dir: Path) -> None:
     """Print the first table, as wide as a terminal, and whole into a file or a pipe."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     print(readable(study.table).to_string(index=False, line_width=width))
@@ -170,9 +195,9 @@ def _show(study: Study, run_dir: Path) -> None:
 
 def _surface(loss: EvolvedLoss, num_classes: int) -> dict[str, tuple[str, Any]]:
     """The figure of a loss's surface, by name; none of two classes, whose surface is a line."""
-    caption = "The loss and its gradient over the two largest probabilities."
     if num_classes == 2:
         return {}
+    caption = "The loss and its gradient over the two largest probabilities."
     return {"surface": (caption, plot_surface({"evolved": loss}, num_classes=num_classes))}
 
 
@@ -184,7 +209,7 @@ def _tell(
     table = "\n".join(["| metric | value |", "| --- | ---: |", *lines])
     with locked(run_dir):
         write_page(run_dir, title, [table], figures)
-    _print_metrics(results)
+    _print(results)
 
 
 def _overall(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -192,48 +217,27 @@ def _overall(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: x for name, x in metrics.items() if " classes: " not in name and "/" not in name}
 
 
-def _print_metrics(metrics: Mapping[str, float]) -> None:
+def _print(metrics: Mapping[str, float]) -> None:
     for name, value in metrics.items():
         print(f"  {name:38} {value:.4f}")
 
 
-# Of each command its configuration, what runs it, and its help.
-_COMMANDS: dict[str, tuple[type, Callable[..., None], str]] = {
-    "pretrain": (PretrainConfig, _pretrain, "Evolve a loss on synthetic prediction-label pairs."),
-    "train": (TrainConfig, _train, "Train a classifier on real images with one loss."),
-    "compare": (
-        CompareConfig,
-        lambda *given: _sweep(compare, *given),
-        "Train with several losses over the same seeds.",
-    ),
-    "ablate": (
-        AblateConfig,
-        lambda *given: _sweep(ablate, *given),
-        "Compare settings of the evolution over many seeds.",
-    ),
-    "coverage": (
-        CoverageConfig,
-        lambda *given: _sweep(coverage, *given),
-        "Compare outputs of trainings with synthetic pairs.",
-    ),
-    "demo": (DemoConfig, _demo, "Evolve a loss, then train with cross-entropy and with it."),
-    "card": (
-        CardConfig,
-        lambda config, run_dir, _: _show(card(config, run_dir=run_dir), run_dir),
-        "Look at one loss: its parts, its shape, its gradient.",
-    ),
+# The configuration of each command and what runs it, whose docstring begins with the help. It takes
+# what it names of `run_dir`, `progress` and `executor`; a study that it returns is shown. Without a
+# configuration it takes an `argparse.ArgumentParser`, to complete, and the arguments.
+_COMMANDS: dict[str, tuple[type | None, Callable[..., Any]]] = {
+    "pretrain": (PretrainConfig, _pretrain),
+    "train": (TrainConfig, _train),
+    "compare": (studies.CompareConfig, studies.compare),
+    "ablate": (studies.AblateConfig, studies.ablate),
+    "coverage": (studies.CoverageConfig, studies.coverage),
+    "demo": (studies.DemoConfig, _demo),
+    "card": (studies.CardConfig, studies.card),
+    "report": (None, _report),
+    "export": (None, _export),
+    "losses": (None, _losses),
 }
-_SWEEPS = ("compare", "ablate", "coverage")
 
 
-def _usage(asked: str) -> int:
-    is_known = asked in ("", "-h", "--help")
-    stream = sys.stdout if is_known else sys.stderr
-    if not is_known:
-        print(f"edl: unknown command {asked!r}", file=stream)
-    print(
-        "usage: edl COMMAND [ARGUMENTS]; edl COMMAND --help explains each argument\n", file=stream
-    )
-    for name, (*_, summary) in [*_COMMANDS.items(), *TOOLS.items()]:
-        print(f"  {name:10} {summary}", file=stream)
-    return EXIT_REFUSED if not is_known or not asked else 0
+def _about(name: str) -> str:
+    return (_COMMANDS[name][1].__doc__ or "").partition("\n")[0]

@@ -1,16 +1,16 @@
 """Tables of named parts to which users may add their own."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
-from edl_jax.errors import ConfigError
+from edl_jax.errors import ConfigError, shortened
 
 Part = TypeVar("Part")
 Registered = TypeVar("Registered")
 
 
-class Registry(Mapping[str, Part], Generic[Part]):
+class Registry(dict[str, Part]):
     """Parts by name, in the order in which they were registered.
 
     A part registered from a script can be named in a configuration like one of the package's own:
@@ -23,10 +23,10 @@ class Registry(Mapping[str, Part], Generic[Part]):
     'squared_miss'
     """
 
-    def __init__(self, kind: str):
-        """`kind` says in errors what the table holds, "severity" for one."""
-        self._kind = kind
-        self._parts: dict[str, Part] = {}
+    def __init__(self, kind: str, part: Any = Callable):
+        """`kind` says in errors what the table holds, "severity" for one; `part` is its type."""
+        super().__init__()
+        self._kind, self._type = kind, part
         self._protected: frozenset[str] = frozenset()
 
     def register(self, name: str) -> Callable[[Registered], Registered]:
@@ -39,21 +39,26 @@ class Registry(Mapping[str, Part], Generic[Part]):
             raise ConfigError(
                 f"{name!r} cannot name a {self._kind}; expected an identifier, such as my_part."
             )
-        if name in self._protected:
+        if self.is_protected(name):
             raise ConfigError(
                 f"there is a {self._kind} {name!r} already; choose another name: the package's own "
                 "cannot be replaced."
             )
 
         def add(part: Registered) -> Registered:
-            self._parts[name] = part  # pyright: ignore[reportArgumentType]
+            if not isinstance(part, self._type):
+                kind = "function or class" if self._type is Callable else self._type.__name__
+                raise ConfigError(
+                    f"the {self._kind} {name!r} is {shortened(repr(part))}; expected a {kind}."
+                )
+            self[name] = part  # pyright: ignore[reportArgumentType]
             return part
 
         return add
 
     def protect(self) -> None:
         """Make the parts there are the package's own: they cannot be replaced."""
-        self._protected = frozenset(self._parts)
+        self._protected = frozenset(self)
 
     def is_protected(self, name: str) -> bool:
         """Whether the part of that name is one of the package's own."""
@@ -62,29 +67,17 @@ class Registry(Mapping[str, Part], Generic[Part]):
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:
         """Forget at the end of a `with` block what was registered in it."""
-        parts = dict(self._parts)
+        parts = dict(self)
         try:
             yield
         finally:
-            self._parts = parts
+            self.clear()
+            self.update(parts)
 
     def __getitem__(self, name: str) -> Part:
         try:
-            return self._parts[name]
+            return super().__getitem__(name)
         except (KeyError, TypeError):  # TypeError: of what is not hashable
             raise ConfigError(
-                f"there is no {self._kind} {name!r}; expected one of {', '.join(self._parts)}."
+                f"there is no {self._kind} {name!r}; expected one of {', '.join(self)}."
             ) from None
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """The part of that name, or `default`."""
-        return self._parts.get(name, default)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._parts
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._parts)
-
-    def __len__(self) -> int:
-        return len(self._parts)

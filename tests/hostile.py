@@ -106,7 +106,7 @@ def _contents(folder: Path) -> dict[str, bytes]:
 
 # --- configurations ------------------------------------------------------------------------------
 
-_COMMANDS: dict[str, type] = {name: kind for name, (kind, *_) in cli._COMMANDS.items()}
+_COMMANDS = {name: kind for name, (kind, _) in cli._COMMANDS.items() if kind is not None}
 CONFIGS = (
     Augmentation,
     Mixture,

@@ -1,15 +1,16 @@
 import re
 
+import numpy as np
 import pytest
 
-from edl_jax import DATASETS, LOSSES, MARGINS, MUTATIONS, SEVERITIES, STRATEGIES
+from edl_jax import DATASETS, LOSSES, MARGINS, MUTATIONS, SEVERITIES, STRATEGIES, ArraySource
 from edl_jax.errors import ConfigError
 from edl_jax.registry import Registry
 
 
 @pytest.fixture
 def flavours():
-    registry = Registry("flavour")
+    registry = Registry("flavour", int)
     registry.register("sweet")(1)
     registry.register("sour")(2)
     return registry
@@ -25,12 +26,9 @@ def test_a_registry_is_a_mapping_in_order_of_registration(flavours):
 
 
 def test_register_gives_the_part_back(flavours):
-    @flavours.register("bitter")
-    def bitter():
-        return 3
-
-    assert bitter() == 3
-    assert flavours["bitter"] is bitter
+    given = 12345
+    assert flavours.register("bitter")(given) is given
+    assert flavours["bitter"] is given
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones(flavours):
@@ -61,7 +59,7 @@ def test_what_is_no_identifier_is_refused(flavours, name):
 
 
 def test_registries_are_apart(flavours):
-    other = Registry("shape")
+    other = Registry("shape", int)
     other.register("sweet")(7)
     assert flavours["sweet"] == 1
     assert dict(other) == {"sweet": 7}
@@ -73,3 +71,14 @@ def test_the_packages_own_parts_cannot_be_replaced(registry):
         with pytest.raises(ConfigError, match=f"'{name}' already"):
             registry.register(name)(None)
         assert registry[name] is part
+
+
+@pytest.mark.parametrize("registry", [DATASETS, LOSSES, MARGINS, MUTATIONS, SEVERITIES, STRATEGIES])
+def test_what_is_no_such_part_is_refused(registry):
+    images = {part: (np.zeros((2, 4, 4, 1), np.uint8), np.arange(2)) for part in ("train", "test")}
+    source = ArraySource("mine", "of my own", ("even", "odd"), images)
+    kind = "Mutation" if registry is MUTATIONS else "function or class"
+    before = dict(registry)
+    with pytest.raises(ConfigError, match=rf"'mine' is ArraySource\(.*; expected a {kind}\."):
+        registry.register("mine")(source)
+    assert dict(registry) == before

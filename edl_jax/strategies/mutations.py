@@ -193,7 +193,7 @@ def _independent(draw: Callable[[jax.Array, tuple[int, ...]], jax.Array]) -> Mut
     return Mutation(random_phase, step)
 
 
-MUTATIONS: Registry[Mutation] = Registry("mutation")
+MUTATIONS: Registry[Mutation] = Registry("mutation", Mutation)
 MUTATIONS.register("logistic")(_chaotic(double_phase, arcsine_noise))
 MUTATIONS.register("logistic_gaussian")(_chaotic(double_phase, gaussian_noise))
 MUTATIONS.register("tent")(_chaotic(double_phase, tent_noise))
