@@ -15,7 +15,7 @@ from jax.core import Tracer
 from edl_jax.errors import ConfigError
 from edl_jax.losses.inputs import check_inputs
 from edl_jax.losses.log_probabilities import log_softmax
-from edl_jax.networks.runner_up import RunnerUp
+from edl_jax.networks.loss_network import RunnerUp
 from edl_jax.registry import Registry
 
 ArrayLike = jax.typing.ArrayLike
