@@ -11,7 +11,7 @@ from edl_jax import Mixture, PretrainConfig, pretrain
 from edl_jax.errors import ConfigError
 from edl_jax.evolution.problems import TaskProblem
 from edl_jax.objective import TaskConfig, draw_tasks, task_errors
-from edl_jax.objective.task_problems import draw_problem
+from edl_jax.objective.tasks import draw_problem
 from tests.test_evolution import TINY
 
 SMALL = TaskConfig(

@@ -1,4 +1,4 @@
-"""The ranking-consistency objective, and how well a loss orders pairs (docs/method.md, section 3)."""
+"""Ranking consistency: the objective, and exact metrics (docs/method.md, section 3)."""
 
 import functools
 
