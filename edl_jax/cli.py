@@ -12,7 +12,6 @@ from typing import Any
 from edl_jax.arguments import Arguments, SweepArguments, parse
 from edl_jax.errors import EDLError, Preempted, ProcessError, RunFolderError
 from edl_jax.evolution import PretrainConfig
-from edl_jax.evolution.pretraining import pretrain
 from edl_jax.losses import PRETRAINED, EvolvedLoss
 from edl_jax.losses.by_name import resolve_loss
 from edl_jax.runs.compile_cache import keep_compiled
@@ -102,6 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _pretrain(config: PretrainConfig, run_dir: Path, progress: bool) -> None:
+    from edl_jax.evolution.pretraining import pretrain  # loads matplotlib, by evosax's problems
+
     check_libraries()
     result = pretrain(config, run_dir=run_dir, progress=progress)
     if not is_first():

@@ -1,5 +1,6 @@
 """Runs in processes of their own, forked from one that has imported all, which takes a second."""
 
+import contextlib
 import multiprocessing
 import os
 import resource
@@ -53,11 +54,13 @@ class Run:
 
     def starve(self) -> None:
         """Let each file that it opens from now on be one too many."""
-        resource.prlimit(self.pid, resource.RLIMIT_NOFILE, (0, 0))
+        with contextlib.suppress(ProcessLookupError):  # it is done
+            resource.prlimit(self.pid, resource.RLIMIT_NOFILE, (0, 0))
 
     def stop(self) -> None:
         """Stop it where it is."""
-        os.kill(self.pid, signal.SIGSTOP)
+        with contextlib.suppress(ProcessLookupError):  # it is done
+            os.kill(self.pid, signal.SIGSTOP)
 
     def kill(self) -> str:
         """Kill it, if it is still there; returns what it wrote to its standard error."""

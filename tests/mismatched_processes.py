@@ -45,14 +45,14 @@ def differing(name: str, *values: str, train: bool = False) -> Case:
 
 CASES = [
     *(differing(*x) for x in [("seed", "0", "1"), ("severity", "surprisal", "brier")]),
-    *(differing(*x) for x in [("generations", "5", "6"), ("std-init", "0.1", "0.2")]),
+    *(differing(*x) for x in [("generations", "5", "6"), ("strategy.std-init", "0.1", "0.2")]),
     *(
         differing(*x, train=True)
         for x in [
             ("seed", "0", "1"),
             ("learning-rate", "0.1", "0.2"),
             ("loss", "poly", "cross_entropy"),
-            ("noise-rate", "0.2 --label-noise symmetric", "0.4 --label-noise symmetric"),
+            ("data.noise-rate", *(f"{x} --data.label-noise symmetric" for x in (0.2, 0.4))),
         ]
     ),
     Case("one is missing", [(0, 3, []), (2, 3, [])], MET),

@@ -26,7 +26,7 @@ from edl_jax import (
     pretrain,
 )
 from edl_jax.errors import RunFolderError
-from edl_jax.evolution.pretraining import own_parts
+from edl_jax.evolution.config import own_parts
 from edl_jax.losses import Provenance
 from edl_jax.runs.describing import describe
 from edl_jax.studies import Study, ablate

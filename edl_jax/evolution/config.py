@@ -1,7 +1,8 @@
 """The configuration of a pretraining: every default here is ours, none is known from the paper."""
 
 import dataclasses
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, MinLen
 
@@ -11,7 +12,9 @@ from edl_jax.networks import Architecture
 from edl_jax.networks.loss_network import ACTIVATIONS
 from edl_jax.objective import MARGINS, SEVERITIES, TaskConfig
 from edl_jax.pairs import Mixture
-from edl_jax.strategies import StrategyConfig
+from edl_jax.registry import Registry
+from edl_jax.runs.describing import describe
+from edl_jax.strategies import MUTATIONS, STRATEGIES, StrategyConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,3 +133,21 @@ class PretrainConfig(Checked):
                 f"PretrainConfig.tasks.num_classes is {num_classes} with a pair network for "
                 f"{self.class_counts} classes; expected the same."
             )
+
+
+_PARTS: dict[str, tuple[Registry[Any], Callable[[PretrainConfig], str]]] = {
+    "severity": (SEVERITIES, lambda config: config.severity),
+    "margin": (MARGINS, lambda config: config.margin),
+    "mutation": (MUTATIONS, lambda config: config.strategy.mutation),
+    "strategy": (STRATEGIES, lambda config: config.strategy.name),
+}
+
+
+def own_parts(*configs: PretrainConfig) -> dict[str, str]:
+    """What tells the users' own parts that configurations name from others of the same names."""
+    return {
+        f"{kind} {name}": describe(registry[name])
+        for config in configs
+        for kind, (registry, name_in) in _PARTS.items()
+        if not registry.is_protected(name := name_in(config))
+    }

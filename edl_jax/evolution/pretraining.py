@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from evosax.problems import Problem
 from evosax.types import Solution
 
 from edl_jax.checked import checked_key, config_or_default
-from edl_jax.evolution.config import PretrainConfig
+from edl_jax.evolution.config import PretrainConfig, own_parts
 from edl_jax.evolution.evolve import columns, run_keys
 from edl_jax.evolution.loss_problem import TASKS
 from edl_jax.evolution.problems import RankingProblem, problem_of
@@ -21,22 +21,15 @@ from edl_jax.evolution.run import AXIS, Evolution
 from edl_jax.losses import EvolvedLoss, Provenance
 from edl_jax.objective import MARGINS, SEVERITIES, draw_tasks, measure, task_errors
 from edl_jax.pairs import Pairs
-from edl_jax.registry import Registry
 from edl_jax.runs.describing import describe
 from edl_jax.runs.devices import device_mesh
 from edl_jax.runs.environment import versions
 from edl_jax.runs.fit import fit
 from edl_jax.runs.folder import as_json, open_run, writing
 from edl_jax.runs.processes import agree, first_does, is_first
-from edl_jax.strategies import MUTATIONS, STRATEGIES, build_strategy
+from edl_jax.strategies import build_strategy
 
 _TASK_DRAWS = 8  # of the tasks on which the winner is measured
-_PARTS: dict[str, tuple[Registry[Any], Callable[[PretrainConfig], str]]] = {
-    "severity": (SEVERITIES, lambda config: config.severity),
-    "margin": (MARGINS, lambda config: config.margin),
-    "mutation": (MUTATIONS, lambda config: config.strategy.mutation),
-    "strategy": (STRATEGIES, lambda config: config.strategy.name),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,16 +146,6 @@ def pretrain(
     history = columns(rows)
     del history["generation"]
     return PretrainResult(loss, history, columns(held_out), metrics)
-
-
-def own_parts(*configs: PretrainConfig) -> dict[str, str]:
-    """What tells the users' own parts that configurations name from others of the same names."""
-    return {
-        f"{kind} {name}": describe(registry[name])
-        for config in configs
-        for kind, (registry, name_in) in _PARTS.items()
-        if not registry.is_protected(name := name_in(config))
-    }
 
 
 def _frozen(

@@ -14,8 +14,7 @@ from edl_jax.checked import Checked, check_seeds, config_or_default
 from edl_jax.data.config import DataConfig
 from edl_jax.data.datasets import load_dataset
 from edl_jax.errors import ConfigError
-from edl_jax.evolution import PretrainConfig
-from edl_jax.evolution.pretraining import PretrainResult, own_parts, pretrain
+from edl_jax.evolution.config import PretrainConfig, own_parts
 from edl_jax.runs.folder import as_json
 from edl_jax.runs.storage import user_path
 from edl_jax.strategies import MUTATIONS
@@ -138,8 +137,10 @@ class Cell:
 
 
 @functools.lru_cache(maxsize=1)  # combinations of training settings share one
-def _evolved(config: PretrainConfig, parts: str) -> PretrainResult:
-    """An evolution by its configuration and by what the user's own parts are, which may change."""
+def _evolved(config: PretrainConfig, parts: str) -> Any:
+    """A `PretrainResult`, by the configuration and what the user's own parts are (may change)."""
+    from edl_jax.evolution.pretraining import pretrain  # loads matplotlib, by evosax's problems
+
     del parts
     return pretrain(config)
 
@@ -215,11 +216,8 @@ def _study(config: AblateConfig, rows: list[Row]) -> Study:
     if config.downstream:
         cells[ACCURACY] = 100 * cells[ACCURACY].astype(float)
         measures.append(ACCURACY)
-    tables = {
-        "Each combination over its seeds (violated margins: lower is better)": summary(
-            cells, by, measures
-        )
-    }
+    title = "Each combination over its seeds (violated margins: lower is better)"
+    tables = {title: summary(cells, by, measures)}
     pairs = contrasts(cells, by)
     ranked = {axis: found for axis, found in pairs.items() if axis not in _OWN_OBJECTIVE}
     asked = {FINAL: ranked, AREA: ranked} | ({ACCURACY: pairs} if config.downstream else {})

@@ -4,13 +4,13 @@ import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edl_jax.checked import Checked, Count, check_seeds
 from edl_jax.data.config import DataConfig
 from edl_jax.data.datasets import load_dataset
 from edl_jax.errors import ConfigError
 from edl_jax.evolution import PretrainConfig
-from edl_jax.evolution.pretraining import PretrainResult, pretrain
 from edl_jax.runs.folder import writing
 from edl_jax.runs.locks import locked
 from edl_jax.runs.storage import user_path
@@ -19,6 +19,9 @@ from edl_jax.studies.figures import check_libraries, plot_evolution, save
 from edl_jax.studies.shape import plot_loss
 from edl_jax.studies.tables import Study
 from edl_jax.training import TrainConfig
+
+if TYPE_CHECKING:
+    from edl_jax.evolution.pretraining import PretrainResult
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +55,7 @@ def demo(
     *,
     progress: bool = False,
     say: Callable[[str], None] = lambda line: None,
-) -> tuple[PretrainResult, Study]:
+) -> "tuple[PretrainResult, Study]":
     """Evolve a loss, train with cross-entropy and with it, and plot both; sized for two CPU cores.
 
     Args:
@@ -75,8 +78,10 @@ def demo(
 
 def _demo(
     config: DemoConfig, folder: Path, progress: bool, say: Callable[[str], None]
-) -> tuple[PretrainResult, Study]:
+) -> "tuple[PretrainResult, Study]":
     """Demonstrate in a folder that is held."""
+    from edl_jax.evolution.pretraining import pretrain  # loads matplotlib, by evosax's problems
+
     # Looked up first: a missing data set should not cost a minute of evolution.
     few = DataConfig(data_dir=config.data_dir, train_examples=1, test_examples=1)
     data = load_dataset(few)

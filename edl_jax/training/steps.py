@@ -203,7 +203,7 @@ def make_steps(
             rows = (state.step % len(labels) * size + jnp.arange(size)) % len(labels)
             return logits_of(after, images[rows]), labels[rows]
 
-        progress = after.step / jnp.float32(config.epochs * steps_per_epoch)
+        progress = after.step.astype(jnp.float32) / (config.epochs * steps_per_epoch)
         student = Student(after.step, progress, *outputs, validation)
         updated = method.update(put_together(params[LOSS], state.loss_state), student)
         loss_params, loss_state = jax.tree.map(_mean_of_floats, take_apart(updated))
