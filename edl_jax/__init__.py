@@ -7,8 +7,7 @@ if TYPE_CHECKING:
     from edl_jax.data import DATASETS, ArraySource, DataConfig
     from edl_jax.errors import EDLError
     from edl_jax.evolution import PretrainConfig
-    from edl_jax.evolution.evolve import evolve
-    from edl_jax.evolution.pretraining import PretrainResult, pretrain
+    from edl_jax.evolution.pretraining import PretrainResult, evolve, pretrain
     from edl_jax.evolution.problems import RankingProblem, TaskProblem
     from edl_jax.losses import LOSSES, EvolvedLoss, LossMethod, Student, load_pretrained
     from edl_jax.networks import ClassAgnosticNetwork, PairNetwork
@@ -46,7 +45,7 @@ _HOMES = {
     "TaskProblem": "evolution.problems",
     "TrainConfig": "training",
     "TrainResult": "training",
-    "evolve": "evolution.evolve",
+    "evolve": "evolution.pretraining",
     "load_pretrained": "losses",
     "pretrain": "evolution.pretraining",
     "sample_pairs": "pairs",

@@ -12,11 +12,10 @@ from edl_jax import Mixture, PretrainConfig, TrainConfig
 from edl_jax.data.config import DataConfig
 from edl_jax.errors import ConfigError, EDLError
 from edl_jax.evolution import SlopeConfig
-from edl_jax.evolution.loss_problem import ORDER
+from edl_jax.evolution.loss_problem import ORDER, static_self
 from edl_jax.evolution.problems import RankingProblem, problem_of
 from edl_jax.evolution.run import AXIS, Evolution
 from edl_jax.evolution.search import Search, without_failures
-from edl_jax.evolution.sums import static_self
 from edl_jax.objective import MARGINS, SEVERITIES, TaskConfig, margin_violation
 from edl_jax.pairs import log_probabilities
 from edl_jax.runs.devices import device_mesh
@@ -167,7 +166,7 @@ def test_blocks_of_networks_and_pairs_change_nothing(monkeypatch, networks, pair
     population = fresh(problem)
     batch = problem.batch(jax.random.key(2), problem.pairs(jax.random.key(1)))
     expected = problem.violations(population, batch)
-    monkeypatch.setattr("edl_jax.evolution.problems.PAIRS_AT_A_TIME", pairs)
+    monkeypatch.setattr("edl_jax.evolution.loss_problem.PAIRS_AT_A_TIME", pairs)
     jax.clear_caches()
     np.testing.assert_allclose(other.violations(population, batch), expected, rtol=1e-5)
 

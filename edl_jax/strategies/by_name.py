@@ -128,7 +128,7 @@ class StrategyConfig(Checked):
 def build_strategy(
     settings: Settings, sample: Callable[[jax.Array], Solution]
 ) -> tuple[EvolutionaryAlgorithm, Any]:
-    """The strategy that a configuration names, for solutions like `sample(key)`, and its parameters.
+    """The strategy that settings name, for solutions like `sample(key)`, and its parameters.
 
     Raises:
       ConfigError: if the name is unknown, the strategy refuses the population size, or its cost
