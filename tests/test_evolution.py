@@ -12,8 +12,7 @@ from edl_jax import Mixture, PretrainConfig, TrainConfig
 from edl_jax.data.config import DataConfig
 from edl_jax.errors import ConfigError, EDLError
 from edl_jax.evolution import SlopeConfig
-from edl_jax.evolution.loss_problem import ORDER, static_self
-from edl_jax.evolution.problems import RankingProblem, problem_of
+from edl_jax.evolution.problems import ORDER, RankingProblem, problem_of, static_self
 from edl_jax.evolution.run import AXIS, Evolution
 from edl_jax.evolution.search import Search, without_failures
 from edl_jax.objective import MARGINS, SEVERITIES, TaskConfig, margin_violation
@@ -166,7 +165,7 @@ def test_blocks_of_networks_and_pairs_change_nothing(monkeypatch, networks, pair
     population = fresh(problem)
     batch = problem.batch(jax.random.key(2), problem.pairs(jax.random.key(1)))
     expected = problem.violations(population, batch)
-    monkeypatch.setattr("edl_jax.evolution.loss_problem.PAIRS_AT_A_TIME", pairs)
+    monkeypatch.setattr("edl_jax.evolution.problems.PAIRS_AT_A_TIME", pairs)
     jax.clear_caches()
     np.testing.assert_allclose(other.violations(population, batch), expected, rtol=1e-5)
 

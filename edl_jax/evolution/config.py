@@ -18,11 +18,7 @@ from edl_jax.strategies import MUTATIONS, STRATEGIES, StrategyConfig
 
 @dataclasses.dataclass(frozen=True)
 class SlopeConfig(Checked):
-    """How much a loss's slope counts in its fitness (`edl_jax.objective.slope`).
-
-    Raises:
-      ConfigError: naming the first field that cannot work, its value and what was expected.
-    """
+    """How much a loss's slope counts in its fitness (`edl_jax.objective.slope`)."""
 
     descent: NotNegative = 0.0
     """Weight of descent steps on the logits that raise the severity."""
@@ -40,11 +36,7 @@ class SlopeConfig(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class PretrainConfig(Checked):
-    """How a loss is evolved.
-
-    Raises:
-      ConfigError: naming the first field that cannot work, its value and what was expected.
-    """
+    """How a loss is evolved. Raises ConfigError, which names a field that cannot work."""
 
     network: Literal["class_agnostic", "pair"] = "class_agnostic"
     """Architecture of the loss: "class_agnostic" serves any class count, "pair" just one."""
@@ -53,15 +45,13 @@ class PretrainConfig(Checked):
     activation: Annotated[str, OneOf(ACTIVATIONS)] = "silu"
     """Activation of the hidden layers: tanh, relu, silu, softplus or squareplus."""
     class_counts: Annotated[tuple[Annotated[int, Ge(2)], ...], MinLen(1), Distinct()] = (2, 10, 100)
-    """Class counts of the synthetic pairs, all different, an equal share each; exactly one for
-    "pair"."""
+    """Class counts of the synthetic pairs, an equal share each; exactly one for "pair"."""
     mixture: Mixture = Mixture()
     """Weights of the regimes that pairs are drawn from."""
     severity: Annotated[str, OneOf(SEVERITIES)] = "surprisal"
     """How wrong a pair is: a name in edl_jax.SEVERITIES, such as surprisal or brier."""
     margin: Annotated[str, OneOf(MARGINS)] = "proportional"
-    """Least difference of two losses: a name in edl_jax.MARGINS; proportional to the severities'
-    difference, or constant."""
+    """Least difference of two losses: a name in edl_jax.MARGINS, proportional or constant."""
     num_opponents: Count = 4
     """Comparisons that each pair takes part in as the first."""
     slope: SlopeConfig = SlopeConfig()
@@ -101,8 +91,6 @@ class PretrainConfig(Checked):
             field, expected = "pairs_per_generation", f"two or more for each of {num_counts} counts"
         elif self.num_opponents >= pairs:
             field, expected = "num_opponents", f"fewer than pairs_per_generation, {pairs}"
-        elif any(self.slope.weights()) and self.slope.pairs > pairs:
-            field, expected = "slope.pairs", f"no more than pairs_per_generation, {pairs}"
         elif not self.task_weight and tasks != TaskConfig():
             field, expected = "task_weight", "more than 0, such as 1, where tasks are configured"
         elif self.task_weight and only and tasks.num_classes != only:

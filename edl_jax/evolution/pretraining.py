@@ -13,13 +13,11 @@ from evosax.problems import Problem
 from evosax.types import Solution
 
 from edl_jax.checked import checked_key, config_or_default
-from edl_jax.errors import ConfigError
 from edl_jax.evolution.config import PretrainConfig, own_parts
-from edl_jax.evolution.loss_problem import TASKS
-from edl_jax.evolution.problems import RankingProblem, problem_of
+from edl_jax.evolution.problems import TASKS, RankingProblem, problem_of
 from edl_jax.evolution.run import AXIS, Evolution, run_keys
 from edl_jax.losses import EvolvedLoss, Provenance
-from edl_jax.objective import MARGINS, SEVERITIES, draw_tasks, measure, task_errors
+from edl_jax.objective import SEVERITIES, draw_tasks, measure, task_errors
 from edl_jax.pairs import Pairs
 from edl_jax.runs.describing import describe
 from edl_jax.runs.devices import device_mesh
@@ -71,8 +69,7 @@ def evolve(
       devices: some of `jax.devices()`, among which the population is divided; all by default.
 
     Raises:
-      ConfigError: if a strategy of that name or population size cannot be, or the devices cannot
-        share the population equally.
+      ConfigError: if the strategy or the devices cannot serve a population of that size.
       EDLError: if every solution of a generation fails.
 
     >>> from evosax.problems import BBOBProblem
@@ -81,18 +78,12 @@ def evolve(
     (50,)
     """
     if isinstance(strategy, str):
-        config = PretrainConfig(
-            strategy=StrategyConfig(strategy),
-            population_size=population_size,
-            generations=generations,
-        )
+        settings = {"population_size": population_size, "generations": generations}
+        config = PretrainConfig(strategy=StrategyConfig(strategy), **settings)
         strategy, own = build_strategy(config, problem.sample)
         params = own if params is None else params
     mesh = device_mesh(AXIS, devices)
     evolution = Evolution(problem, strategy, params, generations=generations, mesh=mesh)
-    evolution = Evolution(
-        problem, strategy, params, generations=generations, mesh=device_mesh(AXIS, devices)
-    )
     return _evolved(evolution, checked_key(key), draws)[0]
 
 
@@ -161,10 +152,8 @@ def pretrain(
       progress: whether to tell how far it is: by a bar on a terminal, by lines elsewhere.
 
     Raises:
-      ConfigError: if the strategy refuses the configuration, the devices cannot share the
-        population equally, or the severity ranks nothing.
-      RunFolderError: if `run_dir` holds another run, is in use, is damaged, or cannot be read or
-        written.
+      ConfigError: if the strategy or the devices cannot serve a population of that size.
+      RunFolderError: if `run_dir` holds another run, is in use or damaged, or cannot be written.
       Preempted: on SIGTERM, after the chunk of generations under way is saved; only with `run_dir`.
       ProcessError: if another process of the run is gone, or was given something else to do.
       EDLError: if every network of a generation fails.
@@ -181,22 +170,16 @@ def pretrain(
     ranking, params = RankingProblem(config), None
     if strategy is None:
         strategy, params = build_strategy(config, ranking.sample)
-    problem = problem or problem_of(config)
-    *_, key_measurement, _ = run_keys(key)
+    _, _, key_choice, key_measurement, _ = run_keys(key)
     watched = ranking.pairs(key_measurement)
-    if problem == ranking and not np.ptp(ranking.batch(key_measurement, watched).severities):
-        raise ConfigError(
-            f"PretrainConfig.severity is {config.severity!r}, of which all pairs have as much, so "
-            "that nothing is ranked; expected a severity that tells pairs apart."
-        )
     evolution = Evolution(
-        problem,
+        problem or problem_of(config),
         strategy,
         params,
         generations=config.generations,
         chunk=config.generations_per_chunk,
         mesh=mesh,
-        watch=lambda solution: _measured(ranking.loss(solution), watched, config),
+        watch=lambda solution: _measured(ranking, ranking.loss(solution), watched),
     )
     with contextlib.ExitStack() as stack:
         folder = first_does(
@@ -212,7 +195,9 @@ def pretrain(
             keep=config.keep_checkpoints,
             progress=progress and is_first(),
         )
-        loss, metrics = _frozen(ranking, found.solution, key)
+        loss = ranking.loss(found.solution, key_choice)
+        metrics = _metrics(ranking, loss, key_measurement)
+        loss = loss.replace(provenance=Provenance(as_json(config), metrics, versions()))
         if folder is not None:
             folder.write_json("results.json", metrics)
             with writing("loss.safetensors", folder.path):
@@ -220,43 +205,22 @@ def pretrain(
     return PretrainResult(loss, found.history, _columns(measured), metrics)
 
 
-def _frozen(
-    ranking: RankingProblem, winner: Solution, key: jax.Array
-) -> tuple[EvolvedLoss, dict[str, float]]:
-    """The winner, frozen and calibrated, and its metrics on pairs that nothing was chosen on.
-
-    Ranking over all class counts together; ranking and gradient for each by itself.
-    """
-    _, _, key_choice, key_measurement, _ = run_keys(key)
-    config, loss = ranking.config, ranking.loss(winner, key_choice)
-    sets = ranking.held_out_pairs(key_measurement)
+def _metrics(ranking: RankingProblem, loss: EvolvedLoss, key: jax.Array) -> dict[str, float]:
+    """Ranking over all class counts together; ranking and gradient for each."""
+    sets, config = ranking.held_out_pairs(key), ranking.config
     metrics = {
         name: value
-        for name, value in _measured(loss, sets, config).items()
+        for name, value in _measured(ranking, loss, sets).items()
         if not name.startswith(("descent_rate", "gradient_ratio"))
     }
-    for pairs in sets:
-        num_classes = pairs.probabilities.shape[-1]
-        found = _measured(loss, (pairs,), config)
+    for pairs, num_classes in zip(sets, config.class_counts, strict=True):
+        found = _measured(ranking, loss, (pairs,))
         metrics |= {f"{num_classes} classes: {name}": value for name, value in found.items()}
-    if config.task_weight:
-        metrics |= _measured_on_tasks(loss, config, key_measurement)
-    return loss.replace(provenance=Provenance(as_json(config), metrics, versions())), metrics
+    return metrics | (_errors_on_tasks(loss, config, key) if config.task_weight else {})
 
 
-def _measured(
-    loss: EvolvedLoss, pairs: Sequence[Pairs], config: PretrainConfig
-) -> dict[str, float]:
-    """Ranking as before calibration, gradients as after it."""
-    plain, margin = loss.replace(scale=np.float32(1)), MARGINS[config.margin]
-    severity = SEVERITIES[config.severity]
-    return measure(plain, pairs, severity=severity, margin=margin, scale=loss.scale)
-
-
-def _measured_on_tasks(
-    loss: EvolvedLoss, config: PretrainConfig, key: jax.Array
-) -> dict[str, float]:
-    """Error on fresh tasks beside cross-entropy's, each at its own best learning rate."""
+def _errors_on_tasks(loss: EvolvedLoss, config: PretrainConfig, key: jax.Array) -> dict[str, float]:
+    """Errors on fresh tasks, the loss's and cross-entropy's, each at its best learning rate."""
     network, cross_entropy = loss.network(), SEVERITIES["surprisal"]
 
     @jax.jit
@@ -268,3 +232,11 @@ def _measured_on_tasks(
     found = np.asarray([errors(key) for key in keys])  # draws, losses, rates, tasks
     mine, reference = found.mean(axis=(0, 3)).min(axis=-1)
     return {"task_error": float(mine), "task_error_of_cross_entropy": float(reference)}
+
+
+def _measured(
+    ranking: RankingProblem, loss: EvolvedLoss, pairs: Sequence[Pairs]
+) -> dict[str, float]:
+    """Ranking as before calibration, gradients as after it."""
+    plain = loss.replace(scale=np.float32(1))
+    return measure(plain, pairs, severity=ranking.severity, margin=ranking.margin, scale=loss.scale)

@@ -44,10 +44,9 @@ class State:
 
 
 class Evolution:
-    """An evolution, which `fit` drives; see `edl_jax.runs.fit.Run`.
+    """An evolution, which `fit` drives (`edl_jax.runs.fit.Run`), on a mesh of the axis "pop".
 
-    A chunk of generations stays on the devices between two reports to the host. The mesh has the
-    axis "pop"; `watch` measures the best of a chunk's last generation.
+    `watch` measures the best of the last generation of a chunk, which stays on the devices.
     """
 
     name, unit, files = "evolve", "generation", (METRICS, "held_out.jsonl")
@@ -91,8 +90,8 @@ class Evolution:
 
     def generation(self, state: State) -> tuple[State, dict[str, jax.Array]]:
         """The state after a generation, and what it logs; pure, on each of the devices."""
-        key = jax.random.wrap_key_data(state.key, impl=state.impl)
-        key = jax.random.fold_in(key, state.generation)
+        of_all = jax.random.wrap_key_data(state.key, impl=state.impl)
+        key = jax.random.fold_in(of_all, state.generation)
         key_eval, _, _, key_ask, key_tell = jax.random.split(key, 5)
         if getattr(self.problem, "spares_key", False):
             key_eval = key
@@ -134,8 +133,8 @@ class Evolution:
         log, done = jax.device_get((log, state.generation))
         rows = []
         for index in range(n):
-            row = {name: float(values[index]) for name, values in log.items()}
-            row = {"generation": int(done) - n + index, **row}
+            values = {name: float(column[index]) for name, column in log.items()}
+            row = {"generation": int(done) - n + index, **values}
             if row["failed"] == self.population_size:
                 raise EDLError(
                     f"all {self.population_size} solutions of generation {row['generation']} "
@@ -206,5 +205,4 @@ class Evolution:
 def _plain(value: Any) -> jax.Array:
     """An array of a strong type: Python's numbers and weak types would retrace, or vary by x64."""
     dtype = jnp.result_type(value)
-    is_signed = jnp.issubdtype(dtype, jnp.signedinteger)
-    return jax.lax.convert_element_type(value, jnp.int32 if is_signed else dtype)
+    return jnp.asarray(value, jnp.int32 if jnp.issubdtype(dtype, jnp.signedinteger) else dtype)

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from evosax.algorithms.base import EvolutionaryAlgorithm
 from evosax.algorithms.distribution_based.base import DistributionBasedAlgorithm
-from evosax.algorithms.distribution_based.sv.base import SV_ES
 from evosax.types import Fitness, Population, Solution
 
 
@@ -20,22 +19,19 @@ class Search:
         self.algorithm: Any = algorithm
         self.params, self.sample = params, sample
         self.has_mean = isinstance(algorithm, DistributionBasedAlgorithm)
-        self.has_means = isinstance(algorithm, SV_ES)  # a few distributions that repel one another
-        self.num_means = self.algorithm.num_populations if self.has_means else 1
-        self.population_size = self.num_means * algorithm.population_size
+        self.num_means = getattr(algorithm, "num_populations", 0)  # of SV_ES, not of others
+        self.population_size = algorithm.population_size * (self.num_means or 1)
 
     def init(self, key: jax.Array) -> tuple[Any, Population]:
-        """A state to begin from, and fresh solutions; zeros where a distribution gives them."""
+        """A state to begin from, and fresh solutions, of which a distribution has the first."""
         key_fresh, key_state = jax.random.split(key)
-        size = self.population_size
-        number = self.num_means if self.has_mean else size
-        fresh = jax.vmap(self.sample)(jax.random.split(key_fresh, number))
+        fresh = jax.vmap(self.sample)(jax.random.split(key_fresh, self.population_size))
         if not self.has_mean:
-            unscored = jnp.full((size,), jnp.inf, jnp.float32)
+            unscored = jnp.full((self.population_size,), jnp.inf, jnp.float32)
             return self.algorithm.init(key_state, fresh, unscored, self.params), fresh
-        mean = fresh if self.has_means else jax.tree.map(lambda x: x[0], fresh)
-        zeros = jax.tree.map(lambda x: jnp.zeros((size, *x.shape[1:]), x.dtype), fresh)
-        return self.algorithm.init(key_state, mean, self.params), zeros
+        first = slice(self.num_means) if self.num_means else 0
+        mean = jax.tree.map(lambda x: x[first], fresh)
+        return self.algorithm.init(key_state, mean, self.params), fresh
 
     def ask(
         self, key: jax.Array, state: Any, population: Population, is_first: jax.Array
@@ -53,7 +49,7 @@ class Search:
         self, key: jax.Array, population: Population, fitness: Fitness, state: Any, is_first: Any
     ) -> Any:
         """The state after a generation."""
-        if self.has_means:  # evosax unfolds their populations in `ask`, but does not fold them here
+        if self.num_means:  # evosax unfolds their populations in `ask`, but does not fold them here
             shape = (self.num_means, self.algorithm.population_size)
             population = jax.tree.map(lambda x: x.reshape(shape + x.shape[1:]), population)
 
@@ -78,11 +74,9 @@ class Search:
 
 
 def without_failures(population: Population, fitness: Fitness) -> tuple[Population, Fitness]:
-    """The population as a strategy may see it: no fitness that is not finite, none that failed.
+    """Failed solutions, and their fitness, replaced by the worst that did not fail, if any.
 
-    A failed solution gives its place to the worst of its generation that did not fail, with that
-    one's fitness: no strategy can select it, and one that weighs solutions by rank still moves away
-    from the worst. Where all failed, both stay.
+    No strategy can select what failed; one that weighs by rank still moves away from the worst.
     """
     finite = jnp.isfinite(fitness)
     kept = finite | ~jnp.any(finite)

@@ -90,11 +90,7 @@ STRATEGIES.protect()
 
 @dataclasses.dataclass(frozen=True)
 class StrategyConfig(Checked):
-    """An evolution strategy.
-
-    Raises:
-      ConfigError: naming the first field that cannot work, its value and what was expected.
-    """
+    """An evolution strategy. Raises ConfigError, which names a field that cannot work."""
 
     name: Annotated[str, OneOf(STRATEGIES)] = "ChaoticES"
     """Evolution strategy: ChaoticES, ChaoticSNES, any that evosax ships (SimpleGA, CMA_ES, ...), or
