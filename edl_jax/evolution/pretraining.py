@@ -64,8 +64,7 @@ def evolve(
       generations: how many to evolve.
       params: parameters of the strategy; its own defaults if None.
       population_size: of a strategy that is named.
-      draws: evaluations of the last candidates by fresh keys, among which the best is chosen; more
-        than 1 where fitness is noisy.
+      draws: evaluations by fresh keys that choose the best of the last; more where it is noisy.
       devices: some of `jax.devices()`, among which the population is divided; all by default.
 
     Raises:
@@ -93,8 +92,7 @@ def _evolved(
     """What an evolution comes to, and the rows of what was measured."""
     state, (rows, measured) = fit(evolution, key, **options)
     solution, fitness = evolution.best(state, run_keys(key)[2], draws)
-    history = _columns(rows)
-    del history["generation"]
+    history = {name: x for name, x in _columns(rows).items() if name != "generation"}
     return Evolved(solution, fitness, history), measured
 
 
@@ -147,8 +145,7 @@ def pretrain(
       key: a key from `jax.random.key`; by default from `config.seed`.
       run_dir: where to keep configuration, metrics, checkpoints and the loss; a run that was
         stopped there resumes from its last checkpoint. Nothing is written by default.
-      devices: some of `jax.devices()`, of all processes, among which the population is divided;
-        all by default.
+      devices: some of `jax.devices()`, among which the population is divided; all by default.
       progress: whether to tell how far it is: by a bar on a terminal, by lines elsewhere.
 
     Raises:
@@ -163,8 +160,8 @@ def pretrain(
     mesh = device_mesh(AXIS, devices)
     identity = {"pretrain": as_json(config), "key": jax.random.key_data(key).tolist()}
     given = {"strategy": strategy, "problem": problem}
-    parts = {kind: describe(part) for kind, part in given.items() if part is not None}
-    if parts := own_parts(config) | parts:
+    given = {kind: describe(part) for kind, part in given.items() if part is not None}
+    if parts := own_parts(config) | given:
         identity["parts"] = parts
     agree(lambda: {**identity, "devices": [device.id for device in mesh.devices.flat]})
     ranking, params = RankingProblem(config), None
@@ -205,14 +202,11 @@ def pretrain(
     return PretrainResult(loss, found.history, _columns(measured), metrics)
 
 
-def _metrics(ranking: RankingProblem, loss: EvolvedLoss, key: jax.Array) -> dict[str, float]:
+def _metrics(ranking: RankingProblem, loss: EvolvedLoss, key: jax.Array) -> Row:
     """Ranking over all class counts together; ranking and gradient for each."""
     sets, config = ranking.held_out_pairs(key), ranking.config
-    metrics = {
-        name: value
-        for name, value in _measured(ranking, loss, sets).items()
-        if not name.startswith(("descent_rate", "gradient_ratio"))
-    }
+    metrics, of_gradient = _measured(ranking, loss, sets), ("descent_rate", "gradient_ratio")
+    metrics = {name: x for name, x in metrics.items() if not name.startswith(of_gradient)}
     for pairs, num_classes in zip(sets, config.class_counts, strict=True):
         found = _measured(ranking, loss, (pairs,))
         metrics |= {f"{num_classes} classes: {name}": value for name, value in found.items()}
@@ -234,9 +228,7 @@ def _errors_on_tasks(loss: EvolvedLoss, config: PretrainConfig, key: jax.Array) 
     return {"task_error": float(mine), "task_error_of_cross_entropy": float(reference)}
 
 
-def _measured(
-    ranking: RankingProblem, loss: EvolvedLoss, pairs: Sequence[Pairs]
-) -> dict[str, float]:
+def _measured(ranking: RankingProblem, loss: EvolvedLoss, pairs: Sequence[Pairs]) -> Row:
     """Ranking as before calibration, gradients as after it."""
     plain = loss.replace(scale=np.float32(1))
     return measure(plain, pairs, severity=ranking.severity, margin=ranking.margin, scale=loss.scale)

@@ -15,19 +15,11 @@ from evosax.problems import Problem
 from evosax.types import Fitness, Metrics, Population, Solution
 from flax import nnx
 
+from edl_jax import objective
 from edl_jax.checked import config_or_default
 from edl_jax.evolution.config import PretrainConfig
 from edl_jax.losses import EvolvedLoss, calibrated
 from edl_jax.networks import LossNetwork
-from edl_jax.objective import (
-    MARGINS,
-    SEVERITIES,
-    apply_severity,
-    draw_tasks,
-    margin_violation,
-    slope_violations,
-    task_errors,
-)
 from edl_jax.objective.severity import Margin, Severity
 from edl_jax.pairs import Pairs, log_probabilities, sample_pairs
 
@@ -106,18 +98,18 @@ class LossProblem(Summand):
     def __post_init__(self) -> None:
         config = config_or_default(self.config, PretrainConfig)
         object.__setattr__(self, "config", config)
-        object.__setattr__(self, "severity", SEVERITIES[config.severity])
-        object.__setattr__(self, "margin", MARGINS[config.margin])
+        object.__setattr__(self, "severity", objective.SEVERITIES[config.severity])
+        object.__setattr__(self, "margin", objective.MARGINS[config.margin])
 
     def network(self, solution: Solution) -> LossNetwork:
         """The loss network of a solution."""
         return nnx.merge(self.config.architecture().abstract()[0], solution)
 
     def loss(self, solution: Solution, key: jax.Array | None = None) -> EvolvedLoss:
-        """The frozen loss of a solution, for `train` and to save.
+        """The frozen loss of a solution: as evolved, or calibrated on the key's `held_out_pairs`.
 
-        With a key it is calibrated on `held_out_pairs` pairs that the key draws; without, it is as
-        evolved. Raises InputError if it is flat on the pairs.
+        Raises:
+          InputError: if it is flat on the pairs.
         """
         params, scale = nnx.to_pure_dict(solution), jnp.ones((), jnp.float32)
         loss = EvolvedLoss(params, scale, self.config.architecture())
@@ -163,9 +155,8 @@ class LossProblem(Summand):
         blocks = -(-size // max(1, self.config.networks_at_a_time // per_network))
         each = -(-size // blocks)
         rows = jnp.minimum(jnp.arange(blocks * each), size - 1).reshape(blocks, each)
-        whole = jax.tree.map(lambda x: x[rows], solutions)
         of_block = jax.vmap(lambda solution: function(self.network(solution)))
-        return jax.lax.map(of_block, whole).reshape(-1)[:size]
+        return jax.lax.map(of_block, jax.tree.map(lambda x: x[rows], solutions)).reshape(-1)[:size]
 
 
 class Batch(NamedTuple):
@@ -196,7 +187,7 @@ class RankingProblem(LossProblem):
         parts = []
         for pairs in pairs_of_counts:
             log_p = log_probabilities(pairs.probabilities)
-            severities = apply_severity(self.severity, log_p, pairs.labels)
+            severities = objective.apply_severity(self.severity, log_p, pairs.labels)
             parts.append(Batch(network.features(log_p, pairs.labels), severities))
         whole = Batch(*(jnp.concatenate(part, axis=-1) for part in zip(*parts, strict=True)))
         # Class counts come in blocks, and the objective takes opponents by position: mix them.
@@ -209,10 +200,9 @@ class RankingProblem(LossProblem):
         return self.of_every(self._violation(batch), solutions)
 
     def _violation(self, batch: Batch) -> Score:
-        objective = partial(
-            margin_violation, margin=self.margin, num_opponents=self.config.num_opponents
-        )
-        return lambda network: objective(network.from_features(batch.features), batch.severities)
+        options = {"margin": self.margin, "num_opponents": self.config.num_opponents}
+        of = partial(objective.margin_violation, severities=batch.severities, **options)
+        return lambda network: of(network.from_features(batch.features))
 
 
 class SlopeProblem(LossProblem):
@@ -224,13 +214,13 @@ class SlopeProblem(LossProblem):
         """The weighted violations."""
         weights = jnp.asarray([self.config.slope.weights()], jnp.float32)
         each = -(-self.config.slope.pairs // len(self.config.class_counts))
-        pairs_of_counts = [jax.tree.map(lambda x: x[:each], pairs) for pairs in self.pairs(key)]
+        sets = [jax.tree.map(lambda x: x[:each], pairs) for pairs in self.pairs(key)]
 
         def violation(network: LossNetwork) -> jax.Array:
             def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
                 return network(jax.nn.log_softmax(logits), labels)
 
-            found = [slope_violations(loss, pairs, self.severity) for pairs in pairs_of_counts]
+            found = [objective.slope_violations(loss, pairs, self.severity) for pairs in sets]
             return jnp.mean(jnp.sum(jnp.asarray(found) * weights, axis=-1))
 
         return violation
@@ -243,10 +233,9 @@ class TaskProblem(LossProblem):
 
     def scores(self, key: jax.Array) -> Score:
         """The errors."""
-        tasks = draw_tasks(key, self.config.tasks, self.config.mixture)
-        return lambda network: jnp.min(
-            jnp.mean(task_errors(network, tasks, self.config.tasks), axis=-1)
-        )
+        config = self.config.tasks
+        tasks = objective.draw_tasks(key, config, self.config.mixture)
+        return lambda x: jnp.min(jnp.mean(objective.task_errors(x, tasks, config), axis=-1))
 
 
 def problem_of(config: PretrainConfig) -> RankingProblem | WeightedSum:

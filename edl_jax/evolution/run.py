@@ -1,10 +1,10 @@
 """Evolve the solutions of any evosax problem with any evosax strategy, on one device or several.
 
-Every device runs the whole generation on its own copy of the small state, with the same keys: it
-breeds the same population, and all solutions meet what the problem draws of one key. Only the
-costly part is divided: each device scores its share, and fitness is all that crosses between them.
+Every device runs the whole generation on its own copy of the small state, with the same keys. Only
+the costly part is divided: each scores its share, and fitness is all that crosses between them.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -44,10 +44,7 @@ class State:
 
 
 class Evolution:
-    """An evolution, which `fit` drives (`edl_jax.runs.fit.Run`), on a mesh of the axis "pop".
-
-    `watch` measures the best of the last generation of a chunk, which stays on the devices.
-    """
+    """An evolution on a mesh of the axis "pop", which `fit` drives; `watch` measures its best."""
 
     name, unit, files = "evolve", "generation", (METRICS, "held_out.jsonl")
 
@@ -114,14 +111,8 @@ class Evolution:
         for name, values in metrics.items():
             if jnp.shape(values) == scored.shape:  # a value for each solution
                 log[name] = self._of_all(values)[best]
-        after = state.replace(  # pyright: ignore[reportAttributeAccessIssue]
-            generation=state.generation + 1,
-            strategy=told,
-            problem=problem,
-            population=population,
-            fitness=fitness,
-        )
-        return after, log
+        new = {"strategy": told, "problem": problem, "population": population, "fitness": fitness}
+        return dataclasses.replace(state, generation=state.generation + 1, **new), log
 
     def init(self, key: jax.Array) -> State:
         """The state before the first generation, whole on every device."""
@@ -168,11 +159,12 @@ class Evolution:
         """The candidate with the best mean fitness over fresh draws, and its mean."""
         # The best fitness that was ever seen is the luckiest draw where fitness is noisy.
         state = jax.device_get(state)
-        candidates, total = self._candidates(state), 0.0
+        candidates = self._candidates(state)
         with jax.numpy_rank_promotion("allow"):
-            for index in range(draws):
-                key_eval = jax.random.fold_in(key, index)
-                total += self.problem.eval(key_eval, candidates, state.problem)[0]
+            total = sum(
+                self.problem.eval(jax.random.fold_in(key, index), candidates, state.problem)[0]
+                for index in range(draws)
+            )
         fitness = np.asarray(total) / draws
         index = int(np.argmin(np.where(np.isfinite(fitness), fitness, np.inf)))
         return jax.tree.map(lambda x: x[index], candidates), float(fitness[index])

@@ -33,12 +33,10 @@ class Search:
         mean = jax.tree.map(lambda x: x[first], fresh)
         return self.algorithm.init(key_state, mean, self.params), fresh
 
-    def ask(
-        self, key: jax.Array, state: Any, population: Population, is_first: jax.Array
-    ) -> tuple[Population, Any]:
-        """The next solutions. A population-based strategy has the fresh ones scored first."""
+    def ask(self, key: jax.Array, state: Any, population: Population, is_first: Any) -> Any:
+        """The next solutions, and the state. A population-based one has the fresh scored first."""
 
-        def bred() -> tuple[Population, Any]:
+        def bred() -> Any:
             return _like(self.algorithm.ask(key, state, self.params), (population, state))
 
         if self.has_mean:
