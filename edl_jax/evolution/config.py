@@ -91,6 +91,8 @@ class PretrainConfig(Checked):
             field, expected = "pairs_per_generation", f"two or more for each of {num_counts} counts"
         elif self.num_opponents >= pairs:
             field, expected = "num_opponents", f"fewer than pairs_per_generation, {pairs}"
+        elif any(self.slope.weights()) and self.slope.pairs > pairs:
+            field, expected = "slope.pairs", f"no more than pairs_per_generation, {pairs}"
         elif not self.task_weight and tasks != TaskConfig():
             field, expected = "task_weight", "more than 0, such as 1, where tasks are configured"
         elif self.task_weight and only and tasks.num_classes != only:
