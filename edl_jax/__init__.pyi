@@ -7,8 +7,11 @@ from edl_jax.data import (
 )
 from edl_jax.errors import EDLError as EDLError
 from edl_jax.evolution import PretrainConfig as PretrainConfig
-from edl_jax.evolution.evolve import evolve as evolve
-from edl_jax.evolution.pretraining import PretrainResult as PretrainResult, pretrain as pretrain
+from edl_jax.evolution.pretraining import (
+    PretrainResult as PretrainResult,
+    evolve as evolve,
+    pretrain as pretrain,
+)
 from edl_jax.evolution.problems import (
     RankingProblem as RankingProblem,
     TaskProblem as TaskProblem,

@@ -185,7 +185,7 @@ def test_refuses_bad_arguments():
         ChaoticES(8, jnp.zeros(2), mutation="tentt")
     with pytest.raises(ConfigError, match="population_size is 1"):
         ChaoticES(1, jnp.zeros(2))
-    with pytest.raises(ConfigError, match=r"elite_ratio 1\.0"):
+    with pytest.raises(ConfigError, match=r"elite_ratio is 1\.0"):
         ChaoticES(8, jnp.zeros(2), elite_ratio=1.0)
     with pytest.raises(ConfigError, match="selection is 'tournament'; expected one of plus, comma"):
         ChaoticES(8, jnp.zeros(2), selection="tournament")

@@ -12,11 +12,9 @@ from edl_jax import Mixture, PretrainConfig, TrainConfig
 from edl_jax.data.config import DataConfig
 from edl_jax.errors import ConfigError, EDLError
 from edl_jax.evolution import SlopeConfig
-from edl_jax.evolution.loss_problem import ORDER
-from edl_jax.evolution.problems import RankingProblem, problem_of
+from edl_jax.evolution.problems import ORDER, RankingProblem, problem_of, static_self
 from edl_jax.evolution.run import AXIS, Evolution
 from edl_jax.evolution.search import Search, without_failures
-from edl_jax.evolution.sums import static_self
 from edl_jax.objective import MARGINS, SEVERITIES, TaskConfig, margin_violation
 from edl_jax.pairs import log_probabilities
 from edl_jax.runs.devices import device_mesh

@@ -11,7 +11,7 @@ import pytest
 
 from edl_jax import pretrain
 from edl_jax.errors import InputError, RunFolderError
-from edl_jax.evolution import loss_problem, pretraining
+from edl_jax.evolution import pretraining, problems
 from edl_jax.evolution.problems import RankingProblem
 from edl_jax.pairs import sample_pairs
 from tests.event_files import shown
@@ -57,7 +57,7 @@ def test_what_is_drawn_of_one_key_is_drawn_by_keys_of_its_own(monkeypatch):
     config = dataclasses.replace(TINY, class_counts=(3, 5))
     evolution, ranking = evolution_of(config), RankingProblem(config)
     state = jax.tree.map(jnp.zeros_like, evolution.begin(key))
-    monkeypatch.setattr(loss_problem, "sample_pairs", recorded(pairs))
+    monkeypatch.setattr(problems, "sample_pairs", recorded(pairs))
     monkeypatch.setattr(jax.random, "permutation", recorded(jnp.arange(130)))
     monkeypatch.setattr(pretraining, "draw_tasks", recorded(None))
     monkeypatch.setattr(pretraining, "task_errors", lambda *_: jnp.zeros((1, 1)))
@@ -69,7 +69,7 @@ def test_what_is_drawn_of_one_key_is_drawn_by_keys_of_its_own(monkeypatch):
     def of_measurement():
         ranking.batch(key, ranking.pairs(key))
         ranking.held_out_pairs(key)
-        pretraining._measured_on_tasks(random_loss(), config, key)
+        pretraining._errors_on_tasks(random_loss(), config, key)
 
     for draw, number in ((of_choice, 3 * (2 + 1) + 2 * 2), (of_measurement, 2 + 1 + 2 * 2 + 8)):
         used.clear()

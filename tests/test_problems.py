@@ -19,8 +19,7 @@ from edl_jax import (
 )
 from edl_jax.errors import ConfigError, InputError, RunFolderError
 from edl_jax.evolution import SlopeConfig
-from edl_jax.evolution.problems import SlopeProblem, problem_of
-from edl_jax.evolution.sums import WeightedSum
+from edl_jax.evolution.problems import SlopeProblem, WeightedSum, problem_of
 from edl_jax.objective import TaskConfig
 from tests.test_evolution import TINY
 

@@ -143,7 +143,7 @@ def test_evolution_lowers_the_slope_it_is_asked_to_lower():
         (lambda: SlopeConfig(pairs=0), r"SlopeConfig\.pairs is 0"),
         (
             lambda: PretrainConfig(slope=SlopeConfig(descent=1.0), pairs_per_generation=100),
-            r"slope\.pairs is 512 with pairs_per_generation 100",
+            r"slope\.pairs is 512; expected no more than pairs_per_generation, 100",
         ),
     ],
 )

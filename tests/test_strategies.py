@@ -13,8 +13,7 @@ from evosax.problems import Problem
 
 from edl_jax import STRATEGIES, ChaoticES, ChaoticSNES
 from edl_jax.errors import ConfigError
-from edl_jax.evolution.problems import RankingProblem
-from edl_jax.evolution.sums import static_self
+from edl_jax.evolution.problems import RankingProblem, static_self
 from edl_jax.strategies import MUTATIONS, StrategyConfig, build_strategy
 from edl_jax.strategies.by_name import QUADRATIC, WITHOUT_STD
 from tests.test_evolution import TINY, evolution_of

@@ -11,7 +11,7 @@ from edl_jax import Mixture, PretrainConfig, pretrain
 from edl_jax.errors import ConfigError
 from edl_jax.evolution.problems import TaskProblem
 from edl_jax.objective import TaskConfig, draw_tasks, task_errors
-from edl_jax.objective.task_problems import draw_problem
+from edl_jax.objective.tasks import draw_problem
 from tests.test_evolution import TINY
 
 SMALL = TaskConfig(
@@ -183,10 +183,13 @@ def test_config_refuses(change, message):
     ("change", "message"),
     [
         ({"task_weight": -1.0}, r"task_weight is -1\.0"),
-        ({"tasks": SMALL}, "task_weight of 0, so that none is learned"),
+        (
+            {"tasks": SMALL},
+            r"task_weight is 0\.0; expected more than 0.* where tasks are configured",
+        ),
         (
             {"task_weight": 1.0, "network": "pair", "class_counts": (3,)},
-            r"tasks\.num_classes is 10 with a pair network for \(3,\) classes",
+            r"tasks\.num_classes is 10; expected 3, which the pair network serves",
         ),
     ],
 )

@@ -1,8 +1,8 @@
 """The configuration of a pretraining: every default here is ours, none is known from the paper."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Annotated, Any, Literal
+import operator
+from typing import Annotated, Literal
 
 from annotated_types import Ge, MinLen
 
@@ -12,18 +12,13 @@ from edl_jax.networks import Architecture
 from edl_jax.networks.loss_network import ACTIVATIONS
 from edl_jax.objective import MARGINS, SEVERITIES, TaskConfig
 from edl_jax.pairs import Mixture
-from edl_jax.registry import Registry
 from edl_jax.runs.describing import describe
 from edl_jax.strategies import MUTATIONS, STRATEGIES, StrategyConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class SlopeConfig(Checked):
-    """How much a loss's slope counts in its fitness (`edl_jax.objective.slope`).
-
-    Raises:
-      ConfigError: naming the first field that cannot work, its value and what was expected.
-    """
+    """How much a loss's slope counts in its fitness (`edl_jax.objective.slope`)."""
 
     descent: NotNegative = 0.0
     """Weight of descent steps on the logits that raise the severity."""
@@ -41,11 +36,7 @@ class SlopeConfig(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class PretrainConfig(Checked):
-    """How a loss is evolved.
-
-    Raises:
-      ConfigError: naming the first field that cannot work, its value and what was expected.
-    """
+    """How a loss is evolved. Raises ConfigError, which names a field that cannot work."""
 
     network: Literal["class_agnostic", "pair"] = "class_agnostic"
     """Architecture of the loss: "class_agnostic" serves any class count, "pair" just one."""
@@ -54,15 +45,13 @@ class PretrainConfig(Checked):
     activation: Annotated[str, OneOf(ACTIVATIONS)] = "silu"
     """Activation of the hidden layers: tanh, relu, silu, softplus or squareplus."""
     class_counts: Annotated[tuple[Annotated[int, Ge(2)], ...], MinLen(1), Distinct()] = (2, 10, 100)
-    """Class counts of the synthetic pairs, all different, an equal share each; exactly one for
-    "pair"."""
+    """Class counts of the synthetic pairs, an equal share each; exactly one for "pair"."""
     mixture: Mixture = Mixture()
     """Weights of the regimes that pairs are drawn from."""
     severity: Annotated[str, OneOf(SEVERITIES)] = "surprisal"
     """How wrong a pair is: a name in edl_jax.SEVERITIES, such as surprisal or brier."""
     margin: Annotated[str, OneOf(MARGINS)] = "proportional"
-    """Least difference of two losses: a name in edl_jax.MARGINS; proportional to the severities'
-    difference, or constant."""
+    """Least difference of two losses: a name in edl_jax.MARGINS, proportional or constant."""
     num_opponents: Count = 4
     """Comparisons that each pair takes part in as the first."""
     slope: SlopeConfig = SlopeConfig()
@@ -93,61 +82,42 @@ class PretrainConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.network == "pair" and len(self.class_counts) != 1:
-            raise ConfigError(
-                f"PretrainConfig.class_counts is {self.class_counts}; a pair network serves "
-                "exactly one class count: give one, or use network='class_agnostic'."
-            )
         self.architecture()  # checks the sizes of the network together
-        if self.pairs_per_generation < 2 * len(self.class_counts):
-            raise ConfigError(
-                f"PretrainConfig.pairs_per_generation is {self.pairs_per_generation} with "
-                f"{len(self.class_counts)} class counts; expected two or more for each."
-            )
-        if any(self.slope.weights()) and self.slope.pairs > self.pairs_per_generation:
-            raise ConfigError(
-                f"PretrainConfig.slope.pairs is {self.slope.pairs} with pairs_per_generation "
-                f"{self.pairs_per_generation}; expected no more."
-            )
-        if self.num_opponents >= self.pairs_per_generation:
-            raise ConfigError(
-                f"PretrainConfig.num_opponents is {self.num_opponents} with pairs_per_generation "
-                f"{self.pairs_per_generation}; expected fewer."
-            )
-        self._check_tasks()
+        num_counts, pairs, tasks = len(self.class_counts), self.pairs_per_generation, self.tasks
+        only = self.class_counts[0] if self.network == "pair" else None
+        if only and num_counts > 1:
+            field, expected = "class_counts", "exactly one class count for a pair network"
+        elif pairs < 2 * num_counts:
+            field, expected = "pairs_per_generation", f"two or more for each of {num_counts} counts"
+        elif self.num_opponents >= pairs:
+            field, expected = "num_opponents", f"fewer than pairs_per_generation, {pairs}"
+        elif any(self.slope.weights()) and self.slope.pairs > pairs:
+            field, expected = "slope.pairs", f"no more than pairs_per_generation, {pairs}"
+        elif not self.task_weight and tasks != TaskConfig():
+            field, expected = "task_weight", "more than 0, such as 1, where tasks are configured"
+        elif self.task_weight and only and tasks.num_classes != only:
+            field, expected = "tasks.num_classes", f"{only}, which the pair network serves"
+        else:
+            return
+        value = operator.attrgetter(field)(self)
+        raise ConfigError(f"PretrainConfig.{field} is {value!r}; expected {expected}.")
 
     def architecture(self) -> Architecture:
         """The structure of the loss networks."""
         num_classes = self.class_counts[0] if self.network == "pair" else None
         return Architecture(self.network, tuple(self.hidden), self.activation, num_classes)
 
-    def _check_tasks(self) -> None:
-        if not self.task_weight and self.tasks != TaskConfig():
-            raise ConfigError(
-                "PretrainConfig.tasks has settings of its own with a task_weight of 0, so that "
-                "none is learned; expected a task_weight of more than 0, such as 1."
-            )
-        num_classes = self.tasks.num_classes
-        if self.task_weight and self.network == "pair" and self.class_counts != (num_classes,):
-            raise ConfigError(
-                f"PretrainConfig.tasks.num_classes is {num_classes} with a pair network for "
-                f"{self.class_counts} classes; expected the same."
-            )
-
-
-_PARTS: dict[str, tuple[Registry[Any], Callable[[PretrainConfig], str]]] = {
-    "severity": (SEVERITIES, lambda config: config.severity),
-    "margin": (MARGINS, lambda config: config.margin),
-    "mutation": (MUTATIONS, lambda config: config.strategy.mutation),
-    "strategy": (STRATEGIES, lambda config: config.strategy.name),
-}
-
 
 def own_parts(*configs: PretrainConfig) -> dict[str, str]:
     """What tells the users' own parts that configurations name from others of the same names."""
-    return {
-        f"{kind} {name}": describe(registry[name])
-        for config in configs
-        for kind, (registry, name_in) in _PARTS.items()
-        if not registry.is_protected(name := name_in(config))
-    }
+    found = {}
+    for config in configs:
+        for kind, registry, name in (
+            ("severity", SEVERITIES, config.severity),
+            ("margin", MARGINS, config.margin),
+            ("mutation", MUTATIONS, config.strategy.mutation),
+            ("strategy", STRATEGIES, config.strategy.name),
+        ):
+            if not registry.is_protected(name):
+                found[f"{kind} {name}"] = describe(registry[name])
+    return found

@@ -1,10 +1,10 @@
-"""Evolve a loss, choose the winner, freeze it: the whole method but training, in one call."""
+"""Evolve: the solutions of any problem by `evolve`, a loss by `pretrain`, which freezes it."""
 
 import contextlib
 import dataclasses
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,22 +14,92 @@ from evosax.types import Solution
 
 from edl_jax.checked import checked_key, config_or_default
 from edl_jax.evolution.config import PretrainConfig, own_parts
-from edl_jax.evolution.evolve import columns, run_keys
-from edl_jax.evolution.loss_problem import TASKS
-from edl_jax.evolution.problems import RankingProblem, problem_of
-from edl_jax.evolution.run import AXIS, Evolution
+from edl_jax.evolution.problems import TASKS, RankingProblem, problem_of
+from edl_jax.evolution.run import AXIS, Evolution, run_keys
 from edl_jax.losses import EvolvedLoss, Provenance
-from edl_jax.objective import MARGINS, SEVERITIES, draw_tasks, measure, task_errors
+from edl_jax.objective import SEVERITIES, draw_tasks, measure, task_errors
 from edl_jax.pairs import Pairs
 from edl_jax.runs.describing import describe
 from edl_jax.runs.devices import device_mesh
 from edl_jax.runs.environment import versions
 from edl_jax.runs.fit import fit
-from edl_jax.runs.folder import as_json, open_run, writing
+from edl_jax.runs.folder import Row, as_json, open_run, writing
 from edl_jax.runs.processes import agree, first_does, is_first
-from edl_jax.strategies import build_strategy
+from edl_jax.strategies import StrategyConfig, build_strategy
 
-_TASK_DRAWS = 8  # of the tasks on which the winner is measured
+
+class Evolved(NamedTuple):
+    """What `evolve` gives.
+
+    Attributes:
+      solution: the best solution.
+      fitness: its mean fitness over fresh draws.
+      history: by name, one value for each generation, `[generations]` float64: `best_fitness`,
+        `mean_fitness`, `step_size` (NaN where the strategy has none), `failed` (solutions whose
+        fitness is not finite), and of the best the metrics that the problem gives each solution.
+    """
+
+    solution: Solution
+    fitness: float
+    history: dict[str, np.ndarray]
+
+
+def evolve(
+    problem: Problem,
+    strategy: str | EvolutionaryAlgorithm,
+    key: jax.Array,
+    *,
+    generations: int,
+    params: Any = None,
+    population_size: int = PretrainConfig.population_size,
+    draws: int = 1,
+    devices: Sequence[Any] | None = None,
+) -> Evolved:
+    """Evolve the solutions of any evosax problem with any evosax strategy.
+
+    Args:
+      problem: lower fitness is better. On several devices its state must not depend on solutions.
+      strategy: an evosax algorithm, or a name in `STRATEGIES`.
+      key: a key from `jax.random.key`; the same key on the same devices gives the same bits.
+      generations: how many to evolve.
+      params: parameters of the strategy; its own defaults if None.
+      population_size: of a strategy that is named.
+      draws: evaluations by fresh keys that choose the best of the last; more where it is noisy.
+      devices: some of `jax.devices()`, among which the population is divided; all by default.
+
+    Raises:
+      ConfigError: if the strategy or the devices cannot serve a population of that size.
+      EDLError: if every solution of a generation fails.
+
+    >>> from evosax.problems import BBOBProblem
+    >>> found = evolve(BBOBProblem("sphere"), "ChaoticES", jax.random.key(0), generations=50)
+    >>> found.history["best_fitness"].shape
+    (50,)
+    """
+    if isinstance(strategy, str):
+        settings = {"population_size": population_size, "generations": generations}
+        config = PretrainConfig(strategy=StrategyConfig(strategy), **settings)
+        strategy, own = build_strategy(config, problem.sample)
+        params = own if params is None else params
+    mesh = device_mesh(AXIS, devices)
+    evolution = Evolution(problem, strategy, params, generations=generations, mesh=mesh)
+    return _evolved(evolution, checked_key(key), draws)[0]
+
+
+def _evolved(
+    evolution: Evolution, key: jax.Array, draws: int, **options: Any
+) -> tuple[Evolved, list[Row]]:
+    """What an evolution comes to, and the rows of what was measured."""
+    state, (rows, measured) = fit(evolution, key, **options)
+    solution, fitness = evolution.best(state, run_keys(key)[2], draws)
+    history = {name: x for name, x in _columns(rows).items() if name != "generation"}
+    return Evolved(solution, fitness, history), measured
+
+
+def _columns(rows: Sequence[Row]) -> dict[str, np.ndarray]:
+    """Rows as arrays by name, NaN where a row has no value."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: np.asarray([row.get(name) for row in rows], np.float64) for name in names}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,15 +108,12 @@ class PretrainResult:
 
     Attributes:
       loss: the winner, calibrated and frozen.
-      history: by name, one value for each generation, `[generations]` float64: `best_fitness`,
-        `mean_fitness`, `step_size` (NaN where the strategy has none) and `failed` (networks whose
-        fitness was not finite); and the best network's `task_error` and `slope_violation`, where
+      history: as of `evolve`, with the best network's `task_error` and `slope_violation` where
         these have a weight.
       held_out: by name, one value for each chunk of generations, `[chunks]` float64: `generation`,
         its last, and the metrics of the best on held-out pairs (NaN where undefined).
-      metrics: of the winner on held-out pairs that nothing was chosen on, by name: those of
-        `rank_metrics` before its calibration, which changes `violated_margins` alone; those of
-        `gradient_metrics` after it.
+      metrics: of the winner on held-out pairs that nothing was chosen on, by name: of its ranking
+        before its calibration, of its gradients after it.
     """
 
     loss: EvolvedLoss
@@ -68,32 +135,24 @@ def pretrain(
     """Evolve a loss on synthetic pairs and freeze it.
 
     The same key on the same devices gives the same loss, bit for bit, on the CPU; another number of
-    devices gives the same one up to rounding. Several processes (see docs/scale.md) all call this
-    alike.
+    devices gives the same one up to rounding. Several processes all call this alike.
 
     Args:
       config: how to evolve; the defaults if None.
-      strategy: an evosax algorithm of your own, with its default parameters; the one that the
-        configuration names by default.
+      strategy: an evosax algorithm of your own, instead of the one that the configuration names.
       problem: an evosax problem of your own, whose solutions are the configuration's loss networks,
-        such as `0.7 * RankingProblem(config) + 0.3 * TaskProblem(config)`; what the configuration
-        asks for by default.
+        such as `0.7 * RankingProblem(config) + 0.3 * TaskProblem(config)`.
       key: a key from `jax.random.key`; by default from `config.seed`.
       run_dir: where to keep configuration, metrics, checkpoints and the loss; a run that was
-        stopped there resumes from its last checkpoint. Nothing is written by default. Of several
-        processes the first alone writes.
-      devices: some of `jax.devices()`, among which the population is divided; all, of all
-        processes, by default.
+        stopped there resumes from its last checkpoint. Nothing is written by default.
+      devices: some of `jax.devices()`, among which the population is divided; all by default.
       progress: whether to tell how far it is: by a bar on a terminal, by lines elsewhere.
 
     Raises:
-      ConfigError: if the strategy refuses the configuration, the devices cannot share the
-        population equally, or nothing is ranked, as with a constant severity.
-      RunFolderError: if `run_dir` holds a run with another configuration or key, is in use by
-        another run, is damaged, or cannot be read or written.
+      ConfigError: if the strategy or the devices cannot serve a population of that size.
+      RunFolderError: if `run_dir` holds another run, is in use or damaged, or cannot be written.
       Preempted: on SIGTERM, after the chunk of generations under way is saved; only with `run_dir`.
       ProcessError: if another process of the run is gone, or was given something else to do.
-      InputError: if `key` is no key of `jax.random.key`.
       EDLError: if every network of a generation fails.
     """
     config = config_or_default(config, PretrainConfig)
@@ -101,103 +160,75 @@ def pretrain(
     mesh = device_mesh(AXIS, devices)
     identity = {"pretrain": as_json(config), "key": jax.random.key_data(key).tolist()}
     given = {"strategy": strategy, "problem": problem}
-    parts = {kind: describe(part) for kind, part in given.items() if part is not None}
-    if parts := own_parts(config) | parts:
+    given = {kind: describe(part) for kind, part in given.items() if part is not None}
+    if parts := own_parts(config) | given:
         identity["parts"] = parts
     agree(lambda: {**identity, "devices": [device.id for device in mesh.devices.flat]})
     ranking, params = RankingProblem(config), None
     if strategy is None:
         strategy, params = build_strategy(config, ranking.sample)
-    problem = problem_of(config) if problem is None else problem
-    _, _, key_choice, key_measurement = run_keys(key)
-    if problem == ranking:  # then nothing else is asked for
-        ranking.check(key_measurement)
+    _, _, key_choice, key_measurement, _ = run_keys(key)
     watched = ranking.pairs(key_measurement)
     evolution = Evolution(
-        problem,
+        problem or problem_of(config),
         strategy,
         params,
         generations=config.generations,
         chunk=config.generations_per_chunk,
         mesh=mesh,
-        watch=lambda solution: _measured(ranking.loss(solution), watched, config),
+        watch=lambda solution: _measured(ranking, ranking.loss(solution), watched),
     )
     with contextlib.ExitStack() as stack:
         folder = first_does(
             lambda: None if run_dir is None else stack.enter_context(open_run(run_dir, identity)),
             share=False,
         )
-        found = fit(
+        found, measured = _evolved(
             evolution,
             key,
+            # As many fresh pairs as the winner is measured on.
+            -(-config.held_out_pairs // config.pairs_per_generation),
             folder=folder,
             keep=config.keep_checkpoints,
             progress=progress and is_first(),
         )
-        rows, held_out = found.rows
-        # As many fresh pairs as the winner is measured on.
-        draws = -(-config.held_out_pairs // config.pairs_per_generation)
-        winner, _ = evolution.best(found.state, key_choice, draws)
-        loss, metrics = _frozen(ranking, winner, key_choice, key_measurement)
+        loss = ranking.loss(found.solution, key_choice)
+        metrics = _metrics(ranking, loss, key_measurement)
+        loss = loss.replace(provenance=Provenance(as_json(config), metrics, versions()))
         if folder is not None:
             folder.write_json("results.json", metrics)
             with writing("loss.safetensors", folder.path):
                 loss.save(folder.path / "loss.safetensors")
-    history = columns(rows)
-    del history["generation"]
-    return PretrainResult(loss, history, columns(held_out), metrics)
+    return PretrainResult(loss, found.history, _columns(measured), metrics)
 
 
-def _frozen(
-    ranking: RankingProblem, winner: Solution, key_choice: jax.Array, key_measurement: jax.Array
-) -> tuple[EvolvedLoss, dict[str, float]]:
-    """The winner, frozen and calibrated, and its metrics on pairs that nothing was chosen on.
-
-    Ranking over all class counts together; ranking and gradient for each by itself.
-    """
-    config, loss = ranking.config, ranking.loss(winner, key_choice)
-    sets = ranking.held_out_pairs(key_measurement)
-    together = _measured(loss, sets, config)
-    metrics = {
-        name: value
-        for name, value in together.items()
-        if not name.startswith(("descent_rate", "gradient_ratio"))
-    }
-    for pairs in sets:
-        found = _measured(loss, (pairs,), config)
-        num_classes = pairs.probabilities.shape[-1]
+def _metrics(ranking: RankingProblem, loss: EvolvedLoss, key: jax.Array) -> Row:
+    """Ranking over all class counts together; ranking and gradient for each."""
+    sets, config = ranking.held_out_pairs(key), ranking.config
+    metrics, of_gradient = _measured(ranking, loss, sets), ("descent_rate", "gradient_ratio")
+    metrics = {name: x for name, x in metrics.items() if not name.startswith(of_gradient)}
+    for pairs, num_classes in zip(sets, config.class_counts, strict=True):
+        found = _measured(ranking, loss, (pairs,))
         metrics |= {f"{num_classes} classes: {name}": value for name, value in found.items()}
-    if config.task_weight:
-        metrics |= _measured_on_tasks(loss, config, key_measurement)
-    return loss.replace(provenance=Provenance(as_json(config), metrics, versions())), metrics
+    return metrics | (_errors_on_tasks(loss, config, key) if config.task_weight else {})
 
 
-def _measured(
-    loss: EvolvedLoss, pairs: Sequence[Pairs], config: PretrainConfig
-) -> dict[str, float]:
-    """Ranking as before calibration, gradients as after it."""
-    return measure(
-        loss.replace(scale=np.float32(1)),
-        pairs,
-        severity=SEVERITIES[config.severity],
-        margin=MARGINS[config.margin],
-        scale=loss.scale,
-    )
-
-
-def _measured_on_tasks(
-    loss: EvolvedLoss, config: PretrainConfig, key: jax.Array
-) -> dict[str, float]:
-    """Error on fresh tasks beside cross-entropy's, each at its own best learning rate."""
+def _errors_on_tasks(loss: EvolvedLoss, config: PretrainConfig, key: jax.Array) -> dict[str, float]:
+    """Errors on fresh tasks, the loss's and cross-entropy's, each at its best learning rate."""
     network, cross_entropy = loss.network(), SEVERITIES["surprisal"]
 
     @jax.jit
-    def errors(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def errors(key: jax.Array) -> list[jax.Array]:
         tasks = draw_tasks(key, config.tasks, config.mixture)
-        mine, reference = (task_errors(x, tasks, config.tasks) for x in (network, cross_entropy))
-        return mine, reference
+        return [task_errors(x, tasks, config.tasks) for x in (network, cross_entropy)]
 
-    keys = jax.random.split(jax.random.fold_in(key, TASKS), _TASK_DRAWS)
-    found = [errors(each) for each in keys]
-    mine, reference = (np.mean(column, axis=(0, 2)).min() for column in zip(*found, strict=True))
+    keys = jax.random.split(jax.random.fold_in(key, TASKS), 8)
+    found = np.asarray([errors(key) for key in keys])  # draws, losses, rates, tasks
+    mine, reference = found.mean(axis=(0, 3)).min(axis=-1)
     return {"task_error": float(mine), "task_error_of_cross_entropy": float(reference)}
+
+
+def _measured(ranking: RankingProblem, loss: EvolvedLoss, pairs: Sequence[Pairs]) -> Row:
+    """Ranking as before calibration, gradients as after it."""
+    plain = loss.replace(scale=np.float32(1))
+    return measure(plain, pairs, severity=ranking.severity, margin=ranking.margin, scale=loss.scale)

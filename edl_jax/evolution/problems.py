@@ -1,47 +1,171 @@
 """What is evolved, as evosax problems: a population of loss networks, and how good each is.
 
-A solution is the state of a loss network. Problems are hashable, because evosax compiles a method
-once for each problem: two that are equal share their programs.
+A solution is the state of a loss network. Problems that are equal share their programs.
 """
 
 import dataclasses
-from typing import NamedTuple
+import itertools
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from evosax.problems.problem import State
-from evosax.types import Fitness, Metrics, Population
+from evosax.problems import Problem
+from evosax.types import Fitness, Metrics, Population, Solution
+from flax import nnx
 
-from edl_jax.errors import ConfigError
+from edl_jax import objective
+from edl_jax.checked import config_or_default
 from edl_jax.evolution.config import PretrainConfig
-from edl_jax.evolution.loss_problem import ORDER, LossProblem
-from edl_jax.evolution.sums import WeightedSum, static_self
+from edl_jax.losses import EvolvedLoss, calibrated
 from edl_jax.networks import LossNetwork
-from edl_jax.objective import (
-    apply_severity,
-    draw_tasks,
-    margin_violation,
-    slope_violations,
-    task_errors,
-)
-from edl_jax.pairs import Pairs, log_probabilities
+from edl_jax.objective.severity import Margin, Severity
+from edl_jax.pairs import Pairs, log_probabilities, sample_pairs
 
-PAIRS_AT_A_TIME = 4096  # evaluated together by a network, which bounds memory
+Evaluated = tuple[Fitness, Any, Metrics]
+Score = Callable[[LossNetwork], jax.Array]
+static_self = partial(jax.jit, static_argnames=("self",))  # as evosax compiles methods
+
+# `networks_at_a_time` are evaluated on so many pairs, fewer on more: 8 MiB of hidden layers.
+PAIRS_AT_A_TIME = 4096
+# Several functions may be given one key: each first folds in a number of its own, so that none
+# draws what another does. `pairs` folds in the index of a class count, which is smaller.
+ORDER, HELD_OUT, TASKS = range(2**31, 2**31 + 3)
+
+
+class Summand(Problem):
+    """A problem that can be weighted and added to others: `0.7 * one + 0.3 * other`."""
+
+    # Whether `eval` leaves its key, and the first, fourth and fifth that it splits into, to others.
+    spares_key = False
+
+    def terms(self) -> tuple[tuple[float, Problem], ...]:
+        """Weights and problems, of which this one is the sum."""
+        return getattr(self, "parts", ((1.0, self),))
+
+    def __rmul__(self, weight: float) -> "WeightedSum":
+        """The problem with its fitness multiplied by a weight."""
+        return WeightedSum(tuple((weight * own, problem) for own, problem in self.terms()))
+
+    def __add__(self, other: "Summand") -> "WeightedSum":
+        """The sum of both."""
+        return WeightedSum(self.terms() + other.terms())
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightedSum(Summand):
+    """The weighted sum of problems, any of evosax, that have the same kind of solutions."""
+
+    parts: tuple[tuple[float, Problem], ...]
+    spares_key = True
+
+    @static_self
+    def init(self, key: jax.Array) -> Any:
+        """The states of the problems."""
+        keys = jax.random.split(key, len(self.parts))
+        return tuple(problem.init(k) for k, (_, problem) in zip(keys, self.parts, strict=True))
+
+    @static_self
+    def sample(self, key: jax.Array) -> Solution:
+        """A solution of the first problem."""
+        return self.parts[0][1].sample(key)
+
+    @static_self
+    def eval(self, key: jax.Array, solutions: Population, state: Any) -> Evaluated:
+        """The weighted sum of the fitnesses, and the metrics of all problems."""
+        total, states, metrics, places = 0.0, [], {}, itertools.count(5)
+        for (weight, problem), before in zip(self.parts, state, strict=True):
+            is_sparing = getattr(problem, "spares_key", False)
+            own_key = key if is_sparing else jax.random.fold_in(key, next(places))
+            fitness, after, found = problem.eval(own_key, solutions, before)
+            total += weight * fitness
+            states.append(after)
+            metrics |= found
+        return total, tuple(states), metrics  # pyright: ignore[reportReturnType]
+
+
+@dataclasses.dataclass(frozen=True)
+class LossProblem(Summand):
+    """A problem of loss networks; the defaults where no configuration is given."""
+
+    metric: ClassVar[str] = ""  # the name of the scores among the metrics, if any
+    config: PretrainConfig = None  # pyright: ignore[reportAssignmentType]
+    # What the configuration's names stand for: they may be registered anew.
+    severity: Severity = dataclasses.field(init=False, repr=False)
+    margin: Margin = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        config = config_or_default(self.config, PretrainConfig)
+        object.__setattr__(self, "config", config)
+        object.__setattr__(self, "severity", objective.SEVERITIES[config.severity])
+        object.__setattr__(self, "margin", objective.MARGINS[config.margin])
+
+    def network(self, solution: Solution) -> LossNetwork:
+        """The loss network of a solution."""
+        return nnx.merge(self.config.architecture().abstract()[0], solution)
+
+    def loss(self, solution: Solution, key: jax.Array | None = None) -> EvolvedLoss:
+        """The frozen loss of a solution: as evolved, or calibrated on the key's `held_out_pairs`.
+
+        Raises:
+          InputError: if it is flat on the pairs.
+        """
+        params, scale = nnx.to_pure_dict(solution), jnp.ones((), jnp.float32)
+        loss = EvolvedLoss(params, scale, self.config.architecture())
+        return loss if key is None else calibrated(loss, self.held_out_pairs(key))
+
+    @static_self
+    def sample(self, key: jax.Array) -> Solution:
+        """The state of a fresh network."""
+        return self.config.architecture().initial_state(key)
+
+    @static_self
+    def pairs(self, key: jax.Array) -> tuple[Pairs, ...]:
+        """A generation's pairs, one set for each class count."""
+        counts, mixture = self.config.class_counts, self.config.mixture
+        each, extra = divmod(self.config.pairs_per_generation, len(counts))
+        return tuple(
+            sample_pairs(jax.random.fold_in(key, i), each + (i < extra), count, mixture=mixture)
+            for i, count in enumerate(counts)
+        )
+
+    def held_out_pairs(self, key: jax.Array) -> tuple[Pairs, ...]:
+        """At least `held_out_pairs` pairs, drawn a generation's worth at a time by one program."""
+        draws = -(-self.config.held_out_pairs // self.config.pairs_per_generation)
+        key = jax.random.fold_in(key, HELD_OUT)
+        parts = [self.pairs(jax.random.fold_in(key, index)) for index in range(draws)]
+        return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
+
+    def scores(self, key: jax.Array) -> Score:
+        """What scores a network, on what it draws of the key: lower is better."""
+        raise NotImplementedError
+
+    @static_self
+    def eval(self, key: jax.Array, solutions: Population, state: Any) -> Evaluated:
+        """The scores, `[population]`, as a metric too if it has a name."""
+        fitness = self.of_every(self.scores(key), solutions)
+        metrics = {self.metric: fitness} if self.metric else {}
+        return fitness, state.replace(counter=state.counter + 1), metrics
+
+    def of_every(self, function: Score, solutions: Population) -> Fitness:
+        """A function of every network, `networks_at_a_time` of them together, `[population]`."""
+        size = jax.tree.leaves(solutions)[0].shape[0]
+        per_network = -(-self.config.pairs_per_generation // PAIRS_AT_A_TIME)
+        blocks = -(-size // max(1, self.config.networks_at_a_time // per_network))
+        each = -(-size // blocks)
+        rows = jnp.minimum(jnp.arange(blocks * each), size - 1).reshape(blocks, each)
+        of_block = jax.vmap(lambda solution: function(self.network(solution)))
+        return jax.lax.map(of_block, jax.tree.map(lambda x: x[rows], solutions)).reshape(-1)[:size]
 
 
 class Batch(NamedTuple):
-    """Pairs as a population sees them, in random order.
-
-    Attributes:
-      features: `[num_features, num_pairs]` float32.
-      severities: `[num_pairs]` float32.
-    """
+    """Pairs as a population sees them: `[num_features, num_pairs]` and `[num_pairs]` float32."""
 
     features: jax.Array
     severities: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
 class RankingProblem(LossProblem):
     """How far losses miss the margins that severity asks for (docs/method.md, section 3).
 
@@ -51,14 +175,10 @@ class RankingProblem(LossProblem):
 
     spares_key = True
 
-    @static_self
-    def eval(
-        self, key: jax.Array, solutions: Population, state: State
-    ) -> tuple[Fitness, State, Metrics]:
-        """The violations, `[population]`; see `evosax.problems.Problem`."""
+    def scores(self, key: jax.Array) -> Score:
+        """The violations on fresh pairs."""
         _, key_pairs, key_order, _, _ = jax.random.split(key, 5)
-        batch = self.batch(key_order, self.pairs(key_pairs))
-        return self.violations(solutions, batch), _counted(state), {}
+        return self._violation(self.batch(key_order, self.pairs(key_pairs)))
 
     @static_self
     def batch(self, key: jax.Array, pairs_of_counts: tuple[Pairs, ...]) -> Batch:
@@ -67,7 +187,7 @@ class RankingProblem(LossProblem):
         parts = []
         for pairs in pairs_of_counts:
             log_p = log_probabilities(pairs.probabilities)
-            severities = apply_severity(self.severity, log_p, pairs.labels)
+            severities = objective.apply_severity(self.severity, log_p, pairs.labels)
             parts.append(Batch(network.features(log_p, pairs.labels), severities))
         whole = Batch(*(jnp.concatenate(part, axis=-1) for part in zip(*parts, strict=True)))
         # Class counts come in blocks, and the objective takes opponents by position: mix them.
@@ -76,86 +196,46 @@ class RankingProblem(LossProblem):
 
     @static_self
     def violations(self, solutions: Population, batch: Batch) -> Fitness:
-        """The fitness of solutions on given pairs, `[population]`.
+        """The fitness of solutions on given pairs, `[population]`."""
+        return self.of_every(self._violation(batch), solutions)
 
-        Besides the population, the pairs and a block of networks' losses, it needs memory for
-        `networks_at_a_time` networks' hidden layers on 4,096 pairs: 8 MiB with the defaults.
-        """
-        return self.in_blocks(
-            lambda network: self._violation(_losses(network, batch.features), batch.severities),
-            solutions,
-        )
-
-    def check(self, key: jax.Array) -> None:
-        """Refuse a severity and margin with which no pair asks for a margin of another.
-
-        Raises:
-          ConfigError: if none does: all losses would be equally good.
-          InputError: as `margin_violation`.
-        """
-        severities = self.batch(key, self.pairs(key)).severities
-        # Where anything is asked for, a constant loss misses all of it.
-        if self._violation(jnp.zeros_like(severities), severities) == 0:
-            raise ConfigError(
-                f"PretrainConfig.severity is {self.config.severity!r}, with which "
-                f"{severities.size} pairs ask for no margin ({self.config.margin!r}) of one "
-                "another, so that nothing is ranked; expected a severity that tells pairs apart."
-            )
-
-    @static_self
-    def _violation(self, losses: jax.Array, severities: jax.Array) -> jax.Array:
-        return margin_violation(
-            losses, severities, margin=self.margin, num_opponents=self.config.num_opponents
-        )
+    def _violation(self, batch: Batch) -> Score:
+        options = {"margin": self.margin, "num_opponents": self.config.num_opponents}
+        of = partial(objective.margin_violation, severities=batch.severities, **options)
+        return lambda network: of(network.from_features(batch.features))
 
 
-@dataclasses.dataclass(frozen=True)
 class SlopeProblem(LossProblem):
-    """How far the slopes of losses are from one that trains well, on fresh pairs of the key.
+    """The `SlopeViolations` of losses on fresh pairs, weighted by `config.slope` and summed."""
 
-    Fitness is the sum of `SlopeViolations` weighted by `config.slope`, the mean over the class
-    counts.
-    """
+    metric = "slope_violation"
 
-    @static_self
-    def eval(
-        self, key: jax.Array, solutions: Population, state: State
-    ) -> tuple[Fitness, State, Metrics]:
-        """The weighted violations, `[population]`, as metric `slope_violation` too."""
+    def scores(self, key: jax.Array) -> Score:
+        """The weighted violations."""
         weights = jnp.asarray([self.config.slope.weights()], jnp.float32)
         each = -(-self.config.slope.pairs // len(self.config.class_counts))
-        pairs_of_counts = [jax.tree.map(lambda x: x[:each], pairs) for pairs in self.pairs(key)]
+        sets = [jax.tree.map(lambda x: x[:each], pairs) for pairs in self.pairs(key)]
 
         def violation(network: LossNetwork) -> jax.Array:
             def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
                 return network(jax.nn.log_softmax(logits), labels)
 
-            found = [slope_violations(loss, pairs, self.severity) for pairs in pairs_of_counts]
+            found = [objective.slope_violations(loss, pairs, self.severity) for pairs in sets]
             return jnp.mean(jnp.sum(jnp.asarray(found) * weights, axis=-1))
 
-        fitness = self.in_blocks(violation, solutions)
-        return fitness, _counted(state), {"slope_violation": fitness}
+        return violation
 
 
-@dataclasses.dataclass(frozen=True)
 class TaskProblem(LossProblem):
-    """How badly small classifiers learn fresh synthetic problems with losses (`config.tasks`).
+    """The mean error of small classifiers that learn fresh tasks, each loss at its best rate."""
 
-    Fitness is the mean error over the problems, at the learning rate that suits a loss best.
-    """
+    metric = "task_error"
 
-    @static_self
-    def eval(
-        self, key: jax.Array, solutions: Population, state: State
-    ) -> tuple[Fitness, State, Metrics]:
-        """The errors, `[population]`, as metric `task_error` too."""
-        tasks = draw_tasks(key, self.config.tasks, self.config.mixture)
-
-        def error(network: LossNetwork) -> jax.Array:
-            return jnp.min(jnp.mean(task_errors(network, tasks, self.config.tasks), axis=-1))
-
-        fitness = self.in_blocks(error, solutions)
-        return fitness, _counted(state), {"task_error": fitness}
+    def scores(self, key: jax.Array) -> Score:
+        """The errors."""
+        config = self.config.tasks
+        tasks = objective.draw_tasks(key, config, self.config.mixture)
+        return lambda x: jnp.min(jnp.mean(objective.task_errors(x, tasks, config), axis=-1))
 
 
 def problem_of(config: PretrainConfig) -> RankingProblem | WeightedSum:
@@ -166,17 +246,3 @@ def problem_of(config: PretrainConfig) -> RankingProblem | WeightedSum:
     if any(config.slope.weights()):
         problem += SlopeProblem(config)
     return problem
-
-
-def _losses(network: LossNetwork, features: jax.Array) -> jax.Array:
-    num_features, num_pairs = features.shape
-    if num_pairs <= PAIRS_AT_A_TIME:
-        return network.from_features(features)
-    num_blocks = -(-num_pairs // PAIRS_AT_A_TIME)
-    padded = jnp.pad(features, ((0, 0), (0, num_blocks * PAIRS_AT_A_TIME - num_pairs)))
-    blocks = padded.reshape(num_features, num_blocks, PAIRS_AT_A_TIME).swapaxes(0, 1)
-    return jax.lax.map(network.from_features, blocks).reshape(-1)[:num_pairs]
-
-
-def _counted(state: State) -> State:
-    return state.replace(counter=state.counter + 1)  # pyright: ignore[reportAttributeAccessIssue]

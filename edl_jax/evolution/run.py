@@ -1,12 +1,10 @@
 """Evolve the solutions of any evosax problem with any evosax strategy, on one device or several.
 
-Every device runs the whole generation on its own copy of the small state, with the same keys: it
-breeds the same population, and all solutions meet what the problem draws of one key. Only the
-costly part is divided: each device scores its share, and fitness is all that crosses between them.
+Every device runs the whole generation on its own copy of the small state, with the same keys. Only
+the costly part is divided: each scores its share, and fitness is all that crosses between them.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -25,50 +23,30 @@ from edl_jax.runs.devices import check_share, device_mesh, on_every_device, to_e
 from edl_jax.runs.folder import METRICS, Row
 
 AXIS = "pop"
-HELD_OUT_FILE = "held_out.jsonl"
+
+
+def run_keys(key: jax.Array) -> jax.Array:
+    """Keys of a run: first population, generations, choice, measurement, the problem's state."""
+    return jax.random.split(key, 5)
 
 
 @struct.dataclass
 class State:
-    """State of an evolution.
+    """State of an evolution."""
 
-    Attributes:
-      key: the data of the key of all generations; that of a generation is `fold_in(key, index)`, so
-        that any can be replayed.
-      generation: generations done, an int32 scalar.
-      strategy: the state of the strategy.
-      problem: the state of the problem.
-      population: the solutions scored last, `[population_size, ...]`.
-      fitness: their fitness, `[population_size]` float32, lower is better.
-      impl: the kind of the key.
-    """
-
-    key: jax.Array
-    generation: jax.Array
+    key: jax.Array  # data of the key of all generations; each has `fold_in(key, index)`
+    generation: jax.Array  # generations done, an int32 scalar
     strategy: Any
     problem: Any
-    population: Population
-    fitness: Fitness
-    impl: Any = struct.field(pytree_node=False)
+    population: Population  # the solutions scored last, `[population_size, ...]`
+    fitness: Fitness  # theirs, `[population_size]` float32, lower is better
+    impl: Any = struct.field(pytree_node=False)  # the kind of the key
 
 
 class Evolution:
-    """An evolution, which `fit` drives; see `edl_jax.runs.fit.Run`.
+    """An evolution on a mesh of the axis "pop", which `fit` drives; `watch` measures its best."""
 
-    Args:
-      problem: any evosax problem.
-      strategy: any evosax algorithm, for solutions like the problem's.
-      params: its parameters; its own defaults if None.
-      generations: how many to evolve.
-      chunk: most generations that stay on the devices between two reports to the host.
-      mesh: the devices among which the population is divided, along the axis "pop"; all by default.
-      watch: `(solution) -> metrics`, by which `measure` measures the best of a generation.
-
-    Raises:
-      ConfigError: if the devices cannot share the population equally.
-    """
-
-    name, unit, files = "evolve", "generation", (METRICS, HELD_OUT_FILE)
+    name, unit, files = "evolve", "generation", (METRICS, "held_out.jsonl")
 
     def __init__(
         self,
@@ -79,11 +57,10 @@ class Evolution:
         generations: int,
         chunk: int = 25,
         mesh: Mesh | None = None,
-        watch: Callable[[Solution], Row] | None = None,
+        watch: Callable[[Solution], Row] = lambda solution: {},
     ):
         params = strategy.default_params if params is None else params
-        self.problem = problem
-        self.search = Search(strategy, params, problem.sample)
+        self.problem, self.search = problem, Search(strategy, params, problem.sample)
         self.population_size = self.search.population_size
         self.mesh = device_mesh(AXIS) if mesh is None else mesh
         check_share(self.population_size, self.mesh.size)
@@ -94,38 +71,32 @@ class Evolution:
 
     def begin(self, key: jax.Array) -> State:
         """The state before the first generation; pure."""
-        key_init, key_run, _, _, key_problem = jax.random.split(key, 5)  # see `run_keys`
+        key_init, key_run, _, _, key_problem = run_keys(key)
         with jax.numpy_rank_promotion("allow"):  # which evosax counts on
             strategy, population = self.search.init(key_init)
             problem = self.problem.init(key_problem)
         return State(
             key=jax.random.key_data(key_run),
             generation=jnp.zeros((), jnp.int32),
-            strategy=strategy,
-            # Counts of evosax begin as Python integers: the same whatever `jax_enable_x64` is.
-            problem=jax.tree.map(lambda x: jnp.asarray(x, _dtype_of(x)), problem),
+            strategy=jax.tree.map(_plain, strategy),
+            problem=jax.tree.map(_plain, problem),
             population=population,
             fitness=jnp.full((self.population_size,), jnp.inf, jnp.float32),
             impl=jax.random.key_impl(key),
         )
 
     def generation(self, state: State) -> tuple[State, dict[str, jax.Array]]:
-        """A generation: the state after it, and scalars that tell of it.
-
-        Pure. On several devices it must run on each of them, under `jax.shard_map`.
-        """
-        key = jax.random.fold_in(
-            jax.random.wrap_key_data(state.key, impl=state.impl), state.generation
-        )
+        """The state after a generation, and what it logs; pure, on each of the devices."""
+        of_all = jax.random.wrap_key_data(state.key, impl=state.impl)
+        key = jax.random.fold_in(of_all, state.generation)
         key_eval, _, _, key_ask, key_tell = jax.random.split(key, 5)
         if getattr(self.problem, "spares_key", False):
             key_eval = key
         is_first = state.generation == 0
         with jax.numpy_rank_promotion("allow"):
             population, asked = self.search.ask(key_ask, state.strategy, state.population, is_first)
-            scored, problem, metrics = self.problem.eval(
-                key_eval, self._my_share(population), state.problem
-            )
+            mine = self._my_share(population)
+            scored, problem, metrics = self.problem.eval(key_eval, mine, state.problem)
             raw = self._of_all(scored)
             finite = jnp.isfinite(raw)
             population, fitness = without_failures(population, raw)
@@ -140,51 +111,35 @@ class Evolution:
         for name, values in metrics.items():
             if jnp.shape(values) == scored.shape:  # a value for each solution
                 log[name] = self._of_all(values)[best]
-        after = dataclasses.replace(
-            state,
-            generation=state.generation + 1,
-            strategy=told,
-            problem=problem,
-            population=population,
-            fitness=fitness,
-        )
-        return after, log
+        new = {"strategy": told, "problem": problem, "population": population, "fitness": fitness}
+        return dataclasses.replace(state, generation=state.generation + 1, **new), log
 
     def init(self, key: jax.Array) -> State:
         """The state before the first generation, whole on every device."""
         return to_every_device(jax.device_get(jax.jit(self.begin)(key)), self.mesh)
 
     def advance(self, state: State, n: int) -> tuple[State, list[Row]]:
-        """`n` generations more, at most a chunk, on the devices. Donates the state.
-
-        Returns:
-          The state after them, and for each its index `generation`, `best_fitness`, `mean_fitness`,
-          `step_size`, `failed` (solutions whose fitness is not finite) and what of the problem's
-          metrics has a value for each solution, of the best one.
-
-        Raises:
-          EDLError: if every solution of a generation fails.
-        """
+        """`n` generations more, at most a chunk. Donates the state."""
         state, log = self._advance(state, np.int32(n))
         log, done = jax.device_get((log, state.generation))
-        rows = [
-            {
-                "generation": int(done) - n + index,
-                **{name: float(values[index]) for name, values in log.items()},
-            }
-            for index in range(n)
-        ]
-        for row in rows:
-            self._check_alive(row)
+        rows = []
+        for index in range(n):
+            values = {name: float(column[index]) for name, column in log.items()}
+            row = {"generation": int(done) - n + index, **values}
+            if row["failed"] == self.population_size:
+                raise EDLError(
+                    f"all {self.population_size} solutions of generation {row['generation']} "
+                    f"failed (fitness not finite; step size {row['step_size']:.3g}). Lower "
+                    "strategy.std_init, or use another severity or margin."
+                )
+            rows.append(row)
         return state, rows
 
     def measure(self, state: State) -> Row:
         """What `watch` says of the best of the last generation."""
-        row = {"generation": int(state.generation) - 1}
-        if self.watch is None:
-            return row
         candidates = self._candidates(jax.device_get(state))
-        return row | self.watch(jax.tree.map(lambda x: x[0], candidates))
+        found = self.watch(jax.tree.map(lambda x: x[0], candidates))
+        return {"generation": int(state.generation) - 1, **found}
 
     def score(self, row: Row) -> float:
         """The best of losses ranks best."""
@@ -197,27 +152,19 @@ class Evolution:
     def candidates(self, state: State) -> Population:
         """The best quarter of the last generation, best first, and what the strategy keeps."""
         best = jnp.argsort(state.fitness)[: max(1, self.population_size // 4)]
-        return jax.tree.map(
-            lambda x, kept: jnp.concatenate([x[best], kept]),
-            state.population,
-            self.search.kept(state.strategy),
-        )
+        kept = self.search.kept(state.strategy)
+        return jax.tree.map(lambda x, y: jnp.concatenate([x[best], y]), state.population, kept)
 
     def best(self, state: State, key: jax.Array, draws: int) -> tuple[Solution, float]:
-        """The candidate with the best mean fitness over fresh draws of the problem.
-
-        The best fitness that was ever seen is optimistic where fitness is noisy: it keeps the
-        luckiest draw.
-
-        Returns:
-          The solution, and its mean fitness.
-        """
+        """The candidate with the best mean fitness over fresh draws, and its mean."""
+        # The best fitness that was ever seen is the luckiest draw where fitness is noisy.
         state = jax.device_get(state)
-        candidates, total = self._candidates(state), 0.0
+        candidates = self._candidates(state)
         with jax.numpy_rank_promotion("allow"):
-            for index in range(draws):
-                key_eval = jax.random.fold_in(key, index)
-                total += self.problem.eval(key_eval, candidates, state.problem)[0]
+            total = sum(
+                self.problem.eval(jax.random.fold_in(key, index), candidates, state.problem)[0]
+                for index in range(draws)
+            )
         fitness = np.asarray(total) / draws
         index = int(np.argmin(np.where(np.isfinite(fitness), fitness, np.inf)))
         return jax.tree.map(lambda x: x[index], candidates), float(fitness[index])
@@ -246,15 +193,8 @@ class Evolution:
         """Values of the whole population, from each device's share."""
         return values if self.mesh.size == 1 else jax.lax.all_gather(values, AXIS, tiled=True)
 
-    def _check_alive(self, row: Row) -> None:
-        if row["failed"] >= self.population_size or not math.isfinite(row["best_fitness"]):
-            raise EDLError(
-                f"all {self.population_size} solutions of generation {row['generation']} failed "
-                f"(fitness not finite; step size {row['step_size']:.3g}). Lower "
-                "strategy.std_init, or use another severity or margin."
-            )
 
-
-def _dtype_of(value: Any) -> Any:
-    found = jnp.result_type(value)
-    return jnp.int32 if jnp.issubdtype(found, jnp.signedinteger) else found
+def _plain(value: Any) -> jax.Array:
+    """An array of a strong type: Python's numbers and weak types would retrace, or vary by x64."""
+    dtype = jnp.result_type(value)
+    return jnp.asarray(value, jnp.int32 if jnp.issubdtype(dtype, jnp.signedinteger) else dtype)

@@ -7,107 +7,74 @@ import jax
 import jax.numpy as jnp
 from evosax.algorithms.base import EvolutionaryAlgorithm
 from evosax.algorithms.distribution_based.base import DistributionBasedAlgorithm
-from evosax.algorithms.distribution_based.sv.base import SV_ES
 from evosax.types import Fitness, Population, Solution
-
-StrategyState = Any
 
 
 class Search:
-    """A strategy as generations drive it; every method is pure.
-
-    Args:
-      algorithm: population- or distribution-based.
-      params: its parameters.
-      sample: `(key) -> solution`, a solution to begin from.
-    """
+    """A strategy as generations drive it: pure methods, and `sample(key)` for a first solution."""
 
     def __init__(
-        self,
-        algorithm: EvolutionaryAlgorithm,
-        params: Any,
-        sample: Callable[[jax.Array], Solution],
+        self, algorithm: EvolutionaryAlgorithm, params: Any, sample: Callable[[jax.Array], Solution]
     ):
         self.algorithm: Any = algorithm
-        self.params = params
-        self.sample = sample
+        self.params, self.sample = params, sample
         self.has_mean = isinstance(algorithm, DistributionBasedAlgorithm)
-        self.has_means = isinstance(algorithm, SV_ES)  # a few distributions that repel one another
-        self.num_means = self.algorithm.num_populations if self.has_means else 1
-        self.population_size = self.num_means * algorithm.population_size
+        self.num_means = getattr(algorithm, "num_populations", 0)  # of SV_ES, not of others
+        self.population_size = algorithm.population_size * (self.num_means or 1)
 
-    def init(self, key: jax.Array) -> tuple[StrategyState, Population]:
-        """A state to begin from, and fresh solutions; zeros where a distribution gives them."""
+    def init(self, key: jax.Array) -> tuple[Any, Population]:
+        """A state to begin from, and fresh solutions, of which a distribution has the first."""
         key_fresh, key_state = jax.random.split(key)
-        number = self.num_means if self.has_mean else self.population_size
-        fresh = jax.vmap(self.sample)(jax.random.split(key_fresh, number))
-        if self.has_mean:
-            mean = fresh if self.has_means else jax.tree.map(lambda x: x[0], fresh)
-            state = self.algorithm.init(key_state, mean, self.params)
-            size = self.population_size
-            fresh = jax.tree.map(lambda x: jnp.zeros((size, *x.shape[1:]), x.dtype), fresh)
-        else:
+        fresh = jax.vmap(self.sample)(jax.random.split(key_fresh, self.population_size))
+        if not self.has_mean:
             unscored = jnp.full((self.population_size,), jnp.inf, jnp.float32)
-            state = self.algorithm.init(key_state, fresh, unscored, self.params)
-        # Arrays of plain types instead of Python numbers and weak types, which would retrace.
-        plain = jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.result_type(x)), state)
-        return plain, fresh
+            return self.algorithm.init(key_state, fresh, unscored, self.params), fresh
+        first = slice(self.num_means) if self.num_means else 0
+        mean = jax.tree.map(lambda x: x[first], fresh)
+        return self.algorithm.init(key_state, mean, self.params), fresh
 
-    def ask(
-        self, key: jax.Array, state: StrategyState, population: Population, is_first: jax.Array
-    ) -> tuple[Population, StrategyState]:
-        """The next solutions. A population-based strategy has the fresh ones scored first."""
+    def ask(self, key: jax.Array, state: Any, population: Population, is_first: Any) -> Any:
+        """The next solutions, and the state. A population-based one has the fresh scored first."""
 
-        def bred() -> tuple[Population, StrategyState]:
-            children, after = self.algorithm.ask(key, state, self.params)
-            return _like(children, population), _like(after, state)
+        def bred() -> Any:
+            return _like(self.algorithm.ask(key, state, self.params), (population, state))
 
-        return (
-            bred() if self.has_mean else jax.lax.cond(is_first, lambda: (population, state), bred)
-        )
+        if self.has_mean:
+            return bred()
+        return jax.lax.cond(is_first, lambda: (population, state), bred)
 
     def tell(
-        self,
-        key: jax.Array,
-        population: Population,
-        fitness: Fitness,
-        state: StrategyState,
-        is_first: jax.Array,
-    ) -> StrategyState:
+        self, key: jax.Array, population: Population, fitness: Fitness, state: Any, is_first: Any
+    ) -> Any:
         """The state after a generation."""
-        if self.has_means:  # evosax unfolds their populations in `ask`, but does not fold them here
+        if self.num_means:  # evosax unfolds their populations in `ask`, but does not fold them here
             shape = (self.num_means, self.algorithm.population_size)
             population = jax.tree.map(lambda x: x.reshape(shape + x.shape[1:]), population)
 
-        def told() -> StrategyState:
+        def told() -> Any:
             after, _ = self.algorithm.tell(key, population, fitness, state, self.params)
             return _like(after, state)
 
-        def begun() -> StrategyState:
+        def begun() -> Any:
             return _like(self.algorithm.init(key, population, fitness, self.params), state)
 
         return told() if self.has_mean else jax.lax.cond(is_first, begun, told)
 
-    def kept(self, state: StrategyState) -> Population:
+    def kept(self, state: Any) -> Population:
         """What a strategy keeps of all generations: its means, and the best it was ever told."""
         rows = [state.mean] if self.has_mean else []
         flat = jnp.concatenate([jnp.atleast_2d(x) for x in (*rows, state.best_solution)])
         return jax.vmap(self.algorithm._unravel_solution)(flat)
 
-    def step_size(self, state: StrategyState) -> jax.Array:
+    def step_size(self, state: Any) -> jax.Array:
         """The mean step size; NaN where a strategy has none."""
         return jnp.mean(jnp.asarray(getattr(state, "std", jnp.nan), jnp.float32))
 
 
 def without_failures(population: Population, fitness: Fitness) -> tuple[Population, Fitness]:
-    """The population as a strategy may see it: no fitness that is not finite, none that failed.
+    """Failed solutions, and their fitness, replaced by the worst that did not fail, if any.
 
-    A failed solution gives its place to the worst of its generation that did not fail, with that
-    one's fitness: whatever a strategy selects, it cannot select what failed, and one that weighs
-    solutions by rank still moves away from the worst.
-
-    Returns:
-      The population, and its fitness, `[population_size]`. Where all failed, both stay.
+    No strategy can select what failed; one that weighs by rank still moves away from the worst.
     """
     finite = jnp.isfinite(fitness)
     kept = finite | ~jnp.any(finite)

@@ -11,7 +11,7 @@ from jax.core import Tracer
 
 from edl_jax.checked import check
 from edl_jax.losses.inputs import log_softmax, per_example
-from edl_jax.networks.runner_up import RunnerUp
+from edl_jax.networks.loss_network import RunnerUp
 from edl_jax.registry import Registry
 
 ArrayLike = jax.typing.ArrayLike

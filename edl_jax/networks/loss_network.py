@@ -10,13 +10,11 @@ import abc
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-
-from edl_jax.errors import ConfigError
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "tanh": jnp.tanh,
@@ -25,8 +23,6 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "softplus": jax.nn.softplus,
     "squareplus": jax.nn.squareplus,  # smooth like softplus, for one square root
 }
-
-
 BLOCK = 65536  # classes of examples whose hidden layers are held together
 
 
@@ -39,12 +35,6 @@ class LossNetwork(nnx.Module, abc.ABC):
     def __init__(
         self, num_features: int, hidden: Sequence[int], activation: str, *, rngs: nnx.Rngs
     ):
-        if activation not in ACTIVATIONS:
-            raise ConfigError(
-                f"activation is {activation!r}; expected one of {', '.join(ACTIVATIONS)}."
-            )
-        if any(width < 1 for width in hidden):
-            raise ConfigError(f"hidden is {tuple(hidden)}; expected positive widths.")
         sizes = (num_features, *hidden, 1)
         self.activation = activation
         self.layers = nnx.List(
@@ -53,14 +43,11 @@ class LossNetwork(nnx.Module, abc.ABC):
 
     @abc.abstractmethod
     def features(self, log_probabilities: jax.Array, labels: jax.Array) -> jax.Array:
-        """What the MLP reads of a prediction and its label; uses no parameters.
+        """What the MLP reads of predictions and labels, `[num_features, ...]`; no parameters.
 
         Args:
           log_probabilities: `[..., num_classes]` float, finite.
           labels: `[...]` integers in `[0, num_classes)`.
-
-        Returns:
-          `[num_features, ...]`.
         """
 
     @abc.abstractmethod
@@ -71,7 +58,7 @@ class LossNetwork(nnx.Module, abc.ABC):
     def candidate_features(
         self, summary: Any, classes: jax.Array, own: jax.Array
     ) -> tuple[jax.Array, ...]:
-        """What the MLP reads if each of some classes in turn is the label; uses no parameters.
+        """What the MLP reads if each of some classes in turn is the label; no parameters.
 
         Args:
           summary: of the prediction.
@@ -90,11 +77,10 @@ class LossNetwork(nnx.Module, abc.ABC):
         ]
 
     def from_features(self, *parts: jax.Array) -> jax.Array:
-        """The loss, `[...]`, at least 0, of features.
+        """The loss, `[...]`, of features `[num_features, ...]`, in one array or in several.
 
-        Args:
-          parts: the features in order, `[num_features, ...]`, in one array or in several along the
-            first axis. Those broadcast, so that what many examples share is multiplied once.
+        Several are parts along the first axis. They broadcast, so that what many examples share
+        is multiplied once.
         """
         activation = ACTIVATIONS[self.activation]
         for index, (kernel, bias) in enumerate(self.weights()):
@@ -114,23 +100,20 @@ class LossNetwork(nnx.Module, abc.ABC):
         return self.from_features(self.features(log_probabilities, labels))
 
     def label_weighted(self, log_probabilities: jax.Array, weights: jax.Array) -> jax.Array:
-        """The losses of all classes weighted by a soft label, `[...]`: `sum_k w_k L(p, k)`.
+        """The losses of all classes weighted by soft labels, `sum_k w_k L(p, k)`, `[...]`.
 
         Classes are taken in blocks, so that of the MLP's hidden layers, many numbers for each class
         of each example, there are never more at a time than a block's, in the gradient too.
-
-        Args:
-          log_probabilities: `[..., num_classes]` float, finite.
-          weights: `[..., num_classes]`, of the same dtype.
+        Weights are `[..., num_classes]`, of the log-probabilities' dtype.
         """
-        summary, shape = self.summary(log_probabilities), log_probabilities.shape
-        lead, num_classes = shape[:-1], shape[-1]
+        summary, lead = self.summary(log_probabilities), log_probabilities.shape[:-1]
 
         def of_block(block: tuple[jax.Array, ...]) -> jax.Array:
             classes, own, weights = (jnp.moveaxis(x, 0, -1) for x in block)
             losses = self.from_features(*self.candidate_features(summary, classes, own))
             return jnp.sum(weights * losses, axis=-1)
 
+        num_classes = log_probabilities.shape[-1]
         size = max(1, BLOCK // max(1, math.prod(lead)))
         num_blocks = num_classes // size
         in_blocks = num_blocks * size if num_blocks > 1 else 0
@@ -146,3 +129,39 @@ class LossNetwork(nnx.Module, abc.ABC):
         if in_blocks < num_classes:
             total += of_block(tuple(x[in_blocks:] for x in arrays))
         return total
+
+
+class RunnerUp(NamedTuple):
+    """The runner-up of any class, the largest of the others; for all classes by a few passes.
+
+    Each is `[..., 1]`: the first class of the largest value, that value, the largest of the other
+    classes, how many classes share the largest value, and their sum.
+    """
+
+    first: jax.Array
+    top: jax.Array
+    second: jax.Array
+    num_top: jax.Array
+    tied_sum: jax.Array
+
+    @staticmethod
+    def among(values: jax.Array) -> "RunnerUp":
+        """Of values `[..., num_classes]`."""
+        first = jnp.argmax(values, axis=-1, keepdims=True)
+        top = jnp.max(values, axis=-1, keepdims=True)
+        is_first = first == jax.lax.broadcasted_iota(first.dtype, values.shape, values.ndim - 1)
+        others = jnp.where(is_first, jnp.finfo(values.dtype).min, values)
+        second = jnp.max(others, axis=-1, keepdims=True)
+        is_top = values == top
+        tied_sum = jnp.sum(jnp.where(is_top, values, 0), axis=-1, keepdims=True)
+        return RunnerUp(first, top, second, jnp.sum(is_top, axis=-1, keepdims=True), tied_sum)
+
+    def of(self, classes: jax.Array, own: jax.Array) -> jax.Array:
+        """The largest value of the others, for classes that broadcast to `own`, their values."""
+        # The runner-up of a class that ties at the top is as large as the class, but does not move
+        # with it: its slope is the mean of the others' that tie, as of their maximum.
+        others = (self.tied_sum - own) / jnp.maximum(self.num_top - 1, 1).astype(own.dtype)
+        tied = jax.lax.stop_gradient(self.top) + (others - jax.lax.stop_gradient(others))
+        # By number, not by value: compilers may round one of two equal expressions otherwise.
+        other = jnp.where(own == self.top, tied, self.top)
+        return jnp.where(classes == self.first, self.second, other)

@@ -10,6 +10,7 @@ import numpy as np
 from edl_jax.objective.severity import Severity, apply_severity
 from edl_jax.pairs import REGIMES, Pairs, log_probabilities
 
+# From logits `[num_pairs, num_classes]` and labels `[num_pairs]` to losses `[num_pairs]`.
 LogitLoss = Callable[[jax.Array, jax.Array], jax.Array]
 
 
@@ -32,17 +33,9 @@ class GradientSample(NamedTuple):
 
 
 def gradient_norms(logit_loss: LogitLoss, pairs: Pairs) -> tuple[jax.Array, jax.Array]:
-    """Norms of a loss's logit gradient and of cross-entropy's, `|p - onehot(y)|`.
-
-    Args:
-      logit_loss: as of `logit_gradients`.
-      pairs: the pairs to measure on.
-
-    Returns:
-      `[num_pairs]` each.
-    """
-    gradient = _logit_gradient(logit_loss, pairs)
-    return jnp.linalg.norm(gradient, axis=-1), _reference_norms(pairs)
+    """Norms `[num_pairs]` of a loss's logit gradient and of cross-entropy's, `|p - onehot(y)|`."""
+    norms = jnp.linalg.norm(_logit_gradient(logit_loss, pairs), axis=-1)
+    return norms, _reference_norms(pairs)
 
 
 def _logit_gradient(logit_loss: LogitLoss, pairs: Pairs) -> jax.Array:
@@ -57,16 +50,7 @@ def _reference_norms(pairs: Pairs) -> jax.Array:
 
 
 def logit_gradients(logit_loss: LogitLoss, pairs: Pairs, severity: Severity) -> GradientSample:
-    """Measure a loss's gradient with respect to the logits, pair by pair.
-
-    Pure and not jitted, so that one program serves a loss whose parameters change:
-    `jax.jit(lambda params, pairs: logit_gradients(partial(loss, params), pairs, severity))`.
-
-    Args:
-      logit_loss: from logits `[num_pairs, num_classes]` and labels `[num_pairs]` to losses,
-        `[num_pairs]`.
-      pairs: the pairs to measure on.
-      severity: one of `SEVERITIES`, or any such function.
+    """Measure a loss's gradient with respect to the logits, pair by pair; pure and not jitted.
 
     Raises:
       InputError: if the severity does not give one value for each pair.
@@ -79,46 +63,32 @@ def logit_gradients(logit_loss: LogitLoss, pairs: Pairs, severity: Severity) -> 
 
     _, change = jax.jvp(severity_of, (logits,), (-gradient,))
     own = jnp.take_along_axis(pairs.probabilities, pairs.labels[:, None], axis=-1)[:, 0]
-    return GradientSample(
-        lowers=change < 0,
-        norms=jnp.linalg.norm(gradient, axis=-1),
-        reference_norms=_reference_norms(pairs),
-        true_probabilities=own,
-        regimes=pairs.regimes,
-    )
+    norms = jnp.linalg.norm(gradient, axis=-1)
+    return GradientSample(change < 0, norms, _reference_norms(pairs), own, pairs.regimes)
 
 
-def gradient_metrics(sample: GradientSample, *, num_bins: int = 10) -> dict[str, float]:
+def gradient_metrics(sample: GradientSample) -> dict[str, float]:
     """What descent on the logits does, on average over the pairs; on the host.
-
-    Args:
-      sample: from `logit_gradients`.
-      num_bins: how many equal bins of the true class's probability.
 
     Returns:
       `descent_rate`: share of pairs where an infinitesimal descent step on the logits lowers the
       severity; `gradient_ratio`: mean norm of the logit gradient over that of cross-entropy; both
-      also as `NAME/REGIME`, and `gradient_ratio/LOW-HIGH` where the true class's probability is in
-      that bin. Pairs without a cross-entropy gradient, whose probability rounds to 1, count in
-      none, and what has no others is left out.
+      also as `NAME/REGIME`, and the ratio as `gradient_ratio/0.0-0.1` to `gradient_ratio/0.9-1.0`
+      where the true class's probability is in that bin. Pairs without a cross-entropy gradient,
+      whose probability rounds to 1, count in none, and what has no others is left out.
     """
-    lowers, norms, reference, own, regimes = (np.asarray(x) for x in sample)
+    lowers, norms, reference, own, regimes = map(np.asarray, sample)
     counts = reference > 0
-    rate_groups = {"": counts}
-    rate_groups |= {f"/{name}": counts & (regimes == index) for index, name in enumerate(REGIMES)}
-    bins = np.clip((own * num_bins).astype(int), 0, num_bins - 1)
-    digits = max(1, len(f"{1 / num_bins:g}") - len("0."))  # enough to keep the bins' names apart
-    ratio_groups = rate_groups | {
-        f"/{index / num_bins:.{digits}f}-{(index + 1) / num_bins:.{digits}f}": counts
-        & (bins == index)
-        for index in range(num_bins)
-    }
+    groups = {"": counts}
+    groups |= {f"/{name}": counts & (regimes == index) for index, name in enumerate(REGIMES)}
     metrics = {
         f"descent_rate{suffix}": float(lowers[mine].mean())
-        for suffix, mine in rate_groups.items()
+        for suffix, mine in groups.items()
         if mine.any()
     }
-    for suffix, mine in ratio_groups.items():
+    bins = np.clip((own * 10).astype(int), 0, 9)
+    groups |= {f"/{x / 10:.1f}-{(x + 1) / 10:.1f}": counts & (bins == x) for x in range(10)}
+    for suffix, mine in groups.items():
         if total := reference[mine].sum(dtype=np.float64):
             metrics[f"gradient_ratio{suffix}"] = float(norms[mine].sum(dtype=np.float64) / total)
     return metrics

@@ -6,13 +6,8 @@ from functools import partial
 import jax
 import numpy as np
 
-from edl_jax.objective.gradient import (
-    GradientSample,
-    LogitLoss,
-    gradient_metrics,
-    logit_gradients,
-)
-from edl_jax.objective.metrics import rank_metrics
+from edl_jax.objective.gradient import GradientSample, LogitLoss, gradient_metrics, logit_gradients
+from edl_jax.objective.ranking import rank_metrics
 from edl_jax.objective.severity import Margin, Severity, apply_severity
 from edl_jax.pairs import Pairs, log_probabilities
 

@@ -98,15 +98,7 @@ MARGINS.protect()
 def apply_severity(
     severity: Severity, log_probabilities: jax.Array, labels: jax.Array
 ) -> jax.Array:
-    """The severities of pairs, checked: a user's function must fail where it is at fault.
-
-    Args:
-      severity: one of `SEVERITIES`, or any such function; what it returns may be boolean or whole.
-      log_probabilities: `[..., num_classes]`.
-      labels: `[...]`.
-
-    Returns:
-      Severities `[...]`, in the dtype of `log_probabilities`.
+    """The severities `[...]` of pairs, in the dtype of their log-probabilities.
 
     Raises:
       InputError: if the severity does not give one value for each pair.

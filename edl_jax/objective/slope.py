@@ -30,17 +30,7 @@ class SlopeViolations(NamedTuple):
 
 
 def slope_violations(logit_loss: LogitLoss, pairs: Pairs, severity: Severity) -> SlopeViolations:
-    """Measure the slope of a loss on pairs (docs/method.md, section 3).
-
-    Args:
-      logit_loss: from logits `[num_pairs, num_classes]` and labels `[num_pairs]` to losses,
-        `[num_pairs]`; its scale does not matter.
-      pairs: the pairs to measure on.
-      severity: one of `SEVERITIES`, or any such function.
-
-    Raises:
-      InputError: if the severity does not give one value for each pair.
-    """
+    """Measure the slope of a loss on pairs; the loss's scale does not matter."""
     logits = log_probabilities(pairs.probabilities)
     tiny = jnp.finfo(logits.dtype).tiny
     one_hot = jax.nn.one_hot(pairs.labels, logits.shape[-1], dtype=logits.dtype)

@@ -11,8 +11,7 @@ import numpy as np
 
 from edl_jax.checked import checked_key, config_or_default
 from edl_jax.errors import InputError
-from edl_jax.pairs.mixture import Mixture
-from edl_jax.pairs.regimes import REGIMES, Chances
+from edl_jax.pairs.regimes import REGIMES, Chances, Mixture
 
 
 class Pairs(NamedTuple):
@@ -42,9 +41,6 @@ def sample_pairs(
       num_pairs: how many pairs to draw, at least 1.
       num_classes: class count of the predictions, at least 2.
       mixture: the weights of the regimes; equal weights by default.
-
-    Returns:
-      `Pairs`. Nothing is kept between calls: supply is unlimited.
 
     Raises:
       InputError: if `num_pairs` or `num_classes` is too small, they are too large together, or
@@ -96,9 +92,7 @@ def _sample_pairs(key: jax.Array, num_pairs: int, num_classes: int, mixture: Mix
     ]
 
     logits, labels = (jnp.concatenate(parts) for parts in zip(*shaped, strict=True))
-    regimes = jnp.concatenate(
-        [jnp.full((size,), index, jnp.int32) for index, size in enumerate(sizes)]
-    )
+    regimes = jnp.asarray(np.repeat(np.arange(len(sizes), dtype=np.int32), sizes))
     order = _thinned_order(uniforms[:, -1], key_kept, expected, sizes)[:num_pairs]
     return Pairs(jax.nn.softmax(logits[order]), labels[order], regimes[order])
 
@@ -109,7 +103,7 @@ def _drawn(draw: Callable[..., jax.Array], key: jax.Array, shape: tuple[int, int
 
 
 def _split(rows: jax.Array, sizes: list[int]) -> list[jax.Array]:
-    return jnp.split(rows, [sum(sizes[: index + 1]) for index in range(len(sizes) - 1)])
+    return jnp.split(rows, np.cumsum(sizes)[:-1])
 
 
 def _thinned_order(
@@ -121,14 +115,13 @@ def _thinned_order(
     the running total of surpluses passes an integer plus `u`. Over `u`, that is with probability
     equal to its surplus, and the number given up is the total surplus, an integer.
     """
-    surplus = [size - count for size, count in zip(sizes, expected, strict=True)]
-    running = jnp.asarray([sum(surplus[:index]) for index in range(len(surplus) + 1)], jnp.float32)
-    total = round(sum(surplus))
-    crossed = jnp.floor(running.at[-1].set(total) + jax.random.uniform(key, dtype=jnp.float32))
-    gives_up = jnp.diff(crossed) > 0
-    last = jnp.asarray([sum(sizes[: index + 1]) - 1 for index in range(len(sizes))])
+    running = np.cumsum([0.0, *np.subtract(sizes, expected)])
+    running[-1] = round(running[-1])
+    start = jax.random.uniform(key, (), jnp.float32)
+    crossed = jnp.floor(jnp.asarray(running, jnp.float32) + start)
     # A regime without pairs has nothing to give: its surplus is 0, so it never crosses.
-    return jnp.argsort(chance.at[last].add(jnp.where(gives_up, 2.0, 0.0)))
+    gives_up = jnp.where(jnp.diff(crossed) > 0, 2.0, 0.0)
+    return jnp.argsort(chance.at[np.cumsum(sizes) - 1].add(gives_up))
 
 
 def log_probabilities(probabilities: jax.Array) -> jax.Array:

@@ -1,13 +1,11 @@
 """Stage 4: evolution strategies, chaotic and others, for evosax (docs/method.md, section 4).
 
-Nothing in `ChaoticES` and `ChaoticSNES` knows of losses: they work in any evosax ask-evaluate-tell
-loop.
+`ChaoticES` and `ChaoticSNES` know nothing of losses: they work in any evosax loop.
 """
 
-from edl_jax.strategies.by_name import STRATEGIES, build_strategy
+from edl_jax.strategies.by_name import STRATEGIES, StrategyConfig, build_strategy
 from edl_jax.strategies.chaotic_es import ChaoticES
 from edl_jax.strategies.chaotic_snes import ChaoticSNES
-from edl_jax.strategies.config import StrategyConfig
 from edl_jax.strategies.mutations import MUTATIONS, Mutation
 
 __all__ = [

@@ -1,19 +1,23 @@
 """Every strategy by name: the two chaotic ones, all that evosax ships, and users' own."""
 
+import dataclasses
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jax
 import optax
+from annotated_types import Gt, Lt
 from evosax.algorithms import algorithms
 from evosax.algorithms.base import EvolutionaryAlgorithm
 from evosax.types import Solution
 
+from edl_jax.checked import Checked, OneOf, Positive
 from edl_jax.errors import ConfigError
 from edl_jax.registry import Registry
 from edl_jax.strategies.chaotic_es import ChaoticES
 from edl_jax.strategies.chaotic_snes import ChaoticSNES
+from edl_jax.strategies.mutations import MUTATIONS
 
 # The state, or the work, of these grows with the square of the number of parameters.
 QUADRATIC = ("ASEBO", "CMA_ES", "DiffusionEvolution", "MA_ES", "SV_CMA_ES", "iAMaLGaM_Full", "xNES")
@@ -25,6 +29,9 @@ WITHOUT_STD = (
     "PSO",
     "RandomSearch",
 )
+# What only some strategies know of; elsewhere another value than the default is refused.
+_ONLY_FOR = {field: ("ChaoticES",) for field in ("selection", "elite_ratio", "step_size")}
+_ONLY_FOR["mutation"] = ("ChaoticES", "ChaoticSNES")
 
 # A `PretrainConfig`, which is of a later stage: a strategy reads of it what it needs.
 Settings = Any
@@ -37,14 +44,14 @@ STRATEGIES: Registry[Factory] = Registry("strategy")
 @STRATEGIES.register("ChaoticES")
 def chaotic_es(settings: Settings, solution: Solution) -> ChaoticES:
     """The evolution strategy with chaotic mutation."""
-    constant = optax.constant_schedule(settings.strategy.std_init)
+    own = settings.strategy
     return ChaoticES(
         settings.population_size,
         solution,
-        mutation=settings.strategy.mutation,
-        elite_ratio=settings.strategy.elite_ratio,
-        selection=settings.strategy.selection,
-        std_schedule=constant if settings.strategy.step_size == "constant" else None,
+        mutation=own.mutation,
+        elite_ratio=own.elite_ratio,
+        selection=own.selection,
+        std_schedule=optax.constant_schedule(own.std_init) if own.step_size == "constant" else None,
     )
 
 
@@ -63,16 +70,14 @@ def _of_evosax(name: str) -> Factory:
         offered = {
             "std_schedule": optax.constant_schedule(settings.strategy.std_init),
             "num_generations": settings.generations,
-            "num_groups": _divisor_near_root(size - 1),
+            # The divisor of `size - 1` nearest to its square root.
+            "num_groups": max(d for d in range(1, size) if (size - 1) % d == 0 and d * d < size),
             "sampling_fn": None,  # `build_strategy` has it
         }
         given = {key: value for key, value in offered.items() if key in accepted}
         if "num_populations" not in accepted:
             return kind(size, solution, **given)
-        if size % 2:
-            raise ConfigError(
-                f"population_size is {size}; {name} keeps two populations: give an even number."
-            )
+        assert size % 2 == 0, "it keeps two populations: give an even number"
         return kind(size // 2, 2, solution, **given)
 
     return build
@@ -83,17 +88,43 @@ for _name in sorted(algorithms):
 STRATEGIES.protect()
 
 
+@dataclasses.dataclass(frozen=True)
+class StrategyConfig(Checked):
+    """An evolution strategy. Raises ConfigError, which names a field that cannot work."""
+
+    name: Annotated[str, OneOf(STRATEGIES)] = "ChaoticES"
+    """Evolution strategy: ChaoticES, ChaoticSNES, any that evosax ships (SimpleGA, CMA_ES, ...), or
+    one of your own in edl_jax.STRATEGIES."""
+    mutation: Annotated[str, OneOf(MUTATIONS)] = "logistic"
+    """Noise of the chaotic strategies: a name in edl_jax.MUTATIONS, such as logistic, or gaussian,
+    one of the controls without an orbit."""
+    elite_ratio: Annotated[float, Gt(0), Lt(1)] = 0.25
+    """Share of the population that ChaoticES takes as parents."""
+    selection: Literal["plus", "comma"] = "plus"
+    """Selection of ChaoticES: "plus" keeps the elites and scores them again, "comma" does not."""
+    step_size: Literal["success_rule", "constant"] = "success_rule"
+    """How the mutation step size of ChaoticES changes: by the 1/5th success rule, or not at all."""
+    std_init: Positive = 0.1
+    """Mutation step size of the first generation."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not STRATEGIES.is_protected(self.name):
+            return  # your own may use any field
+        served = _ONLY_FOR | ({"std_init": ()} if self.name in WITHOUT_STD else {})
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value != field.default and self.name not in served.get(field.name, (self.name,)):
+                raise ConfigError(
+                    f"StrategyConfig.{field.name} is {value!r} with strategy {self.name!r}, which "
+                    f"does not use it; leave it at {field.default!r}."
+                )
+
+
 def build_strategy(
     settings: Settings, sample: Callable[[jax.Array], Solution]
 ) -> tuple[EvolutionaryAlgorithm, Any]:
-    """The strategy that settings name, and its parameters.
-
-    Args:
-      settings: a `PretrainConfig`, say.
-      sample: `(key) -> solution`, a fresh solution: any pytree of arrays.
-
-    Returns:
-      The algorithm and its `Params`, with `std_init` set where it has one.
+    """The strategy that settings name, for solutions like `sample(key)`, and its parameters.
 
     Raises:
       ConfigError: if the name is unknown, the strategy refuses the population size, or its cost
@@ -126,9 +157,3 @@ def build_strategy(
     if hasattr(params, "std_init"):
         params = params.replace(std_init=settings.strategy.std_init)
     return algorithm, params
-
-
-def _divisor_near_root(number: int) -> int:
-    """The divisor of `number` nearest to its square root."""
-    divisors = [d for d in range(1, number + 1) if number % d == 0]
-    return min(divisors, key=lambda d: abs(d - number**0.5), default=1)

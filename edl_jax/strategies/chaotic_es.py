@@ -7,61 +7,42 @@ chaotic orbit. The step size follows the 1/5th success rule (Rechenberg, 1973), 
 [2] https://link.springer.com/article/10.1023/A:1015059928466
 """
 
-from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
+from annotated_types import Ge, Gt, Lt
 from evosax.algorithms.population_based.base import (
     Params as BaseParams,
     PopulationBasedAlgorithm,
     State as BaseState,
-    metrics_fn,
 )
-from evosax.core.fitness_shaping import identity_fitness_shaping_fn
 from evosax.types import Fitness, Population, Solution
 from flax import struct
 
-from edl_jax.errors import ConfigError
+from edl_jax.checked import check
 from edl_jax.strategies.mutations import MUTATIONS
 
 
 @struct.dataclass
 class State(BaseState):
-    """State of `ChaoticES`.
+    """State of `ChaoticES`."""
 
-    Attributes:
-      orbit: phase of the chaotic orbit of every coordinate of every child, `[num_children,
-        num_dims]` uint32.
-      parents: row of each child's parent in the population it was bred from: its elites for plus
-        selection, the whole of it for comma selection, `[num_children]` int32.
-      std: step size, a float32 scalar.
-    """
-
-    orbit: jax.Array
-    parents: jax.Array
-    std: jax.Array
+    orbit: jax.Array  # phases of the children's coordinates, `[num_children, num_dims]` uint32
+    parents: jax.Array  # `[num_children]` int32, rows of the elites; in comma selection, of all
+    std: jax.Array  # step size, a float32 scalar
 
 
 @struct.dataclass
 class Params(BaseParams):
-    """Parameters of `ChaoticES`; all but the first are those of the 1/5th success rule.
+    """Parameters of `ChaoticES`; all but the first are those of the 1/5th success rule."""
 
-    Attributes:
-      std_init: step size of the first generation (a schedule has its own).
-      std_min: lower bound of the step size.
-      std_max: upper bound of the step size.
-      success_target: share of children better than their parent at which the step size stays.
-      adaptation_rate: how fast the logarithm of the step size follows the success rate.
-    """
-
-    std_init: float
+    std_init: float  # step size of the first generation (a schedule has its own)
     std_min: float
     std_max: float
-    success_target: float
-    adaptation_rate: float
+    success_target: float  # share of children better than their parent that keeps the step size
+    adaptation_rate: float  # how fast the logarithm of the step size follows the success rate
 
 
 class ChaoticES(PopulationBasedAlgorithm):
@@ -81,8 +62,7 @@ class ChaoticES(PopulationBasedAlgorithm):
         elite_ratio: float = 0.25,
         selection: Literal["plus", "comma"] = "plus",
         std_schedule: optax.Schedule | None = None,
-        fitness_shaping_fn: Callable = identity_fitness_shaping_fn,
-        metrics_fn: Callable = metrics_fn,
+        **options: Any,
     ):
         """Initialize ChaoticES.
 
@@ -94,36 +74,29 @@ class ChaoticES(PopulationBasedAlgorithm):
           selection: "plus", or "comma".
           std_schedule: from the number of finished generations to the step size; the 1/5th success
             rule by default.
-          fitness_shaping_fn: as in evosax.
-          metrics_fn: as in evosax.
+          **options: of evosax's `PopulationBasedAlgorithm`.
 
         Raises:
-          ConfigError: for an unknown name, or no room for an elite and a child.
+          ConfigError: for an unknown name, or a number out of range.
         """
-        if selection not in ("plus", "comma"):
-            raise ConfigError(f"selection is {selection!r}; expected one of plus, comma.")
-        is_whole = isinstance(population_size, int | np.integer)
-        is_number = isinstance(elite_ratio, float | int)
-        if not is_whole or population_size < 2 or not is_number or not 0 < elite_ratio < 1:
-            raise ConfigError(
-                f"population_size is {population_size!r} and elite_ratio {elite_ratio!r}; expected "
-                "a whole number of at least 2 and a ratio between 0 and 1, so that there are "
-                "elites and children."
-            )
-        super().__init__(population_size, solution, fitness_shaping_fn, metrics_fn)
+        check("selection", selection, Literal["plus", "comma"])
+        check("population_size", population_size, Annotated[int, Ge(2)])
+        check("elite_ratio", elite_ratio, Annotated[float, Gt(0), Lt(1)])
+        super().__init__(population_size, solution, **options)
         self.elite_ratio = elite_ratio
         self.mutation = MUTATIONS[mutation]
         self.selection = selection
         self.std_schedule = std_schedule
 
     @property
-    def num_children(self) -> int:
-        """Number of children (lambda)."""
-        return self.population_size - self._num_survivors
+    def num_survivors(self) -> int:
+        """Number of elites that stay in the population."""
+        return self.num_elites if self.selection == "plus" else 0
 
     @property
-    def _num_survivors(self) -> int:
-        return self.num_elites if self.selection == "plus" else 0
+    def num_children(self) -> int:
+        """Number of children."""
+        return self.population_size - self.num_survivors
 
     @property
     def _default_params(self) -> Params:
@@ -148,30 +121,23 @@ class ChaoticES(PopulationBasedAlgorithm):
     def _ask(self, key: jax.Array, state: State, params: Params) -> tuple[Population, State]:
         key_parents, key_mutation = jax.random.split(key)
         elites = select(state.fitness, self.num_elites)
-        chosen = jax.random.randint(
-            key_parents, (self.num_children,), 0, self.num_elites, jnp.int32
-        )
+        shape = (self.num_children,)
+        chosen = jax.random.randint(key_parents, shape, 0, self.num_elites, jnp.int32)
         orbit, noise = self.mutation.step(key_mutation, state.orbit)
-        children = mutation(state.population[elites[chosen]], state.std, noise)
-        survivors = state.population[elites[: self._num_survivors]]
+        children = state.population[elites[chosen]] + state.std * noise
+        survivors = state.population[elites[: self.num_survivors]]
         # Survivors lead the next population; for comma selection parents are in the last one.
         parents = chosen if self.selection == "plus" else elites[chosen]
         return jnp.concatenate([survivors, children]), state.replace(orbit=orbit, parents=parents)
 
     def _tell(
-        self,
-        key: jax.Array,
-        population: Population,
-        fitness: Fitness,
-        state: State,
-        params: Params,
+        self, key: jax.Array, population: Population, fitness: Fitness, state: State, params: Params
     ) -> State:
-        # A solution whose evaluation failed ranks last, and a failed child is no success. (In a run
-        # of `evolve` it has the worst fitness of its generation instead: see `without_failures`.)
+        # A solution whose evaluation failed ranks last, and a failed child is no success.
         fitness = jnp.where(jnp.isfinite(fitness), fitness, jnp.inf)
         if self.std_schedule is None:
             of_parents = fitness if self.selection == "plus" else state.fitness
-            success = jnp.mean(fitness[self._num_survivors :] < of_parents[state.parents])
+            success = jnp.mean(fitness[self.num_survivors :] < of_parents[state.parents])
             std = adapt_std(state.std, success, params)
         else:
             std = jnp.asarray(self.std_schedule(state.generation_counter + 1), jnp.float32)
@@ -179,19 +145,10 @@ class ChaoticES(PopulationBasedAlgorithm):
 
 
 def select(fitness: Fitness, num_elites: int) -> jax.Array:
-    """Rows of the best, best first, `[num_elites]`; a failed solution (NaN, inf) never among them.
-
-    Where fewer than `num_elites` are finite, those take the places of the failed in turn.
-    """
+    """Rows of the best, best first, `[num_elites]`; the finite take the places of the failed."""
     fitness = jnp.where(jnp.isfinite(fitness), fitness, jnp.inf)  # of -inf too
-    place = jnp.arange(num_elites)
     num_finite = jnp.maximum(jnp.sum(jnp.isfinite(fitness)), 1)
-    return jnp.argsort(fitness)[jnp.where(place < num_finite, place, place % num_finite)]
-
-
-def mutation(solution: Solution, std: jax.Array, noise: jax.Array) -> Solution:
-    """Mutation of a solution by unit-variance noise."""
-    return solution + std * noise
+    return jnp.argsort(fitness)[jnp.arange(num_elites) % num_finite]
 
 
 def adapt_std(std: jax.Array, success: jax.Array, params: Params) -> jax.Array:

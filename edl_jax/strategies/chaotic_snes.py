@@ -1,37 +1,24 @@
 """Separable Natural Evolution Strategy (Wierstra et al., 2014) with chaotic noise.
 
-The distribution-based counterpart of `ChaoticES`: SNES as evosax has it, but for the noise around
-the mean, which is a chaotic orbit (Xiang and Pei, 2026) or one of its controls.
-
-[1] https://www.jmlr.org/papers/volume15/wierstra14a/wierstra14a.pdf
-[2] https://arxiv.org/abs/2605.03722
+https://www.jmlr.org/papers/volume15/wierstra14a/wierstra14a.pdf
 """
 
-from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
-from evosax.algorithms.distribution_based.base import metrics_fn
+from annotated_types import Ge
 from evosax.algorithms.distribution_based.snes import SNES, Params, State as BaseState
-from evosax.core.fitness_shaping import weights_fitness_shaping_fn
 from evosax.types import Fitness, Population, Solution
 from flax import struct
 
-from edl_jax.errors import ConfigError
+from edl_jax.checked import check
 from edl_jax.strategies.mutations import MUTATIONS
 
 
 @struct.dataclass
 class State(BaseState):
-    """State of `ChaoticSNES`.
-
-    Attributes:
-      orbit: phase of the chaotic orbit of every coordinate of every sample, `[population_size,
-        num_dims]` uint32.
-    """
+    """State of `ChaoticSNES`: that of SNES, and `orbit`, `[population_size, num_dims]` uint32."""
 
     orbit: jax.Array
 
@@ -39,18 +26,12 @@ class State(BaseState):
 class ChaoticSNES(SNES):
     """Separable Natural Evolution Strategy with chaotic noise of zero mean and unit variance.
 
-    The update of SNES asks of the noise its first two moments only (`E z = 0`, `E z^2 = 1`), which
-    every mutation has. With `mutation="gaussian"` it is SNES.
+    It is SNES as evosax has it, but for the noise around the mean, of which its update asks the
+    first two moments only: every mutation has them. With `mutation="gaussian"` it is SNES.
     """
 
     def __init__(
-        self,
-        population_size: int,
-        solution: Solution,
-        mutation: str = "logistic",
-        optimizer: optax.GradientTransformation | None = None,
-        fitness_shaping_fn: Callable = weights_fitness_shaping_fn,
-        metrics_fn: Callable = metrics_fn,
+        self, population_size: int, solution: Solution, mutation: str = "logistic", **options: Any
     ):
         """Initialize ChaoticSNES.
 
@@ -58,19 +39,13 @@ class ChaoticSNES(SNES):
           population_size: solutions evaluated in a generation, at least 2.
           solution: a solution, any pytree of arrays; gives the shapes.
           mutation: name of the noise in `MUTATIONS`.
-          optimizer: of the mean; gradient descent with a rate of 1, as in SNES, by default.
-          fitness_shaping_fn: as in evosax.
-          metrics_fn: as in evosax.
+          **options: of SNES.
 
         Raises:
           ConfigError: for an unknown mutation, or a population of fewer than 2.
         """
-        if not isinstance(population_size, int | np.integer) or population_size < 2:
-            raise ConfigError(
-                f"population_size is {population_size!r}; expected a whole number of at least 2."
-            )
-        optimizer = optax.sgd(1.0) if optimizer is None else optimizer
-        super().__init__(population_size, solution, optimizer, fitness_shaping_fn, metrics_fn)
+        check("population_size", population_size, Annotated[int, Ge(2)])
+        super().__init__(population_size, solution, **options)
         self.mutation = MUTATIONS[mutation]
 
     def _init(self, key: jax.Array, params: Params) -> State:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -82,19 +57,12 @@ class ChaoticSNES(SNES):
         orbit = self.mutation.init(key, (self.population_size, self.num_dims))
         return State(**vars(base), orbit=orbit)
 
-    def _ask(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, key: jax.Array, state: State, params: Params
-    ) -> tuple[Population, State]:
+    def _ask(self, key: jax.Array, state: State, params: Params) -> tuple[Population, State]:  # pyright: ignore[reportIncompatibleMethodOverride]
         orbit, noise = self.mutation.step(key, state.orbit)
         return state.mean[None] + state.std[None] * noise, state.replace(orbit=orbit)
 
     def _tell(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self,
-        key: jax.Array,
-        population: Population,
-        fitness: Fitness,
-        state: State,
-        params: Params,
+        self, key: jax.Array, population: Population, fitness: Fitness, state: State, params: Params
     ) -> State:
         with jax.numpy_rank_promotion("allow"):  # which evosax counts on
             after: Any = super()._tell(key, population, fitness, state, params)

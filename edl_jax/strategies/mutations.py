@@ -1,7 +1,5 @@
 """Mutation noise of zero mean and unit variance (docs/method.md, section 4).
 
-Chaotic orbits, and independent draws of the same marginals as their controls.
-
 A chaotic orbit iterated in floating point dies: it falls on a fixed point or into a short cycle,
 because every step loses a bit and floats have few. So an orbit is carried here as its *phase*
 `theta` in [0, 1), a 32-bit fraction. The logistic map `x <- 4 x (1 - x)` is exactly
@@ -13,17 +11,13 @@ new lowest bit: the next digit of the initial phase, whose digits are independen
 it when it is needed gives the exact orbit of a uniformly random real number, to 32 bits, for ever.
 The marginal of x is the arcsine law, of which `-sqrt(2) cos(2 pi theta)` is the standardised form.
 
-Two more maps are as exact. The tent map `x <- 1 - |1 - 2 x|` is phase doubling too, seen through
-`x = 2 min(theta, 1 - theta)`. The Chebyshev map of degree 3, `x <- 4 x^3 - 3 x`, is tripling seen
-through `x = cos(2 pi theta)`: what lies below the 32 bits of a uniform phase is a uniform fraction,
-so tripling carries one of its independent fair digits of base 3 into them. (Degree 2 is the
-logistic map; degree 3 is the first with dynamics of its own, and has the same marginal.)
+Two more maps are as exact: the tent map `x <- 1 - |1 - 2 x|` is the same doubling seen through
+`x = 2 min(theta, 1 - theta)`, and the Chebyshev map of degree 3, `x <- 4 x^3 - 3 x`, is tripling
+seen through `x = cos(2 pi theta)`, which carries a fresh digit of base 3 into the 32 bits. The sine
+map `x <- sin(pi x)` has no closed form: see `sine_step`.
 
-The sine map `x <- sin(pi x)` has no closed form. It is computed in the angle, where it is smooth
-and expands everywhere, and the digits that float32 does not know are drawn afresh: see `sine_step`.
-
-The two control pairs tell the dynamics from the marginal: `logistic` and `arcsine` share a marginal
-but only the first has memory, and so do `logistic_gaussian` and `gaussian`.
+Controls without an orbit tell the dynamics from the marginal: `logistic` and `arcsine` share a
+marginal but only the first has memory, and so do `logistic_gaussian` and `gaussian`.
 """
 
 import math
@@ -35,13 +29,9 @@ import jax.numpy as jnp
 
 from edl_jax.registry import Registry
 
-# Mean and standard deviation of x under the invariant measure of the sine map. In the angle
-# u = (2 / pi) asin(sqrt(x)) its distribution function is the fixed point of
-# F(y) = F(g(y)) + 1 - F(1 - g(y)), g the inverse of the map on [0, 1/2], because the map is
-# symmetric. Its density is analytic, and 64 Chebyshev polynomials give it to 1e-13; Ulam's method
-# on 200,000 cells agrees to 2e-11, a Monte Carlo of 4e8 float64 steps within its error of 2e-5.
-SINE_MEAN = 0.46796294994
-SINE_STD = 0.35353303336
+# Mean and standard deviation of x under the invariant measure of the sine map, whose density in the
+# angle u is analytic: 64 Chebyshev polynomials give it to 1e-13.
+SINE_MEAN, SINE_STD = 0.46796294994, 0.35353303336
 
 # The sine map in u, as (1 - u') / d by powers of d^2, highest first, for d = |u - 1/2|:
 #   1 - u' = (2 / pi) asin(sqrt(2) sin(pi sin(pi d) / 4))
@@ -78,26 +68,23 @@ def random_phase(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 def double_phase(key: jax.Array, phase: jax.Array) -> jax.Array:
     """One step of the logistic map: `theta <- 2 theta mod 1` with a fresh last digit."""
-    # One random byte serves eight neighbouring phases.
-    size = phase.size
+    size = phase.size  # one random byte serves eight neighbouring phases
     digits = jnp.unpackbits(jax.random.bits(key, (-(-size // 8),), jnp.uint8))[:size]
     return (phase << 1) | digits.reshape(phase.shape).astype(jnp.uint32)
 
 
 def triple_phase(key: jax.Array, phase: jax.Array) -> jax.Array:
     """One step of the Chebyshev map of degree 3: `theta <- 3 theta mod 1` with a fresh digit."""
-    # Eight digits of a word stray from fair and independent by a part in 6e5 at most, which only
-    # their use as a fraction below 2^-32 could show: any digits keep a uniform phase uniform.
+    # Eight digits of a word stray from fair and independent by a part in 6e5 at most.
     return phase * 3 + _digits(key, phase.shape, base=3, per_word=8)
 
 
 def sine_step(key: jax.Array, phase: jax.Array) -> jax.Array:
     """One step of the sine map `x <- sin(pi x)`, `x = sin(pi theta)^2`, with fresh last digits.
 
-    In the angle `u = 2 min(theta, 1 - theta)` the map has slopes between 1.77 and 2.22. The
-    rounding of float32 is hidden under 8 fresh bits, 2^-23 of the range: no orbit can rest on a
-    fixed point or close a cycle, and so small a noise leaves the density of an expanding map as it
-    is. The returned phase is at most 1/2 but for that noise, which the fold reflects at both ends.
+    In the angle `u = 2 min(theta, 1 - theta)` the map is smooth, with slopes between 1.77 and 2.22.
+    The rounding of float32 is hidden under 8 fresh bits, 2^-23 of the range, so that no orbit can
+    rest on a fixed point or close a cycle. The fold reflects what strays beyond either end.
     """
     distance = abs(_from_middle(phase))
     square, slope = distance**2, jnp.zeros_like(distance)
@@ -108,8 +95,7 @@ def sine_step(key: jax.Array, phase: jax.Array) -> jax.Array:
 
 
 def settled_sine_phase(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Phases of the sine map's invariant measure, `shape`, uint32."""
-    # Uniform phases are near it, and each step leaves 0.13 of what is missing.
+    """Phases of the sine map's invariant measure: each step leaves 0.13 of what is missing."""
     key, *keys = jax.random.split(key, 7)
     phase = random_phase(key, shape)
     for key in keys:
@@ -118,8 +104,7 @@ def settled_sine_phase(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def logistic_value(phase: jax.Array) -> jax.Array:
-    """`x = sin(pi theta)^2` in [0, 1], float32."""
-    # The signed phase keeps 24 significant bits near theta = 0, where x is tiny.
+    """`x = sin(pi theta)^2` in [0, 1], float32, to 24 significant bits near 0."""
     return jnp.sin(jnp.pi * _turns(phase)) ** 2
 
 
@@ -155,10 +140,13 @@ def _turns(phase: jax.Array) -> jax.Array:
 
 
 def _from_middle(phase: jax.Array) -> jax.Array:
-    """`u - 1/2` for `u = 2 min(theta, 1 - theta)`, float32 in [-1/2, 1/2]."""
-    # In units of 2^-32 it is an odd int32: exact and antisymmetric until it is rounded, once.
-    units = (2 * _fold(phase) + 1) ^ jnp.uint32(2**31)
-    return jax.lax.bitcast_convert_type(units, jnp.int32).astype(jnp.float32) * 2.0**-32
+    """`u - 1/2` for `u = 2 min(theta, 1 - theta)`, float32 in [-1/2, 1/2], rounded once."""
+    return _turns((2 * _fold(phase) + 1) ^ jnp.uint32(2**31))
+
+
+def _fold(phase: jax.Array) -> jax.Array:
+    """Theta and 1 - theta together, in units of 2^-32, below 2^31."""
+    return jnp.minimum(phase, ~phase)
 
 
 def _digits(key: jax.Array, shape: tuple[int, ...], base: int, per_word: int) -> jax.Array:
@@ -167,11 +155,6 @@ def _digits(key: jax.Array, shape: tuple[int, ...], base: int, per_word: int) ->
     words = jax.random.bits(key, (-(-size // per_word),), jnp.uint32)
     digits = jnp.concatenate([words // base**place % base for place in range(per_word)])
     return digits[:size].reshape(shape)
-
-
-def _fold(phase: jax.Array) -> jax.Array:
-    """Theta and 1 - theta together, in units of 2^-32, below 2^31."""
-    return jnp.minimum(phase, ~phase)
 
 
 def _chaotic(
@@ -187,25 +170,23 @@ def _chaotic(
 
 
 def _independent(draw: Callable[[jax.Array, tuple[int, ...]], jax.Array]) -> Mutation:
-    def step(key: jax.Array, phase: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return phase, draw(key, phase.shape)
+    return Mutation(random_phase, lambda key, phase: (phase, draw(key, phase.shape)))
 
-    return Mutation(random_phase, step)
+
+def _uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return jax.random.uniform(key, shape, jnp.float32, -(3**0.5), 3**0.5)
 
 
 MUTATIONS: Registry[Mutation] = Registry("mutation", Mutation)
-MUTATIONS.register("logistic")(_chaotic(double_phase, arcsine_noise))
-MUTATIONS.register("logistic_gaussian")(_chaotic(double_phase, gaussian_noise))
-MUTATIONS.register("tent")(_chaotic(double_phase, tent_noise))
-MUTATIONS.register("sine")(_chaotic(sine_step, sine_noise, settled_sine_phase))
-MUTATIONS.register("chebyshev")(_chaotic(triple_phase, arcsine_noise))
-MUTATIONS.register("arcsine")(
-    _independent(lambda key, shape: arcsine_noise(random_phase(key, shape)))
-)
-MUTATIONS.register("gaussian")(
-    _independent(lambda key, shape: jax.random.normal(key, shape, jnp.float32))
-)
-MUTATIONS.register("uniform")(
-    _independent(lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -(3**0.5), 3**0.5))
-)
+for _name, _mutation in {
+    "logistic": _chaotic(double_phase, arcsine_noise),
+    "logistic_gaussian": _chaotic(double_phase, gaussian_noise),
+    "tent": _chaotic(double_phase, tent_noise),
+    "sine": _chaotic(sine_step, sine_noise, settled_sine_phase),
+    "chebyshev": _chaotic(triple_phase, arcsine_noise),
+    "arcsine": _independent(lambda key, shape: arcsine_noise(random_phase(key, shape))),
+    "gaussian": _independent(lambda key, shape: jax.random.normal(key, shape, jnp.float32)),
+    "uniform": _independent(_uniform),
+}.items():
+    MUTATIONS.register(_name)(_mutation)
 MUTATIONS.protect()
