@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from edl_jax import MARGINS, SEVERITIES, Pairs, load_pretrained
-from edl_jax.objective import gradient_metrics, logit_gradients, measure, rank_metrics
-from edl_jax.objective.measure import _responses
+from edl_jax.objective import measure, rank_metrics
+from edl_jax.objective.measure import _responses, gradient_metrics, logit_gradients
 from edl_jax.pairs import log_probabilities
 
 SURPRISAL, PROPORTIONAL = SEVERITIES["surprisal"], MARGINS["proportional"]

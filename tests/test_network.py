@@ -54,7 +54,7 @@ def test_summaries_against_float64():
 def features_of_every_class(network, log_p):
     """`[num_features, ..., num_classes]`, each class in turn being the label."""
     classes = jnp.arange(log_p.shape[-1]).reshape((1,) * (log_p.ndim - 1) + (-1,))
-    parts = network.candidate_features(network.summary(log_p), classes, log_p)
+    parts = network.class_features(log_p)(classes, log_p)
     return jnp.concatenate([jnp.broadcast_to(x, (len(x), *log_p.shape)) for x in parts])
 
 
@@ -150,7 +150,7 @@ def test_architecture_rebuilds_a_network():
 def test_refuses_bad_arguments():
     with pytest.raises(ConfigError, match="activation is 'sin'"):
         agnostic(activation="sin")
-    with pytest.raises(ConfigError, match=r"hidden is \(4, 0\)"):
+    with pytest.raises(ConfigError, match=r"hidden is \(4, 0\); .* at least 1 and at most 4096"):
         agnostic(hidden=(4, 0))
     with pytest.raises(ConfigError, match="num_classes is 1"):
         PairNetwork(1, rngs=nnx.Rngs(0))
@@ -158,5 +158,7 @@ def test_refuses_bad_arguments():
         PairNetwork(3, rngs=nnx.Rngs(0))(*pairs_of(4))
     with pytest.raises(ConfigError, match="exactly one class count"):
         Architecture("pair", (4,), "tanh")
-    with pytest.raises(ConfigError, match="at most 16 widths"):
+    with pytest.raises(ConfigError, match=r"hidden is \(1000000000,\); .* at most 4096"):
         Architecture("class_agnostic", (10**9,), "tanh")
+    with pytest.raises(ConfigError, match="hidden has 17 widths; expected at most 16"):
+        Architecture("class_agnostic", (1,) * 17, "tanh")

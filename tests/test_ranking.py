@@ -15,13 +15,11 @@ from edl_jax.objective import (
     MARGINS,
     SEVERITIES,
     apply_severity,
-    gradient_metrics,
-    logit_gradients,
     margin_violation,
     rank_metrics,
     ranking,
 )
-from edl_jax.objective.gradient import GradientSample
+from edl_jax.objective.measure import GradientSample, gradient_metrics, logit_gradients
 from edl_jax.pairs import REGIMES, Pairs, log_probabilities
 
 # Few distinct values, so that ties are common; all sums and differences are exact in float32.
@@ -144,7 +142,9 @@ def test_apply_severity_refuses_what_is_not_one_value_a_pair():
     def per_class(log_probabilities, labels):
         return -log_probabilities
 
-    with pytest.raises(InputError, match=r"severity per_class gave shape \(4, 3\) for labels \(4,"):
+    with pytest.raises(
+        InputError, match=r"severity per_class gave shape \(4, 3\) for pairs of shape \(4,"
+    ):
         apply_severity(per_class, log_p, labels)
     with pytest.raises(InputError, match=r"gave shape \(\)"):
         jax.jit(functools.partial(apply_severity, lambda log_p, labels: 0.5))(log_p, labels)
@@ -513,7 +513,9 @@ def test_a_margin_of_a_wrong_shape_is_refused():
     def outer(worse, better):
         return worse[:, None] - better
 
-    with pytest.raises(InputError, match=r"margin outer gave shape \(4, 4\) for severities"):
+    with pytest.raises(
+        InputError, match=r"margin outer gave shape \(4, 4\) for pairs of shape \(4,"
+    ):
         margin_violation(severities, severities, margin=outer, num_opponents=1)
     alike = margin_violation(severities, severities, margin=lambda w, b: 0.1, num_opponents=1)
     assert alike == margin_violation(

@@ -19,7 +19,7 @@ from edl_jax.strategies import MUTATIONS, STRATEGIES, StrategyConfig
 
 @dataclasses.dataclass(frozen=True)
 class SlopeConfig(Checked):
-    """How much a loss's slope counts in its fitness (`edl_jax.objective.slope`).
+    """How much a loss's slope counts in its fitness (`edl_jax.objective.slope_violations`).
 
     Raises:
       ConfigError: naming the first field that cannot work, its value and what was expected.

@@ -15,7 +15,7 @@ from jax.core import Tracer
 from edl_jax.errors import ConfigError
 from edl_jax.losses.inputs import check_inputs
 from edl_jax.losses.log_probabilities import log_softmax
-from edl_jax.networks.loss_network import RunnerUp
+from edl_jax.networks.loss_network import runner_up_of
 from edl_jax.registry import Registry
 
 ArrayLike = jax.typing.ArrayLike
@@ -60,7 +60,7 @@ class Candidates(NamedTuple):
         label, shape = self.label, self.every_log_p.shape
         if label is None:
             label = jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
-        return RunnerUp.among(self.every_log_p).of(label, self.log_p())
+        return runner_up_of(self.every_log_p)(label, self.log_p())
 
     def mean(self, values: jax.Array) -> jax.Array:
         """Mean `[..., 1]` of `[..., num_classes]` over the classes that take part; 0 if none."""
