@@ -26,18 +26,14 @@ def measure(
 ) -> dict[str, float]:
     """Ranking and gradient metrics of a loss, over all pairs and by regime.
 
-    A loss that is a pytree, such as an `EvolvedLoss`, compiles once for all its parameters.
-
     Args:
       loss: from logits `[num_pairs, num_classes]` and labels `[num_pairs]` to losses,
-        `[num_pairs]`.
-      pairs: the pairs to measure on, in random order: of one class count, or a set for each of
-        several.
+        `[num_pairs]`. A pytree, such as an `EvolvedLoss`, compiles once for all its parameters.
+      pairs: in random order: of one class count, or a set for each of several.
       severity: one of `SEVERITIES`, or any such function.
       margin: one of `MARGINS`, or any such function.
-      scale: what the loss is multiplied by where its gradient is measured. Margins are those of an
-        evolved loss before its calibration, so measure `loss.replace(scale=1.0)` with
-        `scale=loss.scale`.
+      scale: what the gradient is multiplied by. Margins are those of an evolved loss before its
+        calibration, so measure `loss.replace(scale=1.0)` with `scale=loss.scale`.
 
     Returns:
       Nothing where a loss is not finite; else what `rank_metrics` gives, and `descent_rate`, the

@@ -20,13 +20,9 @@ def margin_violation(
 ) -> jax.Array:
     """How much of the margins that severity asks for a loss fails to keep: a scalar of at least 0.
 
-    Each pair i meets `num_opponents` others j. With e the severities, L the losses and
-    `m = margin(e_i, e_j)` for the one with `e_i > e_j`, the value is
-
-        sum max(0, m - (L_i - L_j)) / sum m
-
-    so 0 means that every margin is kept and 1 is what a constant loss scores. Pairs of equal
-    severity ask for nothing.
+    With e the severities, L the losses and `m = margin(e_i, e_j)`, it is the sum of
+    `max(0, m - (L_i - L_j))` over the sum of m, over comparisons with `e_i > e_j`: 0 where every
+    margin is kept, and 1 for a constant loss.
 
     Args:
       losses: `[num_pairs]`.
@@ -74,9 +70,9 @@ def rank_metrics(
     any function, compares each of the first 16,384 pairs with every other, on the device.
 
     Args:
-      losses: `[num_pairs]`, finite.
+      losses: `[num_pairs]`, finite, in random order.
       severities: `[num_pairs]`, finite.
-      regimes: `[num_pairs]` indices into `REGIMES`. Pairs are taken to be in random order.
+      regimes: `[num_pairs]` indices into `REGIMES`.
       margin: one of `MARGINS`, or any function of the worse and the better severity.
       tolerance: pairwise accuracy leaves out comparisons whose severities differ by no more.
 

@@ -91,17 +91,15 @@ SEVERITIES.protect()
 MARGINS.protect()
 
 
-def apply_severity(
-    severity: Severity, log_probabilities: jax.Array, labels: jax.Array
-) -> jax.Array:
+def apply_severity(severity: Severity, log_p: jax.Array, labels: jax.Array) -> jax.Array:
     """The severities `[...]` of pairs, in the dtype of their log-probabilities.
 
     Raises:
       InputError: if the severity does not give one value for each pair.
     """
-    values = jnp.asarray(severity(log_probabilities, labels))
+    values = jnp.asarray(severity(log_p, labels))
     check_shape("severity", severity, values, labels.shape)
-    return values.astype(log_probabilities.dtype)
+    return values.astype(log_p.dtype)
 
 
 def check_shape(kind: str, part: object, values: jax.Array, shape: tuple[int, ...]) -> None:

@@ -19,9 +19,7 @@ from edl_jax.pairs import Mixture, Pairs, sample_pairs
 PairLoss = Callable[[jax.Array, jax.Array], jax.Array]
 # Examples are normalised by one another's statistics: one alone would be all zeros.
 _Several = Annotated[int, Ge(2)]
-_CLUSTERS = 3  # of each class of a mixture
 _TEACHER_WIDTH = 32
-_CALIBRATION_PAIRS = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +78,7 @@ def draw_tasks(key: jax.Array, config: TaskConfig, mixture: Mixture) -> Tasks:
         of_tasks(draw_problem, key_problems),
         of_tasks(_initial_weights, key_weights),
         jax.random.randint(key_batches, shape, 0, config.train_examples, jnp.int32),
-        sample_pairs(key_pairs, _CALIBRATION_PAIRS, config.num_classes, mixture=mixture),
+        sample_pairs(key_pairs, 512, config.num_classes, mixture=mixture),
     )
 
 
@@ -102,7 +100,7 @@ def draw_problem(key: jax.Array, config: TaskConfig) -> Problem:
 def _mixture(key: jax.Array, config: TaskConfig) -> tuple[jax.Array, jax.Array]:
     """Every class has a few clusters of its own shape, which overlap with others'."""
     num, size = config.train_examples + config.test_examples, config.num_features
-    num_clusters = config.num_classes * _CLUSTERS
+    num_clusters = 3 * config.num_classes
     keys = jax.random.split(key, 4)
     centres = _normal(keys[0], num_clusters, size)
     shapes = _normal(keys[1], num_clusters, size, size) / size**0.5
@@ -156,8 +154,8 @@ def task_errors(loss: PairLoss, tasks: Tasks, config: TaskConfig) -> jax.Array:
       config: what they were drawn by.
 
     Returns:
-      The share of held-out examples that is classified wrongly, `[num_rates, num_tasks]`. A
-      classifier that diverges is one that guesses.
+      The share of held-out examples that is classified wrongly, `[num_rates, num_tasks]`; a
+      classifier that diverges guesses.
     """
 
     def on_logits(logits: jax.Array, labels: jax.Array) -> jax.Array:
