@@ -92,9 +92,8 @@ def rank_metrics(
     chex.assert_rank(loss, 1)
     chex.assert_equal_shape([loss, severity, regime])
     first = slice(MOST_PAIRS)
-    counts = np.asarray(
-        _comparisons(*np.float32([loss[first], severity[first]]), regime[first], margin=margin)
-    )
+    compared = loss[first].astype(np.float32), severity[first].astype(np.float32), regime[first]
+    counts = np.asarray(_comparisons(*compared, margin=margin))
     metrics = {}
     for suffix, mine in by_regime(regime).items():
         found = _order_metrics(loss[mine], severity[mine], tolerance)
@@ -114,8 +113,8 @@ def _order_metrics(loss: np.ndarray, severity: np.ndarray, tolerance: float) -> 
     if compared := milder.sum():
         metrics["pairwise_accuracy"] = float(_count_below(loss, milder).sum() / compared)
     if loss.size and np.ptp(loss) and np.ptp(severity):
-        metrics["kendall_tau"] = float(stats.kendalltau(loss, severity).statistic)
-        metrics["spearman_rho"] = float(stats.spearmanr(loss, severity).statistic)
+        metrics["kendall_tau"] = float(stats.kendalltau(loss, severity).statistic)  # pyright: ignore
+        metrics["spearman_rho"] = float(stats.spearmanr(loss, severity).statistic)  # pyright: ignore
     return metrics
 
 

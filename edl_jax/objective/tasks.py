@@ -183,7 +183,7 @@ def _learned(
     warm_up = max(1, round(0.1 * total))
     schedule = optax.schedules.warmup_cosine_decay_schedule(0.0, 1.0, warm_up, total + 1)
 
-    def rate_at(count: jax.Array) -> jax.Array:
+    def rate_at(count: jax.typing.ArrayLike) -> jax.Array:
         # As a float: a strict promotion of dtypes refuses what optax does with whole numbers.
         return rate * schedule(jnp.asarray(count, jnp.float32) + 1)
 

@@ -75,7 +75,7 @@ def _sample_pairs(key: jax.Array, num_pairs: int, num_classes: int, mixture: Mix
     noise = _drawn(jax.random.normal, key_normal, sum(gaussian), num_classes)
     uniforms = _drawn(jax.random.uniform, key_chances, sum(sizes), _NUM_CHANCES)
     parts = zip(REGIMES.values(), _split(noise, gaussian), _split(uniforms, sizes), strict=True)
-    shaped = [regime(Draws(mine, *rows.T[:-1], key_gamma)) for regime, mine, rows in parts]
+    shaped = [regime(Draws._make((mine, *rows.T[:-1], key_gamma))) for regime, mine, rows in parts]
     logits, labels = (jnp.concatenate(column) for column in zip(*shaped, strict=True))
     regimes = jnp.asarray(np.repeat(np.arange(len(sizes), dtype=np.int32), sizes))
     order = _thinned_order(uniforms[:, -1], key_kept, expected, sizes)[:num_pairs]
