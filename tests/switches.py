@@ -50,13 +50,12 @@ from edl_jax.objective import (
     TaskConfig,
     apply_severity,
     draw_tasks,
-    gradient_metrics,
-    logit_gradients,
     margin_violation,
     rank_metrics,
     slope_violations,
     task_errors,
 )
+from edl_jax.objective.measure import gradient_metrics, logit_gradients
 from edl_jax.pairs import log_probabilities
 from edl_jax.strategies import StrategyConfig
 from tests.baseline_losses import loss_of, quick_jit

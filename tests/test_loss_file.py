@@ -116,7 +116,7 @@ def test_refuses_a_missing_file_a_folder_and_another_safetensors(tmp_path):
         (
             "architecture",
             '{"network": "class_agnostic", "hidden": [999999999], "activation": "silu"}',
-            "between 1 and 4096",
+            "at least 1 and at most 4096",
         ),
         (
             "architecture",

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ from scipy.special import log_softmax
 from edl_jax import ClassAgnosticNetwork, PairNetwork
 from edl_jax.errors import ConfigError, InputError
 from edl_jax.networks import ACTIVATIONS, Architecture
+from tests.network_tools import quick_jit
 
 
 def agnostic(seed: int = 0, **options) -> ClassAgnosticNetwork:
@@ -22,7 +25,21 @@ def pairs_of(num_classes: int, seed: int = 0, num_pairs: int = 200):
     logits = rng.normal(size=(num_pairs, num_classes)) / 10 ** rng.uniform(-2, 1, (num_pairs, 1))
     logits[::7, :2] = logits[::7].max(axis=1, keepdims=True)
     log_p = np.maximum(log_softmax(logits, axis=-1), np.log(np.finfo(np.float32).tiny))
-    return jnp.asarray(log_p, jnp.float32), jnp.asarray(rng.integers(num_classes, size=num_pairs))
+    return log_p.astype(np.float32), rng.integers(num_classes, size=num_pairs, dtype=np.int32)
+
+
+@functools.partial(quick_jit, static_argnums=(0, 1))
+def _called(function, graph, state, *arguments):
+    return function(nnx.merge(graph, state), *arguments)
+
+
+def called(function, network, *arguments):
+    """`function(network, *arguments)`, compiled once for all networks of a structure."""
+    return _called(function, *nnx.split(network), *arguments)
+
+
+def losses_of(network, log_p, labels):
+    return called(type(network).__call__, network, log_p, labels)
 
 
 def test_accelerators_multiply_in_full_float32():
@@ -48,29 +65,30 @@ def test_summaries_against_float64():
         -(p * np.asarray(log_p, np.float64)).sum(-1) / 4,
         (p**2).sum(-1),
     ]
-    np.testing.assert_allclose(agnostic().features(log_p, labels), expected, rtol=2e-5, atol=1e-6)
+    found = called(ClassAgnosticNetwork.features, agnostic(), log_p, labels)
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-6)
 
 
 def features_of_every_class(network, log_p):
     """`[num_features, ..., num_classes]`, each class in turn being the label."""
     classes = jnp.arange(log_p.shape[-1]).reshape((1,) * (log_p.ndim - 1) + (-1,))
-    parts = network.candidate_features(network.summary(log_p), classes, log_p)
+    parts = network.class_features(log_p)(classes, log_p)
     return jnp.concatenate([jnp.broadcast_to(x, (len(x), *log_p.shape)) for x in parts])
 
 
 @pytest.mark.parametrize("network", [agnostic(), PairNetwork(5, rngs=nnx.Rngs(0))])
 def test_features_of_every_class_are_the_features_of_each(network):
     log_p, _ = pairs_of(5)
-    every = features_of_every_class(network, log_p)
+    every = called(features_of_every_class, network, log_p)
     for label in range(5):
-        one = network.features(log_p, jnp.full((200,), label))
+        one = called(type(network).features, network, log_p, np.full(200, label, np.int32))
         np.testing.assert_allclose(every[..., label], one, rtol=1e-6)
 
 
 @pytest.mark.parametrize("ties", [2, 3])
 def test_rival_of_a_tied_class_is_its_twin(ties):
-    p = jnp.asarray([0.3] * ties + [1 - 0.3 * ties])
-    rival = features_of_every_class(agnostic(), jnp.log(p))[2]
+    p = np.float32([0.3] * ties + [1 - 0.3 * ties])
+    rival = called(features_of_every_class, agnostic(), np.log(p))[2]
     np.testing.assert_allclose(rival[:ties], max(0.3, 1 - 0.3 * ties), rtol=1e-6)
 
 
@@ -81,26 +99,25 @@ def test_the_rival_of_a_tied_class_moves_with_its_twins(ties):
     def rival(x, label):
         return np.exp(np.delete(x - np.log(np.exp(x).sum()), label).max())
 
+    jacobian = quick_jit(
+        jax.jacobian(lambda x: features_of_every_class(agnostic(), jax.nn.log_softmax(x))[2])
+    )(np.float32(logits))
     for label in range(ties):
         expected = [
             (rival(logits + step * e, label) - rival(logits - step * e, label)) / (2 * step)
             for e in np.eye(len(logits))
         ]
-        gradient = jax.grad(
-            lambda x, y=label: features_of_every_class(agnostic(), jax.nn.log_softmax(x))[2, y]
-        )(jnp.asarray(logits, jnp.float32))
-        np.testing.assert_allclose(gradient, expected, atol=1e-6)
+        np.testing.assert_allclose(jacobian[label], expected, atol=1e-6)
 
 
 @given(seed=st.integers(0, 1000), num_classes=st.sampled_from([2, 3, 10, 50]))
 def test_relabelling_the_classes_does_not_change_the_loss(seed, num_classes):
     log_p, labels = pairs_of(num_classes, seed, num_pairs=50)
-    order = jax.random.permutation(jax.random.key(seed), num_classes)
+    order = np.random.default_rng(seed).permutation(num_classes)
     network = agnostic(seed)
+    relabelled = losses_of(network, log_p[:, order], np.argsort(order)[labels])
     # Only the order of sums over classes differs.
-    np.testing.assert_allclose(
-        network(log_p[:, order], jnp.argsort(order)[labels]), network(log_p, labels), rtol=1e-5
-    )
+    np.testing.assert_allclose(relabelled, losses_of(network, log_p, labels), rtol=1e-5)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -110,10 +127,10 @@ def test_losses_are_finite_and_not_negative(activation, seed):
         (agnostic(seed, activation=activation), 7),
         (PairNetwork(7, activation=activation, rngs=nnx.Rngs(seed)), 7),
     ):
-        losses = network(*pairs_of(num_classes, seed))
+        losses = np.asarray(losses_of(network, *pairs_of(num_classes, seed)))
         assert losses.shape == (200,)
         assert (losses >= 0).all()
-        assert jnp.isfinite(losses).all()
+        assert np.isfinite(losses).all()
 
 
 def test_mlp_against_numpy():
@@ -125,15 +142,17 @@ def test_mlp_against_numpy():
         for layer in network.layers
     )
     z = np.tanh(x @ first[0] + first[1]) @ last[0] + last[1]
-    np.testing.assert_allclose(network(log_p, labels), np.log1p(np.exp(z[:, 0])), rtol=1e-5)
+    found = losses_of(network, log_p, labels)
+    np.testing.assert_allclose(found, np.log1p(np.exp(z[:, 0])), rtol=1e-5)
 
 
 def test_leading_shapes():
     log_p, labels = pairs_of(4, num_pairs=24)
     network = agnostic()
-    shaped = network(log_p.reshape(2, 3, 4, 4), labels.reshape(2, 3, 4))
-    np.testing.assert_allclose(shaped.ravel(), network(log_p, labels), rtol=1e-6)
-    np.testing.assert_allclose(network(log_p[0], labels[0]), network(log_p, labels)[0], rtol=1e-6)
+    flat = np.asarray(losses_of(network, log_p, labels))
+    shaped = np.asarray(losses_of(network, log_p.reshape(2, 3, 4, 4), labels.reshape(2, 3, 4)))
+    np.testing.assert_allclose(shaped.ravel(), flat, rtol=1e-6)
+    np.testing.assert_allclose(losses_of(network, log_p[0], labels[0]), flat[0], rtol=1e-6)
 
 
 def test_architecture_rebuilds_a_network():
@@ -144,13 +163,14 @@ def test_architecture_rebuilds_a_network():
         lambda x: (x.shape, x.dtype), state
     )
     direct = PairNetwork(4, (8,), "relu", rngs=nnx.Rngs(jax.random.key(3)))
-    np.testing.assert_array_equal(nnx.merge(graphdef, state)(*pairs_of(4)), direct(*pairs_of(4)))
+    found = losses_of(nnx.merge(graphdef, state), *pairs_of(4))
+    np.testing.assert_array_equal(found, losses_of(direct, *pairs_of(4)))
 
 
 def test_refuses_bad_arguments():
     with pytest.raises(ConfigError, match="activation is 'sin'"):
         agnostic(activation="sin")
-    with pytest.raises(ConfigError, match=r"hidden is \(4, 0\)"):
+    with pytest.raises(ConfigError, match=r"hidden is \(4, 0\); .* at least 1 and at most 4096"):
         agnostic(hidden=(4, 0))
     with pytest.raises(ConfigError, match="num_classes is 1"):
         PairNetwork(1, rngs=nnx.Rngs(0))
@@ -158,5 +178,7 @@ def test_refuses_bad_arguments():
         PairNetwork(3, rngs=nnx.Rngs(0))(*pairs_of(4))
     with pytest.raises(ConfigError, match="exactly one class count"):
         Architecture("pair", (4,), "tanh")
-    with pytest.raises(ConfigError, match="at most 16 widths"):
+    with pytest.raises(ConfigError, match=r"hidden is \(1000000000,\); .* at most 4096"):
         Architecture("class_agnostic", (10**9,), "tanh")
+    with pytest.raises(ConfigError, match="hidden has 17 widths; expected at most 16"):
+        Architecture("class_agnostic", (1,) * 17, "tanh")

@@ -169,13 +169,13 @@ def test_log_probabilities_are_finite_where_probabilities_vanish():
 
 
 def test_refuses_bad_arguments():
-    with pytest.raises(InputError, match="num_pairs is 0"):
+    with pytest.raises(ConfigError, match="num_pairs is 0"):
         sample_pairs(jax.random.key(0), 0, 3)
-    with pytest.raises(InputError, match="num_classes is 1"):
+    with pytest.raises(ConfigError, match="num_classes is 1"):
         sample_pairs(jax.random.key(0), 3, 1)
-    with pytest.raises(InputError, match=r"num_pairs is 3\.0; expected a whole number"):
+    with pytest.raises(ConfigError, match=r"num_pairs is 3\.0; expected a whole number"):
         sample_pairs(jax.random.key(0), 3.0, 3)  # pyright: ignore
-    with pytest.raises(InputError, match=r"num_pairs is True; expected a whole number"):
+    with pytest.raises(ConfigError, match=r"num_pairs is True; expected a whole number"):
         sample_pairs(jax.random.key(0), True, 3)
     for num_pairs, num_classes in ((2**40, 3), (8, 2**33), (2**28, 8), (2**20, 2**11)):
         with pytest.raises(InputError, match=rf"num_pairs is {num_pairs} .* fewer than 2\^31 num"):

@@ -12,6 +12,7 @@ from edl_jax.errors import ConfigError
 from edl_jax.evolution import SlopeConfig
 from edl_jax.evolution.problems import SlopeProblem
 from edl_jax.objective import SEVERITIES, slope_violations
+from tests.network_tools import quick_jit
 from tests.test_evolution import TINY
 from tests.test_ranking import mean_absolute_error, some_pairs
 
@@ -22,8 +23,17 @@ cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels
 
 
 def measured(loss, pairs=None, severity=SURPRISAL):
-    found = slope_violations(loss, some_pairs() if pairs is None else pairs, severity)
-    return np.asarray(found, np.float64)
+    compiled = quick_jit(lambda pairs: slope_violations(loss, pairs, severity))
+    return np.asarray(compiled(some_pairs() if pairs is None else pairs), np.float64)
+
+
+def squared_error(logits, labels):
+    return mean_absolute_error(logits, labels) ** 2
+
+
+@quick_jit
+def scaled_by(scale, pairs):
+    return slope_violations(lambda x, y: scale * squared_error(x, y), pairs, SURPRISAL)
 
 
 def test_cross_entropy_violates_nothing():
@@ -54,18 +64,15 @@ def test_descent_is_of_the_severity_asked_for():
 
 @given(st.integers(-20, 20))
 def test_scale_does_not_matter(exponent):
-    def loss(logits, labels):
-        return 2.0**exponent * mean_absolute_error(logits, labels) ** 2
-
-    expected = measured(lambda x, y: mean_absolute_error(x, y) ** 2, some_pairs(200))
-    np.testing.assert_allclose(measured(loss, some_pairs(200)), expected, rtol=1e-4, atol=1e-6)
+    found, expected = (scaled_by(2.0**power, some_pairs(200)) for power in (exponent, 0))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_against_finite_differences_in_float64():
     """An own loss, whose gradient and curvature NumPy takes by differences."""
     pairs = some_pairs(300, 3)
     moderate = np.flatnonzero(np.asarray(pairs.probabilities).min(axis=-1) > 0.01)
-    pairs = jax.tree.map(lambda x: x[moderate], pairs)
+    pairs = jax.tree.map(lambda x: np.asarray(x)[moderate], pairs)
 
     def by_numpy(z, y):
         p = np.exp(z - z.max())
@@ -112,16 +119,20 @@ def test_a_flat_loss_has_finite_violations(loss):
 def test_fitness_is_the_weighted_slope_over_the_class_counts():
     problem = SlopeProblem(dataclasses.replace(SLOPED, class_counts=(3, 5)))
     key = jax.random.key(1)
-    population = jax.vmap(problem.sample)(jax.random.split(key, 6))
+    population = quick_jit(jax.vmap(problem.sample))(jax.random.split(key, 6))
     fitness, _, metrics = problem.eval(key, population, problem.init(key))
-    of_counts = [jax.tree.map(lambda x: x[:10], pairs) for pairs in problem.pairs(key)]
+    of_counts = [jax.tree.map(lambda x: np.asarray(x)[:10], pairs) for pairs in problem.pairs(key)]
+
+    @quick_jit
+    def violations(solution, pairs):
+        network = problem.network(solution)
+        loss = lambda x, y: network(jax.nn.log_softmax(x), y)  # noqa: E731
+        return jnp.asarray(slope_violations(loss, pairs, SURPRISAL))
+
     found = []
     for index in range(6):
-        network = problem.network(jax.tree.map(lambda x, i=index: x[i], population))
-        each = [
-            measured(lambda x, y, n=network: n(jax.nn.log_softmax(x), y), pairs)
-            for pairs in of_counts
-        ]
+        solution = jax.tree.map(lambda x, i=index: np.asarray(x)[i], population)
+        each = [violations(solution, pairs) for pairs in of_counts]
         found.append(np.mean(each, axis=0) @ [1.0, 2.0, 0.5])
     np.testing.assert_allclose(fitness, found, rtol=1e-3)
     np.testing.assert_array_equal(metrics["slope_violation"], fitness)

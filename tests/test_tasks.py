@@ -12,6 +12,7 @@ from edl_jax.errors import ConfigError
 from edl_jax.evolution.problems import TaskProblem
 from edl_jax.objective import TaskConfig, draw_tasks, task_errors
 from edl_jax.objective.tasks import draw_problem
+from tests.network_tools import quick_jit
 from tests.test_evolution import TINY
 
 SMALL = TaskConfig(
@@ -27,6 +28,7 @@ SMALL = TaskConfig(
     learning_rates=(0.01, 0.3),
 )
 NO_GAMMA = Mixture(sparse=0)
+KEY = jax.random.key(0)
 TASKED = dataclasses.replace(TINY, task_weight=2.0, tasks=SMALL, generations=2)
 
 
@@ -36,16 +38,22 @@ def cross_entropy(log_probabilities, labels):
 
 @pytest.fixture(scope="module")
 def tasks():
-    return draw_tasks(jax.random.key(0), SMALL, NO_GAMMA)
+    return jax.device_get(quick_jit(draw_tasks, static_argnums=(1, 2))(KEY, SMALL, NO_GAMMA))
 
 
 @pytest.fixture(scope="module")
 def errors(tasks):
-    return errors_of(cross_entropy, tasks)
+    return errors_of_scaled(1.0, tasks)
 
 
 def errors_of(loss, tasks):
     return np.asarray(jax.jit(lambda tasks: task_errors(loss, tasks, SMALL))(tasks))
+
+
+@jax.jit
+def errors_of_scaled(factor, tasks):
+    """Of a multiple of cross-entropy."""
+    return task_errors(lambda x, y: factor * cross_entropy(x, y), tasks, SMALL)
 
 
 @functools.cache
@@ -101,12 +109,12 @@ def test_cross_entropy_learns_and_needs_a_learning_rate(errors):
 
 
 def test_the_scale_of_a_loss_does_not_matter(tasks, errors):
-    scaled = errors_of(lambda x, y: 100 * cross_entropy(x, y), tasks)
+    scaled = errors_of_scaled(100.0, tasks)
     np.testing.assert_allclose(scaled, errors, atol=0.02)
 
 
 def test_a_loss_upside_down_learns_nothing(tasks):
-    wrong = errors_of(lambda x, y: -cross_entropy(x, y), tasks)
+    wrong = errors_of_scaled(-1.0, tasks)
     assert (wrong > 0.7).all()
 
 
@@ -125,17 +133,18 @@ def test_a_task_is_what_plain_optax_makes_of_it(tasks, errors):
     def loss(w, x, y):
         return optax.softmax_cross_entropy_with_integer_labels(logits_of(w, x), y).mean()
 
-    gradient = jax.jit(jax.grad(loss))
-    speed = jax.tree.map(jnp.zeros_like, weights)
-    for index, rows in enumerate(batches):
+    gradient = quick_jit(jax.grad(loss))
+    rates = 0.3 * np.asarray(quick_jit(jax.vmap(schedule))(np.arange(1, 61)))
+    speed = jax.tree.map(np.zeros_like, weights)
+    for rate, rows in zip(rates, batches, strict=True):
         found = gradient(weights, problem.inputs[rows], problem.labels[rows])
-        found = jax.tree.map(lambda g, w: g + 5e-4 * w, found, weights)
+        found = jax.tree.map(lambda g, w: np.asarray(g) + 5e-4 * w, found, weights)
         speed = jax.tree.map(lambda s, g: 0.9 * s + g, speed, found)
-        rate = 0.3 * schedule(index + 1)
         weights = jax.tree.map(
-            lambda w, g, s, rate=rate: w - rate * (g + 0.9 * s), weights, found, speed
+            lambda w, g, s, rate=rate: np.float32(w - rate * (g + 0.9 * s)), weights, found, speed
         )
-    wrong = jnp.argmax(logits_of(weights, problem.test_inputs), axis=-1) != problem.test_labels
+    logits = np.asarray(quick_jit(logits_of)(weights, problem.test_inputs))
+    wrong = logits.argmax(axis=-1) != problem.test_labels
     assert abs(float(wrong.mean()) - errors[1, 1]) <= 0.015
 
 

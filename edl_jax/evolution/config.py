@@ -18,7 +18,7 @@ from edl_jax.strategies import MUTATIONS, STRATEGIES, StrategyConfig
 
 @dataclasses.dataclass(frozen=True)
 class SlopeConfig(Checked):
-    """How much a loss's slope counts in its fitness (`edl_jax.objective.slope`)."""
+    """How much a loss's slope counts in its fitness (`edl_jax.objective.slope_violations`)."""
 
     descent: NotNegative = 0.0
     """Weight of descent steps on the logits that raise the severity."""

@@ -11,7 +11,7 @@ from jax.core import Tracer
 
 from edl_jax.checked import check
 from edl_jax.losses.inputs import log_softmax, per_example
-from edl_jax.networks.loss_network import RunnerUp
+from edl_jax.networks.loss_network import runner_up_of
 from edl_jax.registry import Registry
 
 ArrayLike = jax.typing.ArrayLike
@@ -54,7 +54,7 @@ class Candidates(NamedTuple):
         """The largest `log p` of the classes other than the label, `[..., n]`."""
         shape = self.every_log_p.shape
         classes = self.at(jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1))
-        return RunnerUp.among(self.every_log_p).of(classes, self.log_p())
+        return runner_up_of(self.every_log_p)(classes, self.log_p())
 
     def mean(self, values: jax.Array) -> jax.Array:
         """Mean `[..., 1]` of `[..., num_classes]` over the classes that take part; 0 if none."""

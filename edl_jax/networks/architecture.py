@@ -7,11 +7,18 @@ from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
+from annotated_types import Ge, Le
 from flax import nnx
 
 from edl_jax.checked import Checked, OneOf
 from edl_jax.errors import ConfigError, InputError
-from edl_jax.networks.loss_network import ACTIVATIONS, LossNetwork, RunnerUp
+from edl_jax.networks.loss_network import (
+    ACTIVATIONS,
+    ClassFeatures,
+    LossNetwork,
+    largest_other,
+    runner_up_of,
+)
 
 MAX_LAYERS, MAX_SIZE = 16, 4096  # far above any useful loss; bounds what a file can ask for
 
@@ -25,28 +32,23 @@ class Architecture(Checked):
       hidden: widths of the hidden layers.
       activation: name in `ACTIVATIONS`.
       num_classes: class count of a "pair" network; None for "class_agnostic".
-
-    Raises:
-      ConfigError: if the fields do not describe a network.
     """
 
     network: Literal["class_agnostic", "pair"]
-    hidden: tuple[int, ...]
+    hidden: tuple[Annotated[int, Ge(1), Le(MAX_SIZE)], ...]
     activation: Annotated[str, OneOf(ACTIVATIONS)]
-    num_classes: int | None = None
+    num_classes: Annotated[int, Ge(2), Le(MAX_SIZE)] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.hidden) > MAX_LAYERS or not all(1 <= x <= MAX_SIZE for x in self.hidden):
+        if len(self.hidden) > MAX_LAYERS:
             raise ConfigError(
-                f"hidden is {self.hidden}; expected at most {MAX_LAYERS} widths between 1 and "
-                f"{MAX_SIZE}."
+                f"Architecture.hidden has {len(self.hidden)} widths; expected at most {MAX_LAYERS}."
             )
-        is_pair, count = self.network == "pair", self.num_classes
-        if is_pair != (count is not None) or not 2 <= (2 if count is None else count) <= MAX_SIZE:
+        if (self.network == "pair") != (self.num_classes is not None):
             raise ConfigError(
-                f"num_classes is {count!r} for a {self.network!r} network; a 'pair' network has "
-                f"exactly one class count, between 2 and {MAX_SIZE}, a 'class_agnostic' one none."
+                f"Architecture.num_classes is {self.num_classes!r} for a {self.network!r} network; "
+                "a 'pair' network has exactly one class count, a 'class_agnostic' one none."
             )
 
     def build(self, key: jax.Array) -> LossNetwork:
@@ -90,40 +92,20 @@ class ClassAgnosticNetwork(LossNetwork):
         Architecture("class_agnostic", tuple(hidden), activation)
         super().__init__(5, hidden, activation, rngs=rngs)
 
-    def features(self, log_probabilities: jax.Array, labels: jax.Array) -> jax.Array:
-        """Summaries `[5, ...]` of `[..., num_classes]` log-probabilities and `[...]` labels."""
-        labels = labels[..., None]
-        own = jnp.take_along_axis(log_probabilities, labels, axis=-1)
-        shape = log_probabilities.shape
-        is_label = labels == jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
-        lowest = jnp.finfo(log_probabilities.dtype).min
-        others = jnp.where(is_label, lowest, log_probabilities)
-        runner_up = jnp.max(others, axis=-1, keepdims=True)
-        parts = _of_label(own, runner_up), _of_prediction(log_probabilities)
-        return jnp.concatenate(parts)[..., 0]
-
-    def summary(self, log_probabilities: jax.Array) -> tuple[RunnerUp, jax.Array]:
-        """The runner-up, and `[2, ..., 1]` entropy and second moment."""
-        return RunnerUp.among(log_probabilities), _of_prediction(log_probabilities)
-
-    def candidate_features(
-        self, summary: tuple[RunnerUp, jax.Array], classes: jax.Array, own: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def class_features(self, log_p: jax.Array, only: jax.Array | None = None) -> ClassFeatures:
         """Summaries `[3, ..., n]` of the classes and `[2, ..., 1]` of the prediction."""
-        runner_up, of_prediction = summary
-        return _of_label(own, runner_up.of(classes, own)), of_prediction
+        one = None if only is None else largest_other(log_p, only)  # quicker than of every class
+        runner_up = runner_up_of(log_p) if one is None else lambda *_: one
+        probabilities = jnp.exp(log_p)
+        entropy = -jnp.sum(probabilities * log_p, axis=-1, keepdims=True)
+        moment = jnp.sum(probabilities**2, axis=-1, keepdims=True)
+        of_prediction = jnp.stack([entropy / 4, moment])
 
+        def of_classes(classes: jax.Array, own: jax.Array) -> tuple[jax.Array, jax.Array]:
+            of_labels = [jnp.exp(own), -own / 4, jnp.exp(runner_up(classes, own))]
+            return jnp.stack(of_labels), of_prediction
 
-def _of_label(own: jax.Array, runner_up: jax.Array) -> jax.Array:
-    """`[3, ...]` of log-probabilities `[...]` of a class and of its runner-up."""
-    return jnp.stack([jnp.exp(own), -own / 4, jnp.exp(runner_up)])
-
-
-def _of_prediction(log_probabilities: jax.Array) -> jax.Array:
-    """`[2, ..., 1]`: a quarter of the entropy, and the second moment."""
-    probabilities = jnp.exp(log_probabilities)
-    entropy = -jnp.sum(probabilities * log_probabilities, axis=-1, keepdims=True)
-    return jnp.stack([entropy / 4, jnp.sum(probabilities**2, axis=-1, keepdims=True)])
+        return of_classes
 
 
 class PairNetwork(LossNetwork):
@@ -133,9 +115,7 @@ class PairNetwork(LossNetwork):
 
     Args:
       num_classes: class count of the predictions, at least 2.
-      hidden: widths of the hidden layers.
-      activation: name in `ACTIVATIONS`.
-      rngs: NNX random number generators for the initial weights.
+      hidden, activation, rngs: as of `ClassAgnosticNetwork`.
 
     Raises:
       ConfigError: for an unknown activation, or a class count or hidden width out of range.
@@ -153,27 +133,13 @@ class PairNetwork(LossNetwork):
         super().__init__(2 * num_classes, hidden, activation, rngs=rngs)
         self.num_classes = num_classes
 
-    def features(self, log_probabilities: jax.Array, labels: jax.Array) -> jax.Array:
-        """`concat(p, onehot(y))`, `[2 num_classes, ...]`.
-
-        Raises:
-          InputError: if the predictions have another class count than the network.
-        """
-        probabilities = self.summary(log_probabilities)[..., 0]
-        one_hot = jax.nn.one_hot(labels, self.num_classes, dtype=probabilities.dtype, axis=0)
-        return jnp.concatenate([probabilities, one_hot])
-
-    def summary(self, log_probabilities: jax.Array) -> jax.Array:
-        """The probabilities, `[num_classes, ..., 1]`; raises as `features`."""
-        if log_probabilities.shape[-1] != self.num_classes:
+    def class_features(self, log_p: jax.Array, only: jax.Array | None = None) -> ClassFeatures:
+        """The probabilities `[num_classes, ..., 1]`, and `onehot(k)` of each class k."""
+        count = self.num_classes
+        if log_p.shape[-1] != count:
             raise InputError(
-                f"predictions have {log_probabilities.shape[-1]} classes; this PairNetwork was "
-                f"made for {self.num_classes}. A class_agnostic network serves any count."
+                f"predictions have {log_p.shape[-1]} classes; this PairNetwork was made for "
+                f"{count}. A class_agnostic network serves any count."
             )
-        return jnp.moveaxis(jnp.exp(log_probabilities), -1, 0)[..., None]
-
-    def candidate_features(
-        self, summary: jax.Array, classes: jax.Array, own: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """The probabilities, and `onehot(k)` for every class k, `[num_classes, 1..., n]`."""
-        return summary, jax.nn.one_hot(classes, self.num_classes, dtype=own.dtype, axis=0)
+        p = jnp.moveaxis(jnp.exp(log_p), -1, 0)[..., None]
+        return lambda classes, own: (p, jax.nn.one_hot(classes, count, dtype=own.dtype, axis=0))

@@ -1,16 +1,14 @@
 """What the two architectures share: features without parameters, then a small MLP.
 
-The split matters for speed. Features depend on the pairs alone, so a whole population of networks
-shares one computation of them, and only the MLP is evaluated once per network. Features come
-first and examples last (`[num_features, ...]`): the matrices are a few rows high and thousands of
-examples wide, which is the layout that keeps a CPU's vector units and caches busy.
+Features depend on the pairs alone, so that a whole population of networks shares one computation of
+them. They come first and examples last (`[num_features, ...]`): the matrices are a few rows high
+and thousands of examples wide, the layout that keeps a CPU's vector units and caches busy.
 """
 
 import abc
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +22,10 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "squareplus": jax.nn.squareplus,  # smooth like softplus, for one square root
 }
 BLOCK = 65536  # classes of examples whose hidden layers are held together
+
+# From classes, integers that broadcast to `[..., n]`, and their log-probabilities, `[..., n]`, to
+# the features if each is the label: parts along the first axis, that broadcast to `[..., n]`.
+ClassFeatures = Callable[[jax.Array, jax.Array], tuple[jax.Array, ...]]
 
 
 class LossNetwork(nnx.Module, abc.ABC):
@@ -42,32 +44,17 @@ class LossNetwork(nnx.Module, abc.ABC):
         )
 
     @abc.abstractmethod
-    def features(self, log_probabilities: jax.Array, labels: jax.Array) -> jax.Array:
-        """What the MLP reads of predictions and labels, `[num_features, ...]`; no parameters.
+    def class_features(self, log_p: jax.Array, only: jax.Array | None = None) -> ClassFeatures:
+        """What the MLP reads of log-probabilities `[..., num_classes]`; no parameters play a part.
 
-        Args:
-          log_probabilities: `[..., num_classes]` float, finite.
-          labels: `[...]` integers in `[0, num_classes)`.
+        `only` is given, `[..., 1]`, where it is asked for this one class of each prediction.
         """
 
-    @abc.abstractmethod
-    def summary(self, log_probabilities: jax.Array) -> Any:
-        """What `candidate_features` needs of `[..., num_classes]` log-probabilities, a pytree."""
-
-    @abc.abstractmethod
-    def candidate_features(
-        self, summary: Any, classes: jax.Array, own: jax.Array
-    ) -> tuple[jax.Array, ...]:
-        """What the MLP reads if each of some classes in turn is the label; no parameters.
-
-        Args:
-          summary: of the prediction.
-          classes: integers, `[1..., n]`.
-          own: their log-probabilities, `[..., n]`.
-
-        Returns:
-          The features in parts, as `from_features` takes them, that broadcast to `[..., n]`.
-        """
+    def features(self, log_p: jax.Array, labels: jax.Array) -> jax.Array:
+        """What the MLP reads, `[num_features, ...]`, of log-probabilities and labels `[...]`."""
+        labels = labels[..., None]
+        own = jnp.take_along_axis(log_p, labels, axis=-1)
+        return jnp.concatenate(self.class_features(log_p, labels)(labels, own))[..., 0]
 
     def weights(self) -> list[tuple[jax.Array, jax.Array]]:
         """Kernel `[fan_in, fan_out]` and bias `[fan_out]` of each layer."""
@@ -77,10 +64,10 @@ class LossNetwork(nnx.Module, abc.ABC):
         ]
 
     def from_features(self, *parts: jax.Array) -> jax.Array:
-        """The loss, `[...]`, of features `[num_features, ...]`, in one array or in several.
+        """The loss, `[...]`, of features `[num_features, ...]`.
 
-        Several are parts along the first axis. They broadcast, so that what many examples share
-        is multiplied once.
+        Parts along the first axis may be given apart: they broadcast, so that what many examples
+        share is multiplied once.
         """
         activation = ACTIVATIONS[self.activation]
         for index, (kernel, bias) in enumerate(self.weights()):
@@ -106,17 +93,15 @@ class LossNetwork(nnx.Module, abc.ABC):
         of each example, there are never more at a time than a block's, in the gradient too.
         Weights are `[..., num_classes]`, of the log-probabilities' dtype.
         """
-        summary, lead = self.summary(log_probabilities), log_probabilities.shape[:-1]
+        features, lead = self.class_features(log_probabilities), log_probabilities.shape[:-1]
 
         def of_block(block: tuple[jax.Array, ...]) -> jax.Array:
             classes, own, weights = (jnp.moveaxis(x, 0, -1) for x in block)
-            losses = self.from_features(*self.candidate_features(summary, classes, own))
-            return jnp.sum(weights * losses, axis=-1)
+            return jnp.sum(weights * self.from_features(*features(classes, own)), axis=-1)
 
         num_classes = log_probabilities.shape[-1]
         size = max(1, BLOCK // max(1, math.prod(lead)))
-        num_blocks = num_classes // size
-        in_blocks = num_blocks * size if num_blocks > 1 else 0
+        in_blocks = num_classes // size * size if num_classes >= 2 * size else 0
         arrays = (  # the classes first
             jnp.arange(num_classes).reshape(-1, *(1 for _ in lead)),
             jnp.moveaxis(log_probabilities, -1, 0),
@@ -124,44 +109,37 @@ class LossNetwork(nnx.Module, abc.ABC):
         )
         total = jnp.zeros(lead, weights.dtype)
         if in_blocks:
-            blocks = [x[:in_blocks].reshape(num_blocks, size, *x.shape[1:]) for x in arrays]
+            blocks = [x[:in_blocks].reshape(in_blocks // size, size, *x.shape[1:]) for x in arrays]
             total += jnp.sum(jax.lax.map(jax.checkpoint(of_block), tuple(blocks)), axis=0)
         if in_blocks < num_classes:
             total += of_block(tuple(x[in_blocks:] for x in arrays))
         return total
 
 
-class RunnerUp(NamedTuple):
-    """The runner-up of any class, the largest of the others; for all classes by a few passes.
+def largest_other(values: jax.Array, classes: jax.Array) -> jax.Array:
+    """The largest of values `[..., num_classes]` but that of a class `[..., 1]`, `[..., 1]`."""
+    index = jax.lax.broadcasted_iota(jnp.int32, values.shape, values.ndim - 1)
+    others = jnp.where(classes == index, jnp.finfo(values.dtype).min, values)
+    return jnp.max(others, axis=-1, keepdims=True)
 
-    Each is `[..., 1]`: the first class of the largest value, that value, the largest of the other
-    classes, how many classes share the largest value, and their sum.
+
+def runner_up_of(values: jax.Array) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """`largest_other` of values `[..., num_classes]` for any class, by a few passes for them all.
+
+    Gives a function of classes that broadcast to `[..., n]` and of their values, `[..., n]`.
     """
+    first, top = (of(values, axis=-1, keepdims=True) for of in (jnp.argmax, jnp.max))
+    second = largest_other(values, first.astype(jnp.int32))
+    is_top = values == top
+    tied_sum = jnp.sum(jnp.where(is_top, values, 0), axis=-1, keepdims=True)
+    num_tied = jnp.maximum(jnp.sum(is_top, axis=-1, keepdims=True) - 1, 1).astype(values.dtype)
 
-    first: jax.Array
-    top: jax.Array
-    second: jax.Array
-    num_top: jax.Array
-    tied_sum: jax.Array
-
-    @staticmethod
-    def among(values: jax.Array) -> "RunnerUp":
-        """Of values `[..., num_classes]`."""
-        first = jnp.argmax(values, axis=-1, keepdims=True)
-        top = jnp.max(values, axis=-1, keepdims=True)
-        is_first = first == jax.lax.broadcasted_iota(first.dtype, values.shape, values.ndim - 1)
-        others = jnp.where(is_first, jnp.finfo(values.dtype).min, values)
-        second = jnp.max(others, axis=-1, keepdims=True)
-        is_top = values == top
-        tied_sum = jnp.sum(jnp.where(is_top, values, 0), axis=-1, keepdims=True)
-        return RunnerUp(first, top, second, jnp.sum(is_top, axis=-1, keepdims=True), tied_sum)
-
-    def of(self, classes: jax.Array, own: jax.Array) -> jax.Array:
-        """The largest value of the others, for classes that broadcast to `own`, their values."""
+    def of_classes(classes: jax.Array, own: jax.Array) -> jax.Array:
         # The runner-up of a class that ties at the top is as large as the class, but does not move
         # with it: its slope is the mean of the others' that tie, as of their maximum.
-        others = (self.tied_sum - own) / jnp.maximum(self.num_top - 1, 1).astype(own.dtype)
-        tied = jax.lax.stop_gradient(self.top) + (others - jax.lax.stop_gradient(others))
+        others = (tied_sum - own) / num_tied
+        tied = jax.lax.stop_gradient(top) + (others - jax.lax.stop_gradient(others))
         # By number, not by value: compilers may round one of two equal expressions otherwise.
-        other = jnp.where(own == self.top, tied, self.top)
-        return jnp.where(classes == self.first, self.second, other)
+        return jnp.where(classes == first, second, jnp.where(own == top, tied, top))
+
+    return of_classes

@@ -1,10 +1,8 @@
 """Stage 3: the ranking-consistency objective, its metrics, and synthetic tasks (docs/method.md)."""
 
-from edl_jax.objective.gradient import gradient_metrics, gradient_norms, logit_gradients
-from edl_jax.objective.measure import measure
+from edl_jax.objective.measure import gradient_norms, measure, slope_violations
 from edl_jax.objective.ranking import margin_violation, rank_metrics
 from edl_jax.objective.severity import MARGINS, SEVERITIES, apply_severity
-from edl_jax.objective.slope import slope_violations
 from edl_jax.objective.tasks import TaskConfig, draw_tasks, task_errors
 
 __all__ = [
@@ -13,9 +11,7 @@ __all__ = [
     "TaskConfig",
     "apply_severity",
     "draw_tasks",
-    "gradient_metrics",
     "gradient_norms",
-    "logit_gradients",
     "margin_violation",
     "measure",
     "rank_metrics",

@@ -1,15 +1,19 @@
-"""The one place where a loss is measured on pairs (docs/method.md, section 3)."""
+"""What a loss and its gradient do on pairs (docs/method.md, section 3)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from edl_jax.objective.gradient import GradientSample, LogitLoss, gradient_metrics, logit_gradients
-from edl_jax.objective.ranking import rank_metrics
+from edl_jax.objective.ranking import by_regime, rank_metrics
 from edl_jax.objective.severity import Margin, Severity, apply_severity
 from edl_jax.pairs import Pairs, log_probabilities
+
+# From logits `[num_pairs, num_classes]` and labels `[num_pairs]` to losses `[num_pairs]`.
+LogitLoss = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def measure(
@@ -22,21 +26,22 @@ def measure(
 ) -> dict[str, float]:
     """Ranking and gradient metrics of a loss, over all pairs and by regime.
 
-    A loss that is a pytree, such as an `EvolvedLoss`, compiles once for all its parameters.
-
     Args:
       loss: from logits `[num_pairs, num_classes]` and labels `[num_pairs]` to losses,
-        `[num_pairs]`.
-      pairs: the pairs to measure on, in random order: of one class count, or a set for each of
-        several.
+        `[num_pairs]`. A pytree, such as an `EvolvedLoss`, compiles once for all its parameters.
+      pairs: in random order: of one class count, or a set for each of several.
       severity: one of `SEVERITIES`, or any such function.
       margin: one of `MARGINS`, or any such function.
-      scale: what the loss is multiplied by where its gradient is measured. Margins are those of an
-        evolved loss before its calibration, so measure `loss.replace(scale=1.0)` with
-        `scale=loss.scale`.
+      scale: what the gradient is multiplied by. Margins are those of an evolved loss before its
+        calibration, so measure `loss.replace(scale=1.0)` with `scale=loss.scale`.
 
     Returns:
-      What `rank_metrics` and `gradient_metrics` give; nothing where a loss is not finite.
+      Nothing where a loss is not finite; else what `rank_metrics` gives, and `descent_rate`, the
+      share of pairs where an infinitesimal descent step on the logits lowers the severity, and
+      `gradient_ratio`, the mean norm of the logit gradient over that of cross-entropy. Both also as
+      `NAME/REGIME`, and the ratio as `gradient_ratio/0.0-0.1` to `gradient_ratio/0.9-1.0` where the
+      true class's probability is in that bin. Pairs whose probability rounds to 1, without a
+      cross-entropy gradient, count in neither, and what has no pairs is left out.
 
     Raises:
       InputError: if the severity does not give one value for each pair.
@@ -54,6 +59,16 @@ def measure(
     return {**ranks, **gradient_metrics(sample._replace(norms=sample.norms * np.asarray(scale)))}
 
 
+class GradientSample(NamedTuple):
+    """A loss's logit gradient on each of some pairs, `[num_pairs]` each."""
+
+    lowers: jax.Array  # whether an infinitesimal descent step lowers the severity
+    norms: jax.Array  # Euclidean norm of the gradient
+    reference_norms: jax.Array  # the same of cross-entropy's
+    true_probabilities: jax.Array
+    regimes: jax.Array
+
+
 @partial(jax.jit, static_argnames="severity")
 def _responses(
     loss: LogitLoss, pairs: Pairs, severity: Severity
@@ -62,3 +77,88 @@ def _responses(
     log_p = log_probabilities(pairs.probabilities)
     severities = apply_severity(severity, log_p, pairs.labels)
     return loss(log_p, pairs.labels), severities, logit_gradients(loss, pairs, severity)
+
+
+def logit_gradients(loss: LogitLoss, pairs: Pairs, severity: Severity) -> GradientSample:
+    """Measure a loss's gradient with respect to the logits, pair by pair."""
+    logits, gradient = _logits_and_gradient(loss, pairs)
+    _, change = jax.jvp(_severities_of(severity, pairs), (logits,), (-gradient,))
+    own = jnp.take_along_axis(pairs.probabilities, pairs.labels[:, None], axis=-1)[:, 0]
+    norms, reference = jnp.linalg.norm(gradient, axis=-1), _reference_norms(pairs)
+    return GradientSample(change < 0, norms, reference, own, pairs.regimes)
+
+
+def gradient_metrics(sample: GradientSample) -> dict[str, float]:
+    """The means over the pairs that `measure` gives; on the host."""
+    lowers, norms, reference, own, regimes = map(np.asarray, sample)
+    counts = reference > 0
+    groups = {suffix: counts & mine for suffix, mine in by_regime(regimes).items()}
+    metrics = {f"descent_rate{x}": float(lowers[y].mean()) for x, y in groups.items() if y.any()}
+    bins = np.clip((own * 10).astype(int), 0, 9)
+    groups |= {f"/{x / 10:.1f}-{(x + 1) / 10:.1f}": counts & (bins == x) for x in range(10)}
+    for suffix, mine in groups.items():
+        if total := reference[mine].sum(dtype=np.float64):
+            metrics[f"gradient_ratio{suffix}"] = float(norms[mine].sum(dtype=np.float64) / total)
+    return metrics
+
+
+def gradient_norms(loss: LogitLoss, pairs: Pairs) -> tuple[jax.Array, jax.Array]:
+    """Norms `[num_pairs]` of a loss's logit gradient and of cross-entropy's, `|p - onehot(y)|`."""
+    return jnp.linalg.norm(_logits_and_gradient(loss, pairs)[1], axis=-1), _reference_norms(pairs)
+
+
+def _logits_and_gradient(loss: LogitLoss, pairs: Pairs) -> tuple[jax.Array, jax.Array]:
+    logits = log_probabilities(pairs.probabilities)
+    return logits, jax.grad(lambda x: jnp.sum(loss(x, pairs.labels)))(logits)
+
+
+def _reference_norms(pairs: Pairs) -> jax.Array:
+    probabilities = pairs.probabilities
+    one_hot = jax.nn.one_hot(pairs.labels, probabilities.shape[-1], dtype=probabilities.dtype)
+    return jnp.linalg.norm(probabilities - one_hot, axis=-1)
+
+
+def _severities_of(severity: Severity, pairs: Pairs) -> Callable[[jax.Array], jax.Array]:
+    return lambda logits: apply_severity(severity, jax.nn.log_softmax(logits), pairs.labels)
+
+
+class SlopeViolations(NamedTuple):
+    """How far a loss's slope is from one that trains well; scalars of at least 0, which is best."""
+
+    descent: jax.Array
+    norm: jax.Array
+    convexity: jax.Array
+
+
+def slope_violations(loss: LogitLoss, pairs: Pairs, severity: Severity) -> SlopeViolations:
+    """Measure the slope of a loss on pairs, which ordering leaves free; its scale has no effect.
+
+    Returns:
+      `descent`: mean of `max(0, -cos)` of the angle between the logit gradients of the loss and of
+      the severity, 1 where a descent step on the logits raises the severity straight;
+      `norm`: how far the gradient is longer than twice, or shorter than half of cross-entropy's,
+      `max(0, |log r| - log 2)` with `r` the ratio of the two norms, scaled to a mean of 1 as
+      calibration does; the mean over the pairs, each weighted by cross-entropy's norm;
+      `convexity`: share of the loss's curvature along the true class's logit that is negative,
+      `sum max(0, -L'') / sum |L''|`.
+    """
+    logits = log_probabilities(pairs.probabilities)
+    tiny = jnp.finfo(logits.dtype).tiny
+    one_hot = jax.nn.one_hot(pairs.labels, logits.shape[-1], dtype=logits.dtype)
+    gradient_of = jax.grad(lambda x: jnp.sum(loss(x, pairs.labels)))
+    gradient, along = jax.jvp(gradient_of, (logits,), (one_hot,))
+    severities_of = _severities_of(severity, pairs)
+    upwards = jax.grad(lambda x: jnp.sum(severities_of(x)))(logits)
+    norm, length = (jnp.linalg.norm(x, axis=-1)[:, None] for x in (gradient, upwards))
+    units = gradient / jnp.maximum(norm, tiny), upwards / jnp.maximum(length, tiny)
+    cosine, norm = jnp.sum(units[0] * units[1], axis=-1), norm[:, 0]
+    reference = _reference_norms(pairs)
+    scaled = norm / jnp.maximum(jnp.sum(norm), tiny) * jnp.sum(reference)
+    ratio = jnp.maximum(scaled, 1e-6) / jnp.maximum(reference, 1e-6)  # at most e^14 of a flat loss
+    beyond = jax.nn.relu(jnp.abs(jnp.log(ratio)) - jnp.log(2.0))
+    curvature = jnp.sum(along * one_hot, axis=-1)
+    return SlopeViolations(
+        descent=jnp.mean(jnp.clip(-cosine, 0, 1)),
+        norm=jnp.sum(reference * beyond) / jnp.maximum(jnp.sum(reference), tiny),
+        convexity=jnp.sum(jax.nn.relu(-curvature)) / jnp.maximum(jnp.sum(jnp.abs(curvature)), tiny),
+    )

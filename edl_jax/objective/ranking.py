@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from edl_jax.errors import InputError
-from edl_jax.objective.severity import Margin
+from edl_jax.objective.severity import Margin, check_shape
 from edl_jax.pairs import REGIMES
 
 MOST_PAIRS = 16_384  # for violated_margins, whose time grows with their square
@@ -21,13 +20,9 @@ def margin_violation(
 ) -> jax.Array:
     """How much of the margins that severity asks for a loss fails to keep: a scalar of at least 0.
 
-    Each pair i meets `num_opponents` others j. With e the severities, L the losses and
-    `m = margin(e_i, e_j)` for the one with `e_i > e_j`, the value is
-
-        sum max(0, m - (L_i - L_j)) / sum m
-
-    so 0 means that every margin is kept and 1 is what a constant loss scores. Pairs of equal
-    severity ask for nothing.
+    With e the severities, L the losses and `m = margin(e_i, e_j)`, it is the sum of
+    `max(0, m - (L_i - L_j))` over the sum of m, over comparisons with `e_i > e_j`: 0 where every
+    margin is kept, and 1 for a constant loss.
 
     Args:
       losses: `[num_pairs]`.
@@ -39,28 +34,26 @@ def margin_violation(
       InputError: if the margin gives neither one value for each comparison nor a single one.
     """
     chex.assert_equal_shape([losses, severities])
-    num_pairs = losses.size
     # Slices of arrays that go once around: cheaper than rolling them for each opponent.
-    around_losses = jnp.concatenate([losses, losses[:num_opponents]])
-    around_severities = jnp.concatenate([severities, severities[:num_opponents]])
+    around = [jnp.concatenate([x, x[:num_opponents]]) for x in (losses, severities)]
     violated = demanded = jnp.zeros((), losses.dtype)
     for shift in range(1, num_opponents + 1):
-        other_losses = around_losses[shift : shift + num_pairs]
-        other_severities = around_severities[shift : shift + num_pairs]
+        other_losses, other_severities = (x[shift : shift + losses.size] for x in around)
         sign = jnp.sign(severities - other_severities)
-        least = margin(
-            jnp.maximum(severities, other_severities), jnp.minimum(severities, other_severities)
-        )
-        if jnp.shape(least) not in ((), losses.shape):
-            raise InputError(
-                f"margin {getattr(margin, '__name__', margin)} gave shape {jnp.shape(least)} for "
-                f"severities of shape {losses.shape}; expected one value for each comparison."
-            )
+        worse = jnp.maximum(severities, other_severities)
+        least = jnp.asarray(margin(worse, jnp.minimum(severities, other_severities)))
+        if least.ndim:  # one for all comparisons will do too
+            check_shape("margin", margin, least, losses.shape)
         asked = jnp.where(sign == 0, 0.0, least)
-        kept = sign * (losses - other_losses)
-        violated += jnp.sum(jax.nn.relu(asked - kept))
+        violated += jnp.sum(jax.nn.relu(asked - sign * (losses - other_losses)))
         demanded += jnp.sum(asked)
     return violated / jnp.maximum(demanded, jnp.finfo(demanded.dtype).tiny)
+
+
+def by_regime(regimes: np.ndarray) -> dict[str, np.ndarray]:
+    """Masks, by the suffix of a metric's name, of all pairs and of those of each regime."""
+    masks = {f"/{name}": regimes == index for index, name in enumerate(REGIMES)}
+    return {"": np.ones_like(regimes, bool), **masks}
 
 
 def rank_metrics(
@@ -77,12 +70,11 @@ def rank_metrics(
     any function, compares each of the first 16,384 pairs with every other, on the device.
 
     Args:
-      losses: `[num_pairs]`, finite.
+      losses: `[num_pairs]`, finite, in random order.
       severities: `[num_pairs]`, finite.
-      regimes: `[num_pairs]` indices into `REGIMES`. Pairs are taken to be in random order.
+      regimes: `[num_pairs]` indices into `REGIMES`.
       margin: one of `MARGINS`, or any function of the worse and the better severity.
-      tolerance: comparisons whose severities differ by no more than this are left out of the
-        pairwise accuracy (not of the other metrics).
+      tolerance: pairwise accuracy leaves out comparisons whose severities differ by no more.
 
     Returns:
       Each over all pairs, and as `NAME/REGIME` among the pairs of one regime (where there is
@@ -99,12 +91,17 @@ def rank_metrics(
     regime = np.asarray(regimes)
     chex.assert_rank(loss, 1)
     chex.assert_equal_shape([loss, severity, regime])
-    metrics = _order_metrics(loss, severity, tolerance)
-    for index, name in enumerate(REGIMES):
-        mine = regime == index
-        own = _order_metrics(loss[mine], severity[mine], tolerance)
-        metrics |= {f"{metric}/{name}": value for metric, value in own.items()}
-    return metrics | _violated_margins(loss, severity, regime, margin)
+    first = slice(MOST_PAIRS)
+    compared = loss[first].astype(np.float32), severity[first].astype(np.float32), regime[first]
+    counts = np.asarray(_comparisons(*compared, margin=margin))
+    metrics = {}
+    for suffix, mine in by_regime(regime).items():
+        found = _order_metrics(loss[mine], severity[mine], tolerance)
+        violated, asked = counts[mine[first], int(suffix != "")].sum(axis=0)
+        if asked:
+            found["violated_margins"] = float(violated / asked)
+        metrics |= {f"{name}{suffix}": value for name, value in found.items()}
+    return metrics
 
 
 def _order_metrics(loss: np.ndarray, severity: np.ndarray, tolerance: float) -> dict[str, float]:
@@ -116,67 +113,41 @@ def _order_metrics(loss: np.ndarray, severity: np.ndarray, tolerance: float) -> 
     if compared := milder.sum():
         metrics["pairwise_accuracy"] = float(_count_below(loss, milder).sum() / compared)
     if loss.size and np.ptp(loss) and np.ptp(severity):
-        metrics["kendall_tau"] = float(stats.kendalltau(loss, severity).statistic)
-        metrics["spearman_rho"] = float(stats.spearmanr(loss, severity).statistic)
+        metrics["kendall_tau"] = float(stats.kendalltau(loss, severity).statistic)  # pyright: ignore
+        metrics["spearman_rho"] = float(stats.spearmanr(loss, severity).statistic)  # pyright: ignore
     return metrics
 
 
 def _count_below(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """For every value, how many of the first `length` values are below it.
-
-    A wavelet matrix (Claude, Navarro and Ordonez 2015): values become ranks, sorted stably by one
-    bit after the other; each query follows its range through the bits, all queries at once.
-    """
-    codes = limits = np.searchsorted(np.sort(values), values)
-    start, stop, below = np.zeros_like(lengths), lengths.copy(), np.zeros_like(lengths)
-    for bit in reversed(range(int(values.size).bit_length())):
-        is_zero = (codes >> bit & 1) == 0
-        zeros = np.concatenate([[0], np.cumsum(is_zero)])
-        goes_up = (limits >> bit & 1) == 1
-        zeros_start, zeros_stop = zeros[start], zeros[stop]
-        below += np.where(goes_up, zeros_stop - zeros_start, 0)
-        start = np.where(goes_up, zeros[-1] + start - zeros_start, zeros_start)
-        stop = np.where(goes_up, zeros[-1] + stop - zeros_stop, zeros_stop)
-        codes = np.concatenate([codes[is_zero], codes[~is_zero]])
+    """For every value, how many of the first `length` values are below it, in O(n log^2 n)."""
+    size = len(values)
+    ranks, below = np.searchsorted(np.sort(values), values), np.zeros_like(lengths)
+    for bit in range(size.bit_length()):
+        # The first `length` are whole blocks: one, of 2^bit values, for each bit of the length.
+        # Ranks that grow by `size` from block to block make one sorted array of sorted blocks.
+        whole = size >> bit
+        blocks = np.sort(ranks[: whole << bit].reshape(whole, 1 << bit))
+        ordered = (blocks + size * np.arange(whole)[:, None]).ravel()
+        block = lengths >> bit + 1 << 1
+        found = np.searchsorted(ordered, ranks + size * block) - (block << bit)
+        below += np.where(lengths >> bit & 1, found, 0)
     return below
 
 
-def _violated_margins(
-    loss: np.ndarray, severity: np.ndarray, regime: np.ndarray, margin: Margin
-) -> dict[str, float]:
-    loss, severity, regime = loss[:MOST_PAIRS], severity[:MOST_PAIRS], regime[:MOST_PAIRS]
-    overall, within = map(
-        np.asarray,
-        _count_violated(
-            loss.astype(np.float32), severity.astype(np.float32), regime, margin=margin
-        ),
-    )
-    quotients = {"violated_margins": (overall.sum(), _untied(severity))}
-    for index, name in enumerate(REGIMES):
-        mine = regime == index
-        quotients[f"violated_margins/{name}"] = (within[mine].sum(), _untied(severity[mine]))
-    return {name: float(top / bottom) for name, (top, bottom) in quotients.items() if bottom}
-
-
-def _untied(values: np.ndarray) -> int:
-    """How many comparisons are between unequal values."""
-    counts = np.unique(values, return_counts=True)[1]
-    return int((values.size * (values.size - 1) - (counts * (counts - 1)).sum()) // 2)
-
-
 @functools.partial(jax.jit, static_argnames="margin")
-def _count_violated(
+def _comparisons(
     losses: jax.Array, severities: jax.Array, regimes: jax.Array, *, margin: Margin
-) -> tuple[jax.Array, jax.Array]:
-    """Violated margins of each pair against milder ones: all of them, and those of its regime."""
+) -> jax.Array:
+    """For each pair, in all and in its regime, the margins violated and asked for: `[n, 2, 2]`."""
 
-    def count(pair: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def count(pair: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         loss, severity, regime = pair
+        milder = severities < severity
         asked = margin(jnp.maximum(severity, severities), jnp.minimum(severity, severities))
         size = abs(loss) + abs(losses) + abs(severity) + abs(severities)
         # In this form NaN and infinite losses do not keep a margin.
         is_kept = loss - losses + float(jnp.finfo(jnp.float32).eps) * size >= asked
-        violated = (severity > severities) & ~is_kept
-        return violated.sum(), (violated & (regime == regimes)).sum()
+        both = jnp.stack([milder & ~is_kept, milder])
+        return jnp.stack([both.sum(axis=-1), (both & (regimes == regime)).sum(axis=-1)])
 
     return jax.lax.map(count, (losses, severities, regimes), batch_size=ROWS_AT_A_TIME)

@@ -55,28 +55,24 @@ def brier(log_probabilities: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 @SEVERITIES.register("smoothed_surprisal")
-def smoothed_surprisal(
-    log_probabilities: jax.Array, labels: jax.Array, *, epsilon: float = 0.1
-) -> jax.Array:
+def smoothed_surprisal(log_probabilities: jax.Array, labels: jax.Array) -> jax.Array:
     """Cross-entropy against a smoothed target, in nats: over-confidence counts as an error too.
 
-    With K classes, `-(1 - epsilon) log p_y - (epsilon / K) sum_j log p_j`; least where `p` is the
-    smoothed target itself (Szegedy et al. 2016, https://arxiv.org/abs/1512.00567).
+    With K classes, `-0.9 log p_y - (0.1 / K) sum_j log p_j`; least where `p` is the smoothed target
+    itself (Szegedy et al. 2016, https://arxiv.org/abs/1512.00567).
     """
     everywhere = -jnp.mean(log_probabilities, axis=-1)
-    return (1 - epsilon) * surprisal(log_probabilities, labels) + epsilon * everywhere
+    return 0.9 * surprisal(log_probabilities, labels) + 0.1 * everywhere
 
 
 @SEVERITIES.register("generalised_surprisal")
-def generalised_surprisal(
-    log_probabilities: jax.Array, labels: jax.Array, *, q: float = 0.7
-) -> jax.Array:
-    """`(1 - p_y^q) / q`, in [0, 1 / q]: between surprisal (`q -> 0`) and `1 - p_y` (`q = 1`).
+def generalised_surprisal(log_probabilities: jax.Array, labels: jax.Array) -> jax.Array:
+    """`(1 - p_y^q) / q` with `q = 0.7`: between surprisal (`q -> 0`) and `1 - p_y` (`q = 1`).
 
     It saturates, so that the worst pairs do not outweigh all others (Zhang and Sabuncu 2018,
     https://arxiv.org/abs/1805.07836).
     """
-    return -jnp.expm1(q * _of_label(log_probabilities, labels)) / q
+    return -jnp.expm1(0.7 * _of_label(log_probabilities, labels)) / 0.7
 
 
 @MARGINS.register("proportional")
@@ -95,22 +91,24 @@ SEVERITIES.protect()
 MARGINS.protect()
 
 
-def apply_severity(
-    severity: Severity, log_probabilities: jax.Array, labels: jax.Array
-) -> jax.Array:
+def apply_severity(severity: Severity, log_p: jax.Array, labels: jax.Array) -> jax.Array:
     """The severities `[...]` of pairs, in the dtype of their log-probabilities.
 
     Raises:
       InputError: if the severity does not give one value for each pair.
     """
-    values = jnp.asarray(severity(log_probabilities, labels))
-    if values.shape != labels.shape:
+    values = jnp.asarray(severity(log_p, labels))
+    check_shape("severity", severity, values, labels.shape)
+    return values.astype(log_p.dtype)
+
+
+def check_shape(kind: str, part: object, values: jax.Array, shape: tuple[int, ...]) -> None:
+    """Refuse what a severity or a margin gave if it is not one value for each pair."""
+    if values.shape != shape:
         raise InputError(
-            f"severity {getattr(severity, '__name__', severity)} gave shape {values.shape} for "
-            f"labels {labels.shape}; expected one value for each pair, such as a reduction over "
-            "axis=-1."
+            f"{kind} {getattr(part, '__name__', part)} gave shape {values.shape} for pairs of "
+            f"shape {shape}; expected one value for each pair, such as a reduction over axis=-1."
         )
-    return values.astype(log_probabilities.dtype)
 
 
 def _of_label(values: jax.Array, labels: jax.Array) -> jax.Array:

@@ -1,6 +1,6 @@
-"""Synthetic classification tasks, and how well a small classifier learns them with a loss.
+"""Synthetic classification problems, and how well a small classifier learns them with a loss.
 
-Nothing in a task is real, and two draws have nothing in common.
+Nothing in a problem is real, and two draws have nothing in common.
 """
 
 import dataclasses
@@ -13,25 +13,18 @@ import optax
 from annotated_types import Ge, Le, MinLen
 
 from edl_jax.checked import Checked, Count, Positive
-from edl_jax.objective.gradient import gradient_norms
+from edl_jax.objective.measure import gradient_norms
 from edl_jax.pairs import Mixture, Pairs, sample_pairs
 
 PairLoss = Callable[[jax.Array, jax.Array], jax.Array]
 # Examples are normalised by one another's statistics: one alone would be all zeros.
 _Several = Annotated[int, Ge(2)]
-_CLUSTERS = 3  # of each class of a mixture
 _TEACHER_WIDTH = 32
-_CALIBRATION_PAIRS = 512
-_MOMENTUM, _WEIGHT_DECAY, _WARM_UP = 0.9, 5e-4, 0.1  # of the training; warm-up is a share of it
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskConfig(Checked):
-    """Which problems are drawn, and how a classifier learns them; every default is ours.
-
-    Raises:
-      ConfigError: naming the first field that cannot work, its value and what was expected.
-    """
+    """Which problems are drawn, and how a classifier learns them; every default is ours."""
 
     num_tasks: Count = 8
     """Problems drawn anew for every generation, each learned with every loss."""
@@ -56,28 +49,21 @@ class TaskConfig(Checked):
 
 
 class Problem(NamedTuple):
-    """Training and held-out examples, float32 of zero mean and unit variance, and int32 labels.
-
-    Some training labels are wrong. Several problems have an axis of problems in front.
-    """
+    """Examples `[n, num_features]` float32, normalised, and int32 labels `[n]`, some wrong."""
 
     inputs: jax.Array
     labels: jax.Array
     test_inputs: jax.Array
-    test_labels: jax.Array
+    test_labels: jax.Array  # none is wrong
 
 
 class Tasks(NamedTuple):
-    """Problems, and all that is random in learning them: the same for every loss.
+    """Problems, and all that is random in learning them: the same for every loss."""
 
-    Problems and initial weights have an axis of tasks in front; `batches` are rows of the training
-    examples, `[num_tasks, steps, batch_size]` int32; losses are calibrated on the pairs.
-    """
-
-    problems: Problem
+    problems: Problem  # with an axis of tasks in front, as have the initial weights
     weights: Any
-    batches: jax.Array
-    pairs: Pairs
+    batches: jax.Array  # rows of the training examples, `[num_tasks, steps, batch_size]`
+    pairs: Pairs  # to calibrate losses on
 
 
 def draw_tasks(key: jax.Array, config: TaskConfig, mixture: Mixture) -> Tasks:
@@ -92,7 +78,7 @@ def draw_tasks(key: jax.Array, config: TaskConfig, mixture: Mixture) -> Tasks:
         of_tasks(draw_problem, key_problems),
         of_tasks(_initial_weights, key_weights),
         jax.random.randint(key_batches, shape, 0, config.train_examples, jnp.int32),
-        sample_pairs(key_pairs, _CALIBRATION_PAIRS, config.num_classes, mixture=mixture),
+        sample_pairs(key_pairs, 512, config.num_classes, mixture=mixture),
     )
 
 
@@ -103,11 +89,8 @@ def draw_problem(key: jax.Array, config: TaskConfig) -> Problem:
     """
     key_mixture, key_teacher, key_coin, key_noise = jax.random.split(key, 4)
     is_mixture = jax.random.bernoulli(key_coin, jnp.float32(0.5))
-    inputs, labels = jax.tree.map(
-        lambda a, b: jnp.where(is_mixture, a, b),
-        _mixture(key_mixture, config),
-        _teacher(key_teacher, config),
-    )
+    families = _mixture(key_mixture, config), _teacher(key_teacher, config)
+    inputs, labels = jax.tree.map(lambda a, b: jnp.where(is_mixture, a, b), *families)
     inputs = _normalised(inputs)
     train, test = slice(config.train_examples), slice(config.train_examples, None)
     noisy = _with_wrong_labels(key_noise, labels[train], config)
@@ -117,33 +100,30 @@ def draw_problem(key: jax.Array, config: TaskConfig) -> Problem:
 def _mixture(key: jax.Array, config: TaskConfig) -> tuple[jax.Array, jax.Array]:
     """Every class has a few clusters of its own shape, which overlap with others'."""
     num, size = config.train_examples + config.test_examples, config.num_features
-    num_clusters = config.num_classes * _CLUSTERS
+    num_clusters = 3 * config.num_classes
     keys = jax.random.split(key, 4)
-    centres = _normal(keys[0], (num_clusters, size))
-    shapes = _normal(keys[1], (num_clusters, size, size)) / size**0.5
+    centres = _normal(keys[0], num_clusters, size)
+    shapes = _normal(keys[1], num_clusters, size, size) / size**0.5
     clusters = jax.random.randint(keys[2], (num,), 0, num_clusters, jnp.int32)
-    noise = _normal(keys[3], (num, size))
-    spread = jnp.einsum("nij,nj->ni", shapes[clusters], noise)
+    spread = jnp.einsum("nij,nj->ni", shapes[clusters], _normal(keys[3], num, size))
     return centres[clusters] + spread, clusters % config.num_classes
 
 
 def _teacher(key: jax.Array, config: TaskConfig) -> tuple[jax.Array, jax.Array]:
     """Labels are drawn from the softmax output of a random network."""
-    num = config.train_examples + config.test_examples
     keys = jax.random.split(key, 6)
-    inputs = _normal(keys[0], (num, config.num_features))
-    hidden = inputs
-    for layer in range(2):
-        fan_in = hidden.shape[-1]
-        kernel = _normal(keys[1 + layer], (fan_in, _TEACHER_WIDTH))
+    size = config.num_features
+    hidden = inputs = _normal(keys[0], config.train_examples + config.test_examples, size)
+    for key, fan_in in ((keys[1], size), (keys[2], _TEACHER_WIDTH)):
+        kernel = _normal(key, fan_in, _TEACHER_WIDTH)
         hidden = jax.nn.relu(hidden @ kernel * (2 / fan_in) ** 0.5)
-    logits = hidden @ _normal(keys[3], (_TEACHER_WIDTH, config.num_classes))
-    logits = _normalised(logits)  # no class dominates
+    logits = hidden @ _normal(keys[3], _TEACHER_WIDTH, config.num_classes)
     sharpness = jax.random.uniform(keys[4], (), jnp.float32, 2.0, 8.0)
-    return inputs, jax.random.categorical(keys[5], sharpness * logits).astype(jnp.int32)
+    logits = sharpness * _normalised(logits)  # no class dominates
+    return inputs, jax.random.categorical(keys[5], logits).astype(jnp.int32)
 
 
-def _normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def _normal(key: jax.Array, *shape: int) -> jax.Array:
     return jax.random.normal(key, shape, jnp.float32)
 
 
@@ -174,21 +154,18 @@ def task_errors(loss: PairLoss, tasks: Tasks, config: TaskConfig) -> jax.Array:
       config: what they were drawn by.
 
     Returns:
-      The share of held-out examples that is classified wrongly, `[num_rates, num_tasks]`. A
-      classifier that diverges is one that guesses.
+      The share of held-out examples that is classified wrongly, `[num_rates, num_tasks]`; a
+      classifier that diverges guesses.
     """
 
     def on_logits(logits: jax.Array, labels: jax.Array) -> jax.Array:
         return loss(jax.nn.log_softmax(logits), labels)
 
-    own, reference = (jnp.sum(norms) for norms in gradient_norms(on_logits, tasks.pairs))
+    own, reference = map(jnp.sum, gradient_norms(on_logits, tasks.pairs))
     scale = reference / jnp.maximum(own, jnp.finfo(own.dtype).tiny)
 
-    def scaled(logits: jax.Array, labels: jax.Array) -> jax.Array:
-        return scale * on_logits(logits, labels)
-
     def error(rate: jax.Array, problem: Problem, weights: Any, batches: jax.Array) -> jax.Array:
-        weights = _learned(scaled, rate, problem, weights, batches)
+        weights = _learned(lambda x, y: scale * on_logits(x, y), rate, problem, weights, batches)
         logits = _logits(weights, problem.test_inputs)
         return jnp.mean(jnp.argmax(logits, axis=-1) != problem.test_labels)
 
@@ -202,37 +179,34 @@ def _learned(
     loss: PairLoss, rate: jax.Array, problem: Problem, weights: Any, batches: jax.Array
 ) -> Any:
     """Weights after SGD with Nesterov's momentum, as a ResNet is usually trained."""
-    total = batches.shape[0]
-    warm_up = max(1, round(_WARM_UP * total))
+    total = len(batches)
+    warm_up = max(1, round(0.1 * total))
     schedule = optax.schedules.warmup_cosine_decay_schedule(0.0, 1.0, warm_up, total + 1)
-    optimizer = optax.chain(
-        optax.add_decayed_weights(_WEIGHT_DECAY),
-        optax.trace(_MOMENTUM, nesterov=True),
+
+    def rate_at(count: jax.typing.ArrayLike) -> jax.Array:
         # As a float: a strict promotion of dtypes refuses what optax does with whole numbers.
-        optax.scale_by_schedule(
-            lambda count: -rate * schedule(jnp.asarray(count, jnp.float32) + 1)
-        ),
-    )
+        return rate * schedule(jnp.asarray(count, jnp.float32) + 1)
+
+    sgd = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(rate_at, 0.9, nesterov=True))
 
     def step(carry: Any, rows: jax.Array) -> tuple[Any, None]:
         weights, state = carry
         inputs, labels = problem.inputs[rows], problem.labels[rows]
         found = jax.grad(lambda w: jnp.mean(loss(_logits(w, inputs), labels)))(weights)
-        updates, state = optimizer.update(found, state, weights)
+        updates, state = sgd.update(found, state, weights)
         return (optax.apply_updates(weights, updates), state), None
 
-    (weights, _), _ = jax.lax.scan(step, (weights, optimizer.init(weights)), batches)
-    return weights
+    return jax.lax.scan(step, (weights, sgd.init(weights)), batches)[0][0]
 
 
 def _initial_weights(key: jax.Array, config: TaskConfig) -> Any:
     key_hidden, key_head = jax.random.split(key)
     num_features, width, num_classes = config.num_features, config.hidden, config.num_classes
     return {
-        "hidden": _normal(key_hidden, (num_features, width)) * (2 / num_features) ** 0.5,
+        "hidden": _normal(key_hidden, num_features, width) * (2 / num_features) ** 0.5,
         "scale": jnp.ones(width, jnp.float32),
         "shift": jnp.zeros(width, jnp.float32),
-        "head": _normal(key_head, (width, num_classes)) / width**0.5,
+        "head": _normal(key_head, width, num_classes) / width**0.5,
         "bias": jnp.zeros(num_classes, jnp.float32),
     }
 

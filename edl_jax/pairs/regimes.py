@@ -1,13 +1,10 @@
 """The regimes of the pair mixture: what a classifier's output can look like.
 
-A regime turns noise into logits and labels; the softmax of the logits is the prediction. Noise and
-the uniform `Chances` are drawn once for all regimes together, which keeps compilation short, and
-logits keep tiny probabilities exact. That pairs are synthetic and semantics-free is the paper's
-idea; which regimes there are, and their ranges, is ours.
+A regime shapes what was drawn for its pairs into logits `[num_pairs, num_classes]`, whose softmax
+is the prediction, and labels `[num_pairs]` int32.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -16,88 +13,83 @@ import jax.numpy as jnp
 from edl_jax.checked import Checked, NotNegative
 from edl_jax.errors import ConfigError
 
+Outputs = tuple[jax.Array, jax.Array]
 
-class Chances(NamedTuple):
-    """Independent uniform draws in [0, 1), `[num_pairs]` each."""
 
-    magnitude: jax.Array
+class Draws(NamedTuple):
+    """What is random of a regime's pairs, drawn for all regimes together: compiling is shorter."""
+
+    noise: jax.Array  # standard Gaussian, `[num_pairs, num_classes]`; without rows for `sparse`
+    magnitude: jax.Array  # uniform in [0, 1) and `[num_pairs]`, as are the next three
     first: jax.Array
     second: jax.Array
     coin: jax.Array
+    key: jax.Array  # for noise of another kind; one regime may use it
 
 
-class Regime(NamedTuple):
-    """How one regime shapes its pairs.
-
-    Attributes:
-      shape: `(noise, chances) -> (logits, labels)`, with noise and logits `[num_pairs,
-        num_classes]` float32 and labels `[num_pairs]` int32.
-      concentration: where the noise is to be the logarithm of Gamma draws (a Dirichlet once
-        normalised), their concentrations `[num_pairs]`; None for standard Gaussian noise.
-    """
-
-    shape: Callable[[jax.Array, Chances], tuple[jax.Array, jax.Array]]
-    concentration: Callable[[Chances], jax.Array] | None = None
-
-
-def _uniform(noise: jax.Array, chances: Chances) -> tuple[jax.Array, jax.Array]:
+def uniform(draws: Draws) -> Outputs:
     """Uniform on the simplex: exponential draws, normalised."""
     # -log(Phi(z)) is an Exp(1) draw for Gaussian z.
-    return _with_plausible_labels(jnp.log(-jax.scipy.special.log_ndtr(noise)), chances)
+    return _with_plausible_labels(jnp.log(-jax.scipy.special.log_ndtr(draws.noise)), draws)
 
 
-def _tempered(noise: jax.Array, chances: Chances) -> tuple[jax.Array, jax.Array]:
-    """Gaussian logits over a temperature in [0.1, 10]."""
-    temperature = _log_uniform(chances.magnitude, 0.1, 10.0)
-    return _with_plausible_labels(noise / temperature[:, None], chances)
+def sparse(draws: Draws) -> Outputs:
+    """Dirichlet, which is Gamma draws normalised: mass on few classes."""
+    concentration = _log_uniform(draws.magnitude, 0.03, 1.0)[:, None]
+    shape = (len(concentration), draws.noise.shape[-1])
+    logits = jax.random.loggamma(draws.key, concentration, shape, jnp.float32)
+    return _with_plausible_labels(logits, draws)
 
 
-def _confident_correct(noise: jax.Array, chances: Chances) -> tuple[jax.Array, jax.Array]:
-    """The true class holds all but a share in [1e-5, 0.3] of the mass."""
-    label, _ = _two_classes(chances, noise.shape[-1])
-    return _dominated_by(label, noise, chances), label
+def tempered(draws: Draws) -> Outputs:
+    """Gaussian logits over a temperature."""
+    temperature = _log_uniform(draws.magnitude, 0.1, 10.0)
+    return _with_plausible_labels(draws.noise / temperature[:, None], draws)
 
 
-def _confident_wrong(noise: jax.Array, chances: Chances) -> tuple[jax.Array, jax.Array]:
-    """A class other than the true one holds all but a share in [1e-5, 0.3] of the mass."""
-    winner, label = _two_classes(chances, noise.shape[-1])
-    return _dominated_by(winner, noise, chances), label
+def confident_correct(draws: Draws) -> Outputs:
+    """The true class holds all but a log-uniform share of the mass."""
+    winner, _ = _two_classes(draws)
+    rest = _log_uniform(draws.magnitude, 1e-5, 0.3)
+    is_winner = jax.nn.one_hot(winner, draws.noise.shape[-1], dtype=bool)
+    others = jax.nn.logsumexp(jnp.where(is_winner, -jnp.inf, draws.noise), axis=-1)
+    lead = others + jnp.log1p(-rest) - jnp.log(rest)
+    return jnp.where(is_winner, lead[:, None], draws.noise), winner
 
 
-def _ambiguous(noise: jax.Array, chances: Chances) -> tuple[jax.Array, jax.Array]:
+def confident_wrong(draws: Draws) -> Outputs:
+    """As sure, of another class than the true one."""
+    return confident_correct(draws)[0], _two_classes(draws)[1]
+
+
+def ambiguous(draws: Draws) -> Outputs:
     """Two classes tie, up to 6 nats above the largest drawn; half the labels are one of them."""
-    first, second = _two_classes(chances, noise.shape[-1])
-    top = noise.max(axis=-1) + 6.0 * chances.magnitude
-    rows = jnp.arange(noise.shape[0])
-    logits = noise.at[rows, first].set(top).at[rows, second].set(top)
+    first, second = _two_classes(draws)
+    top = draws.noise.max(axis=-1) + 6.0 * draws.magnitude
+    rows = jnp.arange(len(top))
+    logits = draws.noise.at[rows, first].set(top).at[rows, second].set(top)
     # The coin's second half, stretched over [0, 1), picks a class at random.
-    anywhere = _pick(2 * chances.coin - 1, noise.shape[-1])
-    return logits, jnp.where(chances.coin < 0.5, first, anywhere)
+    anywhere = _pick(2 * draws.coin - 1, logits.shape[-1])
+    return logits, jnp.where(draws.coin < 0.5, first, anywhere)
 
 
-def _untrained(noise: jax.Array, chances: Chances) -> tuple[jax.Array, jax.Array]:
-    """Logits of deviation 0.01 to 0.5, any label."""
-    logits = _log_uniform(chances.magnitude, 0.01, 0.5)[:, None] * noise
-    return logits, _pick(chances.first, noise.shape[-1])
+def untrained(draws: Draws) -> Outputs:
+    """Logits of a small deviation, any label."""
+    logits = _log_uniform(draws.magnitude, 0.01, 0.5)[:, None] * draws.noise
+    return logits, _pick(draws.first, logits.shape[-1])
 
 
-def _with_plausible_labels(logits: jax.Array, chances: Chances) -> tuple[jax.Array, jax.Array]:
+_EVERY = uniform, sparse, tempered, confident_correct, confident_wrong, ambiguous, untrained
+REGIMES = {regime.__name__: regime for regime in _EVERY}
+
+
+def _with_plausible_labels(logits: jax.Array, draws: Draws) -> Outputs:
     """Half of the labels follow the prediction (calibrated), half are uniform (uninformed)."""
     cumulative = jnp.cumsum(jax.nn.softmax(logits), axis=-1)
-    target = chances.first * cumulative[:, -1]
-    calibrated = jnp.sum(cumulative <= target[:, None], axis=-1)
-    calibrated = jnp.minimum(calibrated, logits.shape[-1] - 1).astype(jnp.int32)
-    uninformed = _pick(chances.second, logits.shape[-1])
-    return logits, jnp.where(chances.coin < 0.5, calibrated, uninformed)
-
-
-def _dominated_by(winner: jax.Array, noise: jax.Array, chances: Chances) -> jax.Array:
-    """Logits whose softmax leaves a log-uniform share to the classes other than `winner`."""
-    rest = _log_uniform(chances.magnitude, 1e-5, 0.3)
-    is_winner = jax.nn.one_hot(winner, noise.shape[-1], dtype=bool)
-    others = jax.nn.logsumexp(jnp.where(is_winner, -jnp.inf, noise), axis=-1)
-    lead = others + jnp.log1p(-rest) - jnp.log(rest)
-    return jnp.where(is_winner, lead[:, None], noise)
+    below = jnp.sum(cumulative <= draws.first[:, None] * cumulative[:, -1:], axis=-1)
+    calibrated = jnp.minimum(below, logits.shape[-1] - 1).astype(jnp.int32)
+    uninformed = _pick(draws.second, logits.shape[-1])
+    return logits, jnp.where(draws.coin < 0.5, calibrated, uninformed)
 
 
 def _log_uniform(chance: jax.Array, low: float, high: float) -> jax.Array:
@@ -109,25 +101,11 @@ def _pick(chance: jax.Array, num_classes: int) -> jax.Array:
     return jnp.clip(chance * num_classes, 0, num_classes - 1).astype(jnp.int32)
 
 
-def _two_classes(chances: Chances, num_classes: int) -> tuple[jax.Array, jax.Array]:
+def _two_classes(draws: Draws) -> tuple[jax.Array, jax.Array]:
     """Two different classes for each pair, uniform over all ordered choices."""
-    first = _pick(chances.first, num_classes)
-    step = 1 + _pick(chances.second, num_classes - 1)
-    return first, (first + step) % num_classes
-
-
-REGIMES: dict[str, Regime] = {
-    "uniform": Regime(_uniform),
-    # Dirichlet with a concentration in [0.03, 1]: mass on few classes.
-    "sparse": Regime(
-        _with_plausible_labels, lambda chances: _log_uniform(chances.magnitude, 0.03, 1.0)
-    ),
-    "tempered": Regime(_tempered),
-    "confident_correct": Regime(_confident_correct),
-    "confident_wrong": Regime(_confident_wrong),
-    "ambiguous": Regime(_ambiguous),
-    "untrained": Regime(_untrained),
-}
+    num_classes = draws.noise.shape[-1]
+    first = _pick(draws.first, num_classes)
+    return first, (first + 1 + _pick(draws.second, num_classes - 1)) % num_classes
 
 
 @dataclasses.dataclass(frozen=True)

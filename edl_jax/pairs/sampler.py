@@ -3,15 +3,18 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from annotated_types import Ge
 
-from edl_jax.checked import checked_key, config_or_default
+from edl_jax.checked import Count, check, checked_key, config_or_default
 from edl_jax.errors import InputError
-from edl_jax.pairs.regimes import REGIMES, Chances, Mixture
+from edl_jax.pairs.regimes import REGIMES, Draws, Mixture
+
+_NUM_CHANCES = len(Draws._fields) - 1  # all but noise and key, and one for the order
 
 
 class Pairs(NamedTuple):
@@ -43,25 +46,23 @@ def sample_pairs(
       mixture: the weights of the regimes; equal weights by default.
 
     Raises:
-      InputError: if `num_pairs` or `num_classes` is too small, they are too large together, or
-        `key` is no single key of `jax.random.key`.
-      ConfigError: if `mixture` is no `Mixture`.
+      ConfigError: if `mixture` is no `Mixture`, or `num_pairs` or `num_classes` is too small.
+      InputError: if the pairs are too many for one call, or `key` is no single key.
 
     >>> pairs = sample_pairs(jax.random.key(0), 8, 10)
     >>> pairs.probabilities.shape, pairs.labels.shape
     ((8, 10), (8,))
     """
-    for name, value, low in (("num_pairs", num_pairs, 1), ("num_classes", num_classes, 2)):
-        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < low:
-            raise InputError(f"{name} is {value!r}; expected a whole number, at least {low}.")
-    rows = int(num_pairs) + len(REGIMES)  # each regime's share is rounded up
-    if rows * max(int(num_classes), len(Chances._fields) + 1) >= 2**31:  # JAX counts in 32 bits
+    num_pairs = check("num_pairs", num_pairs, Count)
+    num_classes = check("num_classes", num_classes, Annotated[int, Ge(2)])
+    rows = num_pairs + len(REGIMES)  # each regime's share is rounded up
+    if rows * max(num_classes, _NUM_CHANCES) >= 2**31:  # JAX counts in 32 bits
         raise InputError(
             f"num_pairs is {num_pairs} and num_classes {num_classes}; expected fewer than 2^31 "
             "numbers in all: draw the pairs in several calls."
         )
     return _sample_pairs(
-        checked_key(key), int(num_pairs), int(num_classes), config_or_default(mixture, Mixture)
+        checked_key(key), num_pairs, num_classes, config_or_default(mixture, Mixture)
     )
 
 
@@ -70,36 +71,20 @@ def _sample_pairs(key: jax.Array, num_pairs: int, num_classes: int, mixture: Mix
     key_gamma, key_normal, key_chances, key_kept = jax.random.split(key, 4)
     expected = [share * num_pairs for share in mixture.shares()]
     sizes = [math.ceil(count - 1e-6) for count in expected]  # rounded up, thinned out below
-    uniforms = _drawn(jax.random.uniform, key_chances, (sum(sizes), len(Chances._fields) + 1))
-    blocks = [
-        (regime, Chances(*rows.T[:-1]))
-        for regime, rows in zip(REGIMES.values(), _split(uniforms, sizes), strict=True)
-    ]
-
-    concentrations = [r.concentration(c) for r, c in blocks if r.concentration is not None]
-    gamma_rows = jnp.concatenate(concentrations)
-    gamma = jax.random.loggamma(
-        key_gamma,
-        jnp.broadcast_to(gamma_rows[:, None], (gamma_rows.size, num_classes)),
-        dtype=jnp.float32,
-    )
-    normal = _drawn(jax.random.normal, key_normal, (sum(sizes) - gamma_rows.size, num_classes))
-    gammas = iter(_split(gamma, [c.size for c in concentrations]))
-    normals = iter(_split(normal, [c.coin.size for r, c in blocks if r.concentration is None]))
-    shaped = [
-        regime.shape(next(normals if regime.concentration is None else gammas), chances)
-        for regime, chances in blocks
-    ]
-
-    logits, labels = (jnp.concatenate(parts) for parts in zip(*shaped, strict=True))
+    gaussian = [0 if name == "sparse" else size for name, size in zip(REGIMES, sizes, strict=True)]
+    noise = _drawn(jax.random.normal, key_normal, sum(gaussian), num_classes)
+    uniforms = _drawn(jax.random.uniform, key_chances, sum(sizes), _NUM_CHANCES)
+    parts = zip(REGIMES.values(), _split(noise, gaussian), _split(uniforms, sizes), strict=True)
+    shaped = [regime(Draws._make((mine, *rows.T[:-1], key_gamma))) for regime, mine, rows in parts]
+    logits, labels = (jnp.concatenate(column) for column in zip(*shaped, strict=True))
     regimes = jnp.asarray(np.repeat(np.arange(len(sizes), dtype=np.int32), sizes))
     order = _thinned_order(uniforms[:, -1], key_kept, expected, sizes)[:num_pairs]
     return Pairs(jax.nn.softmax(logits[order]), labels[order], regimes[order])
 
 
-def _drawn(draw: Callable[..., jax.Array], key: jax.Array, shape: tuple[int, int]) -> jax.Array:
-    """Draws `shape`, float32, made flat: XLA compiles short rows several times as long."""
-    return draw(key, (shape[0] * shape[1],), jnp.float32).reshape(shape)
+def _drawn(draw: Callable[..., jax.Array], key: jax.Array, rows: int, columns: int) -> jax.Array:
+    """Draws, float32, made flat: XLA compiles short rows several times as long."""
+    return draw(key, (rows * columns,), jnp.float32).reshape(rows, columns)
 
 
 def _split(rows: jax.Array, sizes: list[int]) -> list[jax.Array]:
