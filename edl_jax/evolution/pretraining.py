@@ -77,8 +77,10 @@ def evolve(
     (50,)
     """
     if isinstance(strategy, str):
-        settings = {"population_size": population_size, "generations": generations}
-        config = PretrainConfig(strategy=StrategyConfig(strategy), **settings)
+        named = StrategyConfig(strategy)
+        config = PretrainConfig(
+            strategy=named, population_size=population_size, generations=generations
+        )
         strategy, own = build_strategy(config, problem.sample)
         params = own if params is None else params
     mesh = device_mesh(AXIS, devices)

@@ -30,8 +30,12 @@ WITHOUT_STD = (
     "RandomSearch",
 )
 # What only some strategies know of; elsewhere another value than the default is refused.
-_ONLY_FOR = {field: ("ChaoticES",) for field in ("selection", "elite_ratio", "step_size")}
-_ONLY_FOR["mutation"] = ("ChaoticES", "ChaoticSNES")
+_ONLY_FOR = {
+    "selection": ("ChaoticES",),
+    "elite_ratio": ("ChaoticES",),
+    "step_size": ("ChaoticES",),
+    "mutation": ("ChaoticES", "ChaoticSNES"),
+}
 
 # A `PretrainConfig`, which is of a later stage: a strategy reads of it what it needs.
 Settings = Any
