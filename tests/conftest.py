@@ -14,7 +14,7 @@ from edl_jax.runs.storage import user_cache
 DAYS_KEPT = 14  # so long is a compiled program kept
 # So many programs at most may the quick tests compile, all workers together: compiling is most of
 # their time. What the cache has counts too, so that the number does not depend on earlier sessions.
-MOST_PROGRAMS = 100_000
+MOST_PROGRAMS = 4_800
 
 
 def kept_programs() -> str | None:
@@ -75,7 +75,7 @@ _LONGEST = [
     "test_evolution",
     "test_models",
     "test_train_runs",
-    "test_ablation",
+    "test_ablate",
     "test_training",
     "test_cli",
     "test_sharding",

@@ -103,7 +103,7 @@ def test_refuses_what_is_no_mask_but_numbers(where):
     """Weights of the examples, or what others add to logits, of which 0 keeps a class."""
     for form in (np.asarray, jnp.asarray, list):
         with pytest.raises(
-            InputError, match=r"where has .* dtype \w+; .* expected a mask of True and F"
+            InputError, match=r"where has .* dtype \w+; .* expected True and False for"
         ):
             loss_of("edl")(jnp.zeros((2, 3)), jnp.zeros(2, jnp.int32), where=form(where))
 

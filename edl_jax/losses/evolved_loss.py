@@ -52,6 +52,10 @@ class EvolvedLoss(struct.PyTreeNode, eq=False):
       scale: factor on the network's output, a float32 scalar, set by calibration.
       architecture: the loss network's structure.
       provenance: configuration, held-out metrics and versions.
+
+    >>> loss = load_pretrained()
+    >>> loss(jnp.asarray([[2.0, 0.0, -1.0]]), jnp.asarray([0])).shape
+    (1,)
     """
 
     params: Any

@@ -73,6 +73,13 @@ def formula(function: Formula) -> Formula:
 
     The loss has the function's name and options and is called like an `EvolvedLoss`. Bounds in an
     option's annotation, such as `Annotated[float, Ge(0)]`, are checked.
+
+    >>> @formula
+    ... def squared_miss(c, *, factor=1.0):
+    ...     '''Squared probability of the other classes, `factor (1 - p_y)^2`.'''
+    ...     return factor * c.miss() ** 2
+    >>> LOSSES["squared_miss"](jnp.zeros((1, 2)), jnp.asarray([0]), factor=4.0)
+    Array([1.], dtype=float32)
     """
     return _registered(function, of_candidates)
 
