@@ -18,7 +18,7 @@ _FOLDER_TEST_EVERY = 5  # of a folder without splits, one image in so many is fo
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ArraySource:
-    """Labelled images. Checked when made.
+    """A data set of labeled images in memory, checked at construction.
 
     Attributes:
       name: of the data set.
