@@ -167,7 +167,7 @@ class EvolvedLoss(struct.PyTreeNode, eq=False):
         return EvolvedLoss(params, tree["scale"], architecture, Provenance(*records))
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """The arrays by name, as a file holds them; refused if `load` would refuse the file."""
+        """Return the arrays by name, as in a file; rejects what `load` would reject."""
         tensors = {
             # A Python number is float32, as for JAX.
             name: np.asarray(x, np.float32 if isinstance(x, float | int) else None, order="C")

@@ -61,14 +61,14 @@ class CompareConfig(Checked):
     """Number of training runs per loss and setting, with the seeds train.seed, train.seed + 1,
     ..."""
     learning_rates: Annotated[tuple[float, ...], Distinct()] = ()
-    """Learning rates to choose from by each loss's accuracy on validation images (needs
-    train.data.val_examples); rates beyond an end are tried if that end is best. Default: no choice,
-    use train.learning_rate."""
+    """Learning rates to try. Each loss uses its best one by accuracy on validation images (needs
+    train.data.val_examples); if that is the first or last, rates beyond it are tried too. None:
+    train.learning_rate."""
     tuning_seeds: Count = 1
     """Number of training runs at each of `learning_rates`; their seeds follow those of the
     comparison."""
     split: Literal["test", "val"] = "test"
-    """Images to compare the losses on: test, or val (needs train.data.val_examples), which leaves
+    """Images to compare the losses on: test, or val (needs train.data.val_examples), which keeps
     the test images unseen."""
     train: TrainConfig = TrainConfig()
     """Settings of every training run; the compared settings replace theirs."""

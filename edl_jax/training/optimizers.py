@@ -61,7 +61,7 @@ class OptimizerConfig(Checked):
         self.make(0.1)
 
     def make(self, learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
-        """The optimiser, of parameters `{"model": ..., "loss": ...}`."""
+        """Return the optimizer for parameters `{"model": ..., "loss": ...}`."""
         options: dict[str, Any] = self.options or {}
         if self.options is None and self.name == "sgd":
             options = {"momentum": 0.9, "nesterov": True}
