@@ -2,7 +2,7 @@
 
 
 class EDLError(Exception):
-    """Base of every exception that `edl_jax` raises on purpose."""
+    """Base class of all exceptions that `edl_jax` raises on purpose."""
 
 
 class ConfigError(EDLError, ValueError):

@@ -11,7 +11,7 @@ Registered = TypeVar("Registered")
 
 
 class Registry(dict[str, Part]):
-    """Parts by name, in the order in which they were registered.
+    """A table of parts by name, in order of registration.
 
     A part registered from a script can be named in a configuration like one of the package's own:
 

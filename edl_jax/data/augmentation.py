@@ -15,21 +15,21 @@ from edl_jax.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation(Checked):
-    """Which augmentations a training uses; a `ConfigError` names the first field that cannot work.
+    """Augmentation of the training images. Raises ConfigError, which names the invalid field.
 
-    With mixup and cutmix both on, a fair coin picks one of them for every batch.
+    With both mixup and cutmix on, a fair coin picks one of them for each batch.
     """
 
     crop: bool = True
-    """Whether to crop at random after black padding, where the data set has any padding."""
+    """Crop images at random after padding them with black, if the data set defines a padding."""
     flip: bool = True
-    """Whether to mirror half of the images, where mirrored images keep their meaning."""
+    """Mirror half of the images, if mirrored images of the data set keep their meaning."""
     cutout: Annotated[int, Ge(0)] = 0
-    """Side in pixels of a square cut out of every image; 0: none."""
+    """Side length in pixels of a square cut out of every image (0 disables cutout)."""
     mixup: NotNegative = 0.0
-    """Alpha of the Beta(alpha, alpha) distribution of mixup's weight; 0: no mixup."""
+    """Alpha of the Beta(alpha, alpha) distribution of mixup's weight (0 disables mixup)."""
     cutmix: NotNegative = 0.0
-    """Alpha of the Beta(alpha, alpha) distribution of cutmix's area; 0: no cutmix."""
+    """Alpha of the Beta(alpha, alpha) distribution of cutmix's area (0 disables cutmix)."""
 
     @property
     def mixes(self) -> bool:

@@ -18,7 +18,7 @@ _FOLDER_TEST_EVERY = 5  # of a folder without splits, one image in so many is fo
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ArraySource:
-    """Labelled images. Checked when made.
+    """A data set of labeled images in memory, checked at construction.
 
     Attributes:
       name: of the data set.
@@ -73,7 +73,7 @@ class ArraySource:
         return content_digest(about, *(x.astype(np.int32) for x in labels), *images)
 
     def check_labels(self, split: str, labels: np.ndarray) -> None:
-        """Refuse labels that are not those of classes."""
+        """Raise DataError for labels outside the range of classes."""
         num_classes = len(self.class_names)
         wrong = np.unique(labels[(labels < 0) | (labels >= num_classes)])
         if wrong.size:
@@ -83,7 +83,7 @@ class ArraySource:
             )
 
     def resized(self, size: int | None) -> "ArraySource":
-        """The same with images of `size` by `size`, cut to the square in their middle."""
+        """Return a copy with images center-cropped to squares and resized to `size`."""
         if size is None or self.image_shape[:2] == (size, size):
             return self
         arrays = {

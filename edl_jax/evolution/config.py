@@ -18,16 +18,17 @@ from edl_jax.strategies import MUTATIONS, STRATEGIES, StrategyConfig
 
 @dataclasses.dataclass(frozen=True)
 class SlopeConfig(Checked):
-    """How much a loss's slope counts in its fitness (`edl_jax.objective.slope_violations`)."""
+    """Weights of the slope penalties in the fitness (`edl_jax.objective.slope_violations`)."""
 
     descent: NotNegative = 0.0
-    """Weight of descent steps on the logits that raise the severity."""
+    """Weight of the penalty on descent steps that raise the severity; 0 disables it."""
     norm: NotNegative = 0.0
-    """Weight of gradients more than twice as long, or as short, as cross-entropy's."""
+    """Weight of the penalty on gradients more than twice, or less than half, as long as
+    cross-entropy's; 0 disables it."""
     convexity: NotNegative = 0.0
-    """Weight of negative curvature along the true class's logit."""
+    """Weight of the penalty on negative curvature along the true class's logit; 0 disables it."""
     pairs: Count = 512
-    """Further pairs of each generation, on which the slope is measured."""
+    """Number of additional pairs per generation used to measure the slope."""
 
     def weights(self) -> tuple[float, float, float]:
         """The weights in the order of `SlopeViolations`."""
@@ -36,49 +37,51 @@ class SlopeConfig(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class PretrainConfig(Checked):
-    """How a loss is evolved. Raises ConfigError, which names a field that cannot work."""
+    """How to evolve a loss. Raises ConfigError, which names the invalid field."""
 
     network: Literal["class_agnostic", "pair"] = "class_agnostic"
-    """Architecture of the loss: "class_agnostic" serves any class count, "pair" just one."""
+    """Architecture of the loss: "class_agnostic" for any class count, "pair" for exactly one."""
     hidden: tuple[Count, ...] = (16, 16)
     """Widths of the loss network's hidden layers."""
     activation: Annotated[str, OneOf(ACTIVATIONS)] = "silu"
     """Activation of the hidden layers: tanh, relu, silu, softplus or squareplus."""
     class_counts: Annotated[tuple[Annotated[int, Ge(2)], ...], MinLen(1), Distinct()] = (2, 10, 100)
-    """Class counts of the synthetic pairs, an equal share each; exactly one for "pair"."""
+    """Class counts of the synthetic pairs, in equal shares; exactly one for the "pair" network."""
     mixture: Mixture = Mixture()
     """Weights of the regimes that pairs are drawn from."""
     severity: Annotated[str, OneOf(SEVERITIES)] = "surprisal"
-    """How wrong a pair is: a name in edl_jax.SEVERITIES, such as surprisal or brier."""
+    """Measure of how wrong a pair is: a name in edl_jax.SEVERITIES, such as surprisal or brier."""
     margin: Annotated[str, OneOf(MARGINS)] = "proportional"
-    """Least difference of two losses: a name in edl_jax.MARGINS, proportional or constant."""
+    """Required difference between the losses of two pairs: a name in edl_jax.MARGINS, such as
+    proportional or constant."""
     num_opponents: Count = 4
-    """Comparisons that each pair takes part in as the first."""
+    """Number of other pairs drawn for each pair to be compared with."""
     slope: SlopeConfig = SlopeConfig()
-    """Weights of what is asked of the loss's slope beside the ranking objective; 0 by default."""
+    """Penalties on the loss's slope, added to the ranking objective; all 0 by default."""
     task_weight: NotNegative = 0.0
-    """Weight of the error of small classifiers on synthetic tasks beside the ranking objective, of
-    which 1 is what a constant loss scores; 0 for no tasks."""
+    """Weight of the task error, added to the ranking objective (0 disables tasks). The task error
+    is that of small classifiers trained on synthetic tasks. A constant loss has a ranking objective
+    of 1."""
     tasks: TaskConfig = TaskConfig()
-    """The tasks, if they have a weight."""
+    """Settings of the synthetic tasks, used if task_weight is above 0."""
     strategy: StrategyConfig = StrategyConfig()
     """The evolution strategy."""
     population_size: Annotated[int, Ge(2)] = 256
-    """Loss networks scored in a generation; with ChaoticES elites and children together."""
+    """Number of loss networks per generation; for ChaoticES, elites and children together."""
     pairs_per_generation: Annotated[int, Ge(2)] = 4096
-    """Fresh synthetic pairs on which a generation is scored."""
+    """Number of fresh synthetic pairs that each generation is scored on."""
     generations: Count = 200
-    """Generations to evolve."""
+    """Number of generations to evolve."""
     generations_per_chunk: Count = 25
-    """Generations on the device between two reports to the host (log, checkpoint)."""
+    """Number of generations run on the device between two log entries and checkpoints."""
     held_out_pairs: Annotated[int, Ge(2)] = 100_000
-    """Held-out pairs among which the winner is chosen, and again on which it is measured."""
+    """Number of held-out pairs used to choose the winner; as many others are used to measure it."""
     networks_at_a_time: Count = 16
-    """Networks evaluated together: bounds memory, and 16 fit a CPU's cache."""
+    """Number of networks evaluated at once. More need more memory; 16 fit in a CPU's cache."""
     keep_checkpoints: Count = 2
-    """Checkpoints kept of the last chunks, beside that of the best on held-out pairs."""
+    """Number of latest checkpoints to keep, in addition to the best one on held-out pairs."""
     seed: Seed = 0
-    """Seed of the whole run, unless `pretrain` is given a key."""
+    """Seed of the whole run; a key passed to `pretrain` replaces it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -29,7 +29,7 @@ from edl_jax.strategies import StrategyConfig, build_strategy
 
 
 class Evolved(NamedTuple):
-    """What `evolve` gives.
+    """The result of `evolve`.
 
     Attributes:
       solution: the best solution.
@@ -55,7 +55,7 @@ def evolve(
     draws: int = 1,
     devices: Sequence[Any] | None = None,
 ) -> Evolved:
-    """Evolve the solutions of any evosax problem with any evosax strategy.
+    """Evolve solutions of any evosax problem with any evosax strategy.
 
     Args:
       problem: lower fitness is better. On several devices its state must not depend on solutions.
@@ -106,7 +106,7 @@ def _columns(rows: Sequence[Row]) -> dict[str, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class PretrainResult:
-    """What `pretrain` gives.
+    """The result of `pretrain`.
 
     Attributes:
       loss: the winner, calibrated and frozen.

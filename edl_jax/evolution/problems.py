@@ -167,7 +167,7 @@ class Batch(NamedTuple):
 
 
 class RankingProblem(LossProblem):
-    """How far losses miss the margins that severity asks for (docs/method.md, section 3).
+    """Share of the required margins that losses miss (docs/method.md, section 3).
 
     Fitness is 0 where every margin is kept, and 1 for a constant loss, on fresh pairs of the key:
     the same for all solutions.
@@ -227,7 +227,7 @@ class SlopeProblem(LossProblem):
 
 
 class TaskProblem(LossProblem):
-    """The mean error of small classifiers that learn fresh tasks, each loss at its best rate."""
+    """Mean error of small classifiers on fresh tasks, each loss at its best learning rate."""
 
     metric = "task_error"
 

@@ -26,7 +26,7 @@ PRETRAINED = {
 
 
 def load_pretrained(name: str = "edl") -> EvolvedLoss:
-    """The loss of a name in `PRETRAINED`; another name is a ConfigError."""
+    """Load a shipped loss by its name in `PRETRAINED`. Raises ConfigError for other names."""
     if name not in [*PRETRAINED]:
         raise ConfigError(
             f"there is no pretrained loss {name!r}; expected one of {', '.join(PRETRAINED)}, or a "

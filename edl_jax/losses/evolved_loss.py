@@ -41,7 +41,7 @@ class Provenance:
 
 
 class EvolvedLoss(struct.PyTreeNode, eq=False):
-    """An evolved loss, called like those of `optax.losses`: a pytree of parameters and the scale.
+    """An evolved loss: a pytree that is called like a loss of `optax.losses`.
 
     References:
       Xiang and Pei, "Distribution-Free Pretraining of Classification Losses via Evolutionary
@@ -110,14 +110,14 @@ class EvolvedLoss(struct.PyTreeNode, eq=False):
         )
 
     def network(self) -> LossNetwork:
-        """The loss network behind the loss, without the scale."""
+        """The loss network, without the scale."""
         graphdef, state = self.architecture.abstract()
         state = jax.tree.map(lambda x: x, state)  # a copy: the abstract one is kept for others
         nnx.replace_by_pure_dict(state, self.params)
         return nnx.merge(graphdef, state)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the loss to one safetensors file, whole or not at all.
+        """Write the loss to one safetensors file, atomically.
 
         Raises:
           InputError: if the loss is not whole, not finite, or several that were stacked.
@@ -137,7 +137,7 @@ class EvolvedLoss(struct.PyTreeNode, eq=False):
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> "EvolvedLoss":
-        """Read a loss from a file that `save` wrote. Runs no code from the file.
+        """Read a loss from a file written by `save`. Runs no code from the file.
 
         Raises:
           LossFileError: if the file is missing, foreign, damaged or at odds with its header.
@@ -171,7 +171,7 @@ class EvolvedLoss(struct.PyTreeNode, eq=False):
         return EvolvedLoss(params, tree["scale"], architecture, Provenance(*records))
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """The arrays by name, as a file holds them; refused if `load` would refuse the file."""
+        """Return the arrays by name, as in a file; rejects what `load` would reject."""
         tensors = {
             # A Python number is float32, as for JAX.
             name: np.asarray(x, np.float32 if isinstance(x, float | int) else None, order="C")

@@ -12,7 +12,7 @@ from edl_jax.errors import ConfigError, EDLError, shortened
 
 
 class Student(NamedTuple):
-    """What a loss may see of the classifier that trains with it, after a step.
+    """What a loss sees of the classifier after a training step.
 
     Attributes:
       step: steps taken, this one included, int32 scalar.
@@ -32,7 +32,7 @@ class Student(NamedTuple):
 
 
 class LossMethod(abc.ABC):
-    """A loss with a state, for `train`: subclass it, as docs/extend.md does.
+    """Base class of losses with a state, for `train`; docs/extend.md has an example.
 
     The state is any pytree of arrays that keeps its structure, shapes and dtypes. Its `nnx.Param`
     are trained with the classifier, by its optimiser and without weight decay; all else is carried
@@ -40,19 +40,19 @@ class LossMethod(abc.ABC):
     """
 
     def init(self, key: jax.Array, num_classes: int) -> Any:
-        """The state before the first step; none unless overridden."""
+        """Return the state before the first step; empty by default."""
         return ()
 
     @abc.abstractmethod
     def losses(self, state: Any, logits: jax.Array, labels: jax.Array) -> jax.Array:
-        """The losses `[batch]`, floating point, whose mean's gradient trains classifier and state.
+        """Return floating-point losses `[batch]`; their mean trains the classifier and the state.
 
         Logits are `[batch, num_classes]` float32, a device's share; labels `[batch]` int32, or with
         mixup or cutmix `[batch, num_classes]` float32.
         """
 
     def update(self, state: Any, student: Student) -> Any:
-        """The state for the next step; as it is unless overridden.
+        """Return the state for the next step; unchanged by default.
 
         Called once after every step, when `nnx.Param` have been trained, on each device with its
         share: floating-point arrays are then averaged, and all others must come out equal.

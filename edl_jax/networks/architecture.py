@@ -69,7 +69,7 @@ class Architecture(Checked):
 
 
 class ClassAgnosticNetwork(LossNetwork):
-    """An MLP on symmetric summaries of a prediction and its label.
+    """An MLP on class-symmetric summaries of a prediction and its label.
 
     The summaries are the true class's probability and surprisal, the runner-up's probability,
     and the prediction's entropy and second moment. None depends on the number of classes or on
@@ -109,7 +109,7 @@ class ClassAgnosticNetwork(LossNetwork):
 
 
 class PairNetwork(LossNetwork):
-    """An MLP on the prediction and the one-hot label side by side, for one fixed class count.
+    """An MLP on the concatenated prediction and one-hot label, for one fixed class count.
 
     The presumed plain form of the paper's loss network.
 

@@ -24,28 +24,29 @@ _TEACHER_WIDTH = 32
 
 @dataclasses.dataclass(frozen=True)
 class TaskConfig(Checked):
-    """Which problems are drawn, and how a classifier learns them; every default is ours."""
+    """Which problems to draw, and how a classifier learns them. All defaults are ours."""
 
     num_tasks: Count = 8
-    """Problems drawn anew for every generation, each learned with every loss."""
+    """Number of new problems per generation; a classifier learns each of them with each loss."""
     num_classes: _Several = 10
-    """Classes of a problem."""
+    """Number of classes in a problem."""
     num_features: _Several = 16
-    """Features of an example."""
+    """Number of features of an example."""
     train_examples: Count = 1024
-    """Training examples of a problem."""
+    """Number of training examples in a problem."""
     test_examples: _Several = 1024
-    """Held-out examples of a problem, on which the error is measured."""
+    """Number of held-out examples in a problem, used to measure the error."""
     max_label_noise: Annotated[float, Ge(0), Le(1)] = 0.2
-    """Greatest share of wrong training labels; each problem's own is uniform up to it."""
+    """Maximum share of wrong training labels; each problem draws its share uniformly from 0 to
+    this."""
     hidden: _Several = 32
     """Width of the classifier's hidden layer."""
     steps: Count = 200
-    """Steps of the training."""
+    """Number of training steps."""
     batch_size: _Several = 64
-    """Examples in a step."""
+    """Number of examples per step."""
     learning_rates: Annotated[tuple[Positive, ...], MinLen(1)] = (0.1, 0.3, 1.0)
-    """Peak learning rates; a loss is scored at the one that suits it best over all problems."""
+    """Peak learning rates to try; each loss is scored at its best one over all problems."""
 
 
 class Problem(NamedTuple):

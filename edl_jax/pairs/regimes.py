@@ -110,26 +110,26 @@ def _two_classes(draws: Draws) -> tuple[jax.Array, jax.Array]:
 
 @dataclasses.dataclass(frozen=True)
 class Mixture(Checked):
-    """Weights of the regimes, relative to one another; a weight of 0 leaves a regime out.
+    """Relative weights of the regimes; a weight of 0 leaves a regime out.
 
     Raises:
       ConfigError: if a weight is negative or not finite, or all are zero.
     """
 
     uniform: NotNegative = 1.0
-    """Weight of predictions uniform on the simplex."""
+    """Weight of predictions drawn uniformly from the simplex."""
     sparse: NotNegative = 1.0
-    """Weight of predictions with their mass on few classes."""
+    """Weight of predictions with most of their mass on a few classes."""
     tempered: NotNegative = 1.0
-    """Weight of Gaussian logits over a random temperature."""
+    """Weight of predictions from Gaussian logits divided by a random temperature."""
     confident_correct: NotNegative = 1.0
-    """Weight of predictions sure of the true class."""
+    """Weight of predictions that are confident in the true class."""
     confident_wrong: NotNegative = 1.0
-    """Weight of predictions sure of a wrong class."""
+    """Weight of predictions that are confident in a wrong class."""
     ambiguous: NotNegative = 1.0
-    """Weight of predictions where two classes tie."""
+    """Weight of predictions in which two classes tie."""
     untrained: NotNegative = 1.0
-    """Weight of near-uniform predictions, as at initialisation."""
+    """Weight of near-uniform predictions, like those of an untrained classifier."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -94,22 +94,22 @@ STRATEGIES.protect()
 
 @dataclasses.dataclass(frozen=True)
 class StrategyConfig(Checked):
-    """An evolution strategy. Raises ConfigError, which names a field that cannot work."""
+    """An evolution strategy by name. Raises ConfigError, which names the invalid field."""
 
     name: Annotated[str, OneOf(STRATEGIES)] = "ChaoticES"
-    """Evolution strategy: ChaoticES, ChaoticSNES, any that evosax ships (SimpleGA, CMA_ES, ...), or
-    one of your own in edl_jax.STRATEGIES."""
+    """Evolution strategy: ChaoticES, ChaoticSNES, any evosax strategy (SimpleGA, CMA_ES, ...), or
+    your own in edl_jax.STRATEGIES."""
     mutation: Annotated[str, OneOf(MUTATIONS)] = "logistic"
-    """Noise of the chaotic strategies: a name in edl_jax.MUTATIONS, such as logistic, or gaussian,
-    one of the controls without an orbit."""
+    """Mutation noise of the chaotic strategies: a name in edl_jax.MUTATIONS, such as logistic
+    (chaotic) or gaussian (an independent control)."""
     elite_ratio: Annotated[float, Gt(0), Lt(1)] = 0.25
-    """Share of the population that ChaoticES takes as parents."""
+    """Share of the population that ChaoticES keeps as parents."""
     selection: Literal["plus", "comma"] = "plus"
-    """Selection of ChaoticES: "plus" keeps the elites and scores them again, "comma" does not."""
+    """Selection of ChaoticES: "plus" keeps the elites and scores them again, "comma" drops them."""
     step_size: Literal["success_rule", "constant"] = "success_rule"
-    """How the mutation step size of ChaoticES changes: by the 1/5th success rule, or not at all."""
+    """Step size adaptation of ChaoticES: the 1/5th success rule, or a constant step size."""
     std_init: Positive = 0.1
-    """Mutation step size of the first generation."""
+    """Standard deviation of the mutations in the first generation."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -24,7 +24,7 @@ class State(BaseState):
 
 
 class ChaoticSNES(SNES):
-    """Separable Natural Evolution Strategy with chaotic noise of zero mean and unit variance.
+    """Separable natural evolution strategy with chaotic noise of zero mean and unit variance.
 
     It is SNES as evosax has it, but for the noise around the mean, of which its update asks the
     first two moments only: every mutation has them. With `mutation="gaussian"` it is SNES.

@@ -49,18 +49,18 @@ ACCURACY = "accuracy"
 
 @dataclasses.dataclass(frozen=True)
 class AblateConfig(Checked):
-    """Which settings of the evolution are compared, and over how many seeds.
+    """Which evolution settings to compare, and over how many seeds.
 
     All combinations are evolved from the same seeds, on the same pairs and from the same fresh
     networks as far as their numbers are the same. Differences are therefore paired by seed.
     """
 
     grid: Grid = dataclasses.field(default_factory=lambda: {MUTATION: tuple(MUTATIONS)})
-    """Settings that are compared, in all combinations: values of fields by the name of their flag,
+    """Settings to compare, in all combinations. Give the values of each field by its flag name,
     such as pretrain.strategy.mutation=logistic,gaussian pretrain.hidden=[16,16],[64]; with
-    `downstream` also of train, such as train.learning_rate=0.05,0.1."""
+    `downstream`, train fields too, such as train.learning_rate=0.05,0.1."""
     num_seeds: Annotated[int, Ge(2)] = 30
-    """Evolutions of each combination, with the seeds pretrain.seed, pretrain.seed + 1, ..."""
+    """Number of evolutions per combination, with the seeds pretrain.seed, pretrain.seed + 1, ..."""
     pretrain: PretrainConfig = PretrainConfig(
         network="pair",
         class_counts=(10,),
@@ -73,12 +73,13 @@ class AblateConfig(Checked):
     """All other settings of the evolution. With the class-agnostic network, which reads -log p_y,
     evolution has little left to do."""
     downstream: bool = False
-    """Also train a classifier with each evolved loss, and correlate the metrics of pretraining with
+    """Also train a classifier with each evolved loss, and correlate the pretraining metrics with
     its accuracy. A grid over pretrain.generations gives losses from bad to good."""
     train: TrainConfig = TrainConfig(
         data=DataConfig(name="digits", val_examples=360), batch_size=64, learning_rate=0.05
     )
-    """How a classifier is trained with each; accuracies are of the validation images."""
+    """Settings for training a classifier with each loss; accuracy is measured on the validation
+    images."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

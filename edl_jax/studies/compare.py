@@ -43,7 +43,7 @@ MAX_EXTENSIONS = 4  # rates that may be tried beyond the grid
 
 @dataclasses.dataclass(frozen=True)
 class CompareConfig(Checked):
-    """Which losses are compared, and how.
+    """Which losses to compare, and how.
 
     Everything but the loss, and its learning rate where one is looked for, is the same for all:
     recipe, data, seeds (so initial weights, data order and augmentation). The differences are
@@ -51,23 +51,27 @@ class CompareConfig(Checked):
     """
 
     losses: Annotated[tuple[str, ...], MinLen(1), Distinct()] = ("cross_entropy", "edl")
-    """Losses, each named as in TrainConfig.loss; the first is what the others are compared with.
-    `static` stands for all losses without parameters of their own that suit a linear head."""
+    """Losses to compare, each named as in TrainConfig.loss; the first one is the reference.
+    `static` stands for all losses that work with a linear head and have no parameters of their
+    own."""
     grid: Grid = dataclasses.field(default_factory=dict)
-    """Settings in all combinations of which losses are compared: values of fields by the name of
-    their flag, such as train.model=resnet8,resnet20 train.data.noise_rate=0,0.4."""
+    """Settings to compare the losses in, in all combinations. Give the values of each field by its
+    flag name, such as train.model=resnet8,resnet20 train.data.noise_rate=0,0.4."""
     num_seeds: Count = 5
-    """Trainings of each loss in each setting, with the seeds train.seed, train.seed + 1, ..."""
+    """Number of training runs per loss and setting, with the seeds train.seed, train.seed + 1,
+    ..."""
     learning_rates: Annotated[tuple[float, ...], Distinct()] = ()
-    """Every loss takes the best of these learning rates by accuracy on validation images (needs
-    train.data.val_examples), or a better one beyond an end of them; none: train.learning_rate."""
+    """Learning rates to try. Each loss uses its best one by accuracy on validation images (needs
+    train.data.val_examples); if that is the first or last, rates beyond it are tried too. None:
+    train.learning_rate."""
     tuning_seeds: Count = 1
-    """Trainings at each of `learning_rates`, with the seeds that follow those of the comparison."""
+    """Number of training runs at each of `learning_rates`; their seeds follow those of the
+    comparison."""
     split: Literal["test", "val"] = "test"
-    """Images that losses are compared on: test; or val (which needs train.data.val_examples), to
-    choose among losses without a look at the test images."""
+    """Images to compare the losses on: test, or val (needs train.data.val_examples), which keeps
+    the test images unseen."""
     train: TrainConfig = TrainConfig()
-    """Settings of every training; what is compared replaces its own."""
+    """Settings of every training run; the compared settings replace theirs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

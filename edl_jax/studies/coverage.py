@@ -31,26 +31,26 @@ DISTANCES = {"coverage": "share of outputs covered", "mmd": "squared maximum mea
 
 @dataclasses.dataclass(frozen=True)
 class CoverageConfig(Checked):
-    """Which trainings are watched, when, and what they are compared with."""
+    """Which training runs to record, when, and what to compare their outputs with."""
 
     losses: Annotated[tuple[str, ...], MinLen(1), Distinct()] = ("cross_entropy", "edl")
     """Losses to train with, each named as in TrainConfig.loss."""
     epochs: Annotated[tuple[Annotated[int, Ge(0)], ...], MinLen(1)] = (0, 1, 2, 4, 6)
-    """Epochs after which outputs are recorded, increasing; 0 is at initialisation."""
+    """Epochs after which outputs are recorded, in increasing order; 0 is at initialization."""
     num_seeds: Count = 3
-    """Trainings of each loss, with the seeds train.seed, train.seed + 1, ..."""
+    """Number of training runs per loss, with the seeds train.seed, train.seed + 1, ..."""
     num_outputs: Annotated[int, Ge(16)] = 2048
-    """Outputs recorded at each epoch: of train images, in whole batches, and of held-out images;
-    fewer where there are fewer images."""
+    """Number of outputs to record at each epoch from train images, in whole batches, and from
+    held-out images; fewer if there are fewer images."""
     num_synthetic: Annotated[int, Ge(16)] = 2048
-    """Synthetic pairs of the mixture, and of each regime, that they are compared with. Memory grows
-    with its square."""
+    """Number of synthetic pairs to compare with, from the mixture and from each regime. Memory
+    grows with its square."""
     mixture: Mixture = Mixture()
     """Weights of the regimes in the mixture."""
     evolved: str = "edl"
     """Evolved loss whose ranking is measured on the outputs: a shipped one or a loss file."""
     train: TrainConfig = TrainConfig()
-    """Settings of every training; its loss is replaced by each of `losses`."""
+    """Settings of every training run; each of `losses` replaces its loss."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

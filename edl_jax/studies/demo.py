@@ -21,12 +21,13 @@ from edl_jax.training import TrainConfig
 
 @dataclasses.dataclass(frozen=True)
 class DemoConfig(Checked):
-    """What the demonstration may be told."""
+    """Settings of the demo."""
 
     data_dir: str | None = None
-    """TFDS directory that holds CIFAR-10; else where TFDS looks, a download, or digits."""
+    """TFDS directory that contains CIFAR-10; default: TFDS's own directory, otherwise a download,
+    otherwise digits."""
     num_seeds: Count = 3
-    """Trainings of each loss."""
+    """Number of training runs per loss."""
     pretrain: PretrainConfig = PretrainConfig()
     """How the loss is evolved."""
 

@@ -37,10 +37,10 @@ _POINTS = (0.01, 0.1, 0.5, 0.9, 0.99)  # of the true class's probability
 
 @dataclasses.dataclass(frozen=True)
 class CardConfig(Checked):
-    """Which loss is looked at."""
+    """Which loss to show."""
 
     loss: tyro.conf.Positional[str] = "edl"
-    """The loss: a name that `edl losses` lists, or a loss file (.safetensors)."""
+    """The loss: a name listed by `edl losses`, or a loss file (.safetensors)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,39 +17,42 @@ from edl_jax.training.optimizers import OptimizerConfig
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(Checked):
-    """How a classifier is trained; a `ConfigError` names the first field that cannot work."""
+    """How to train a classifier. Raises ConfigError, which names the first invalid field."""
 
     loss: str = "edl"
-    """Loss: a name that `edl losses` lists, with options if you like, such as `focal(gamma=3)`; or
-    the path of a loss file."""
+    """Loss to train with: a name listed by `edl losses`, with options if needed, such as
+    `focal(gamma=3)`, or the path of a loss file."""
     data: DataConfig = DataConfig()
     """The images and labels."""
     augmentation: Augmentation = Augmentation()
-    """Random changes to training images."""
+    """Random changes to the training images."""
     model: Annotated[str, OneOf(MODELS)] = "resnet8"
     """Architecture of the classifier: one of `edl_jax.models`."""
     width: Count | None = None
-    """Channels of the first stage, or size of a token; default: the architecture's own."""
+    """Channels of the first stage, or token size of a ViT; default: the architecture's own."""
     head_scale: Positive | None = None
-    """Scale of a head of cosines, for margin losses (30 is usual); default: a linear head."""
+    """Scale of a cosine head, for margin losses (30 is usual); default: a linear head."""
     sync_batch_norm: bool = False
-    """Whether batch statistics are over the batch of all devices instead of each device's share."""
+    """Compute batch norm statistics over the batch of all devices instead of per device."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Compute dtype; auto is bfloat16 on accelerators, else float32. State is float32."""
+    """Compute dtype: auto uses bfloat16 on accelerators and float32 on CPUs. State is always
+    float32."""
     epochs: Count = 6
-    """Passes over the training images."""
+    """Number of passes over the training images."""
     batch_size: Count = 128
-    """Images per step, on all devices together; an epoch's last incomplete batch is dropped."""
+    """Images per step over all devices; the last incomplete batch of an epoch is dropped."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    """The optimiser, weight decay and clipping."""
+    """The optimizer, weight decay and gradient clipping."""
     learning_rate: Positive = 0.1
-    """Peak of the schedule: linear warm-up, step t of w at (t + 1) / w, then cosine decay to 0."""
+    """Peak learning rate. The rate rises linearly, with (t + 1) / w of the peak at step t of w
+    warm-up steps, then decays to 0 by a cosine."""
     warmup_epochs: NotNegative = 1.0
     """Length of the warm-up, in epochs."""
     ema_decay: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Decay of an exponential moving average of the weights, which is then evaluated; 0: none."""
+    """Decay of an exponential moving average of the weights, used for evaluation (0 disables
+    it)."""
     seed: Seed = 0
-    """Seed of initial weights, data order and augmentation."""
+    """Seed of the initial weights, data order and augmentation."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -20,7 +20,7 @@ from edl_jax.training.steps import TrainState, evaluated
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-    """What a training gives.
+    """The result of a training run.
 
     Attributes:
       test_accuracy: accuracy on the test images after the last epoch, never the best epoch's.

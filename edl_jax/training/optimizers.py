@@ -36,31 +36,32 @@ def make_schedule(learning_rate: float, warmup_steps: int, total_steps: int) -> 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig(Checked):
-    """An optimiser of optax.
+    """An optax optimizer, by name.
 
-    The gradient is clipped first. Where the optimiser has a `weight_decay` of its own, with a mask
-    (AdamW, Lion, LAMB, ...), that is the decay; otherwise it is an L2 penalty, `weight_decay *
-    parameter` added to the gradient. A loss's own parameters never decay.
+    The gradient is clipped first. If the optimizer has its own `weight_decay` with a mask (AdamW,
+    Lion, LAMB, ...), the decay uses it. Otherwise the decay is an L2 penalty, which adds
+    `weight_decay * parameter` to the gradient. A loss's own parameters never decay.
 
     Raises:
-      ConfigError: if optax has no such optimiser, or it cannot be used with these options.
+      ConfigError: if optax has no such optimizer, or it cannot be used with these options.
     """
 
     name: str = "sgd"
-    """Function of optax that takes a learning_rate, such as sgd, adamw or lion."""
+    """Name of an optax optimizer that takes a learning_rate, such as sgd, adamw or lion."""
     options: dict[str, float | bool | str | None] | None = None
-    """Its own arguments; default: momentum 0.9 and nesterov for sgd, else optax's defaults."""
+    """Other arguments of the optimizer; default: momentum 0.9 and nesterov for sgd, optax's
+    defaults for others."""
     weight_decay: NotNegative = 5e-4
-    """Factor of the decay."""
+    """Weight decay factor (0 disables it)."""
     clip_norm: Positive | None = None
-    """Largest Euclidean norm of the gradient; default: it is not clipped."""
+    """Maximum Euclidean norm of the gradient; default: no clipping."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.make(0.1)
 
     def make(self, learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
-        """The optimiser, of parameters `{"model": ..., "loss": ...}`."""
+        """Return the optimizer for parameters `{"model": ..., "loss": ...}`."""
         options: dict[str, Any] = self.options or {}
         if self.options is None and self.name == "sgd":
             options = {"momentum": 0.9, "nesterov": True}
