@@ -1,8 +1,11 @@
 """Every strategy by name: the two chaotic ones, all that evosax ships, and users' own."""
 
 import dataclasses
+import importlib
 import inspect
+import pkgutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
@@ -15,8 +18,6 @@ from evosax.types import Solution
 from edl_jax.checked import Checked, OneOf, Positive
 from edl_jax.errors import ConfigError
 from edl_jax.registry import Registry
-from edl_jax.strategies.chaotic_es import ChaoticES
-from edl_jax.strategies.chaotic_snes import ChaoticSNES
 from edl_jax.strategies.mutations import MUTATIONS
 
 # The state, or the work, of these grows with the square of the number of parameters.
@@ -29,14 +30,6 @@ WITHOUT_STD = (
     "PSO",
     "RandomSearch",
 )
-# What only some strategies know of; elsewhere another value than the default is refused.
-_ONLY_FOR = {
-    "selection": ("ChaoticES",),
-    "elite_ratio": ("ChaoticES",),
-    "step_size": ("ChaoticES",),
-    "mutation": ("ChaoticES", "ChaoticSNES"),
-}
-
 # A `PretrainConfig`, which is of a later stage: a strategy reads of it what it needs.
 Settings = Any
 Factory = Callable[[Settings, Solution], EvolutionaryAlgorithm]
@@ -45,24 +38,8 @@ STRATEGIES: Registry[Factory] = Registry("strategy")
 """Factories of strategies by name; `@STRATEGIES.register("mine")` adds one of your own."""
 
 
-@STRATEGIES.register("ChaoticES")
-def chaotic_es(settings: Settings, solution: Solution) -> ChaoticES:
-    """The evolution strategy with chaotic mutation."""
-    own = settings.strategy
-    return ChaoticES(
-        settings.population_size,
-        solution,
-        mutation=own.mutation,
-        elite_ratio=own.elite_ratio,
-        selection=own.selection,
-        std_schedule=optax.constant_schedule(own.std_init) if own.step_size == "constant" else None,
-    )
-
-
-@STRATEGIES.register("ChaoticSNES")
-def chaotic_snes(settings: Settings, solution: Solution) -> ChaoticSNES:
-    """The natural evolution strategy with chaotic noise."""
-    return ChaoticSNES(settings.population_size, solution, mutation=settings.strategy.mutation)
+# The fields of a `StrategyConfig` that a strategy of this package reads besides `std_init`.
+_READS: dict[str, tuple[str, ...]] = {}
 
 
 def _of_evosax(name: str) -> Factory:
@@ -87,6 +64,11 @@ def _of_evosax(name: str) -> Factory:
     return build
 
 
+for _file in pkgutil.iter_modules([str(Path(__file__).parent)], f"{__package__}."):
+    _table = {} if _file.name == __name__ else vars(importlib.import_module(_file.name))
+    for _name, (_factory, _fields) in _table.get("STRATEGIES", {}).items():
+        STRATEGIES.register(_name)(_factory)
+        _READS[_name] = _fields
 for _name in sorted(algorithms):
     STRATEGIES.register(_name)(_of_evosax(_name))
 STRATEGIES.protect()
@@ -115,10 +97,11 @@ class StrategyConfig(Checked):
         super().__post_init__()
         if not STRATEGIES.is_protected(self.name):
             return  # your own may use any field
-        served = _ONLY_FOR | ({"std_init": ()} if self.name in WITHOUT_STD else {})
+        std = () if self.name in WITHOUT_STD else ("std_init",)
+        read = ("name", *std, *_READS.get(self.name, ()))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value != field.default and self.name not in served.get(field.name, (self.name,)):
+            if value != field.default and field.name not in read:
                 raise ConfigError(
                     f"StrategyConfig.{field.name} is {value!r} with strategy {self.name!r}, which "
                     f"does not use it; leave it at {field.default!r}."

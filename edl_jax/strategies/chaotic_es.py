@@ -155,3 +155,19 @@ def adapt_std(std: jax.Array, success: jax.Array, params: Params) -> jax.Array:
     """Step size by the 1/5th success rule, in its smooth form."""
     step = (success - params.success_target) / (1 - params.success_target)
     return jnp.clip(std * jnp.exp(params.adaptation_rate * step), params.std_min, params.std_max)
+
+
+def _by_name(settings: Any, solution: Solution) -> ChaoticES:
+    own = settings.strategy
+    return ChaoticES(
+        settings.population_size,
+        solution,
+        mutation=own.mutation,
+        elite_ratio=own.elite_ratio,
+        selection=own.selection,
+        std_schedule=optax.constant_schedule(own.std_init) if own.step_size == "constant" else None,
+    )
+
+
+# By name: what builds it from a `PretrainConfig`, and the fields of its `strategy` that it reads.
+STRATEGIES = {"ChaoticES": (_by_name, ("mutation", "elite_ratio", "selection", "step_size"))}

@@ -67,3 +67,11 @@ class ChaoticSNES(SNES):
         with jax.numpy_rank_promotion("allow"):  # which evosax counts on
             after: Any = super()._tell(key, population, fitness, state, params)
         return after.replace(std=after.std.astype(state.std.dtype))
+
+
+def _by_name(settings: Any, solution: Solution) -> ChaoticSNES:
+    return ChaoticSNES(settings.population_size, solution, mutation=settings.strategy.mutation)
+
+
+# By name: what builds it from a `PretrainConfig`, and the fields of its `strategy` that it reads.
+STRATEGIES = {"ChaoticSNES": (_by_name, ("mutation",))}
