@@ -62,16 +62,6 @@ def check(name: str, value: Any, hint: Any) -> Any:
     return plain
 
 
-def check_seeds(config: Any, field: str, first: int) -> None:
-    """Refuse a number of seeds `first, first + 1, ...`, a field's, of which one would wrap."""
-    count = getattr(config, field)
-    if first + count - 1 > MAX_SEED:
-        raise ConfigError(
-            f"{type(config).__name__}.{field} is {count} with seeds from {first} on; expected "
-            f"none above {MAX_SEED}: fewer, or a lower first seed."
-        )
-
-
 def config_or_default(config: Config | None, kind: type[Config]) -> Config:
     """The configuration, which must be of that kind, or the default one where None is given."""
     if config is not None and not isinstance(config, kind):

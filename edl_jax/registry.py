@@ -1,7 +1,6 @@
 """Tables of named parts to which users may add their own."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from edl_jax.errors import ConfigError, shortened
@@ -63,16 +62,6 @@ class Registry(dict[str, Part]):
     def is_protected(self, name: str) -> bool:
         """Whether the part of that name is one of the package's own."""
         return name in self._protected
-
-    @contextlib.contextmanager
-    def restored(self) -> Iterator[None]:
-        """Forget at the end of a `with` block what was registered in it."""
-        parts = dict(self)
-        try:
-            yield
-        finally:
-            self.clear()
-            self.update(parts)
 
     def __getitem__(self, name: str) -> Part:
         try:

@@ -143,15 +143,10 @@ def _with_wrong_labels(key: jax.Array, labels: jax.Array, config: TaskConfig) ->
 
 
 def task_errors(loss: PairLoss, tasks: Tasks, config: TaskConfig) -> jax.Array:
-    """Learn every task with a loss at every learning rate.
+    """Learn every task, drawn by `config`, with a loss at every learning rate.
 
-    The loss is first scaled so that its mean logit gradient on the pairs is as long as
-    cross-entropy's (docs/method.md, section 6): scale is a learning rate.
-
-    Args:
-      loss: from log-probabilities `[..., num_classes]` and labels `[...]` to losses `[...]`.
-      tasks: from `draw_tasks`.
-      config: what they were drawn by.
+    The loss, from log-probabilities `[..., num_classes]` and labels `[...]` to losses `[...]`, is
+    first calibrated on the pairs (docs/method.md, section 6): its scale is a learning rate.
 
     Returns:
       The share of held-out examples that is classified wrongly, `[num_rates, num_tasks]`; a
