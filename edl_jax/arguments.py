@@ -58,10 +58,7 @@ def common(argv: Sequence[str]) -> Arguments[None]:
 
 
 def parse(kind: Any, config_type: type[Any], argv: Sequence[str], prog: str, about: str) -> Any:
-    """The arguments of the command `prog`: an `Arguments`, or what `kind` is, of a configuration.
-
-    `EDLError` if a value cannot work; `SystemExit` after help, or what is wrong with the syntax.
-    """
+    """What is given to the command `prog`; `SystemExit` after help, or if the syntax is wrong."""
     if shutil.get_terminal_size().columns < 40:  # tyro never ends to write its help in a few
         os.environ["COLUMNS"] = "40"
     path, said = common(argv).config, io.StringIO()

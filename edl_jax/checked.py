@@ -42,10 +42,8 @@ class Checked:
     A field's annotation holds its type and bounds: `Ge`, `Gt`, `Le`, `Lt` and `MinLen(1)` of
     `annotated_types`, `OneOf` and `Distinct`. All numbers have to be finite. A value that means the
     same is turned into the type: a list into a tuple, a path into a string, a NumPy number into
-    Python's. A whole number may stand for a float; True and False are not numbers.
-
-    Raises:
-      ConfigError: naming the first field that cannot work, its value and what was expected.
+    Python's. A whole number may stand for a float; True and False are not numbers. A `ConfigError`
+    names the first field that cannot work, its value and what was expected.
     """
 
     def __post_init__(self) -> None:

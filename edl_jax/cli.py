@@ -34,8 +34,7 @@ from edl_jax.training import TrainConfig, train
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `edl COMMAND [ARGUMENTS]`; returns the exit status.
 
-    It is 0, `EXIT_REFUSED`, `EXIT_PREEMPTED` of a run that SIGTERM stopped and that resumes from
-    there, or `EXIT_INTERRUPTED` by Ctrl-C, after which it resumes from what was saved before.
+    `EXIT_PREEMPTED` is that of a run which SIGTERM stopped, once it had saved all it needs.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # stderr never fails at a character by itself
         sys.stdout.reconfigure(errors="replace")

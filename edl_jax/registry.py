@@ -39,10 +39,7 @@ class Registry(dict[str, Part]):
                 f"{name!r} cannot name a {self._kind}; expected an identifier, such as my_part."
             )
         if self.is_protected(name):
-            raise ConfigError(
-                f"there is a {self._kind} {name!r} already; choose another name: the package's own "
-                "cannot be replaced."
-            )
+            raise ConfigError(f"there is a {self._kind} {name!r} already; choose another name.")
 
         def add(part: Registered) -> Registered:
             if not isinstance(part, self._type):

@@ -38,9 +38,8 @@ def measure(
       Nothing where a loss is not finite; else what `rank_metrics` gives, and `descent_rate`, the
       share of pairs where an infinitesimal descent step on the logits lowers the severity, and
       `gradient_ratio`, the mean norm of the logit gradient over that of cross-entropy. Both also as
-      `NAME/REGIME`, and the ratio as `gradient_ratio/0.0-0.1` to `gradient_ratio/0.9-1.0` where the
-      true class's probability is in that bin. Pairs whose probability rounds to 1, without a
-      cross-entropy gradient, count in neither, and what has no pairs is left out.
+      `NAME/REGIME`, and the ratio as `gradient_ratio/0.0-0.1` to `gradient_ratio/0.9-1.0`, by the
+      true class's probability. Pairs without a cross-entropy gradient count in neither.
     """
     if jax.tree_util.all_leaves([loss]):  # a function: nothing of it changes
         loss = jax.tree_util.Partial(loss)

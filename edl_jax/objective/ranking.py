@@ -74,9 +74,7 @@ def rank_metrics(
       the larger loss (a tie counts as wrong);
       `kendall_tau` (tau-b) and `spearman_rho`: as of SciPy;
       `violated_margins`: share of the comparisons of unequal severity, `e_i > e_j`, in which
-      `L_i - L_j < margin(e_i, e_j)`. A margin kept but for float32 rounding is kept: a shortfall
-      of up to `2^-23 (|L_i| + |L_j| + |e_i| + |e_j|)` is what rounding of these values and of
-      their differences can cause.
+      `L_i - L_j < margin(e_i, e_j)` by more than float32 rounding can cause.
     """
     loss, severity = np.asarray(losses, np.float64), np.asarray(severities, np.float64)
     regime = np.asarray(regimes)
@@ -136,7 +134,7 @@ def _comparisons(
         milder = severities < severity
         asked = margin(jnp.maximum(severity, severities), jnp.minimum(severity, severities))
         size = abs(loss) + abs(losses) + abs(severity) + abs(severities)
-        # In this form NaN and infinite losses do not keep a margin.
+        # What rounding can cause is allowed. In this form, NaN and infinity keep no margin.
         is_kept = loss - losses + float(jnp.finfo(jnp.float32).eps) * size >= asked
         both = jnp.stack([milder & ~is_kept, milder])
         return jnp.stack([both.sum(axis=-1), (both & (regimes == regime)).sum(axis=-1)])

@@ -13,10 +13,9 @@ import optax
 from annotated_types import Ge, Le, MinLen
 
 from edl_jax.checked import Checked, Count, Positive
-from edl_jax.objective.measure import gradient_norms
+from edl_jax.objective.measure import LogitLoss, gradient_norms
 from edl_jax.pairs import Mixture, Pairs, sample_pairs
 
-PairLoss = Callable[[jax.Array, jax.Array], jax.Array]
 # Examples are normalised by one another's statistics: one alone would be all zeros.
 _Several = Annotated[int, Ge(2)]
 _TEACHER_WIDTH = 32
@@ -142,7 +141,7 @@ def _with_wrong_labels(key: jax.Array, labels: jax.Array, config: TaskConfig) ->
     return jnp.where(is_wrong, (labels + shift) % config.num_classes, labels)
 
 
-def task_errors(loss: PairLoss, tasks: Tasks, config: TaskConfig) -> jax.Array:
+def task_errors(loss: LogitLoss, tasks: Tasks, config: TaskConfig) -> jax.Array:
     """Learn every task, drawn by `config`, with a loss at every learning rate.
 
     The loss, from log-probabilities `[..., num_classes]` and labels `[...]` to losses `[...]`, is
@@ -171,7 +170,7 @@ def task_errors(loss: PairLoss, tasks: Tasks, config: TaskConfig) -> jax.Array:
 
 
 def _learned(
-    loss: PairLoss, rate: jax.Array, problem: Problem, weights: Any, batches: jax.Array
+    loss: LogitLoss, rate: jax.Array, problem: Problem, weights: Any, batches: jax.Array
 ) -> Any:
     """Weights after SGD with Nesterov's momentum, as a ResNet is usually trained."""
     total = len(batches)
