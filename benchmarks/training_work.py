@@ -15,7 +15,7 @@ from flax import nnx
 from benchmarks.timing import Run
 from edl_jax import TrainConfig
 from edl_jax.data.augmentation import Augmentation
-from edl_jax.data.dataset import Dataset
+from edl_jax.data.datasets import Dataset
 from edl_jax.losses.by_name import resolve_loss
 from edl_jax.models import MODELS, layers
 from edl_jax.runs.devices import device_mesh

@@ -1,10 +1,6 @@
 """The names that the package offers; `__init__.py` reads them here, and so do type checkers."""
 
-from edl_jax.data import (
-    DATASETS as DATASETS,
-    ArraySource as ArraySource,
-    DataConfig as DataConfig,
-)
+from edl_jax.data import DATASETS as DATASETS, ArraySource as ArraySource, DataConfig as DataConfig
 from edl_jax.errors import EDLError as EDLError
 from edl_jax.evolution import PretrainConfig as PretrainConfig
 from edl_jax.evolution.pretraining import (
@@ -12,10 +8,7 @@ from edl_jax.evolution.pretraining import (
     evolve as evolve,
     pretrain as pretrain,
 )
-from edl_jax.evolution.problems import (
-    RankingProblem as RankingProblem,
-    TaskProblem as TaskProblem,
-)
+from edl_jax.evolution.problems import RankingProblem as RankingProblem, TaskProblem as TaskProblem
 from edl_jax.losses import (
     LOSSES as LOSSES,
     EvolvedLoss as EvolvedLoss,

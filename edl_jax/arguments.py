@@ -23,8 +23,8 @@ _Path = Annotated[str | None, tyro.conf.arg(metavar="PATH")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Common:
-    """What every command with a configuration takes besides it."""
+class Arguments(Generic[Config]):
+    """A command's configuration, and what every command that has one takes besides it."""
 
     config: _Path = None
     """Python file with a `get_config()`; the other arguments override what it gives."""
@@ -34,12 +34,6 @@ class Common:
     """Print nothing but errors, and the run folder where none was given."""
     processes: Processes = Processes()
     """How to find the other processes of the run (pretrain and train)."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Arguments(Common, Generic[Config]):
-    """All that a command takes."""
-
     settings: Annotated[Config, tyro.conf.arg(name="")]
 
 
@@ -52,21 +46,19 @@ class SweepArguments(Arguments[Config]):
     cluster (default: one process a core on a CPU, this process on an accelerator)."""
 
 
-def common(argv: Sequence[str]) -> Common:
+def common(argv: Sequence[str]) -> Arguments[None]:
     """What a command line says besides the configuration; what is wrong with it `parse` says."""
+    kind: Any = Arguments[tyro.conf.Suppress[tyro.conf.Fixed[None]]]
+    nothing, silent = Arguments(settings=None), {"add_help": False, "console_outputs": False}
+    options: Any = {"default": nothing, "return_unknown_args": True, **silent}
     try:
-        return tyro.cli(
-            Common, args=argv, return_unknown_args=True, add_help=False, console_outputs=False
-        )[0]
+        return tyro.cli(kind, args=argv, **options)[0]
     except SystemExit:
-        return Common()
+        return nothing
 
 
 def parse(kind: Any, config_type: type[Any], argv: Sequence[str], prog: str, about: str) -> Any:
-    """The arguments of the command `prog`: an `Arguments`, or what `kind` is, of a configuration.
-
-    `EDLError` if a value cannot work; `SystemExit` after help, or what is wrong with the syntax.
-    """
+    """What is given to the command `prog`; `SystemExit` after help, or if the syntax is wrong."""
     if shutil.get_terminal_size().columns < 40:  # tyro never ends to write its help in a few
         os.environ["COLUMNS"] = "40"
     path, said = common(argv).config, io.StringIO()
@@ -87,11 +79,7 @@ def parse(kind: Any, config_type: type[Any], argv: Sequence[str], prog: str, abo
 
 
 def load_config(path: str | os.PathLike[str], config_type: type[Config]) -> Config:
-    """The configuration that a file's `get_config()` gives. Runs the file, as a script is run.
-
-    Raises:
-      ConfigError: if there is no such file, it fails, or it gives no `config_type`.
-    """
+    """The configuration that a file's `get_config()` gives. Runs the file, as a script is run."""
     path = user_path(path)
     if not os.path.isfile(path):  # unlike Path.is_file, also of a name that is too long
         raise ConfigError(f"there is no config file at {path}; see configs/ for examples.")

@@ -42,10 +42,8 @@ class Checked:
     A field's annotation holds its type and bounds: `Ge`, `Gt`, `Le`, `Lt` and `MinLen(1)` of
     `annotated_types`, `OneOf` and `Distinct`. All numbers have to be finite. A value that means the
     same is turned into the type: a list into a tuple, a path into a string, a NumPy number into
-    Python's. A whole number may stand for a float; True and False are not numbers.
-
-    Raises:
-      ConfigError: naming the first field that cannot work, its value and what was expected.
+    Python's. A whole number may stand for a float; True and False are not numbers. A `ConfigError`
+    names the first field that cannot work, its value and what was expected.
     """
 
     def __post_init__(self) -> None:
@@ -60,16 +58,6 @@ def check(name: str, value: Any, hint: Any) -> Any:
     if not fits(plain):
         raise ConfigError(f"{name} is {value!r}; expected {words}.")
     return plain
-
-
-def check_seeds(config: Any, field: str, first: int) -> None:
-    """Refuse a number of seeds `first, first + 1, ...`, a field's, of which one would wrap."""
-    count = getattr(config, field)
-    if first + count - 1 > MAX_SEED:
-        raise ConfigError(
-            f"{type(config).__name__}.{field} is {count} with seeds from {first} on; expected "
-            f"none above {MAX_SEED}: fewer, or a lower first seed."
-        )
 
 
 def config_or_default(config: Config | None, kind: type[Config]) -> Config:

@@ -1,7 +1,6 @@
 """Tables of named parts to which users may add their own."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from edl_jax.errors import ConfigError, shortened
@@ -40,10 +39,7 @@ class Registry(dict[str, Part]):
                 f"{name!r} cannot name a {self._kind}; expected an identifier, such as my_part."
             )
         if self.is_protected(name):
-            raise ConfigError(
-                f"there is a {self._kind} {name!r} already; choose another name: the package's own "
-                "cannot be replaced."
-            )
+            raise ConfigError(f"there is a {self._kind} {name!r} already; choose another name.")
 
         def add(part: Registered) -> Registered:
             if not isinstance(part, self._type):
@@ -63,16 +59,6 @@ class Registry(dict[str, Part]):
     def is_protected(self, name: str) -> bool:
         """Whether the part of that name is one of the package's own."""
         return name in self._protected
-
-    @contextlib.contextmanager
-    def restored(self) -> Iterator[None]:
-        """Forget at the end of a `with` block what was registered in it."""
-        parts = dict(self)
-        try:
-            yield
-        finally:
-            self.clear()
-            self.update(parts)
 
     def __getitem__(self, name: str) -> Part:
         try:

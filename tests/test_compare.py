@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import json
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -297,7 +298,7 @@ def test_a_loss_of_the_same_name_that_is_another_now_is_trained_anew(monkeypatch
     built = []
     make = lambda x: built.append(x) or made.make(x)  # noqa: E731
     monkeypatch.setattr("edl_jax.studies.cells.make_trainer", make)
-    with LOSSES.restored():
+    with mock.patch.dict(LOSSES):
         for factor in (1.0, 2.0):
 
             @LOSSES.register("mine")

@@ -9,8 +9,7 @@ import pytest
 from edl_jax import Pairs, load_pretrained
 from edl_jax.errors import ConfigError
 from edl_jax.objective import MARGINS, SEVERITIES, rank_metrics
-from edl_jax.pairs import REGIMES, Mixture
-from edl_jax.pairs.sampler import log_probabilities
+from edl_jax.pairs import REGIMES, Mixture, log_probabilities
 from edl_jax.runs.devices import device_mesh
 from edl_jax.studies import CoverageConfig, coverage
 from edl_jax.studies.outputs import compare_outputs, draw_references, rank_outputs, record

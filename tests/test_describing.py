@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -191,7 +192,7 @@ def test_a_run_folder_knows_the_parts_that_a_user_has_registered(kind, tmp_path,
     monkeypatch.setattr(Cell, "run", lambda _: {"violated_margins": 0.5, "area": 0.5})
     monkeypatch.setitem(ablate.__globals__, "_study", lambda *_: Study("", [], {}, {}))
     monkeypatch.setattr(Study, "written", lambda *_: None)
-    with registry.restored():
+    with mock.patch.dict(registry):
         registry.register("mine")(make(1.0))
         field = {"mutation": "strategy.mutation", "strategy": "strategy.name"}.get(kind, kind)
         config = with_fields(TINY, {field: "mine"})

@@ -6,6 +6,7 @@ import re
 import runpy
 import shlex
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -34,7 +35,7 @@ def registered():
     """What a block registers is gone after it."""
     with contextlib.ExitStack() as stack:
         for registry in (DATASETS, LOSSES, MARGINS, MUTATIONS, SEVERITIES, STRATEGIES):
-            stack.enter_context(registry.restored())
+            stack.enter_context(mock.patch.dict(registry))
         yield
 
 

@@ -1,5 +1,6 @@
 import dataclasses
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -110,7 +111,7 @@ def test_pairs_are_fresh_in_every_generation_and_mixed_over_class_counts(of_two_
 
 @pytest.fixture(autouse=True)
 def of_count():
-    with SEVERITIES.restored():
+    with mock.patch.dict(SEVERITIES):
         SEVERITIES.register("of_count")(lambda log_p, labels: 0 * labels + log_p.shape[-1])
         yield
 
@@ -120,7 +121,7 @@ def test_a_severity_registered_anew_is_another_problem():
     population, batch_key = fresh(RankingProblem(TINY), 2), jax.random.key(1)
 
     def fitness(severity):
-        with SEVERITIES.restored():
+        with mock.patch.dict(SEVERITIES):
             SEVERITIES.register("mine")(severity)
             problem = RankingProblem(dataclasses.replace(TINY, severity="mine"))
             assert problem == RankingProblem(dataclasses.replace(TINY, severity="mine"))

@@ -9,8 +9,7 @@ from scipy import stats
 
 from edl_jax import Mixture, sample_pairs
 from edl_jax.errors import ConfigError, InputError
-from edl_jax.pairs import REGIMES, log_probabilities
-from edl_jax.pairs.sampler import _thinned_order
+from edl_jax.pairs import REGIMES, _thinned_order, log_probabilities
 
 NUM_PAIRS = 7000
 

@@ -1,5 +1,6 @@
 import functools
 import warnings
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +54,7 @@ def quadratic_margin(worse, better):
 def own_parts():
     """Registers a severity and a margin, as a user's script would, and removes them after."""
 
-    with SEVERITIES.restored(), MARGINS.restored():
+    with mock.patch.dict(SEVERITIES), mock.patch.dict(MARGINS):
 
         @SEVERITIES.register("test_error")
         def error(log_probabilities, labels):
@@ -266,7 +267,8 @@ def assert_as_brute_force(losses, severities, regimes, margin, tolerance):
         mine = regimes == index
         own = brute_force_metrics(losses[mine], severities[mine], margin, tolerance)
         expected |= {f"{name}/{regime}": value for name, value in own.items()}
-    result = rank_metrics(losses, severities, regimes, margin=margin, tolerance=tolerance)
+    with mock.patch.object(ranking, "TOLERANCE", tolerance):
+        result = rank_metrics(losses, severities, regimes, margin=margin)
     assert result == pytest.approx(expected, abs=1e-9)
     assert all(type(value) is float for value in result.values())
 
@@ -297,7 +299,7 @@ def test_rank_metrics_of_many_pairs_against_scipy():
     severities = rng.normal(size=20_000).astype(np.float32).round(2)
     losses = (severities + rng.normal(size=20_000)).astype(np.float32).round(2)
     regimes = rng.integers(0, 2, 20_000)
-    metrics = rank_metrics(losses, severities, regimes, margin=MARGINS["constant"], tolerance=0.0)
+    metrics = rank_metrics(losses, severities, regimes, margin=MARGINS["constant"])
     for suffix, mine in (("", regimes >= 0), ("/sparse", regimes == 1)):
         own = losses[mine], severities[mine]
         tau, rho = stats.kendalltau(*own).statistic, stats.spearmanr(*own).statistic
@@ -391,7 +393,8 @@ def test_differences_within_the_tolerance_are_left_out():
     zeros = np.zeros(3, np.int32)
     margin = MARGINS["constant"]
     assert rank_metrics(losses, severities, zeros, margin=margin)["pairwise_accuracy"] == 1
-    strict = rank_metrics(losses, severities, zeros, margin=margin, tolerance=0.0)
+    with mock.patch.object(ranking, "TOLERANCE", 0.0):
+        strict = rank_metrics(losses, severities, zeros, margin=margin)
     assert strict["pairwise_accuracy"] == pytest.approx(2 / 3)
 
 

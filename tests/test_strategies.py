@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -124,7 +125,7 @@ def test_a_population_that_a_strategy_refuses_is_a_clear_error(name, size, messa
 
 
 def test_a_strategy_of_your_own():
-    with STRATEGIES.restored():
+    with mock.patch.dict(STRATEGIES):
 
         @STRATEGIES.register("quick_es")
         def quick_es(settings, solution):

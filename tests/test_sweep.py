@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import pytest
 
@@ -208,7 +209,7 @@ def test_processes_have_one_thread_and_the_parts_of_this_one(tmp_path):
         value = float(SEVERITIES["mine"](3.0, 0))
         return {"pid": os.getpid(), "value": value, "threads": os.environ["NPROC"]}
 
-    with SEVERITIES.restored():
+    with mock.patch.dict(SEVERITIES):
         SEVERITIES.register("mine")(lambda log_p, labels: log_p * 7)
         rows = sweep(BASE, {"batch_size": (8, 16, 32)}, (0,), looking, "2")
     assert os.getpid() not in {row["pid"] for row in rows}

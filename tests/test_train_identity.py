@@ -1,6 +1,7 @@
 """What a run folder and a list of seeds know of the trainings they stand for."""
 
 import dataclasses
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def register(labels_first: int):
 
 
 def test_a_run_folder_knows_its_data(tmp_path):
-    with DATASETS.restored():
+    with mock.patch.dict(DATASETS):
         register(0)
         first = train(SMALL, run_dir=tmp_path)
         identity = load_shared(SMALL.data).identity
@@ -89,7 +90,7 @@ def test_the_folder_of_a_study_knows_its_data(tmp_path, monkeypatch, name):
         ),
     }[name]
     monkeypatch.setattr(cell, "run", begin)
-    with DATASETS.restored():
+    with mock.patch.dict(DATASETS):
         for _ in range(2):  # the second takes up the folder
             register(0)
             with pytest.raises(Begun):
@@ -115,7 +116,7 @@ def test_a_run_folder_that_cannot_be_is_refused(run_dir, named):
     [
         (
             [0, 2**32],
-            "seeds is .*4294967296.*; expected .* whole numbers, each at least 0 and at most 42949",
+            "seeds is .*4294967296.*; expected .* a whole number, at least 0 and at most 42949",
         ),
         ([-1], "seeds is .*-1"),
         ([1.0], r"seeds is .*1\.0"),
@@ -123,8 +124,8 @@ def test_a_run_folder_that_cannot_be_is_refused(run_dir, named):
         (np.array([3, -3]), r"seeds is .*-3"),
         ([0, 1, 0], "seeds is .*0, 1, 0.*all different"),
         ([3, np.uint32(3)], "seeds is .*3, 3.*all different"),
-        (None, "seeds is None; expected a tuple of whole numbers"),
-        (np.array(5), "seeds is 5; expected a tuple of whole numbers"),
+        (None, "seeds is None; expected a tuple .each a whole number"),
+        (np.array(5), "seeds is 5; expected a tuple .each a whole number"),
     ],
 )
 def test_seeds_that_wrap_or_repeat_are_refused(seeds, named):

@@ -9,7 +9,7 @@ from annotated_types import Ge
 from jax.typing import ArrayLike, DTypeLike
 
 from edl_jax.checked import Checked, NotNegative
-from edl_jax.data.dataset import Dataset
+from edl_jax.data.datasets import Dataset
 from edl_jax.errors import ConfigError
 
 

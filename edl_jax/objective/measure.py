@@ -27,8 +27,7 @@ def measure(
     """Ranking and gradient metrics of a loss, over all pairs and by regime.
 
     Args:
-      loss: from logits `[num_pairs, num_classes]` and labels `[num_pairs]` to losses,
-        `[num_pairs]`. A pytree, such as an `EvolvedLoss`, compiles once for all its parameters.
+      loss: a `LogitLoss`. A pytree, such as an `EvolvedLoss`, compiles once for all parameters.
       pairs: in random order: of one class count, or a set for each of several.
       severity: one of `SEVERITIES`, or any such function.
       margin: one of `MARGINS`, or any such function.
@@ -39,12 +38,8 @@ def measure(
       Nothing where a loss is not finite; else what `rank_metrics` gives, and `descent_rate`, the
       share of pairs where an infinitesimal descent step on the logits lowers the severity, and
       `gradient_ratio`, the mean norm of the logit gradient over that of cross-entropy. Both also as
-      `NAME/REGIME`, and the ratio as `gradient_ratio/0.0-0.1` to `gradient_ratio/0.9-1.0` where the
-      true class's probability is in that bin. Pairs whose probability rounds to 1, without a
-      cross-entropy gradient, count in neither, and what has no pairs is left out.
-
-    Raises:
-      InputError: if the severity does not give one value for each pair.
+      `NAME/REGIME`, and the ratio as `gradient_ratio/0.0-0.1` to `gradient_ratio/0.9-1.0`, by the
+      true class's probability. Pairs without a cross-entropy gradient count in neither.
     """
     if jax.tree_util.all_leaves([loss]):  # a function: nothing of it changes
         loss = jax.tree_util.Partial(loss)
@@ -60,7 +55,7 @@ def measure(
 
 
 class GradientSample(NamedTuple):
-    """A loss's logit gradient on each of some pairs, `[num_pairs]` each."""
+    """A loss's logit gradient on some pairs, `[num_pairs]` each."""
 
     lowers: jax.Array  # whether an infinitesimal descent step lowers the severity
     norms: jax.Array  # Euclidean norm of the gradient
@@ -82,7 +77,7 @@ def _responses(
 def logit_gradients(loss: LogitLoss, pairs: Pairs, severity: Severity) -> GradientSample:
     """Measure a loss's gradient with respect to the logits, pair by pair."""
     logits, gradient = _logits_and_gradient(loss, pairs)
-    _, change = jax.jvp(_severities_of(severity, pairs), (logits,), (-gradient,))
+    _, change = jax.jvp(lambda x: _severities(severity, x, pairs), (logits,), (-gradient,))
     own = jnp.take_along_axis(pairs.probabilities, pairs.labels[:, None], axis=-1)[:, 0]
     norms, reference = jnp.linalg.norm(gradient, axis=-1), _reference_norms(pairs)
     return GradientSample(change < 0, norms, reference, own, pairs.regimes)
@@ -118,12 +113,21 @@ def _reference_norms(pairs: Pairs) -> jax.Array:
     return jnp.linalg.norm(probabilities - one_hot, axis=-1)
 
 
-def _severities_of(severity: Severity, pairs: Pairs) -> Callable[[jax.Array], jax.Array]:
-    return lambda logits: apply_severity(severity, jax.nn.log_softmax(logits), pairs.labels)
+def _severities(severity: Severity, logits: jax.Array, pairs: Pairs) -> jax.Array:
+    return apply_severity(severity, jax.nn.log_softmax(logits), pairs.labels)
 
 
 class SlopeViolations(NamedTuple):
-    """How far a loss's slope is from one that trains well; scalars of at least 0, which is best."""
+    """How far a loss's slope is from one that trains well; scalars of at least 0, which is best.
+
+    `descent`: mean of `max(0, -cos)` of the angle between the logit gradients of the loss and of
+    the severity, 1 where a descent step on the logits raises the severity straight;
+    `norm`: how far the gradient is longer than twice, or shorter than half of cross-entropy's,
+    `max(0, |log r| - log 2)` with `r` the ratio of the two norms, scaled to a mean of 1 as
+    calibration does; the mean over the pairs, each weighted by cross-entropy's norm;
+    `convexity`: share of the loss's curvature along the true class's logit that is negative,
+    `sum max(0, -L'') / sum |L''|`.
+    """
 
     descent: jax.Array
     norm: jax.Array
@@ -131,24 +135,13 @@ class SlopeViolations(NamedTuple):
 
 
 def slope_violations(loss: LogitLoss, pairs: Pairs, severity: Severity) -> SlopeViolations:
-    """Measure the slope of a loss on pairs, which ordering leaves free; its scale has no effect.
-
-    Returns:
-      `descent`: mean of `max(0, -cos)` of the angle between the logit gradients of the loss and of
-      the severity, 1 where a descent step on the logits raises the severity straight;
-      `norm`: how far the gradient is longer than twice, or shorter than half of cross-entropy's,
-      `max(0, |log r| - log 2)` with `r` the ratio of the two norms, scaled to a mean of 1 as
-      calibration does; the mean over the pairs, each weighted by cross-entropy's norm;
-      `convexity`: share of the loss's curvature along the true class's logit that is negative,
-      `sum max(0, -L'') / sum |L''|`.
-    """
+    """Measure the slope of a loss on pairs, which ordering leaves free; its scale has no effect."""
     logits = log_probabilities(pairs.probabilities)
     tiny = jnp.finfo(logits.dtype).tiny
     one_hot = jax.nn.one_hot(pairs.labels, logits.shape[-1], dtype=logits.dtype)
     gradient_of = jax.grad(lambda x: jnp.sum(loss(x, pairs.labels)))
     gradient, along = jax.jvp(gradient_of, (logits,), (one_hot,))
-    severities_of = _severities_of(severity, pairs)
-    upwards = jax.grad(lambda x: jnp.sum(severities_of(x)))(logits)
+    upwards = jax.grad(lambda x: jnp.sum(_severities(severity, x, pairs)))(logits)
     norm, length = (jnp.linalg.norm(x, axis=-1)[:, None] for x in (gradient, upwards))
     units = gradient / jnp.maximum(norm, tiny), upwards / jnp.maximum(length, tiny)
     cosine, norm = jnp.sum(units[0] * units[1], axis=-1), norm[:, 0]

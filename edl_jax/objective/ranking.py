@@ -13,6 +13,7 @@ from edl_jax.pairs import REGIMES
 
 MOST_PAIRS = 16_384  # for violated_margins, whose time grows with their square
 ROWS_AT_A_TIME = 128  # compared with all pairs at once
+TOLERANCE = 0.01  # of severities: pairwise accuracy leaves out pairs that differ by no more
 
 
 def margin_violation(
@@ -29,9 +30,6 @@ def margin_violation(
       severities: `[num_pairs]`, in random order: opponents are taken by position.
       margin: one of `MARGINS`, or any function of the worse and the better severity.
       num_opponents: how many others each pair meets, between 1 and `num_pairs - 1`.
-
-    Raises:
-      InputError: if the margin gives neither one value for each comparison nor a single one.
     """
     chex.assert_equal_shape([losses, severities])
     # Slices of arrays that go once around: cheaper than rolling them for each opponent.
@@ -57,35 +55,26 @@ def by_regime(regimes: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def rank_metrics(
-    losses: ArrayLike,
-    severities: ArrayLike,
-    regimes: ArrayLike,
-    *,
-    margin: Margin,
-    tolerance: float = 0.01,
+    losses: ArrayLike, severities: ArrayLike, regimes: ArrayLike, *, margin: Margin
 ) -> dict[str, float]:
     """Exact ranking metrics over all comparisons of the pairs with one another.
 
-    All but `violated_margins` take O(n log n) on the host. That one, for which the margin may be
-    any function, compares each of the first 16,384 pairs with every other, on the device.
+    `violated_margins`, of any margin, is O(n^2): of the first 16,384 pairs, and on the device.
 
     Args:
       losses: `[num_pairs]`, finite, in random order.
       severities: `[num_pairs]`, finite.
       regimes: `[num_pairs]` indices into `REGIMES`.
       margin: one of `MARGINS`, or any function of the worse and the better severity.
-      tolerance: pairwise accuracy leaves out comparisons whose severities differ by no more.
 
     Returns:
       Each over all pairs, and as `NAME/REGIME` among the pairs of one regime (where there is
       nothing to compare, the entry is left out):
-      `pairwise_accuracy`: share of comparisons where the more severe pair has the larger loss (a
-      tie counts as wrong);
+      `pairwise_accuracy`: share of comparisons where the pair that is more severe by over 0.01 has
+      the larger loss (a tie counts as wrong);
       `kendall_tau` (tau-b) and `spearman_rho`: as of SciPy;
       `violated_margins`: share of the comparisons of unequal severity, `e_i > e_j`, in which
-      `L_i - L_j < margin(e_i, e_j)`. A margin kept but for float32 rounding is kept: a shortfall
-      of up to `2^-23 (|L_i| + |L_j| + |e_i| + |e_j|)` is what rounding of these values and of
-      their differences can cause.
+      `L_i - L_j < margin(e_i, e_j)` by more than float32 rounding can cause.
     """
     loss, severity = np.asarray(losses, np.float64), np.asarray(severities, np.float64)
     regime = np.asarray(regimes)
@@ -96,7 +85,7 @@ def rank_metrics(
     counts = np.asarray(_comparisons(*compared, margin=margin))
     metrics = {}
     for suffix, mine in by_regime(regime).items():
-        found = _order_metrics(loss[mine], severity[mine], tolerance)
+        found = _order_metrics(loss[mine], severity[mine])
         violated, asked = counts[mine[first], int(suffix != "")].sum(axis=0)
         if asked:
             found["violated_margins"] = float(violated / asked)
@@ -104,12 +93,12 @@ def rank_metrics(
     return metrics
 
 
-def _order_metrics(loss: np.ndarray, severity: np.ndarray, tolerance: float) -> dict[str, float]:
+def _order_metrics(loss: np.ndarray, severity: np.ndarray) -> dict[str, float]:
     from scipy import stats  # takes a second
 
     metrics, order = {}, np.argsort(severity)
     loss, severity = loss[order], severity[order]
-    milder = np.searchsorted(severity, severity - tolerance)  # how many are, for each pair
+    milder = np.searchsorted(severity, severity - TOLERANCE)  # how many are, for each pair
     if compared := milder.sum():
         metrics["pairwise_accuracy"] = float(_count_below(loss, milder).sum() / compared)
     if loss.size and np.ptp(loss) and np.ptp(severity):
@@ -145,7 +134,7 @@ def _comparisons(
         milder = severities < severity
         asked = margin(jnp.maximum(severity, severities), jnp.minimum(severity, severities))
         size = abs(loss) + abs(losses) + abs(severity) + abs(severities)
-        # In this form NaN and infinite losses do not keep a margin.
+        # What rounding can cause is allowed. In this form, NaN and infinity keep no margin.
         is_kept = loss - losses + float(jnp.finfo(jnp.float32).eps) * size >= asked
         both = jnp.stack([milder & ~is_kept, milder])
         return jnp.stack([both.sum(axis=-1), (both & (regimes == regime)).sum(axis=-1)])

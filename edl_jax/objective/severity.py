@@ -3,11 +3,7 @@
 The paper asks for a ranking by severity; which severity it used is not known, so these are ours.
 A severity maps log-probabilities `[..., num_classes]` and labels `[...]` to `[...]`, larger being
 worse. A margin maps the severities of the worse and the better pair, elementwise, to the least
-difference that their losses must have. Both are traced by JAX. A user's own, from any script::
-
-    @SEVERITIES.register("error")
-    def error(log_probabilities, labels):
-        return jnp.argmax(log_probabilities, axis=-1) != labels
+difference that their losses must have. Both are traced by JAX.
 """
 
 from collections.abc import Callable
@@ -92,11 +88,7 @@ MARGINS.protect()
 
 
 def apply_severity(severity: Severity, log_p: jax.Array, labels: jax.Array) -> jax.Array:
-    """The severities `[...]` of pairs, in the dtype of their log-probabilities.
-
-    Raises:
-      InputError: if the severity does not give one value for each pair.
-    """
+    """The severities `[...]` of pairs, in their dtype; refuses what is not one for each pair."""
     values = jnp.asarray(severity(log_p, labels))
     check_shape("severity", severity, values, labels.shape)
     return values.astype(log_p.dtype)

@@ -13,10 +13,9 @@ import optax
 from annotated_types import Ge, Le, MinLen
 
 from edl_jax.checked import Checked, Count, Positive
-from edl_jax.objective.measure import gradient_norms
+from edl_jax.objective.measure import LogitLoss, gradient_norms
 from edl_jax.pairs import Mixture, Pairs, sample_pairs
 
-PairLoss = Callable[[jax.Array, jax.Array], jax.Array]
 # Examples are normalised by one another's statistics: one alone would be all zeros.
 _Several = Annotated[int, Ge(2)]
 _TEACHER_WIDTH = 32
@@ -143,16 +142,11 @@ def _with_wrong_labels(key: jax.Array, labels: jax.Array, config: TaskConfig) ->
     return jnp.where(is_wrong, (labels + shift) % config.num_classes, labels)
 
 
-def task_errors(loss: PairLoss, tasks: Tasks, config: TaskConfig) -> jax.Array:
-    """Learn every task with a loss at every learning rate.
+def task_errors(loss: LogitLoss, tasks: Tasks, config: TaskConfig) -> jax.Array:
+    """Learn every task, drawn by `config`, with a loss at every learning rate.
 
-    The loss is first scaled so that its mean logit gradient on the pairs is as long as
-    cross-entropy's (docs/method.md, section 6): scale is a learning rate.
-
-    Args:
-      loss: from log-probabilities `[..., num_classes]` and labels `[...]` to losses `[...]`.
-      tasks: from `draw_tasks`.
-      config: what they were drawn by.
+    The loss, from log-probabilities `[..., num_classes]` and labels `[...]` to losses `[...]`, is
+    first calibrated on the pairs (docs/method.md, section 6): its scale is a learning rate.
 
     Returns:
       The share of held-out examples that is classified wrongly, `[num_rates, num_tasks]`; a
@@ -177,7 +171,7 @@ def task_errors(loss: PairLoss, tasks: Tasks, config: TaskConfig) -> jax.Array:
 
 
 def _learned(
-    loss: PairLoss, rate: jax.Array, problem: Problem, weights: Any, batches: jax.Array
+    loss: LogitLoss, rate: jax.Array, problem: Problem, weights: Any, batches: jax.Array
 ) -> Any:
     """Weights after SGD with Nesterov's momentum, as a ResNet is usually trained."""
     total = len(batches)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge
 
-from edl_jax.checked import Checked, check_seeds
+from edl_jax.checked import Checked
 from edl_jax.data.config import DataConfig
 from edl_jax.data.datasets import load_dataset
 from edl_jax.errors import ConfigError
@@ -83,8 +83,8 @@ class AblateConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_seeds(self, "num_seeds", self.pretrain.seed)
-        fixed: dict[str, Any] = {"pretrain.seed": [self.pretrain.seed], "split": ["val"]}
+        last = self.pretrain.seed + self.num_seeds - 1
+        fixed: dict[str, Any] = {"pretrain.seed": [last], "split": ["val"]}
         fixed |= {"train.loss": [self.train.loss]} if self.downstream else {}
         check_grid(self, self.base(), fixed)
 

@@ -11,9 +11,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from annotated_types import MinLen
 
-from edl_jax.checked import Checked, Count, Distinct, check_seeds
-from edl_jax.data.dataset import Dataset
-from edl_jax.data.datasets import load_dataset
+from edl_jax.checked import Checked, Count, Distinct
+from edl_jax.data.datasets import Dataset, load_dataset
 from edl_jax.errors import ConfigError
 from edl_jax.losses import LOSSES, MARGIN_LOSSES
 from edl_jax.losses.by_name import check_loss_name
@@ -77,17 +76,16 @@ class CompareConfig(Checked):
         super().__post_init__()
         for name in self.losses:
             check_loss_name(name, STATIC)
-        check_seeds(self, "num_seeds", self.train.seed)
-        if self.learning_rates:
-            check_seeds(self, "tuning_seeds", self.train.seed + self.num_seeds)
         if len(self.learning_rates) == 1:
             raise ConfigError(
                 f"CompareConfig.learning_rates is {self.learning_rates}; expected two or more "
                 "rates, or none."
             )
-        fixed = {LOSS: self.loss_names(), "train.seed": [self.train.seed], "split": [self.split]}
+        last = self.train.seed + self.num_seeds - 1
+        fixed = {LOSS: self.loss_names(), "train.seed": [last], "split": [self.split]}
         if self.learning_rates:
             fixed |= {RATE: self.learning_rates, "split": [self.split, "val"]}
+            fixed["train.seed"] = [last + self.tuning_seeds]
         check_grid(self, Cell(train=self.train, split="test"), fixed)
 
     def loss_names(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from annotated_types import Ge, MinLen
 
-from edl_jax.checked import Checked, Count, Distinct, check_seeds
+from edl_jax.checked import Checked, Count, Distinct
 from edl_jax.data.datasets import load_dataset
 from edl_jax.errors import ConfigError
 from edl_jax.losses import EvolvedLoss
@@ -62,7 +62,7 @@ class CoverageConfig(Checked):
                 f"CoverageConfig.epochs is {self.epochs}; expected increasing numbers, none later "
                 f"than the last epoch, {last}."
             )
-        check_seeds(self, "num_seeds", self.train.seed)
+        dataclasses.replace(self.train, seed=self.train.seed + self.num_seeds - 1)  # is checked
         if self.train.augmentation.mixes:
             raise ConfigError(
                 "CoverageConfig.train.augmentation has mixup or cutmix; expected neither: the "

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from edl_jax.data.arrays import stream_batches
-from edl_jax.data.dataset import Dataset
+from edl_jax.data.datasets import Dataset
 from edl_jax.errors import ConfigError
 from edl_jax.runs.devices import on_every_device, rows_divided, to_every_device
 from edl_jax.training.config import TrainConfig

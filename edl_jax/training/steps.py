@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 
 from edl_jax.data.augmentation import normalize, prepare
-from edl_jax.data.dataset import Dataset
+from edl_jax.data.datasets import Dataset
 from edl_jax.errors import ConfigError
 from edl_jax.losses.method import Student, as_method, check_loss, put_together, take_apart
 from edl_jax.models import MODELS, ModelFactory

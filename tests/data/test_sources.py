@@ -1,12 +1,13 @@
 import gc
 import weakref
 from typing import Any
+from unittest import mock
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edl_jax.data import dataset, datasets
+from edl_jax.data import datasets
 from edl_jax.data.augmentation import normalize
 from edl_jax.data.config import DataConfig
 from edl_jax.data.datasets import load_dataset
@@ -71,7 +72,7 @@ def test_mean_and_std_are_those_of_the_train_images():
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_mean_and_std_of_many_images_are_those_of_evenly_spaced_ones(monkeypatch, stream):
-    monkeypatch.setattr(dataset, "_STATISTICS_IMAGES", 300)  # more than one chunk
+    monkeypatch.setattr(datasets, "_STATISTICS_IMAGES", 300)  # more than one chunk
     data = load_dataset(DataConfig("digits", train_examples=900, stream=stream))
     pixels = data.train_images[::3].reshape(-1, 1) / 255
     np.testing.assert_allclose(data.mean, pixels.mean(axis=0), rtol=1e-6)
@@ -140,7 +141,7 @@ def colours(**changes: Any) -> ArraySource:
 
 @pytest.fixture
 def registered():
-    with DATASETS.restored():
+    with mock.patch.dict(DATASETS):
         DATASETS.register("colours")(colours)
         yield
     datasets._load.cache_clear()
