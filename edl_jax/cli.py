@@ -27,7 +27,7 @@ from edl_jax.runs.processes import in_any, is_first
 from edl_jax.runs.storage import user_path
 from edl_jax.studies.figures import PAGE, check_libraries, plot_evolution, plot_training, write_page
 from edl_jax.studies.report import write_report
-from edl_jax.studies.shape import plot_loss, plot_surface
+from edl_jax.studies.shape import plot_loss
 from edl_jax.studies.tables import readable
 from edl_jax.training import TrainConfig, train
 
@@ -106,26 +106,22 @@ def _pretrain(config: PretrainConfig, run_dir: Path, progress: bool) -> None:
     beside = plot_loss({"evolved": result.loss}, num_classes=num_classes)
     figures = {"evolution": ("The course of the evolution.", course)}
     figures |= {"loss": ("The loss beside cross-entropy.", beside)}
-    figures |= _surface(result.loss, num_classes)
     _tell("Evolved loss", _overall(result.metrics), figures, run_dir)
     print(f"\nThe loss is in {run_dir / 'loss.safetensors'}")
 
 
 def _train(config: TrainConfig, run_dir: Path, progress: bool) -> None:
     """Train a classifier on real images with one loss."""
-    is_evolved = config.loss in PRETRAINED or config.loss.endswith(".safetensors")
-    loss = resolve_loss(config.loss) if is_evolved else None
+    if config.loss.endswith(".safetensors"):
+        resolve_loss(config.loss)  # refuses a file that cannot be used before data is loaded
     has_plots = importlib.util.find_spec("matplotlib") is not None
     if has_plots:
         check_libraries()
-    result = train(config, loss=loss, run_dir=run_dir, progress=progress)
+    result = train(config, run_dir=run_dir, progress=progress)
     if not is_first():
         return
-    figures = {}
-    if has_plots:
-        figures["training"] = ("Loss and accuracy over the epochs.", plot_training(result.history))
-        if isinstance(loss, EvolvedLoss):
-            figures |= _surface(loss, loss.architecture.num_classes or 10)
+    drawn = plot_training(result.history) if has_plots else None
+    figures = {"training": ("Loss and accuracy over the epochs.", drawn)} if has_plots else {}
     print(f"Data: {result.source}")
     names = ("test_accuracy", "test_nll", "test_calibration_error")
     results = {name: getattr(result, name) for name in names}
@@ -191,14 +187,6 @@ def _show(study: studies.Study, run_dir: Path) -> None:
             f"{len(study.failed)} of {len(study.cells)} cells failed, the first with "
             f"{study.failed[0]}. The same command tries them again."
         )
-
-
-def _surface(loss: EvolvedLoss, num_classes: int) -> dict[str, tuple[str, Any]]:
-    """The figure of a loss's surface, by name; none of two classes, whose surface is a line."""
-    if num_classes == 2:
-        return {}
-    caption = "The loss and its gradient over the two largest probabilities."
-    return {"surface": (caption, plot_surface({"evolved": loss}, num_classes=num_classes))}
 
 
 def _tell(

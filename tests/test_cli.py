@@ -82,7 +82,7 @@ def test_pretrain_from_a_config_file_with_overrides(tiny_pretraining, tmp_path, 
     assert "pairwise_accuracy" in capsys.readouterr().out
     assert len((run_dir / "metrics.jsonl").read_text().splitlines()) == 5
     assert (run_dir / "loss.safetensors").exists()
-    assert {path.stem for path in run_dir.glob("*.png")} == {"evolution", "loss", "surface"}
+    assert {path.stem for path in run_dir.glob("*.png")} == {"evolution", "loss"}
 
 
 def test_train_and_compare_on_digits(tmp_path, capsys):
@@ -99,8 +99,7 @@ def test_train_and_compare_on_digits(tmp_path, capsys):
     flags = [f"--{x}" if i % 2 == 0 else x for i, x in enumerate(small)]
     assert cli.main(["train", *flags, "--run-dir", str(tmp_path / "train")]) == 0
     assert "test_accuracy" in capsys.readouterr().out
-    for name in ("surface", "training"):
-        assert (tmp_path / "train" / f"{name}.png").exists()
+    assert (tmp_path / "train" / "training.png").exists()
     flags = [f"--train.{x}" if i % 2 == 0 else x for i, x in enumerate(small)]
     run_dir = tmp_path / "compare"
     assert (
@@ -115,7 +114,7 @@ def test_train_and_compare_on_digits(tmp_path, capsys):
     assert "| edl | 1 |" in (run_dir / "README.md").read_text()
     report = tmp_path / "report.html"
     assert cli.main(["report", str(tmp_path / "train"), str(run_dir), "--out", str(report)]) == 0
-    assert report.read_text().count("data:image/png") == 3
+    assert report.read_text().count("data:image/png") == 2
 
 
 @pytest.mark.parametrize(
@@ -215,7 +214,7 @@ def test_no_command_fails_at_a_character_that_the_terminal_lacks(
     monkeypatch.setattr(studies, "demo", lambda *_, **__: (found, study))
     for name in ("compare", "ablate", "card", "coverage"):
         replace(monkeypatch, name, lambda *_, **__: study)
-    for name in ("plot_evolution", "plot_loss", "plot_surface", "plot_training", "_tell"):
+    for name in ("plot_evolution", "plot_loss", "plot_training", "_tell"):
         monkeypatch.setattr(cli, name, lambda *_, **__: None)
     monkeypatch.setattr(cli, "export_loss", lambda loss, folder: [folder / STRANGE])
     monkeypatch.setattr(cli, "write_report", lambda runs, out: None)

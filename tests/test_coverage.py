@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -157,7 +158,7 @@ def test_study_writes_its_page_and_trains_nothing_twice(tmp_path, monkeypatch):
     page = (tmp_path / "README.md").read_text()
     assert "num_outputs=128" in page
     assert "train.data.name='digits'" in page
-    monkeypatch.setitem(coverage.__globals__, "record", None)  # would fail
+    monkeypatch.setattr(sys.modules[coverage.__module__], "record", None)  # would fail
     assert coverage(SMALL, run_dir=tmp_path, executor="1").table.equals(study.table)
 
 

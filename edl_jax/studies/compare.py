@@ -1,11 +1,8 @@
 """Compare losses: train with each over the same seeds, each at its own best learning rate."""
 
 import dataclasses
-import functools
 import itertools
-import os
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -22,17 +19,8 @@ from edl_jax.runs.folder import as_json
 from edl_jax.studies.cells import MEASURES, Cell, kept_trainer
 from edl_jax.studies.figures import plot_curves, short_names
 from edl_jax.studies.statistics import METHOD
-from edl_jax.studies.sweep import (
-    Grid,
-    Point,
-    Row,
-    check_grid,
-    plain,
-    points,
-    sweeps_of,
-    with_fields,
-)
-from edl_jax.studies.tables import Frame, Study, asked, contrast, frame, other_settings, summary
+from edl_jax.studies.sweep import Grid, Point, Row, as_study, check_grid, plain, points, with_fields
+from edl_jax.studies.tables import Frame, Study, contrast, frame, other_settings, summary
 from edl_jax.training import TrainConfig
 from edl_jax.training.training import resolve_config_loss
 
@@ -94,13 +82,8 @@ class CompareConfig(Checked):
         return tuple(dict.fromkeys(itertools.chain.from_iterable(listed)))
 
 
-def compare(
-    config: CompareConfig | None = None,
-    *,
-    run_dir: str | os.PathLike[str] | None = None,
-    executor: Executor | str | None = None,
-    progress: bool = False,
-) -> Study:
+@as_study(CompareConfig, "train.seed")
+def compare(config: CompareConfig) -> Any:
     """Train with every loss over every seed and compare accuracies after the last epoch.
 
     Args:
@@ -113,11 +96,9 @@ def compare(
     Raises:
       EDLError: naming what cannot be used: a field, the data, a loss, the run folder or a library.
     """
-    config, run_dir = asked(config, CompareConfig, run_dir)
     kept_trainer.cache_clear()  # the code of the user's own losses may have changed
     base, data, losses = Cell(train=config.train, split=config.split), {}, {}
-    cells: Sequence[Point] = points({**config.grid, LOSS: config.loss_names()})
-    tuned: list[Row] = []
+    cells = points({**config.grid, LOSS: config.loss_names()})
     for cell in cells:  # here, so that a data set is prepared once
         train: Any = with_fields(base, cell).train
         dataset = load_dataset(train.data)
@@ -125,24 +106,23 @@ def compare(
         losses.setdefault(train.loss, describe(resolve_config_loss(train, dataset)))
     identity = {"compare": as_json(config), "losses": losses}
     identity["data"] = [dataset.identity for dataset in data.values()]
-    seeds = range(config.train.seed, config.train.seed + config.num_seeds)
-    others = range(seeds.stop, seeds.stop + config.tuning_seeds)
-    with sweeps_of(run_dir, identity, executor, progress) as (sweep, folder):
-        run = functools.partial(sweep, run=Cell.run, seed_field="train.seed")
-        if rates := config.learning_rates:
-            choosing = dataclasses.replace(base, split="val")
-            cells, tuned = _tuned(lambda cells: run(choosing, cells, others), cells, rates)
-        return _study(config, data.values(), run(base, cells, seeds), tuned).written(folder)
+
+    def find(sweep: Callable[..., list[Row]]) -> Study:
+        best, tuned = _tuned(config, base, cells, sweep) if config.learning_rates else (cells, [])
+        return _study(config, data.values(), sweep(base, best, run=Cell.run), tuned)
+
+    return identity, find
 
 
 def _tuned(
-    run: Callable[[Sequence[Point]], list[Row]], cells: Sequence[Point], rates: Sequence[float]
+    config: CompareConfig, base: Cell, cells: Sequence[Point], sweep: Callable[..., list[Row]]
 ) -> tuple[Sequence[Point], list[Row]]:
     """Each cell with its best learning rate, and all rows that were looked at."""
-    rows, tried = [], []
-    wanted = [{**cell, RATE: rate} for cell in cells for rate in rates]
+    rows, tried, first = [], [], config.train.seed + config.num_seeds
+    options = {"seeds": range(first, first + config.tuning_seeds), "run": Cell.run}
+    wanted = [{**cell, RATE: rate} for cell in cells for rate in config.learning_rates]
     for _ in range(1 + MAX_EXTENSIONS):
-        rows += run(wanted)
+        rows += sweep(dataclasses.replace(base, split="val"), wanted, **options)
         tried = [[row for row in rows if plain(cell).items() <= row.items()] for cell in cells]
         beyond = zip(cells, map(next_rates, tried), strict=True)
         wanted = [{**cell, RATE: rate} for cell, rates in beyond for rate in rates]

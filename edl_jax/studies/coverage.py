@@ -1,8 +1,6 @@
 """Do synthetic pairs cover what training visits? Outputs of real trainings beside the pairs."""
 
 import dataclasses
-import os
-from concurrent.futures import Executor
 from typing import Annotated, Any
 
 import jax
@@ -19,8 +17,8 @@ from edl_jax.runs.describing import describe
 from edl_jax.runs.folder import as_json
 from edl_jax.studies.figures import plot_curves, short_names
 from edl_jax.studies.outputs import MIXTURE, RANKING, compare_outputs, draw_references, record
-from edl_jax.studies.sweep import Row, sweeps_of
-from edl_jax.studies.tables import Frame, Study, asked, frame, other_settings, summary
+from edl_jax.studies.sweep import Row, as_study
+from edl_jax.studies.tables import Frame, Study, frame, other_settings, summary
 from edl_jax.training import TrainConfig
 from edl_jax.training.training import resolve_config_loss
 
@@ -92,18 +90,12 @@ class CoverageConfig(Checked):
         return loss
 
 
-def coverage(
-    config: CoverageConfig | None = None,
-    *,
-    run_dir: str | os.PathLike[str] | None = None,
-    executor: Executor | str | None = None,
-    progress: bool = False,
-) -> Study:
+@as_study(CoverageConfig, "train.seed")
+def coverage(config: CoverageConfig) -> Any:
     """Record outputs of real trainings and compare them with the synthetic pairs.
 
     The arguments, and what is raised, are those of `compare`.
     """
-    config, run_dir = asked(config, CoverageConfig, run_dir)
     dataset, evolved = load_dataset(config.train.data), config.ranked()
     one = jax.ShapeDtypeStruct((1, dataset.num_classes), jnp.float32)
     jax.eval_shape(evolved, one, jax.ShapeDtypeStruct((1,), jnp.int32))  # refuses a class count
@@ -111,11 +103,8 @@ def coverage(
     for name in config.losses:
         train = dataclasses.replace(config.train, loss=name)
         identity[f"loss {name}"] = describe(resolve_config_loss(train, dataset))
-    with sweeps_of(run_dir, identity, executor, progress) as (run, folder):
-        seeds = range(config.train.seed, config.train.seed + config.num_seeds)
-        grid = {"train.loss": config.losses}
-        rows = run(config, grid, seeds, CoverageConfig.run, seed_field="train.seed")
-        return _study(config, dataset, rows).written(folder)
+    grid, run = {"train.loss": config.losses}, CoverageConfig.run
+    return identity, lambda sweep: _study(config, dataset, sweep(config, grid, run=run))
 
 
 def _study(config: CoverageConfig, dataset: Any, rows: list[Row]) -> Study:

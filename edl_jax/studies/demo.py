@@ -15,7 +15,8 @@ from edl_jax.runs.storage import user_path
 from edl_jax.studies.compare import CompareConfig, compare
 from edl_jax.studies.figures import plot_evolution, save
 from edl_jax.studies.shape import plot_loss
-from edl_jax.studies.tables import Study, asked
+from edl_jax.studies.sweep import asked
+from edl_jax.studies.tables import Study
 from edl_jax.training import TrainConfig
 
 

@@ -15,17 +15,16 @@ from edl_jax.runs.storage import open_atomically, write_atomically
 PAGE = "README.md"
 
 # Colours of Okabe and Ito (2008), https://jfly.uni-koeln.de/color/; with dashes and markers, lines
-# differ for any colour vision and in grey, 77 of them.
+# differ for any colour vision and in grey, 28 of them.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
-_DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 2)))
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h")
 
 
 def line_styles() -> Any:
     """The looks of the lines of a plot, in their order."""
     from cycler import cycler
 
-    return 11 * cycler(color=_COLORS, linestyle=_DASHES) + 7 * cycler(marker=_MARKERS)
+    dashes = cycler(linestyle=("-", "--", "-.", ":"), marker=("o", "s", "^", "D"))
+    return 4 * cycler(color=_COLORS) + 7 * dashes
 
 
 def check_libraries(*names: str, extra: str = "studies") -> None:

@@ -5,20 +5,26 @@ import dataclasses
 import functools
 import itertools
 import json
+import operator
 import os
 import re
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
 from flax.traverse_util import unflatten_dict
 from tqdm import tqdm
 
+from edl_jax.checked import config_or_default
 from edl_jax.errors import ConfigError, EDLError, shortened
 from edl_jax.runs.folder import RunFolder, as_finite, open_run
+from edl_jax.runs.storage import user_path
 from edl_jax.studies.executors import Row, attempt, attempt_packed, open_executor, packed
+from edl_jax.studies.figures import check_libraries
+from edl_jax.studies.tables import Study
 
 CELLS = "cells.jsonl"
 Config = TypeVar("Config")
@@ -91,18 +97,43 @@ def sweep(
     return rows
 
 
-@contextlib.contextmanager
-def sweeps_of(
-    run_dir: str | os.PathLike[str] | None,
-    identity: Mapping[str, Any],
-    executor: Executor | str | None,
-    progress: bool,
-) -> Iterator[tuple[Callable[..., list[Row]], RunFolder | None]]:
-    """`sweep` for all sweeps of a study, on one executor and in one run folder; and the folder."""
-    held = contextlib.nullcontext() if run_dir is None else open_run(run_dir, identity)
-    with held as folder, open_executor(executor) as pool:
-        run = functools.partial(sweep, executor=pool or "1", folder=folder, progress=progress)
-        yield run, folder
+def asked(
+    config: Config | None, kind: type[Config], run_dir: str | os.PathLike[str] | None
+) -> tuple[Config, Path | None]:
+    """What a study is asked for, refused before any work if it cannot be."""
+    check_libraries("matplotlib", "pandas", "statsmodels")
+    return config_or_default(config, kind), None if run_dir is None else user_path(run_dir)
+
+
+def as_study(kind: type[Config], seed_field: str):
+    """Make a study of `(config) -> (identity, find)`, where `find(sweep)` gives a `Study`.
+
+    Its sweeps share an executor, the seeds and the run folder, which holds that identity.
+    """
+
+    def lift(plan: Callable[[Config], Any]):
+        @functools.wraps(plan, ("__module__", "__name__", "__qualname__", "__doc__"))
+        def run(
+            config: Config | None = None,
+            *,
+            run_dir: str | os.PathLike[str] | None = None,
+            executor: Executor | str | None = None,
+            progress: bool = False,
+        ) -> Study:
+            config, run_dir = asked(config, kind, run_dir)
+            identity, find = plan(config)
+            first = operator.attrgetter(seed_field)(config)
+            seeds = range(first, first + config.num_seeds)  # pyright: ignore
+            held = contextlib.nullcontext() if run_dir is None else open_run(run_dir, identity)
+            with held as folder, open_executor(executor) as pool:
+                shared = {"seed_field": seed_field, "folder": folder, "progress": progress}
+                mine = functools.partial(sweep, seeds=seeds, executor=pool or "1", **shared)
+                return find(mine).written(folder)
+
+        del run.__wrapped__  # the signature is that of `run`
+        return run
+
+    return lift
 
 
 def _key(point: Point, seed: Any) -> str:

@@ -2,20 +2,15 @@
 
 import dataclasses
 import math
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from flax.traverse_util import flatten_dict
 
-from edl_jax.checked import config_or_default
 from edl_jax.runs.folder import RunFolder
-from edl_jax.runs.storage import user_path
-from edl_jax.studies.figures import check_libraries, write_page
+from edl_jax.studies.figures import write_page
 from edl_jax.studies.statistics import compare_paired, holm, verdict
 
-Config = TypeVar("Config")
 Frame = Any  # a pandas.DataFrame, whose stubs refuse half of what it can do
 Pairs = Sequence[tuple[Any, Any]]  # values of a column, each with the one it is compared to
 
@@ -59,14 +54,6 @@ class Study:
         folder.write_text("table.csv", self.table.to_csv(index=False))
         write_page(folder.path, self.title, parts, self.figures, self.notes)
         return self
-
-
-def asked(
-    config: Config | None, kind: type[Config], run_dir: str | os.PathLike[str] | None
-) -> tuple[Config, Path | None]:
-    """What a study is asked for, refused before any work if it cannot be."""
-    check_libraries("matplotlib", "pandas", "statsmodels")
-    return config_or_default(config, kind), None if run_dir is None else user_path(run_dir)
 
 
 def frame(rows: Sequence[Mapping[str, Any]], by: Sequence[str] = ()) -> Frame:
