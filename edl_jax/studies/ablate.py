@@ -40,8 +40,8 @@ ACCURACY = "accuracy"
 class AblateConfig(Checked):
     """Which settings of the evolution are compared, and over how many seeds.
 
-    All combinations are evolved from the same seeds, on the same pairs and from the same fresh
-    networks as far as their numbers are the same. Differences are therefore paired by seed.
+    All are evolved on the same pairs, and from the same networks as far as their numbers are the
+    same: differences are paired by seed.
     """
 
     grid: Grid = dataclasses.field(default_factory=lambda: {MUTATION: tuple(MUTATIONS)})
@@ -99,8 +99,7 @@ def ablate(config: AblateConfig) -> Any:
             )
     identity = {"ablate": as_json(config), "parts": own_parts(*(cell.pretrain for cell in cells))}
     identity["data"] = list(datasets.values())
-    base, grid = config.base(), config.grid
-    return identity, lambda sweep: _study(config, sweep(base, grid, run=Cell.run))
+    return identity, lambda sweep: _study(config, sweep(config.base(), config.grid, run=Cell.run))
 
 
 def contrasts(cells: Frame, grid: Sequence[str]) -> dict[str, Pairs]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, Literal
 
@@ -9,17 +10,21 @@ import numpy as np
 from annotated_types import MinLen
 
 from edl_jax.checked import Checked, Count, Distinct, check_seeds
+from edl_jax.data.config import DataConfig
 from edl_jax.data.dataset import Dataset
 from edl_jax.data.datasets import load_dataset
 from edl_jax.errors import ConfigError
+from edl_jax.evolution import PretrainConfig
 from edl_jax.losses import LOSSES, MARGIN_LOSSES
 from edl_jax.losses.by_name import check_loss_name
 from edl_jax.runs.describing import describe
-from edl_jax.runs.folder import as_json
-from edl_jax.studies.cells import MEASURES, Cell, kept_trainer
-from edl_jax.studies.figures import plot_curves, short_names
+from edl_jax.runs.folder import as_json, writing
+from edl_jax.runs.locks import locked
+from edl_jax.studies.cells import MEASURES, Cell, kept
+from edl_jax.studies.figures import plot_curves, plot_evolution, save, short_names
+from edl_jax.studies.shape import plot_loss
 from edl_jax.studies.statistics import METHOD
-from edl_jax.studies.sweep import Grid, Point, Row, as_study, check_grid, plain, points, with_fields
+from edl_jax.studies.sweep import Grid, Row, as_study, asked, check_grid, plain, points, with_fields
 from edl_jax.studies.tables import Frame, Study, contrast, frame, other_settings, summary
 from edl_jax.training import TrainConfig
 from edl_jax.training.training import resolve_config_loss
@@ -33,9 +38,8 @@ MAX_EXTENSIONS = 4  # rates that may be tried beyond the grid
 class CompareConfig(Checked):
     """Which losses are compared, and how.
 
-    Everything but the loss, and its learning rate where one is looked for, is the same for all:
-    recipe, data, seeds (so initial weights, data order and augmentation). The differences are
-    therefore paired by seed.
+    All but the loss, and its learning rate where one is looked for, is the same: differences are
+    paired by seed, which sets initial weights, data order and augmentation.
     """
 
     losses: Annotated[tuple[str, ...], MinLen(1), Distinct()] = ("cross_entropy", "edl")
@@ -96,7 +100,7 @@ def compare(config: CompareConfig) -> Any:
     Raises:
       EDLError: naming what cannot be used: a field, the data, a loss, the run folder or a library.
     """
-    kept_trainer.cache_clear()  # the code of the user's own losses may have changed
+    kept.cache_clear()  # the code of the user's own losses may have changed
     base, data, losses = Cell(train=config.train, split=config.split), {}, {}
     cells = points({**config.grid, LOSS: config.loss_names()})
     for cell in cells:  # here, so that a data set is prepared once
@@ -115,8 +119,8 @@ def compare(config: CompareConfig) -> Any:
 
 
 def _tuned(
-    config: CompareConfig, base: Cell, cells: Sequence[Point], sweep: Callable[..., list[Row]]
-) -> tuple[Sequence[Point], list[Row]]:
+    config: CompareConfig, base: Cell, cells: Sequence[Any], sweep: Callable[..., list[Row]]
+) -> tuple[Sequence[Any], list[Row]]:
     """Each cell with its best learning rate, and all rows that were looked at."""
     rows, tried, first = [], [], config.train.seed + config.num_seeds
     options = {"seeds": range(first, first + config.tuning_seeds), "run": Cell.run}
@@ -141,11 +145,7 @@ def best_rate(rows: Sequence[Row]) -> float:
 
 
 def next_rates(rows: Sequence[Row]) -> list[float]:
-    """The rate to try beyond a grid whose best is at an end, if there is one.
-
-    It is as far beyond as the best one is from its neighbour. None is tried above a rate at which
-    a training diverged.
-    """
+    """The rate to try beyond a grid whose best is at an end, and did not diverge at the upper."""
     best, rates = best_rate(rows), sorted({row[RATE] for row in rows})
     found = []
     if best == rates[0]:
@@ -195,3 +195,56 @@ def comparison_table(cells: Frame, by: list[str]) -> Frame:
         tests = tests.drop(columns=["axis", "baseline", "measure", "n"])
         table = table.merge(tests.rename(columns={"value": LOSS}), on=by, how="left")
     return table.merge(summary(cells, by, MEASURES[1:]).drop(columns="n"), on=by)
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoConfig(Checked):
+    """What the demonstration may be told."""
+
+    data_dir: str | None = None
+    """TFDS directory that holds CIFAR-10; else where TFDS looks, a download, or digits."""
+    num_seeds: Count = 3
+    """Trainings of each loss."""
+    pretrain: PretrainConfig = PretrainConfig()
+    """How the loss is evolved."""
+
+
+def demo(
+    config: DemoConfig,
+    run_dir: str | os.PathLike[str],
+    *,
+    progress: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> tuple[Any, Study]:
+    """Evolve a loss, train with cross-entropy and with it, and plot both; sized for two CPU cores.
+
+    `say` is called with a line about each stage as it begins. On SIGTERM the same call resumes.
+    Returns the `PretrainResult` and the comparison.
+    """
+    from edl_jax.evolution.pretraining import pretrain  # loads matplotlib, by evosax's problems
+
+    folder: Any
+    config, folder = asked(config, DemoConfig, run_dir)
+    with locked(folder):
+        # Before the evolution: a missing data set should not cost a minute of it.
+        few = DataConfig(data_dir=config.data_dir, train_examples=1, test_examples=1)
+        data = load_dataset(few)
+        losses = ("cross_entropy", str(folder / "evolved.safetensors"))
+        train = _small_training(data.name, config.data_dir)
+        comparison = CompareConfig(losses=losses, num_seeds=config.num_seeds, train=train)
+        say(f"Data: {data.source}.\nEvolving a loss on synthetic pairs ...")
+        evolved = pretrain(config.pretrain, run_dir=folder / "pretrain", progress=progress)
+        with writing("the loss and its figures", folder):
+            evolved.loss.save(losses[1])
+            save(plot_evolution(evolved.history, evolved.held_out), folder / "evolution.png")
+            save(plot_loss({"evolved": evolved.loss}), folder / "loss.png")
+        say(f"Training with cross-entropy and the evolved loss, {config.num_seeds} seeds each ...")
+        return evolved, compare(comparison, run_dir=folder / "compare", progress=progress)
+
+
+def _small_training(dataset: str, data_dir: str | None) -> TrainConfig:
+    """About half a minute on two cores with CIFAR-10, a few seconds with digits."""
+    if dataset == "digits":
+        return TrainConfig(data=DataConfig(name="digits"), epochs=10, batch_size=64)
+    data = DataConfig(name=dataset, data_dir=data_dir, train_examples=5000, test_examples=2000)
+    return TrainConfig(data=data, epochs=4)

@@ -21,7 +21,7 @@ from edl_jax.runs.describing import describe
 from edl_jax.runs.folder import as_json, open_run
 from edl_jax.studies.figures import panels, short_names
 from edl_jax.studies.sweep import asked
-from edl_jax.studies.tables import Frame, Study
+from edl_jax.studies.tables import Frame, Study, frame
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -62,19 +62,8 @@ def card(
     counts = (only,) if only else CLASS_COUNTS
     losses = {count: resolve_loss(config.loss, class_counts=(1,) * count) for count in counts}
     identity = {"card": as_json(config), "loss": describe(first)}
-    with contextlib.nullcontext() if run_dir is None else open_run(run_dir, identity) as folder:
-        return _card(short_names([config.loss])[config.loss], losses).written(folder)
-
-
-def _card(name: str, losses: Mapping[int, Loss]) -> Study:
-    drawn = 10 if 10 in losses else next(iter(losses))
+    name, drawn = short_names([config.loss])[config.loss], 10 if 10 in counts else counts[0]
     loss = losses[drawn]
-    caption = "Loss and gradient beside cross-entropy, against the probability of the true class."
-    figures = {"curves": (caption, plot_loss({name: loss}, drawn))}
-    tables = {
-        "As the probability p of the true class grows": _along_paths(losses),
-        "On synthetic pairs": _on_pairs(losses),
-    }
     notes = [
         f"{describe(loss)}.",
         "Turns: descent does not raise the true class's logit. Vanishes: the gradient's norm is "
@@ -85,28 +74,21 @@ def _card(name: str, losses: Mapping[int, Loss]) -> Study:
         made = {**loss.provenance.config, **loss.provenance.versions}
         notes.append(f"Evolved with {', '.join(f'{k} {v}' for k, v in made.items()) or 'nothing'}.")
         notes.append(f"Calibration multiplies the network's output by {float(loss.scale):.4g}.")
-    return Study(f"The loss {name}", notes, tables, figures)
+    caption = "Loss and gradient beside cross-entropy, against the probability of the true class."
+    with contextlib.nullcontext() if run_dir is None else open_run(run_dir, identity) as folder:
+        figures = {"curves": (caption, plot_loss({name: loss}, drawn))}
+        return Study(f"The loss {name}", notes, _tables(losses), figures).written(folder)
 
 
-def _along_paths(losses: Mapping[int, Loss]) -> Frame:
-    import pandas as pd
-
-    rows = []
+def _tables(losses: Mapping[int, Loss]) -> dict[str, Frame]:
+    along, on_pairs = [], []
     for count, loss in losses.items():
         for path, logits in paths(count).items():
             found = respond(loss, logits)
             ratios = np.interp(_POINTS, path_probabilities(), found.norms / found.reference)
             row = {"classes": count, "the rest goes to": path}
             row |= {f"gradient ratio at p = {p:g}": x for p, x in zip(_POINTS, ratios, strict=True)}
-            rows.append(row | _shares(found, slice(None)))
-    return pd.DataFrame(rows)
-
-
-def _on_pairs(losses: Mapping[int, Loss]) -> Frame:
-    import pandas as pd
-
-    rows = []
-    for count, loss in losses.items():
+            along.append(row | _shares(found, slice(None)))
         pairs = sample_pairs(jax.random.key(0), _PAIRS, count)
         found = respond(loss, log_probabilities(pairs.probabilities), pairs.labels)
         # Below this, float32 leaves too little of cross-entropy's gradient to judge.
@@ -114,10 +96,13 @@ def _on_pairs(losses: Mapping[int, Loss]) -> Frame:
         subsets = {name: judged & (regimes == index) for index, name in enumerate(REGIMES)}
         for name, mine in {"all": judged, **subsets}.items():
             if mine.any():
-                ratio = found.norms[mine].sum() / found.reference[mine].sum()
                 row = {"classes": count, "pairs": name.replace("_", " "), **_shares(found, mine)}
-                rows.append(row | {"gradient ratio": ratio})
-    return pd.DataFrame(rows)
+                ratio = found.norms[mine].sum() / found.reference[mine].sum()
+                on_pairs.append(row | {"gradient ratio": ratio})
+    return {
+        "As the probability p of the true class grows": frame(along),
+        "On synthetic pairs": frame(on_pairs),
+    }
 
 
 class Response(NamedTuple):

@@ -44,14 +44,13 @@ def sweep(
 ) -> list[Row]:
     """Run a function on every combination of a grid and seeds, each once.
 
-    A cell that fails does not stop the others: its row has `error`, what was raised, in place of
-    measures. In a run folder, rows are kept in `cells.jsonl` as cells end; what is there is not run
-    again, unless it failed. Ctrl-C, SIGTERM or a kill loses the cells under way only.
+    A cell that fails does not stop the others: its row has `error` in place of measures. In a run
+    folder, rows are kept in `cells.jsonl` as cells end, and run again only where they failed.
 
     Args:
       base: a frozen dataclass, whose fields may be such dataclasses.
       grid: values by field, all combinations of which are run: `{"train.width": (8, 16)}`; or a
-        list of combinations: `[{"train.width": 8}, {"train.width": 16}]`.
+        list of combinations.
       seeds: values of the field `seed_field`.
       run: `(config) -> row`: a dictionary of JSON data. Other processes are sent it by cloudpickle,
         and what you registered, such as a severity.
@@ -106,10 +105,7 @@ def asked(
 
 
 def as_study(kind: type[Config], seed_field: str):
-    """Make a study of `(config) -> (identity, find)`, where `find(sweep)` gives a `Study`.
-
-    Its sweeps share an executor, the seeds and the run folder, which holds that identity.
-    """
+    """Make a study of `(config) -> (identity of its folder, (sweep) -> Study)`."""
 
     def lift(plan: Callable[[Config], Any]):
         @functools.wraps(plan, ("__module__", "__name__", "__qualname__", "__doc__"))
@@ -225,10 +221,9 @@ def _grid_of(words: Sequence[str]) -> dict[str, tuple[Any, ...]]:
 
 
 def _value_of(text: str) -> Any:
-    try:
+    with contextlib.suppress(ValueError):
         return json.loads(text)
-    except ValueError:
-        return text
+    return text
 
 
 Grid = Annotated[
