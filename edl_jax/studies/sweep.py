@@ -126,7 +126,8 @@ def as_study(kind: type[Config], seed_field: str):
                 mine = functools.partial(sweep, seeds=seeds, executor=pool or "1", **shared)
                 return find(mine).written(folder)
 
-        del run.__wrapped__  # the signature is that of `run`
+        del run.__wrapped__  # the signature is that of `run`, with the type of its configuration
+        run.__annotations__["config"] = kind | None
         return run
 
     return lift
