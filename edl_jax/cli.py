@@ -110,6 +110,8 @@ def _pretrain(config: PretrainConfig, run_dir: Path, progress: bool) -> None:
 
 def _train(config: TrainConfig, run_dir: Path, progress: bool) -> None:
     """Train a classifier on real images with one loss."""
+    if config.loss.endswith(".safetensors"):
+        resolve_loss(config.loss)  # refuses a file that cannot be used before data is loaded
     check_libraries()
     result = train(config, run_dir=run_dir, progress=progress)
     if not is_first():

@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import json
+import sys
 from types import SimpleNamespace
 from unittest import mock
 
@@ -55,7 +56,8 @@ class Trainings:
         monkeypatch.setattr("edl_jax.studies.cells.make_trainer", self.make)
         if not figures:  # which take most of the time
             monkeypatch.setattr("edl_jax.studies.tables.write_page", lambda *_: None)
-            monkeypatch.setitem(compare.__globals__, "plot_curves", lambda *_: None)
+            module = sys.modules[compare.__module__]  # its name is the function's
+            monkeypatch.setattr(module, "plot_curves", lambda *_: None)
 
     def make(self, config):
         return lambda seeds, **options: [self.train(config, seed, **options) for seed in seeds]

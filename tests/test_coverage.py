@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from edl_jax.objective import MARGINS, SEVERITIES, rank_metrics
 from edl_jax.pairs import REGIMES, Mixture, log_probabilities
 from edl_jax.runs.devices import device_mesh
 from edl_jax.studies import CoverageConfig, coverage
-from edl_jax.studies.outputs import compare_outputs, draw_references, rank_outputs, record
+from edl_jax.studies.coverage import compare_outputs, draw_references, rank_outputs, record
 from edl_jax.training import Augmentation
 from edl_jax.training.programs import TrainFunctions
 from edl_jax.training.steps import AXIS
@@ -142,7 +143,11 @@ def test_ranking_is_that_of_held_out_pairs(references):
 
 
 def test_study_writes_its_page_and_trains_nothing_twice(tmp_path, monkeypatch):
+    module, built = sys.modules[coverage.__module__], []  # its name is the function's
+    make = lambda *parts: built.append(parts) or TrainFunctions(*parts)  # noqa: E731
+    monkeypatch.setattr(module, "TrainFunctions", make)
     study = coverage(SMALL, run_dir=tmp_path, executor="1")
+    assert len(built) == 1  # both seeds share what is compiled
     rows = study.table.to_dict("records")
     assert [(row["part"], row["epoch"], row["n"]) for row in rows] == [
         ("", "", 1),
@@ -156,7 +161,7 @@ def test_study_writes_its_page_and_trains_nothing_twice(tmp_path, monkeypatch):
     page = (tmp_path / "README.md").read_text()
     assert "num_outputs=128" in page
     assert "train.data.name='digits'" in page
-    monkeypatch.setitem(coverage.__globals__, "record", None)  # would fail
+    monkeypatch.setattr(module, "record", None)  # would fail
     assert coverage(SMALL, run_dir=tmp_path, executor="1").table.equals(study.table)
 
 
@@ -183,6 +188,6 @@ def test_config_refuses(changes, message):
 
 @pytest.mark.parametrize("name", ["cross_entropy", "gce(q=0.5)"])
 def test_a_formula_has_no_ranking_to_measure(name, tmp_path):
-    with pytest.raises(ConfigError, match="expected an evolved loss"):
+    with pytest.raises(ConfigError, match=r"no pretrained loss .*; expected one of edl, .*file"):
         coverage(dataclasses.replace(SMALL, evolved=name), run_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()

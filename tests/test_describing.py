@@ -190,7 +190,8 @@ PARTS = {
 def test_a_run_folder_knows_the_parts_that_a_user_has_registered(kind, tmp_path, monkeypatch):
     registry, make = PARTS[kind]
     monkeypatch.setattr(Cell, "run", lambda _: {"violated_margins": 0.5, "area": 0.5})
-    monkeypatch.setitem(ablate.__globals__, "_study", lambda *_: Study("", [], {}, {}))
+    module = sys.modules[ablate.__module__]  # its name is the function's
+    monkeypatch.setattr(module, "_study", lambda *_: Study("", [], {}, {}))
     monkeypatch.setattr(Study, "written", lambda *_: None)
     with mock.patch.dict(registry):
         registry.register("mine")(make(1.0))

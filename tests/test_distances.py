@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from edl_jax import Pairs
-from edl_jax.studies.outputs import coordinates, is_covered, mmd
+from edl_jax.studies.coverage import coordinates
+from edl_jax.studies.statistics import is_covered, mmd
 
 
 def normal(seed, size=300, dimensions=3, shift=0.0):

@@ -138,7 +138,7 @@ def test_a_page_shows_all_and_is_written_last(tmp_path):
 
 def test_lines_differ_by_colour_dash_and_marker():
     looks = line_styles()
-    assert len({tuple(map(str, look.values())) for look in looks}) == 77
+    assert len({tuple(map(str, look.values())) for look in looks}) == 28
     for a, b in itertools.pairwise(looks):
         assert all(a[name] != b[name] for name in a)
     assert short_names(["a/x.safetensors", "edl"]) == {"a/x.safetensors": "x", "edl": "edl"}

@@ -1,9 +1,7 @@
 """Ablate the evolution: any fields of `PretrainConfig`, in all combinations, over many seeds."""
 
 import dataclasses
-import os
 from collections.abc import Sequence
-from concurrent.futures import Executor
 from typing import Annotated, Any
 
 from annotated_types import Ge
@@ -18,17 +16,8 @@ from edl_jax.strategies import MUTATIONS
 from edl_jax.studies.cells import AREA, FINAL, GRADIENT, RANKING, Cell
 from edl_jax.studies.figures import plot_curves
 from edl_jax.studies.statistics import METHOD, holm, rank_correlation
-from edl_jax.studies.sweep import Grid, Row, check_grid, points, sweeps_of, with_fields
-from edl_jax.studies.tables import (
-    Frame,
-    Pairs,
-    Study,
-    asked,
-    contrast,
-    frame,
-    other_settings,
-    summary,
-)
+from edl_jax.studies.sweep import Grid, Row, as_study, check_grid, points, with_fields
+from edl_jax.studies.tables import Frame, Pairs, Study, contrast, frame, other_settings, summary
 from edl_jax.training import TrainConfig
 
 MUTATION = "pretrain.strategy.mutation"
@@ -51,8 +40,8 @@ ACCURACY = "accuracy"
 class AblateConfig(Checked):
     """Which evolution settings to compare, and over how many seeds.
 
-    All combinations are evolved from the same seeds, on the same pairs and from the same fresh
-    networks as far as their numbers are the same. Differences are therefore paired by seed.
+    All are evolved on the same pairs, and from the same networks as far as their numbers are the
+    same: differences are paired by seed.
     """
 
     grid: Grid = dataclasses.field(default_factory=lambda: {MUTATION: tuple(MUTATIONS)})
@@ -93,18 +82,12 @@ class AblateConfig(Checked):
         return Cell(self.pretrain, self.train if self.downstream else None)
 
 
-def ablate(
-    config: AblateConfig | None = None,
-    *,
-    run_dir: str | os.PathLike[str] | None = None,
-    executor: Executor | str | None = None,
-    progress: bool = False,
-) -> Study:
+@as_study(AblateConfig, "pretrain.seed")
+def ablate(config: AblateConfig) -> Any:
     """Evolve every combination of a grid over all seeds, and compare.
 
     The arguments, and what is raised, are those of `compare`.
     """
-    config, run_dir = asked(config, AblateConfig, run_dir)
     cells: Any = [with_fields(config.base(), point) for point in points(config.grid)]
     datasets = {}
     for cell in cells if config.downstream else ():
@@ -117,10 +100,7 @@ def ablate(
             )
     identity = {"ablate": as_json(config), "parts": own_parts(*(cell.pretrain for cell in cells))}
     identity["data"] = list(datasets.values())
-    with sweeps_of(run_dir, identity, executor, progress) as (run, folder):
-        seeds = range(config.pretrain.seed, config.pretrain.seed + config.num_seeds)
-        rows = run(config.base(), config.grid, seeds, Cell.run, seed_field="pretrain.seed")
-        return _study(config, rows).written(folder)
+    return identity, lambda sweep: _study(config, sweep(config.base(), config.grid, run=Cell.run))
 
 
 def contrasts(cells: Frame, grid: Sequence[str]) -> dict[str, Pairs]:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -48,10 +49,9 @@ class Cell(Checked):
 
 
 def evolve_once(config: PretrainConfig) -> tuple[Row, Loss]:
-    """Evolve a loss, and measure it on held-out pairs.
+    """Evolve a loss, and measure it on held-out pairs: the gradient at the middle class count.
 
-    Gives ranking over all pairs, the gradient of the middle class count, `curve`, the
-    `violated_margins` of the best on held-out pairs after each chunk, and `area`, its mean.
+    `curve` is the `violated_margins` of the best after each chunk, `area` its mean.
     """
     from edl_jax.evolution.pretraining import pretrain  # loads matplotlib, by evosax's problems
 
@@ -65,32 +65,32 @@ def evolve_once(config: PretrainConfig) -> tuple[Row, Loss]:
 
 
 def train_once(config: TrainConfig, *, test: bool, loss: Loss | None = None) -> Row:
-    """Train, and measure on test images, or on validation images, after the last epoch.
+    """Train, and measure after the last epoch; `epochs` is the accuracy after each.
 
-    Gives `MEASURES`; `diverged`, with which a training counts with the accuracy of guessing and no
-    other metric; and `epochs`, the accuracy after each epoch. A loss replaces the configuration's.
+    A training that diverged counts with the accuracy of guessing, and no other metric.
     """
     rows: list[Row] = []
-    kind, data = dataclasses.replace(config, seed=0), load_dataset(config.data)
-    if loss is None:
-        told = f"{describe(resolve_config_loss(config, data))} on {data.digest}"
-        train = kept_trainer(pickle.dumps(kind), told)
-    else:
-        train = make_trainer(kind, loss=loss)
+    found = dict.fromkeys(MEASURES) | {"accuracy": 1 / load_dataset(config.data).num_classes}
+    train = for_all_seeds(make_trainer, config) if loss is None else make_trainer(config, loss=loss)
     try:
         (result,) = train([config.seed], report=rows.append, test=test)
-        last = rows[-1]
-        found = {x: getattr(result, f"test_{x}") if test else last[x] for x in MEASURES}
+        found = {x: getattr(result, f"test_{x}") if test else rows[-1][x] for x in MEASURES}
         found["diverged"] = False
     except DivergedError:
-        found = dict.fromkeys(MEASURES) | {"accuracy": 1 / data.num_classes, "diverged": True}
+        found["diverged"] = True
     # A training that diverged guesses in the epochs that it did not reach.
     epochs = [row["accuracy"] for row in rows] + [found["accuracy"]] * (config.epochs - len(rows))
     return {**found, "epochs": epochs}
 
 
-@functools.lru_cache(maxsize=2)  # each holds compiled programs, which serve every seed
-def kept_trainer(pickled: bytes, told: str) -> Any:
-    """A trainer by its configuration, and by what its loss and data are, which may change."""
-    del told
-    return make_trainer(pickle.loads(pickled))
+def for_all_seeds(make: Callable[[TrainConfig], Any], config: TrainConfig) -> Any:
+    """`make(config)`, which serves every seed, known by what its loss and data are, too."""
+    data = load_dataset(config.data)
+    told = f"{describe(resolve_config_loss(config, data))} on {data.digest}"
+    return kept(make, pickle.dumps(dataclasses.replace(config, seed=0)), told)
+
+
+@functools.lru_cache(maxsize=2)  # each holds compiled programs
+def kept(make: Callable[[TrainConfig], Any], pickled: bytes, told: str) -> Any:
+    """What is made of a configuration, as long as `told` says the same of its loss and data."""
+    return make(pickle.loads(pickled))

@@ -1,37 +1,30 @@
 """Compare losses: train with each over the same seeds, each at its own best learning rate."""
 
 import dataclasses
-import functools
 import itertools
 import os
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import MinLen
 
 from edl_jax.checked import Checked, Count, Distinct
+from edl_jax.data.config import DataConfig
 from edl_jax.data.datasets import Dataset, load_dataset
 from edl_jax.errors import ConfigError
+from edl_jax.evolution import PretrainConfig
 from edl_jax.losses import LOSSES, MARGIN_LOSSES
 from edl_jax.losses.by_name import check_loss_name
 from edl_jax.runs.describing import describe
-from edl_jax.runs.folder import as_json
-from edl_jax.studies.cells import MEASURES, Cell, kept_trainer
-from edl_jax.studies.figures import plot_curves, short_names
+from edl_jax.runs.folder import as_json, writing
+from edl_jax.runs.locks import locked
+from edl_jax.studies.cells import MEASURES, Cell, kept
+from edl_jax.studies.figures import plot_curves, plot_evolution, save, short_names
+from edl_jax.studies.shape import plot_loss
 from edl_jax.studies.statistics import METHOD
-from edl_jax.studies.sweep import (
-    Grid,
-    Point,
-    Row,
-    check_grid,
-    plain,
-    points,
-    sweeps_of,
-    with_fields,
-)
-from edl_jax.studies.tables import Frame, Study, asked, contrast, frame, other_settings, summary
+from edl_jax.studies.sweep import Grid, Row, as_study, asked, check_grid, plain, points, with_fields
+from edl_jax.studies.tables import Frame, Study, contrast, frame, other_settings, summary
 from edl_jax.training import TrainConfig
 from edl_jax.training.training import resolve_config_loss
 
@@ -44,9 +37,8 @@ MAX_EXTENSIONS = 4  # rates that may be tried beyond the grid
 class CompareConfig(Checked):
     """Which losses to compare, and how.
 
-    Everything but the loss, and its learning rate where one is looked for, is the same for all:
-    recipe, data, seeds (so initial weights, data order and augmentation). The differences are
-    therefore paired by seed.
+    All but the loss, and its learning rate where one is looked for, is the same: differences are
+    paired by seed, which sets initial weights, data order and augmentation.
     """
 
     losses: Annotated[tuple[str, ...], MinLen(1), Distinct()] = ("cross_entropy", "edl")
@@ -96,13 +88,8 @@ class CompareConfig(Checked):
         return tuple(dict.fromkeys(itertools.chain.from_iterable(listed)))
 
 
-def compare(
-    config: CompareConfig | None = None,
-    *,
-    run_dir: str | os.PathLike[str] | None = None,
-    executor: Executor | str | None = None,
-    progress: bool = False,
-) -> Study:
+@as_study(CompareConfig, "train.seed")
+def compare(config: CompareConfig) -> Any:
     """Train with every loss over every seed and compare accuracies after the last epoch.
 
     Args:
@@ -115,11 +102,9 @@ def compare(
     Raises:
       EDLError: naming what cannot be used: a field, the data, a loss, the run folder or a library.
     """
-    config, run_dir = asked(config, CompareConfig, run_dir)
-    kept_trainer.cache_clear()  # the code of the user's own losses may have changed
+    kept.cache_clear()  # the code of the user's own losses may have changed
     base, data, losses = Cell(train=config.train, split=config.split), {}, {}
-    cells: Sequence[Point] = points({**config.grid, LOSS: config.loss_names()})
-    tuned: list[Row] = []
+    cells = points({**config.grid, LOSS: config.loss_names()})
     for cell in cells:  # here, so that a data set is prepared once
         train: Any = with_fields(base, cell).train
         dataset = load_dataset(train.data)
@@ -127,24 +112,23 @@ def compare(
         losses.setdefault(train.loss, describe(resolve_config_loss(train, dataset)))
     identity = {"compare": as_json(config), "losses": losses}
     identity["data"] = [dataset.identity for dataset in data.values()]
-    seeds = range(config.train.seed, config.train.seed + config.num_seeds)
-    others = range(seeds.stop, seeds.stop + config.tuning_seeds)
-    with sweeps_of(run_dir, identity, executor, progress) as (sweep, folder):
-        run = functools.partial(sweep, run=Cell.run, seed_field="train.seed")
-        if rates := config.learning_rates:
-            choosing = dataclasses.replace(base, split="val")
-            cells, tuned = _tuned(lambda cells: run(choosing, cells, others), cells, rates)
-        return _study(config, data.values(), run(base, cells, seeds), tuned).written(folder)
+
+    def find(sweep: Callable[..., list[Row]]) -> Study:
+        best, tuned = _tuned(config, base, cells, sweep) if config.learning_rates else (cells, [])
+        return _study(config, data.values(), sweep(base, best, run=Cell.run), tuned)
+
+    return identity, find
 
 
 def _tuned(
-    run: Callable[[Sequence[Point]], list[Row]], cells: Sequence[Point], rates: Sequence[float]
-) -> tuple[Sequence[Point], list[Row]]:
+    config: CompareConfig, base: Cell, cells: Sequence[Any], sweep: Callable[..., list[Row]]
+) -> tuple[Sequence[Any], list[Row]]:
     """Each cell with its best learning rate, and all rows that were looked at."""
-    rows, tried = [], []
-    wanted = [{**cell, RATE: rate} for cell in cells for rate in rates]
+    rows, tried, first = [], [], config.train.seed + config.num_seeds
+    options = {"seeds": range(first, first + config.tuning_seeds), "run": Cell.run}
+    wanted = [{**cell, RATE: rate} for cell in cells for rate in config.learning_rates]
     for _ in range(1 + MAX_EXTENSIONS):
-        rows += run(wanted)
+        rows += sweep(dataclasses.replace(base, split="val"), wanted, **options)
         tried = [[row for row in rows if plain(cell).items() <= row.items()] for cell in cells]
         beyond = zip(cells, map(next_rates, tried), strict=True)
         wanted = [{**cell, RATE: rate} for cell, rates in beyond for rate in rates]
@@ -163,11 +147,7 @@ def best_rate(rows: Sequence[Row]) -> float:
 
 
 def next_rates(rows: Sequence[Row]) -> list[float]:
-    """The rate to try beyond a grid whose best is at an end, if there is one.
-
-    It is as far beyond as the best one is from its neighbour. None is tried above a rate at which
-    a training diverged.
-    """
+    """The rate to try beyond a grid whose best is at an end, and did not diverge at the upper."""
     best, rates = best_rate(rows), sorted({row[RATE] for row in rows})
     found = []
     if best == rates[0]:
@@ -217,3 +197,57 @@ def comparison_table(cells: Frame, by: list[str]) -> Frame:
         tests = tests.drop(columns=["axis", "baseline", "measure", "n"])
         table = table.merge(tests.rename(columns={"value": LOSS}), on=by, how="left")
     return table.merge(summary(cells, by, MEASURES[1:]).drop(columns="n"), on=by)
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoConfig(Checked):
+    """Settings of the demo."""
+
+    data_dir: str | None = None
+    """TFDS directory that contains CIFAR-10; default: TFDS's own directory, otherwise a download,
+    otherwise digits."""
+    num_seeds: Count = 3
+    """Number of training runs per loss."""
+    pretrain: PretrainConfig = PretrainConfig()
+    """How the loss is evolved."""
+
+
+def demo(
+    config: DemoConfig,
+    run_dir: str | os.PathLike[str],
+    *,
+    progress: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> tuple[Any, Study]:
+    """Evolve a loss, train with cross-entropy and with it, and plot both; sized for two CPU cores.
+
+    `say` is called with a line about each stage as it begins. On SIGTERM the same call resumes.
+    Returns the `PretrainResult` and the comparison.
+    """
+    from edl_jax.evolution.pretraining import pretrain  # loads matplotlib, by evosax's problems
+
+    folder: Any
+    config, folder = asked(config, DemoConfig, run_dir)
+    with locked(folder):
+        # Before the evolution: a missing data set should not cost a minute of it.
+        few = DataConfig(data_dir=config.data_dir, train_examples=1, test_examples=1)
+        data = load_dataset(few)
+        losses = ("cross_entropy", str(folder / "evolved.safetensors"))
+        train = _small_training(data.name, config.data_dir)
+        comparison = CompareConfig(losses=losses, num_seeds=config.num_seeds, train=train)
+        say(f"Data: {data.source}.\nEvolving a loss on synthetic pairs ...")
+        evolved = pretrain(config.pretrain, run_dir=folder / "pretrain", progress=progress)
+        with writing("the loss and its figures", folder):
+            evolved.loss.save(losses[1])
+            save(plot_evolution(evolved.history, evolved.held_out), folder / "evolution.png")
+            save(plot_loss({"evolved": evolved.loss}), folder / "loss.png")
+        say(f"Training with cross-entropy and the evolved loss, {config.num_seeds} seeds each ...")
+        return evolved, compare(comparison, run_dir=folder / "compare", progress=progress)
+
+
+def _small_training(dataset: str, data_dir: str | None) -> TrainConfig:
+    """About half a minute on two cores with CIFAR-10, a few seconds with digits."""
+    if dataset == "digits":
+        return TrainConfig(data=DataConfig(name="digits"), epochs=10, batch_size=64)
+    data = DataConfig(name=dataset, data_dir=data_dir, train_examples=5000, test_examples=2000)
+    return TrainConfig(data=data, epochs=4)

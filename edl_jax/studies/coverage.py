@@ -1,32 +1,41 @@
 """Do synthetic pairs cover what training visits? Outputs of real trainings beside the pairs."""
 
 import dataclasses
-import os
-from concurrent.futures import Executor
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import scipy
 from annotated_types import Ge, MinLen
 
 from edl_jax.checked import Checked, Count, Distinct
 from edl_jax.data.datasets import load_dataset
-from edl_jax.errors import ConfigError
+from edl_jax.errors import ConfigError, DivergedError
 from edl_jax.losses import EvolvedLoss
-from edl_jax.losses.by_name import check_loss_name, resolve_loss
-from edl_jax.pairs import Mixture
+from edl_jax.losses.by_name import check_loss_name, load_pretrained
+from edl_jax.objective import MARGINS, SEVERITIES, measure
+from edl_jax.pairs import REGIMES, Mixture, Pairs, sample_pairs
 from edl_jax.runs.describing import describe
-from edl_jax.runs.folder import as_json
+from edl_jax.runs.devices import device_mesh
+from edl_jax.runs.folder import as_finite, as_json
+from edl_jax.studies.cells import for_all_seeds, kept
 from edl_jax.studies.figures import plot_curves, short_names
-from edl_jax.studies.outputs import MIXTURE, RANKING, compare_outputs, draw_references, record
-from edl_jax.studies.sweep import Row, sweeps_of
-from edl_jax.studies.tables import Frame, Study, asked, frame, other_settings, summary
+from edl_jax.studies.statistics import is_covered, mmd
+from edl_jax.studies.sweep import Row, as_study
+from edl_jax.studies.tables import Frame, Study, frame, other_settings, summary
 from edl_jax.training import TrainConfig
+from edl_jax.training.programs import TrainFunctions
+from edl_jax.training.steps import AXIS
 from edl_jax.training.training import resolve_config_loss
 
-CONTROL = "fresh synthetic pairs"
+CONTROL, MIXTURE = "fresh synthetic pairs", "mixture"
 BY = ["loss", "part", "epoch"]
 DISTANCES = {"coverage": "share of outputs covered", "mmd": "squared maximum mean discrepancy"}
+RANKING = ("pairwise_accuracy", "violated_margins", "gradient_ratio")
+_LEAST_PROBABILITY = 1e-6  # below it, and above 1 minus it, pairs count as equally sure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,38 +81,28 @@ class CoverageConfig(Checked):
     def run(self) -> Row:
         """Train once, and compare the outputs: `outputs`, rows of `compare_outputs`."""
         found, evolved = [], self.ranked()
+        count = load_dataset(self.train.data).num_classes
+        references, _ = draw_references(self.num_synthetic, count, self.mixture)
         outputs = record(self.train, epochs=self.epochs, num_outputs=self.num_outputs)
         for epoch, parts in outputs.items():
             for part, pairs in parts.items():
-                count = pairs.probabilities.shape[-1]
-                references, _ = draw_references(self.num_synthetic, count, self.mixture)
                 rows = compare_outputs(pairs, references, evolved)
                 found += [{"epoch": epoch, "part": part, **row} for row in rows]
         return {"outputs": found}
 
     def ranked(self) -> EvolvedLoss:
-        """The loss that `evolved` names."""
-        loss = resolve_loss(self.evolved)
-        if not isinstance(loss, EvolvedLoss):
-            raise ConfigError(
-                f"CoverageConfig.evolved is {self.evolved!r}; expected an evolved loss, such as "
-                "edl or a file *.safetensors."
-            )
-        return loss
+        """The loss that `evolved` names; a formula is refused."""
+        is_file = self.evolved.endswith(".safetensors")
+        return EvolvedLoss.load(self.evolved) if is_file else load_pretrained(self.evolved)
 
 
-def coverage(
-    config: CoverageConfig | None = None,
-    *,
-    run_dir: str | os.PathLike[str] | None = None,
-    executor: Executor | str | None = None,
-    progress: bool = False,
-) -> Study:
+@as_study(CoverageConfig, "train.seed")
+def coverage(config: CoverageConfig) -> Any:
     """Record outputs of real trainings and compare them with the synthetic pairs.
 
     The arguments, and what is raised, are those of `compare`.
     """
-    config, run_dir = asked(config, CoverageConfig, run_dir)
+    kept.cache_clear()  # the code of the user's own losses may have changed
     dataset, evolved = load_dataset(config.train.data), config.ranked()
     one = jax.ShapeDtypeStruct((1, dataset.num_classes), jnp.float32)
     jax.eval_shape(evolved, one, jax.ShapeDtypeStruct((1,), jnp.int32))  # refuses a class count
@@ -111,11 +110,8 @@ def coverage(
     for name in config.losses:
         train = dataclasses.replace(config.train, loss=name)
         identity[f"loss {name}"] = describe(resolve_config_loss(train, dataset))
-    with sweeps_of(run_dir, identity, executor, progress) as (run, folder):
-        seeds = range(config.train.seed, config.train.seed + config.num_seeds)
-        grid = {"train.loss": config.losses}
-        rows = run(config, grid, seeds, CoverageConfig.run, seed_field="train.seed")
-        return _study(config, dataset, rows).written(folder)
+    grid, run = {"train.loss": config.losses}, CoverageConfig.run
+    return identity, lambda sweep: _study(config, dataset, sweep(config, grid, run=run))
 
 
 def _study(config: CoverageConfig, dataset: Any, rows: list[Row]) -> Study:
@@ -129,16 +125,15 @@ def _study(config: CoverageConfig, dataset: Any, rows: list[Row]) -> Study:
     cells = frame(found)
     seen = cells[cells["part"] == "train"].groupby(["loss", "reference", "seed"], sort=False)
     figures = {}
-    for measure, words in DISTANCES.items():
-        curves = seen[measure].agg(list).reset_index()
-        drawn = plot_curves(curves, "reference", ["loss"], measure, "epoch", words, config.epochs)
-        caption = "Train outputs as the loss sees them beside the mixture and each regime, mean"
-        figures[measure] = (f"{caption} over the seeds: {words}.", drawn)
+    caption = "Train outputs beside the mixture and each regime, mean over the seeds"
+    for name, words in DISTANCES.items():
+        curves = seen[name].agg(list).reset_index()
+        drawn = plot_curves(curves, "reference", ["loss"], name, "epoch", words, config.epochs)
+        figures[name] = (f"{caption}: {words}.", drawn)
     notes = [
         f"Data: {dataset.source}.",
-        f"Seeds {config.train.seed} to {config.train.seed + config.num_seeds - 1}; up to "
-        f"{config.num_outputs} outputs of train images, augmented and with the statistics of the "
-        "batch, and of held-out images, after the epochs of the table.",
+        f"{config.num_seeds} seeds; up to {config.num_outputs} outputs of train images, augmented "
+        "and with the statistics of the batch, and of held-out images.",
         f"{config.num_synthetic} synthetic pairs of the mixture and of each regime. Coverage: "
         "share of outputs inside the support of the pairs. The nearest regime: of the least mmd.",
         f"Ranking and gradient on the outputs: those of {config.evolved}.",
@@ -156,3 +151,85 @@ def overview(cells: Frame) -> Frame:
     nearest = regimes.loc[regimes.groupby(BY, sort=False)["mmd_mean"].idxmin()]
     table.insert(len(BY), "nearest regime", nearest["reference"].to_numpy())
     return table
+
+
+def record(
+    train: TrainConfig, *, epochs: Sequence[int], num_outputs: int
+) -> dict[int, dict[str, Pairs]]:
+    """Outputs of one training by epoch and split, of the same images for every epoch and seed.
+
+    Of train images they are as the loss sees them, in whole batches.
+    """
+    data, functions = load_dataset(train.data), for_all_seeds(_functions, train)
+    batches = min(num_outputs, len(data.train_labels)) // train.batch_size
+    counts = {"train": max(batches, 1) * train.batch_size}
+    counts["val" if train.data.val_examples else "test"] = num_outputs
+    key_init, key = jax.random.split(jax.random.key(train.seed))
+    state, found = functions.init(key_init), {}
+    for epoch in range(epochs[-1] + 1):
+        if epoch:
+            state = functions.advance(state, key, functions.steps_per_epoch)
+            if np.any(jax.device_get(state.failed_step) >= 0):
+                raise DivergedError(f"training diverged in epoch {epoch}; lower the learning rate.")
+        for split, count in counts.items() if epoch in epochs else ():
+            labels = getattr(data, f"{split}_labels")
+            rows = np.random.default_rng(0).permutation(len(labels))[:count]
+            logits = functions.outputs(state, key, split, rows).astype(np.float32)
+            probabilities: Any = np.asarray(jax.nn.softmax(logits))
+            pairs = Pairs(probabilities, labels[rows], np.full_like(labels[rows], -1))  # no regime
+            found.setdefault(epoch, {})[split] = pairs
+    return found
+
+
+def _functions(train: TrainConfig) -> TrainFunctions:
+    data = load_dataset(train.data)
+    return TrainFunctions(train, data, resolve_config_loss(train, data), device_mesh(AXIS))
+
+
+@functools.lru_cache(maxsize=2)
+def draw_references(count: int, num_classes: int, mixture: Mixture) -> tuple[Any, Pairs]:
+    """Always the same pairs: of the mixture and of each regime, by name; and fresh, a control."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    draw = functools.partial(sample_pairs, num_classes=num_classes)
+    mixed, fresh = (jax.device_get(draw(key, count, mixture=mixture)) for key in keys[:2])
+    pool = jax.device_get(draw(keys[2], count * len(REGIMES)))  # exactly as many of each
+    regimes = {
+        name: jax.tree.map(lambda x, index=index: x[pool.regimes == index], pool)
+        for index, name in enumerate(REGIMES)
+    }
+    return {MIXTURE: mixed, **regimes}, fresh
+
+
+def compare_outputs(
+    pairs: Pairs, references: Mapping[str, Pairs], evolved: EvolvedLoss
+) -> list[dict[str, Any]]:
+    """A row for each reference; the first, the mixture's, also has `correct` and the ranking."""
+    points, rows = coordinates(pairs), []
+    supports = {name: coordinates(reference) for name, reference in references.items()}
+    # The usual width, and one for all, so that the discrepancies can be compared.
+    width = float(np.median(scipy.spatial.distance.pdist(supports[MIXTURE])))
+    for name, support in supports.items():
+        covered = float(is_covered(points, support).mean())
+        rows.append({"reference": name, "coverage": covered, "mmd": mmd(points, support, width)})
+    rows[0]["correct"] = float((pairs.probabilities.argmax(-1) == pairs.labels).mean())
+    rows[0] |= as_finite(rank_outputs(pairs, evolved))
+    return rows
+
+
+def rank_outputs(pairs: Pairs, loss: EvolvedLoss) -> dict[str, float]:
+    """Ranking of a loss's network, whose scale is that of the margins, and its gradient."""
+    severity = SEVERITIES[loss.provenance.config.get("severity", "surprisal")]
+    margin = MARGINS[loss.provenance.config.get("margin", "proportional")]
+    network = loss.replace(scale=np.float32(1))
+    found = measure(network, pairs, severity=severity, margin=margin, scale=loss.scale)
+    return {name: found[name] for name in RANKING}
+
+
+def coordinates(pairs: Pairs) -> np.ndarray:
+    """Logits of the true class's and the largest other probability, and the entropy, `[n, 3]`."""
+    p = np.asarray(pairs.probabilities, np.float64)
+    is_label = np.arange(p.shape[-1]) == np.asarray(pairs.labels)[:, None]
+    largest = np.stack([p[is_label], np.where(is_label, 0, p).max(axis=-1)], axis=-1)
+    held = np.clip(largest, _LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY)
+    entropy = scipy.special.entr(p).sum(axis=-1, keepdims=True)
+    return np.concatenate([scipy.special.logit(held), entropy], axis=-1)

@@ -23,13 +23,15 @@ _TABLES: Any = (DATASETS, LOSSES, MARGINS, MUTATIONS, SEVERITIES, STRATEGIES)
 @contextlib.contextmanager
 def open_executor(where: str | Executor | None) -> Iterator[Executor | None]:
     """The executor that a user names, as for `sweep`; None is this process and thread."""
-    if where is None:
-        is_one = jax.default_backend() != "cpu" or jax.device_count() > 1
-        where = "1" if is_one else _cores()
-    if not isinstance(where, str):
-        yield where
-    elif where == "1":
+    if where is None and jax.default_backend() == "cpu" and jax.device_count() == 1:
+        check_libraries("loky")
+        import loky
+
+        where = str(loky.cpu_count())  # of a container or a batch job, its share
+    if where is None or where == "1":
         yield None
+    elif not isinstance(where, str):
+        yield where
     elif where.startswith("dask://"):
         with _dask(where.removeprefix("dask://")) as client:
             yield client.get_executor(pure=False)
@@ -75,13 +77,6 @@ def attempt_packed(cell: bytes) -> Row:
         for name, part in parts.items():
             table.register(name)(part)
     return attempt(run, config)
-
-
-def _cores() -> str:
-    check_libraries("loky")
-    import loky
-
-    return str(loky.cpu_count())  # of a container or a batch job, its share
 
 
 @contextlib.contextmanager

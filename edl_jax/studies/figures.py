@@ -15,17 +15,16 @@ from edl_jax.runs.storage import open_atomically, write_atomically
 PAGE = "README.md"
 
 # Colours of Okabe and Ito (2008), https://jfly.uni-koeln.de/color/; with dashes and markers, lines
-# differ for any colour vision and in grey, 77 of them.
+# differ for any colour vision and in grey, 28 of them.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
-_DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 2)))
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h")
 
 
 def line_styles() -> Any:
     """The looks of the lines of a plot, in their order."""
     from cycler import cycler
 
-    return 11 * cycler(color=_COLORS, linestyle=_DASHES) + 7 * cycler(marker=_MARKERS)
+    dashes = cycler(linestyle=("-", "--", "-.", ":"), marker=("o", "s", "^", "D"))
+    return 4 * cycler(color=_COLORS) + 7 * dashes
 
 
 def check_libraries(*names: str, extra: str = "studies") -> None:
@@ -41,16 +40,13 @@ def check_libraries(*names: str, extra: str = "studies") -> None:
             ) from error
 
 
-def panels(
-    count: int, *, columns: int = 3, width: float = 5.2, height: float = 3.8
-) -> tuple[Any, list[Any]]:
-    """A figure with so many axes, row by row, of a width and height in inches each."""
+def panels(count: int, width: float = 5.2) -> tuple[Any, list[Any]]:
+    """A figure with so many axes, three in a row, of a width in inches each."""
     check_libraries(extra="plots")
     from matplotlib.figure import Figure
 
-    columns = min(columns, count)
-    rows = -(-count // columns)
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    columns, rows = min(3, count), -(-count // 3)
+    figure = Figure(figsize=(width * columns, 3.8 * rows), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for surplus in axes[count:]:
         surplus.remove()
@@ -74,10 +70,7 @@ def write_page(
     figures: Mapping[str, tuple[str, Any]],
     notes: Sequence[str] = (),
 ) -> None:
-    """Write figures, by name with their captions, and, last, the README.md that shows all of it.
-
-    `parts` are Markdown, such as tables: the first comes before the figures, the others after them.
-    """
+    """Write figures, and, last, the README.md that shows them after the first of the parts."""
     images = [f"![{caption}]({name}.png)\n\n{caption}" for name, (caption, _) in figures.items()]
     page = [f"# {title}", *parts[:1], *images, *parts[1:]]
     if notes:
@@ -95,19 +88,10 @@ def short_names(losses: Sequence[str]) -> dict[str, str]:
 
 
 def plot_curves(
-    cells: Any,
-    line: str,
-    others: Sequence[str],
-    values: str,
-    xlabel: str,
-    ylabel: str,
-    x: Sequence[int] | None = None,
+    cells: Any, line: str, by: Sequence[str], values: str, xlabel: str, ylabel: str, x: Any = None
 ) -> Any:
-    """Mean curves over the seeds: lines by one column, panels by others; `values` holds lists.
-
-    These are at `x`, or at 1, 2, ...
-    """
-    groups = list(cells.groupby(list(others), sort=False)) if others else [((), cells)]
+    """Mean curves over the seeds, at `x` or 1, 2, ...: lines by one column, panels `by` others."""
+    groups = list(cells.groupby(list(by), sort=False)) if by else [((), cells)]
     figure, axes = panels(len(groups))
     for axis, (setting, group) in zip(axes, groups, strict=True):
         for name, mine in group.groupby(line, sort=False):
@@ -116,7 +100,7 @@ def plot_curves(
             mean = np.ma.masked_invalid(np.asarray(curves, float)).mean(axis=0)
             at = range(1, 1 + len(mean)) if x is None else x
             axis.plot(at, mean, markersize=4, label=f"{name}, n = {len(mine)}")
-        named = zip(others, setting, strict=True)
+        named = zip(by, setting, strict=True)
         title = ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in named)
         axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
         axis.xaxis.get_major_locator().set_params(integer=True)

@@ -1,7 +1,6 @@
 """Run folders' own pages gathered into one HTML page that needs nothing else.
 
-A run folder is data, perhaps of others: no markup of its pages is kept, their figures are embedded
-as images, in which a browser runs nothing, and no file is read that lies outside of it.
+A run folder may be another's: no markup is kept, figures are images, nothing outside it is read.
 """
 
 import base64

@@ -20,7 +20,8 @@ from edl_jax.pairs import REGIMES, log_probabilities, sample_pairs
 from edl_jax.runs.describing import describe
 from edl_jax.runs.folder import as_json, open_run
 from edl_jax.studies.figures import panels, short_names
-from edl_jax.studies.tables import Frame, Study, asked
+from edl_jax.studies.sweep import asked
+from edl_jax.studies.tables import Frame, Study, frame
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -61,21 +62,8 @@ def card(
     counts = (only,) if only else CLASS_COUNTS
     losses = {count: resolve_loss(config.loss, class_counts=(1,) * count) for count in counts}
     identity = {"card": as_json(config), "loss": describe(first)}
-    with contextlib.nullcontext() if run_dir is None else open_run(run_dir, identity) as folder:
-        return _card(short_names([config.loss])[config.loss], losses).written(folder)
-
-
-def _card(name: str, losses: Mapping[int, Loss]) -> Study:
-    drawn = 10 if 10 in losses else next(iter(losses))
-    loss, caption = losses[drawn], "beside cross-entropy, against the probability of the true class"
-    figures = {"curves": (f"Loss and gradient {caption}.", plot_loss({name: loss}, drawn))}
-    if drawn > 2:
-        text = "Loss and norm of the gradient over the two largest probabilities."
-        figures["surface"] = (text, plot_surface({name: loss}, drawn))
-    tables = {
-        "As the probability p of the true class grows": _along_paths(losses),
-        "On synthetic pairs": _on_pairs(losses),
-    }
+    name, drawn = short_names([config.loss])[config.loss], 10 if 10 in counts else counts[0]
+    loss = losses[drawn]
     notes = [
         f"{describe(loss)}.",
         "Turns: descent does not raise the true class's logit. Vanishes: the gradient's norm is "
@@ -86,28 +74,21 @@ def _card(name: str, losses: Mapping[int, Loss]) -> Study:
         made = {**loss.provenance.config, **loss.provenance.versions}
         notes.append(f"Evolved with {', '.join(f'{k} {v}' for k, v in made.items()) or 'nothing'}.")
         notes.append(f"Calibration multiplies the network's output by {float(loss.scale):.4g}.")
-    return Study(f"The loss {name}", notes, tables, figures)
+    caption = "Loss and gradient beside cross-entropy, against the probability of the true class."
+    with contextlib.nullcontext() if run_dir is None else open_run(run_dir, identity) as folder:
+        figures = {"curves": (caption, plot_loss({name: loss}, drawn))}
+        return Study(f"The loss {name}", notes, _tables(losses), figures).written(folder)
 
 
-def _along_paths(losses: Mapping[int, Loss]) -> Frame:
-    import pandas as pd
-
-    rows = []
+def _tables(losses: Mapping[int, Loss]) -> dict[str, Frame]:
+    along, on_pairs = [], []
     for count, loss in losses.items():
         for path, logits in paths(count).items():
             found = respond(loss, logits)
             ratios = np.interp(_POINTS, path_probabilities(), found.norms / found.reference)
             row = {"classes": count, "the rest goes to": path}
             row |= {f"gradient ratio at p = {p:g}": x for p, x in zip(_POINTS, ratios, strict=True)}
-            rows.append(row | _shares(found, slice(None)))
-    return pd.DataFrame(rows)
-
-
-def _on_pairs(losses: Mapping[int, Loss]) -> Frame:
-    import pandas as pd
-
-    rows = []
-    for count, loss in losses.items():
+            along.append(row | _shares(found, slice(None)))
         pairs = sample_pairs(jax.random.key(0), _PAIRS, count)
         found = respond(loss, log_probabilities(pairs.probabilities), pairs.labels)
         # Below this, float32 leaves too little of cross-entropy's gradient to judge.
@@ -115,10 +96,13 @@ def _on_pairs(losses: Mapping[int, Loss]) -> Frame:
         subsets = {name: judged & (regimes == index) for index, name in enumerate(REGIMES)}
         for name, mine in {"all": judged, **subsets}.items():
             if mine.any():
-                ratio = found.norms[mine].sum() / found.reference[mine].sum()
                 row = {"classes": count, "pairs": name.replace("_", " "), **_shares(found, mine)}
-                rows.append(row | {"gradient ratio": ratio})
-    return pd.DataFrame(rows)
+                ratio = found.norms[mine].sum() / found.reference[mine].sum()
+                on_pairs.append(row | {"gradient ratio": ratio})
+    return {
+        "As the probability p of the true class grows": frame(along),
+        "On synthetic pairs": frame(on_pairs),
+    }
 
 
 class Response(NamedTuple):
@@ -174,22 +158,6 @@ def paths(num_classes: int) -> dict[str, np.ndarray]:
     return {name: x.astype(np.float32) for name, x in found.items()}
 
 
-def runner_up_grid(num_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Probabilities of the true class (0) and the largest other (1), `[61, 31]` each, and logits.
-
-    What they leave is spread evenly over the other classes, each of which may have as much as the
-    largest at most. There are at least 3 classes; logits are `[61 * 31, num_classes]`.
-    """
-    own = np.linspace(0.005, 0.995, 61)[:, None]
-    low, high = (1 - own) / (num_classes - 1), 1 - own
-    other = low + (high - low) * np.linspace(0, 1, 31)
-    own = np.broadcast_to(own, other.shape)
-    rest = np.maximum(1 - own - other, 0) / (num_classes - 2)
-    probabilities = np.stack([own, other, *[rest] * (num_classes - 2)], axis=-1)
-    logits = np.log(np.maximum(probabilities, _FEWEST)).reshape(-1, num_classes)
-    return own, other, logits.astype(np.float32)
-
-
 def plot_loss(losses: Mapping[str, Loss], num_classes: int = 10) -> Any:
     """Loss, pull on the true class and gradient's size, by name, beside cross-entropy's."""
     figure, axes = panels(3, width=4.6)
@@ -207,28 +175,4 @@ def plot_loss(losses: Mapping[str, Loss], num_classes: int = 10) -> Any:
         axis.set_xticks([], minor=True)  # whose labels would overlap
         axis.set(xlim=(own[0], own[-1]), xlabel="probability of the true class", ylabel=title)
     axes[0].legend(fontsize=8)
-    return figure
-
-
-def plot_surface(losses: Mapping[str, Loss], num_classes: int = 10) -> Any:
-    """Loss and gradient over the probabilities of the true class and of the largest other."""
-    own, other, logits = runner_up_grid(num_classes)
-    found = {name: respond(loss, logits) for name, loss in {**losses, **_CROSS_ENTROPY}.items()}
-    figure, axes = panels(2 * len(found), columns=len(found), width=3.5, height=3.2)
-    rows = (("losses", "loss", "viridis"), ("norms", "norm of the logit gradient", "cividis"))
-    for index, (field, label, colors) in enumerate(rows):
-        values = np.stack([getattr(response, field) for response in found.values()])
-        known = values[-1]  # cross-entropy's: the scale ends one range beyond it, where wild
-        low, high = 2 * known.min() - known.max(), 2 * known.max() - known.min()
-        levels = np.linspace(max(low, values.min()), min(high, values.max()) + 1e-9, 13)
-        line, filled = axes[index * len(found) : (index + 1) * len(found)], None
-        for axis, name, each in zip(line, found, values, strict=True):
-            each = each.reshape(own.shape)
-            filled = axis.contourf(own, other, each, levels, cmap=colors, extend="both")
-            axis.plot([0, 0.5], [0, 0.5], color="black", ls=":", lw=1)  # the argmax changes here
-            axis.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", title=name)
-            axis.set(xlabel="true class", ylabel="largest other class")
-            axis.grid(False)
-        figure.colorbar(filled, ax=line, label=label, shrink=0.85)
-    figure.suptitle(f"Probabilities of {num_classes} classes, the rest spread evenly")
     return figure

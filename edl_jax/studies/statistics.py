@@ -98,10 +98,7 @@ def verdict(difference: float, p: float, detectable: float) -> str:
 
 
 def rank_correlation(x: Numbers, y: Numbers) -> tuple[float, float, float, float]:
-    """Spearman's rank correlation of `[n]` and `[n]`, its 95 % interval's ends, and p.
-
-    The interval is a percentile bootstrap's over the points, p a permutation test's.
-    """
+    """Spearman's correlation, the ends of a percentile bootstrap's interval, a permutation's p."""
     x, y = np.asarray(x, float), np.asarray(y, float)
     is_defined = np.isfinite(x).all() and np.isfinite(y).all()
     if len(x) < 3 or not is_defined or np.ptp(x) == 0 or np.ptp(y) == 0:
@@ -121,6 +118,33 @@ def rank_correlation(x: Numbers, y: Numbers) -> tuple[float, float, float, float
         n_resamples=_RANK_RESAMPLES, vectorized=False, rng=np.random.default_rng(0),
     ).pvalue  # fmt: skip
     return spearman(x, y), float(low), float(high), float(p)
+
+
+def mmd(x: np.ndarray, y: np.ndarray, bandwidth: float) -> float:
+    """Squared maximum mean discrepancy of samples `[n, d]` and `[m, d]`; unbiased, perhaps below 0.
+
+    Its kernel is Gaussian. Gretton et al. 2012, https://jmlr.org/papers/v13/gretton12a.html
+    """
+
+    def total(a: np.ndarray, b: np.ndarray) -> float:
+        squared = scipy.spatial.distance.cdist(a, b, "sqeuclidean")
+        return float(np.exp(-squared / (2 * bandwidth**2)).sum())
+
+    n, m = len(x), len(y)
+    within_x = (total(x, x) - n) / (n * (n - 1))
+    within_y = (total(y, y) - m) / (m * (m - 1))
+    return within_x + within_y - 2 * total(x, y) / (n * m)
+
+
+def is_covered(points: np.ndarray, support: np.ndarray) -> np.ndarray:
+    """Which points `[n, d]` lie inside the support of a sample `[m, d]`, `[n]` booleans.
+
+    The support: balls around the sample's points, each reaching to its third-nearest other point.
+    Kynkäänniemi et al., NeurIPS 2019, https://arxiv.org/abs/1904.06991
+    """
+    near, _ = scipy.spatial.KDTree(support).query(support, 4)  # itself is the first
+    radii = near[:, -1] * (1 + 1e-12)  # a distance that is the radius but for rounding is inside
+    return (scipy.spatial.distance.cdist(points, support) <= radii).any(axis=1)
 
 
 def _is_constant(values: np.ndarray, *sources: np.ndarray) -> bool:

@@ -5,20 +5,26 @@ import dataclasses
 import functools
 import itertools
 import json
+import operator
 import os
 import re
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
 from flax.traverse_util import unflatten_dict
 from tqdm import tqdm
 
+from edl_jax.checked import config_or_default
 from edl_jax.errors import ConfigError, EDLError, shortened
 from edl_jax.runs.folder import RunFolder, as_finite, open_run
+from edl_jax.runs.storage import user_path
 from edl_jax.studies.executors import Row, attempt, attempt_packed, open_executor, packed
+from edl_jax.studies.figures import check_libraries
+from edl_jax.studies.tables import Study
 
 CELLS = "cells.jsonl"
 Config = TypeVar("Config")
@@ -38,14 +44,13 @@ def sweep(
 ) -> list[Row]:
     """Run a function on every combination of a grid and seeds, each once.
 
-    A cell that fails does not stop the others: its row has `error`, what was raised, in place of
-    measures. In a run folder, rows are kept in `cells.jsonl` as cells end; what is there is not run
-    again, unless it failed. Ctrl-C, SIGTERM or a kill loses the cells under way only.
+    A cell that fails does not stop the others: its row has `error` in place of measures. In a run
+    folder, rows are kept in `cells.jsonl` as cells end, and run again only where they failed.
 
     Args:
       base: a frozen dataclass, whose fields may be such dataclasses.
       grid: values by field, all combinations of which are run: `{"train.width": (8, 16)}`; or a
-        list of combinations: `[{"train.width": 8}, {"train.width": 16}]`.
+        list of combinations.
       seeds: values of the field `seed_field`.
       run: `(config) -> row`: a dictionary of JSON data. Other processes are sent it by cloudpickle,
         and what you registered, such as a severity.
@@ -91,18 +96,41 @@ def sweep(
     return rows
 
 
-@contextlib.contextmanager
-def sweeps_of(
-    run_dir: str | os.PathLike[str] | None,
-    identity: Mapping[str, Any],
-    executor: Executor | str | None,
-    progress: bool,
-) -> Iterator[tuple[Callable[..., list[Row]], RunFolder | None]]:
-    """`sweep` for all sweeps of a study, on one executor and in one run folder; and the folder."""
-    held = contextlib.nullcontext() if run_dir is None else open_run(run_dir, identity)
-    with held as folder, open_executor(executor) as pool:
-        run = functools.partial(sweep, executor=pool or "1", folder=folder, progress=progress)
-        yield run, folder
+def asked(
+    config: Config | None, kind: type[Config], run_dir: str | os.PathLike[str] | None
+) -> tuple[Config, Path | None]:
+    """What a study is asked for, refused before any work if it cannot be."""
+    check_libraries("matplotlib", "pandas", "statsmodels")
+    return config_or_default(config, kind), None if run_dir is None else user_path(run_dir)
+
+
+def as_study(kind: type[Config], seed_field: str):
+    """Make a study of `(config) -> (identity of its folder, (sweep) -> Study)`."""
+
+    def lift(plan: Callable[[Config], Any]):
+        @functools.wraps(plan, ("__module__", "__name__", "__qualname__", "__doc__"))
+        def run(
+            config: Config | None = None,
+            *,
+            run_dir: str | os.PathLike[str] | None = None,
+            executor: Executor | str | None = None,
+            progress: bool = False,
+        ) -> Study:
+            config, run_dir = asked(config, kind, run_dir)
+            identity, find = plan(config)
+            first = operator.attrgetter(seed_field)(config)
+            seeds = range(first, first + config.num_seeds)  # pyright: ignore
+            held = contextlib.nullcontext() if run_dir is None else open_run(run_dir, identity)
+            with held as folder, open_executor(executor) as pool:
+                shared = {"seed_field": seed_field, "folder": folder, "progress": progress}
+                mine = functools.partial(sweep, seeds=seeds, executor=pool or "1", **shared)
+                return find(mine).written(folder)
+
+        del run.__wrapped__  # the signature is that of `run`, with the type of its configuration
+        run.__annotations__["config"] = kind | None
+        return run
+
+    return lift
 
 
 def _key(point: Point, seed: Any) -> str:
@@ -194,10 +222,9 @@ def _grid_of(words: Sequence[str]) -> dict[str, tuple[Any, ...]]:
 
 
 def _value_of(text: str) -> Any:
-    try:
+    with contextlib.suppress(ValueError):
         return json.loads(text)
-    except ValueError:
-        return text
+    return text
 
 
 Grid = Annotated[

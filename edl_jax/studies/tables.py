@@ -2,20 +2,15 @@
 
 import dataclasses
 import math
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from flax.traverse_util import flatten_dict
 
-from edl_jax.checked import config_or_default
 from edl_jax.runs.folder import RunFolder
-from edl_jax.runs.storage import user_path
-from edl_jax.studies.figures import check_libraries, write_page
+from edl_jax.studies.figures import write_page
 from edl_jax.studies.statistics import compare_paired, holm, verdict
 
-Config = TypeVar("Config")
 Frame = Any  # a pandas.DataFrame, whose stubs refuse half of what it can do
 Pairs = Sequence[tuple[Any, Any]]  # values of a column, each with the one it is compared to
 
@@ -61,19 +56,8 @@ class Study:
         return self
 
 
-def asked(
-    config: Config | None, kind: type[Config], run_dir: str | os.PathLike[str] | None
-) -> tuple[Config, Path | None]:
-    """What a study is asked for, refused before any work if it cannot be."""
-    check_libraries("matplotlib", "pandas", "statsmodels")
-    return config_or_default(config, kind), None if run_dir is None else user_path(run_dir)
-
-
 def frame(rows: Sequence[Mapping[str, Any]], by: Sequence[str] = ()) -> Frame:
-    """Rows of a sweep but for those that failed; what is no number in columns `by` is text.
-
-    Accuracies and calibration errors become percent.
-    """
+    """Rows that did not fail, accuracies in percent; what is no number in columns `by` is text."""
     import pandas as pd
 
     cells = pd.DataFrame([row for row in rows if "error" not in row])
@@ -86,24 +70,19 @@ def frame(rows: Sequence[Mapping[str, Any]], by: Sequence[str] = ()) -> Frame:
 
 def summary(cells: Frame, by: Sequence[str], measures: Sequence[str]) -> Frame:
     """`n`, and `MEASURE_mean` and `MEASURE_std` of what is defined, for each setting of `by`."""
-    import pandas as pd
-
     rows = []
     for setting, group in _groups(cells, by):
         found = group[list(measures)].astype(float).agg(["mean", "std"])
         row = {f"{name}_{what}": found.loc[what, name] for name in measures for what in found.index}
         rows.append({**setting, "n": len(group), **row})
-    return pd.DataFrame(rows)
+    return frame(rows)
 
 
 def contrast(cells: Frame, by: Sequence[str], wanted: Sequence[tuple[str, str, Pairs]]) -> Frame:
     """Differences paired by seed, with a verdict each; p is corrected for all tests of the table.
 
-    `wanted` holds measures, columns of `by` and pairs of their values, which are compared in every
-    setting of the other columns in which both are.
+    `wanted`: measures, columns of `by` and pairs of their values, in each setting of the others.
     """
-    import pandas as pd
-
     rows = []
     for measure, axis, pairs in wanted:
         for setting, group in _groups(cells, [name for name in by if name != axis]):
@@ -119,14 +98,11 @@ def contrast(cells: Frame, by: Sequence[str], wanted: Sequence[tuple[str, str, P
                 rows.append(row | {"verdict": test.detectable})
     for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row |= {"p": p, "verdict": verdict(row["difference_mean"], p, row["verdict"])}
-    return pd.DataFrame(rows)
+    return frame(rows)
 
 
 def readable(table: Frame) -> Frame:
-    """A table as people read it: `X_mean` and `X_std` in one column, `low` and `high` in another.
-
-    Dotted names become their last part; columns in which nothing is go.
-    """
+    """A table as people read it: means with deviations, intervals, short names, nothing empty."""
     import pandas as pd
 
     found: dict[str, list[str]] = {}
