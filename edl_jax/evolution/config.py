@@ -76,7 +76,7 @@ class PretrainConfig(Checked):
     networks_at_a_time: Count = 16
     """Networks evaluated together: bounds memory, and 16 fit a CPU's cache."""
     keep_checkpoints: Count = 2
-    """Checkpoints kept of the last chunks, beside that of the best on held-out pairs."""
+    """Checkpoints kept, of the last chunks."""
     seed: Seed = 0
     """Seed of the whole run, unless `pretrain` is given a key."""
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a run, kept by Orbax: the last few and the best.
+"""Checkpoints of a run, kept by Orbax: the last few.
 
 What Orbax's `CheckpointManager` does not do is added here: a checkpoint outlives the machine before
 an older one is deleted; a digest tells damaged arrays, of which Orbax keeps no checksum; and what
@@ -11,7 +11,6 @@ import hashlib
 import itertools
 import json
 import logging
-import math
 import os
 import re
 import shutil
@@ -47,7 +46,7 @@ _PASSING = re.compile(
 
 
 class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
-    """The checkpoints in one folder, of which the `keep` newest and that of the best score stay.
+    """The checkpoints in one folder, of which the `keep` newest stay.
 
     They count on files that only grow: each keeps how long they were, and digests of that. So what
     was lost, cut, doubled or changed is noticed. `files` says of each how many lines it may have
@@ -65,23 +64,20 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         if "_manager" in vars(self):
             self._manager.close()
 
-    def save(self, step: int, tree: Any, *, score: float) -> None:
-        """Save a pytree's arrays after `step` steps; the largest score is the best."""
+    def save(self, step: int, tree: Any) -> None:
+        """Save a pytree's arrays after `step` steps."""
         leaves = _leaves(tree)
         args = ocp.args.Composite(state=ocp.args.StandardSave(leaves))
-        score = float(score) if math.isfinite(score) else -math.inf
         notes = {k: [len(x), hashlib.sha256(x).hexdigest()] for k, x in self._rows().items()}
-        metrics = {"sha256": _digest(step, leaves), "score": score, "notes": notes}
+        metrics = {"sha256": _digest(step, leaves), "notes": notes}
         try:
             # Orbax gives an interrupted save out as one that failed.
             with interrupt_deferred(), orbax_silent():
                 self._manager.save(step, args=args, metrics=metrics, force=True)
                 sync_tree(self._path / str(step))
-                best = self._manager.best_step()
                 for old in list(self._manager.all_steps())[: -self._keep]:
-                    if old != best:
-                        self._manager.delete(old)
-                        shutil.rmtree(self._path / _DELETED)
+                    self._manager.delete(old)
+                    shutil.rmtree(self._path / _DELETED)
         except MemoryError:
             raise
         except Exception as error:
@@ -106,7 +102,6 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             try:
                 _read(path)
                 metrics = json.loads((path / "metrics" / "metrics").read_bytes())
-                metrics["score"] = float(metrics["score"])
                 if found is None and (why := _misfit(metrics["notes"], rows)):
                     aside[step] = "unused", why
                 elif found is None:  # older ones are only looked at
@@ -151,7 +146,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     @functools.cached_property
     def _manager(self) -> Any:
         options = ocp.CheckpointManagerOptions(
-            best_fn=lambda metrics: metrics["score"],
+            best_fn=lambda metrics: 0.0,  # without one, Orbax writes no metrics
             # Not in the background: the next steps take over the buffers.
             enable_async_checkpointing=False,
             create=False,  # Orbax creates none for a part of the processes; it is there already

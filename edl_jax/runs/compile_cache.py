@@ -1,23 +1,18 @@
 """Compiled programs, kept for the next run in a folder that only the user can write."""
 
 import contextlib
-import glob
 import hashlib
 import logging
 import os
 import platform
-import re
 import stat
-import warnings
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from edl_jax.runs.storage import user_cache
 
 _LOGGER = logging.getLogger(__name__)
-_UNREADABLE = re.compile("Error reading persistent compilation cache entry for '(.*?)'")
 
 
 def keep_compiled() -> None:
@@ -48,7 +43,6 @@ def keep_compiled() -> None:
         )
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    _replace_unreadable(folder)
 
 
 def _kind() -> str:
@@ -58,18 +52,3 @@ def _kind() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         about += next(line for line in lines if line.startswith("flags"))
     return f"jax-{jax.__version__}-{hashlib.sha256(about.encode()).hexdigest()[:8]}"
-
-
-def _replace_unreadable(folder: Path) -> None:
-    """Remove the entries that JAX warns of: it compiles again, but never writes over an entry."""
-    show = warnings.showwarning
-
-    def remove_or_show(message: Warning | str, *arguments: Any, **options: Any) -> None:
-        if (found := _UNREADABLE.match(str(message))) is None:
-            return show(message, *arguments, **options)
-        for entry in folder.glob(f"{glob.escape(found[1])}-*"):
-            with contextlib.suppress(OSError):
-                entry.unlink()
-
-    warnings.filterwarnings("always", _UNREADABLE.pattern)  # each time, not each text once
-    warnings.showwarning = remove_or_show

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -49,10 +48,6 @@ class Run(Protocol[State]):
         """The row of a period that has ended."""
         ...
 
-    def score(self, row: Row) -> float:
-        """By which measured row a checkpoint is best: larger is better."""
-        ...
-
     def summary(self, row: Row) -> str:
         """What to tell, while it runs, of the last rows of all files together."""
         ...
@@ -76,8 +71,8 @@ def fit(
 ) -> Fitted:
     """Drive a run to its end, from its newest checkpoint in the folder if there is one.
 
-    Of several processes the first alone has a folder; in it the `keep` newest checkpoints and the
-    best stay. `progress` tells how far it is: by a bar on a terminal, by a line a period elsewhere.
+    Of several processes the first alone has a folder; in it the `keep` newest checkpoints
+    stay. `progress` tells how far it is: by a bar on a terminal, by a line a period elsewhere.
     `watch` is called with the number of units done, the state, which may be donated afterwards, and
     the measured row: after each period, and before the first unit with None.
 
@@ -160,8 +155,7 @@ class _Keeper:
             if rows:
                 self._folder.append_rows(map(as_finite, rows), name)
                 self._board.write(name, rows)
-        score = -math.inf if row is None else self._run.score(row)
-        self._checkpoints.save(done, jax.device_get(state), score=score)
+        self._checkpoints.save(done, jax.device_get(state))
 
 
 class _TensorBoard:

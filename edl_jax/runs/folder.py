@@ -3,9 +3,11 @@
 import contextlib
 import dataclasses
 import datetime
+import fcntl
 import json
 import math
 import os
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -13,11 +15,19 @@ from typing import Any
 
 from edl_jax.errors import EDLError, RunFolderError, shortened
 from edl_jax.runs import environment
-from edl_jax.runs.locks import LOCK, locked
-from edl_jax.runs.storage import append, check_regular, refused, sweep, user_path, write_atomically
+from edl_jax.runs.storage import (
+    append,
+    check_regular,
+    make_folder,
+    refused,
+    sweep,
+    user_path,
+    write_atomically,
+)
 
 METRICS = "metrics.jsonl"
 Row = dict[str, Any]
+_LOCK = ".lock"  # the name of the file that is locked, which says by whom
 _PLACE = "data_dir"  # a setting that says where something lies, not what it is
 
 
@@ -25,6 +35,40 @@ def default_run_dir(command: str) -> Path:
     """`runs/COMMAND-DATE-TIME`, under the working directory."""
     # To the microsecond: a script may begin several runs at once.
     return Path("runs") / f"{command}-{datetime.datetime.now():%Y%m%d-%H%M%S-%f}"
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep every other run out of a folder, which is made if it is not there.
+
+    The system releases the lock when the process ends, however it ends. It holds between hosts
+    where the file system's `flock` does, as NFS's does.
+    """
+    path = folder / _LOCK
+    with contextlib.ExitStack() as stack:
+        with refused(
+            f"{folder} cannot be written or locked",
+            "Choose another folder, or give the same command again once it can.",
+        ):
+            make_folder(folder)
+            if path.exists():
+                check_regular(path)
+            file = stack.enter_context(path.open("a+", errors="replace"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                owner = file.read(200).strip() or "another process"  # that is just writing it
+                raise RunFolderError(
+                    f"{folder} is in use by {owner}: wait until it ends, stop it, or choose "
+                    "another folder."
+                ) from None
+        since = datetime.datetime.now().isoformat(" ", "seconds")
+        with contextlib.suppress(OSError):  # a full disk: who it is cannot be told, no more
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}\n")
+            file.flush()
+        yield
 
 
 @contextlib.contextmanager
@@ -42,7 +86,7 @@ def open_run(run_dir: str | os.PathLike[str], config: Mapping[str, Any]) -> Iter
             "Remove the files and folders .*.edl-tmp there, or choose another folder.",
         ):
             # But in no run folder within, which another run may have now.
-            within = [x for x in path.iterdir() if x.is_dir() and not (x / LOCK).exists()]
+            within = [x for x in path.iterdir() if x.is_dir() and not (x / _LOCK).exists()]
             for each in (path, *within):
                 sweep(each)
         try:
@@ -122,15 +166,9 @@ class RunFolder:
             rows.append(row)
         return rows
 
-    def resume_rows(
-        self,
-        is_kept: Callable[[Row], bool] = lambda row: True,
-        name: str = METRICS,
-        *,
-        check: Callable[[Row], Any] = id,
-    ) -> list[Row]:
-        """The rows to resume from; the others, and a line cut short, are removed from the file."""
-        rows = [row for row in self.read_rows(name, check=check) if is_kept(row)]
+    def resume_rows(self, name: str = METRICS, *, check: Callable[[Row], Any] = id) -> list[Row]:
+        """The rows to resume from, as of `read_rows`; a line cut short is removed from the file."""
+        rows = self.read_rows(name, check=check)
         self.write_text(name, "".join(json.dumps(row) + "\n" for row in rows))
         return rows
 

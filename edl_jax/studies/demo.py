@@ -9,8 +9,7 @@ from edl_jax.checked import Checked, Count
 from edl_jax.data.config import DataConfig
 from edl_jax.data.datasets import load_dataset
 from edl_jax.evolution import PretrainConfig
-from edl_jax.runs.folder import writing
-from edl_jax.runs.locks import locked
+from edl_jax.runs.folder import locked, writing
 from edl_jax.runs.storage import user_path
 from edl_jax.studies.compare import CompareConfig, compare
 from edl_jax.studies.figures import plot_evolution, save
