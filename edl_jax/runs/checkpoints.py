@@ -14,7 +14,6 @@ import logging
 import os
 import re
 import shutil
-import stat
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
@@ -48,9 +47,9 @@ _PASSING = re.compile(
 class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     """The checkpoints in one folder, of which the `keep` newest stay.
 
-    They count on files that only grow: each keeps how long they were, and digests of that. So what
-    was lost, cut, doubled or changed is noticed. `files` says of each how many lines it may have
-    before there is a checkpoint. What cannot be read or written is a `RunFolderError`.
+    They count on files that only grow: each keeps how long they were, and digests of that. `files`
+    says how many lines each may have before there is a checkpoint. What cannot be read or written
+    is a `RunFolderError`.
     """
 
     def __init__(self, path: Path, *, keep: int, files: Mapping[Path, int] | None = None):
@@ -171,14 +170,11 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
 
 def _read(path: Path) -> None:
     """Read all that is there: an `OSError` here, and not one of TensorStore's errors later."""
-    mode = path.stat().st_mode
-    if stat.S_ISDIR(mode):
+    if path.is_dir():
         for each in path.iterdir():
             _read(each)
-    elif stat.S_ISREG(mode):
-        with path.open("rb") as stream:
-            while stream.read(1 << 24):
-                pass
+    elif path.is_file():
+        path.read_bytes()
     else:  # such as a pipe, whose other end Orbax would wait for
         raise ValueError(f"{path.name} is no file")
 

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from tqdm import tqdm
 from edl_jax.errors import DivergedError, Preempted
 from edl_jax.runs.devices import to_every_device
 from edl_jax.runs.folder import METRICS, Row, RunFolder, as_finite, read_json, writing
-from edl_jax.runs.preemption import sigterm_noticed
+from edl_jax.runs.preemption import noticed
 from edl_jax.runs.processes import arrays_from_first, first_does, in_any, others_needed
 
 State = TypeVar("State")
@@ -81,7 +82,7 @@ def fit(
     with contextlib.ExitStack() as stack:
         stack.enter_context(others_needed())
         has_folder = in_any(folder is not None)
-        terminated = stack.enter_context(sigterm_noticed()) if has_folder else lambda: False
+        terminated = stack.enter_context(noticed(signal.SIGTERM)) if has_folder else []
         keeper = _Keeper(run, jax.device_get(run.init(key)))
         done, rows = 0, [[] for _ in run.files]
         if has_folder:
@@ -101,7 +102,7 @@ def fit(
                 kept = f"The last good checkpoint is that of step {saved}{where}."
                 raise DivergedError(f"{error} {kept if saved else _NONE_KEPT}") from None
             done, new = done + n, new + more
-            stop = has_folder and in_any(terminated()) and done < run.total
+            stop = has_folder and in_any(bool(terminated)) and done < run.total
             row = run.measure(state) if done % run.period == 0 or done == run.total else None
             if has_folder and (row or stop):
                 first_does(partial(keeper.save, done, state, new, row))

@@ -39,10 +39,9 @@ def default_run_dir(command: str) -> Path:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep every other run out of a folder, which is made if it is not there.
+    """Keep other runs out of a folder, which is made if it is not there, while this process lives.
 
-    The system releases the lock when the process ends, however it ends. It holds between hosts
-    where the file system's `flock` does, as NFS's does.
+    It holds between hosts where the file system's `flock` does, as NFS's does.
     """
     path = folder / _LOCK
     with contextlib.ExitStack() as stack:
@@ -116,7 +115,7 @@ class RunFolder:
             found = _identity(read_json(path / "config.json"))
             if what := environment.difference(found, _identity(config)):
                 raise RunFolderError(
-                    f"{path} belongs to a run with another configuration: {shortened(what)}. "
+                    f"{path} belongs to a run with another configuration: {what}. "
                     "Choose another folder, or the same settings."
                 )
             path = path / "environment.json"

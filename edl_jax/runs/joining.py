@@ -74,7 +74,7 @@ class Processes(Checked):
         """
         if not self.several:
             return
-        # JAX would take SIGTERM for itself; where it does, `sigterm_noticed` takes it back.
+        # JAX would take SIGTERM for itself; where it does, `noticed` takes it back.
         with contextlib.suppress(AttributeError):
             jax.config.update("jax_enable_preemption_service", False)
         bind = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", self.coordinator)
