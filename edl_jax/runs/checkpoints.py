@@ -1,8 +1,7 @@
-"""Checkpoints of a run, kept by Orbax: the last few.
+"""The last checkpoints of a run, kept by Orbax.
 
-What Orbax's `CheckpointManager` does not do is added here: a checkpoint outlives the machine before
-an older one is deleted; a digest tells damaged arrays, of which Orbax keeps no checksum; and what
-cannot be read for now is not damaged.
+Added to its `CheckpointManager`: a checkpoint outlives the machine before an older one is deleted;
+a digest tells damaged arrays; and what cannot be read for now is not damaged.
 """
 
 import contextlib
@@ -30,7 +29,6 @@ from edl_jax.runs.preemption import interrupt_deferred
 from edl_jax.runs.storage import TEMPORARY, make_folder, refused, sync_tree, write_atomically
 
 _LOGGER = logging.getLogger(__name__)
-_STEP = re.compile("0|[1-9][0-9]*")
 _DELETED = f".deleted{TEMPORARY}"  # swept where a kill leaves it
 # What damage makes us, Orbax and TensorStore raise.
 _DAMAGE = (
@@ -67,7 +65,8 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         """Save a pytree's arrays after `step` steps."""
         leaves = _leaves(tree)
         args = ocp.args.Composite(state=ocp.args.StandardSave(leaves))
-        notes = {k: [len(x), hashlib.sha256(x).hexdigest()] for k, x in self._rows().items()}
+        rows = {path.name: read_bytes(path) for path in self._files}
+        notes = {k: [len(x), hashlib.sha256(x).hexdigest()] for k, x in rows.items()}
         metrics = {"sha256": _digest(step, leaves), "notes": notes}
         try:
             # Orbax gives an interrupted save out as one that failed.
@@ -89,13 +88,14 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     def restore_latest(self, like: Any) -> tuple[int, Any]:
         """The newest checkpoint that is whole and whose files are: its step and pytree.
 
-        Others are reported and set aside under another name, and the files are cut to what it
-        counts on; `(0, like)` and empty files where there is none. Where none can be used, or one
-        cannot for now, everything is left as it is. To be called before anything is saved.
+        Others are reported and set aside, and the files are cut to what it counts on; `(0, like)`
+        and empty files where there is none. Where none can be used, or one cannot be read for now,
+        all is left as it is. To be called before anything is saved.
         """
-        found, aside, rows = None, {}, self._rows()
+        found, aside = None, {}
+        rows = {path.name: read_bytes(path) for path in self._files}
         with reading(self._path):
-            names = [x.name for x in self._path.iterdir() if _STEP.fullmatch(x.name)]
+            names = [x.name for x in self._path.iterdir() if x.name.isdecimal()]
         for step in sorted(map(int, names), reverse=True):
             path = self._path / str(step)
             try:
@@ -138,9 +138,6 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             f"copy, and remove what is there twice; or rename {self._path.parent} and give the "
             "same command to begin anew."
         )
-
-    def _rows(self) -> dict[str, bytes]:
-        return {path.name: read_bytes(path) for path in self._files}
 
     @functools.cached_property
     def _manager(self) -> Any:
@@ -226,8 +223,7 @@ def _processes() -> Any:
 def orbax_silent() -> Iterator[None]:
     """Keep Orbax's threads from printing tracebacks: the caller reports what they raise.
 
-    After a failure they are kept silent for good: some end later, and find the loop closed in which
-    they were to read or write.
+    After a failure they stay silent for good: some end later, and find their loop closed.
     """
     loggers, show = [logging.getLogger(name) for name in ("absl", "asyncio")], sys.unraisablehook
 

@@ -18,8 +18,7 @@ _LOGGER = logging.getLogger(__name__)
 def keep_compiled() -> None:
     """Keep compiled programs in the user's cache folder, unless JAX was told where to.
 
-    What is kept there runs as it is, so the folder must be the user's own, and closed to all
-    others; if it is not, nothing is kept, and a line says so.
+    They run as they are, so that nothing is kept where others could write; a line says so.
     """
     cache = user_cache()
     if jax.config.jax_compilation_cache_dir is not None or cache is None:  # pyright: ignore

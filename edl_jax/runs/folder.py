@@ -74,8 +74,7 @@ def locked(folder: Path) -> Iterator[None]:
 def open_run(run_dir: str | os.PathLike[str], config: Mapping[str, Any]) -> Iterator["RunFolder"]:
     """Open a run folder, sweep it, and keep other runs out of it until the block ends.
 
-    `config` is all that shapes the run's result, as JSON data. An `EDLError` is raised where memory
-    runs out in the block.
+    `config` is all that shapes the result, as JSON data. Out of memory is an `EDLError`.
     """
     path = user_path(run_dir)
     with locked(path):
@@ -101,11 +100,10 @@ def open_run(run_dir: str | os.PathLike[str], config: Mapping[str, Any]) -> Iter
 
 
 class RunFolder:
-    """A folder that belongs to one configuration.
+    """A folder that belongs to one configuration; a run opens it by `open_run`.
 
-    Holds `config.json`, `environment.json`, `metrics.jsonl` and whatever the run adds. A run opens
-    it by `open_run`, which keeps other runs out. What cannot be read or written, is damaged or
-    belongs to another configuration is a `RunFolderError`.
+    What cannot be read or written, is damaged or belongs to another configuration is a
+    `RunFolderError`.
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any]):
@@ -206,10 +204,7 @@ def read_json(path: Path) -> Any:
 
 
 def _identity(config: Any) -> Any:
-    """A configuration as it reads back from JSON, without the place of the data.
-
-    The data is known by its digest, and may be moved.
-    """
+    """A configuration as it reads back from JSON; the data has a digest, and may be moved."""
 
     def placeless(values: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in values.items() if name != _PLACE}

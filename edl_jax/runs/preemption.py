@@ -27,8 +27,7 @@ def stop_once() -> None:
     """Let the first SIGINT or SIGTERM of a process end it in order, and a late second one at once.
 
     The first is raised as `KeyboardInterrupt` or `Terminated`, so that files half written are
-    removed. What comes within a second is the same wish sent again, as a wrapper and a terminal
-    both do: it would interrupt the tidying up.
+    removed. What comes within a second is the same wish, from a wrapper and a terminal.
     """
     first: list[float] = []
 
