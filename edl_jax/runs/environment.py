@@ -16,6 +16,7 @@ from edl_jax.errors import RunFolderError, shortened
 
 _LIBRARIES = ("edl_jax", "jax", "jaxlib", "flax", "optax", "evosax", "numpy")
 _LOGGER = logging.getLogger(__name__)
+_MOST_TOLD = 6  # differences
 
 
 def versions() -> dict[str, str]:
@@ -82,12 +83,14 @@ def noted(path: Path, content: bytes) -> dict[str, Any] | None:
 
 
 def difference(one: Any, other: Any, there: str = "there", here: str = "here") -> str:
-    """Where two JSON values differ, in a few lines: `a.b is 1 there and 2 here`."""
+    """The first places where two JSON values differ: `a.b is 1 there and 2 here`."""
     told = [
         f"{name} is {shortened(repr(mine), 100)} {there} and {shortened(repr(its), 100)} {here}"
         for name, mine, its in _differences(one, other)
     ]
-    return shortened("; ".join(told))
+    if len(told) > _MOST_TOLD:
+        told[_MOST_TOLD:] = [f"{len(told) - _MOST_TOLD} more"]
+    return "; ".join(told)
 
 
 def _differences(one: Any, other: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:

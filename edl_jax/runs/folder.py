@@ -113,7 +113,7 @@ class RunFolder:
             found = _identity(read_json(path / "config.json"))
             if what := environment.difference(found, _identity(config)):
                 raise RunFolderError(
-                    f"{path} belongs to a run with another configuration: {what}. "
+                    f"{path} belongs to a run with another configuration: {shortened(what)}. "
                     "Choose another folder, or the same settings."
                 )
             path = path / "environment.json"

@@ -143,10 +143,10 @@ def all_do(function: Callable[[], Value]) -> Value:
     try:
         value = function()
     except Exception as error:
-        failure, name, text = error, type(error).__name__, str(error)
-        if not isinstance(error, EDLError):
-            text = f"process {jax.process_index()} failed ({name}: {text})."
-        told = [name, text]
+        failure = error
+        kind = next((x.__name__ for x in type(error).__mro__ if x in _ERRORS.values()), None)
+        what = f"process {jax.process_index()} failed ({type(error).__name__}: {error})."
+        told = [kind, str(error)] if kind else ["ProcessError", what]
     failed = [each for each in json_of_all(told) if each is not None]
     if not failed:
         return value
