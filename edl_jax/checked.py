@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import jax
 import jax.numpy as jnp
 import numpy as np
-from annotated_types import Ge, Gt, Le, Lt, MinLen
+from annotated_types import BaseMetadata, Ge, Gt, Le, Lt, MinLen
 
 from edl_jax.errors import ConfigError, InputError
 
@@ -148,4 +148,6 @@ def _bound(bound: Any) -> _Rule | None:
             return lambda value: len(set(value)) == len(value), "all different"
         case OneOf(table):
             return lambda value: value in table, f"one of {', '.join(table)}"
+        case BaseMetadata():
+            raise TypeError(f"{bound} is no bound that is checked; `Checked` lists those that are.")
     return None

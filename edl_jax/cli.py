@@ -19,8 +19,7 @@ from edl_jax.losses import PRETRAINED, EvolvedLoss
 from edl_jax.losses.by_name import list_losses, resolve_loss
 from edl_jax.losses.export import export_loss
 from edl_jax.runs.compile_cache import keep_compiled
-from edl_jax.runs.folder import default_run_dir
-from edl_jax.runs.locks import locked
+from edl_jax.runs.folder import default_run_dir, locked
 from edl_jax.runs.preemption import EXIT_PREEMPTED, EXIT_REFUSED, Terminated, exit_status
 from edl_jax.runs.processes import in_any, is_first
 from edl_jax.runs.storage import user_path

@@ -52,9 +52,9 @@ class Registry(dict[str, Part]):
 
         return add
 
-    def protect(self) -> None:
-        """Make the parts there are the package's own: they cannot be replaced."""
-        self._protected = frozenset(self)
+    def protect(self, *names: str) -> None:
+        """Make the parts there are, and other names, the package's own: they cannot be replaced."""
+        self._protected = frozenset([*self, *names])
 
     def is_protected(self, name: str) -> bool:
         """Whether the part of that name is one of the package's own."""

@@ -12,6 +12,12 @@ from pathlib import Path
 
 import jax
 
+# What the first run compiles the others find: harm is to meet them at work.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _CACHE = tempfile.TemporaryDirectory()
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
 _FORK = multiprocessing.get_context("forkserver")
 _SPAWN = multiprocessing.get_context("spawn")
 _FORK.set_forkserver_preload(["tests.preloaded"])

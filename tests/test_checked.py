@@ -55,5 +55,10 @@ def test_what_means_the_same_is_turned_into_the_type(hint, value, kept):
     assert type(found) is type(kept)
 
 
+def test_a_bound_that_would_not_be_checked_is_refused():
+    with pytest.raises(TypeError, match=r"MinLen.*is no bound that is checked"):
+        check("x", (1,), Annotated[tuple[int, ...], MinLen(2)])
+
+
 def test_annotations_have_a_hash_which_the_command_line_needs():
     assert hash(NAME) == hash(NAME)

@@ -593,7 +593,7 @@ def test_a_signal_while_a_command_ends_leaves_no_traceback(arguments):
 
 
 def test_signals_wait_for_what_they_would_leave_half_done():
-    """Whatever handles them: Python itself, `sigterm_noticed`, or `stop_once` of a command."""
+    """Whatever handles them: Python itself, `noticed`, or `stop_once` of a command."""
     before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
         for number, expected in (
@@ -611,11 +611,11 @@ def test_signals_wait_for_what_they_would_leave_half_done():
             assert done == ["half", "whole"]
             for each, handler in before.items():
                 signal.signal(each, handler)
-        with preemption.sigterm_noticed() as noticed:
+        with preemption.noticed(signal.SIGTERM) as came:
             with preemption.interrupt_deferred():
                 os.kill(os.getpid(), signal.SIGTERM)
-                assert not noticed()
-            assert noticed()
+                assert not came
+            assert came == [signal.SIGTERM]
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)

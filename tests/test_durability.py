@@ -72,7 +72,7 @@ def test_a_checkpoint_counts_once_all_of_it_is_synced_and_only_then_is_an_old_on
     state = {"a": np.arange(1000.0)}
     with Checkpoints(path, keep=1, files=files_of(tmp_path)) as checkpoints:
         checkpoints.restore_latest(state)
-        checkpoints.save(1, state, score=-9.0)
+        checkpoints.save(1, state)
         rows = [{"n": 1, "x": 2.0}]
         keeper = fit._Keeper(ToyRun(), state)
         keeper._checkpoints, keeper._folder, keeper._board = checkpoints, folder, mock.Mock()

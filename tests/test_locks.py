@@ -13,8 +13,7 @@ import pytest
 
 from edl_jax import cli, pretrain, train
 from edl_jax.errors import ConfigError, RunFolderError
-from edl_jax.runs.folder import RunFolder, open_run
-from edl_jax.runs.locks import locked
+from edl_jax.runs.folder import RunFolder, locked, open_run
 from edl_jax.studies import (
     CardConfig,
     CoverageConfig,
@@ -34,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 ME = rf"is in use by process {os.getpid()} on {socket.gethostname()} since \d{{4}}-.*choose another"
 HOLD = """
 import sys, time
-from edl_jax.runs.locks import locked
+from edl_jax.runs.folder import locked
 from pathlib import Path
 with locked(Path(sys.argv[1])):
     print("held", flush=True)

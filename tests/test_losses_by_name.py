@@ -3,15 +3,18 @@ import pickle
 import subprocess
 import sys
 from fractions import Fraction
+from typing import Annotated
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from annotated_types import Ge
 
 from edl_jax import LOSSES, cli
 from edl_jax.errors import ConfigError
-from edl_jax.losses import PRETRAINED, EvolvedLoss, load_pretrained
+from edl_jax.losses import PRETRAINED, EvolvedLoss, formula, load_pretrained
 from edl_jax.losses.by_name import check_loss_name, list_losses, resolve_loss
 from edl_jax.losses.formulas.robust import AdaptiveBarron
 from edl_jax.runs.describing import describe
@@ -94,6 +97,17 @@ def test_options_may_be_numbers_of_numpy_and_jax():
         )()
         np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert resolve_loss("adaptive_barron", {"alpha": jnp.float32(1)}).alpha() == pytest.approx(1)
+
+
+def test_bounds_count_where_annotations_are_strings():
+    with mock.patch.dict(LOSSES):
+
+        @formula
+        def bounded(c, *, factor: "Annotated[float, Ge(0)]" = 1.0):
+            return factor * c.miss()
+
+        with pytest.raises(ConfigError, match=r"factor is -1\.0; expected .* at least 0"):
+            bounded(LOGITS, LABELS, factor=-1.0)
 
 
 def test_descriptions_tell_losses_apart(tmp_path):

@@ -83,6 +83,8 @@ def test_evosax_problems_of_others_are_summed_too():
     total = WeightedSum(((2.0, sphere), (1.0, sphere)))
     fitness, _, _ = evaluated(total)
     np.testing.assert_allclose(fitness, 3 * evaluated(sphere)[0], rtol=1e-5)
+    one = RankingProblem(TINY)
+    assert one * 2.0 + sphere == WeightedSum(((2.0, one), (1.0, sphere)))
 
 
 def test_cma_es_evolves_a_loss_in_a_plain_evosax_loop():

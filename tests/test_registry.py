@@ -73,6 +73,11 @@ def test_the_packages_own_parts_cannot_be_replaced(registry):
         assert registry[name] is part
 
 
+def test_a_shipped_loss_cannot_be_replaced_by_a_formula():
+    with pytest.raises(ConfigError, match="'edl' already"):
+        LOSSES.register("edl")(LOSSES["focal"])
+
+
 @pytest.mark.parametrize("registry", [DATASETS, LOSSES, MARGINS, MUTATIONS, SEVERITIES, STRATEGIES])
 def test_what_is_no_such_part_is_refused(registry):
     images = {part: (np.zeros((2, 4, 4, 1), np.uint8), np.arange(2)) for part in ("train", "test")}

@@ -104,7 +104,7 @@ def tree(offset=0.0):
 def saved(path, steps=(1, 2, 3)):
     with Checkpoints(path, keep=3) as checkpoints:
         for step in steps:
-            checkpoints.save(step, tree(step), score=0.0)
+            checkpoints.save(step, tree(step))
 
 
 def restored(path):
@@ -122,13 +122,13 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     assert restored(tmp_path / "empty")[0] == 0
 
 
-def test_the_last_and_the_best_are_kept(tmp_path):
+def test_the_last_are_kept(tmp_path):
     with Checkpoints(tmp_path, keep=2) as checkpoints:
-        for step, score in enumerate([0.1, 0.9, 0.3, 0.2, 0.5, 0.4], start=1):
-            checkpoints.save(step, tree(step), score=score)
+        for step in range(1, 7):
+            checkpoints.save(step, tree(step))
     with Checkpoints(tmp_path, keep=2) as checkpoints:  # also by a run that resumes
-        checkpoints.save(7, tree(7), score=0.0)
-    assert sorted(int(x.name) for x in tmp_path.iterdir()) == [2, 6, 7]
+        checkpoints.save(7, tree(7))
+    assert sorted(int(x.name) for x in tmp_path.iterdir()) == [6, 7]
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -250,7 +250,7 @@ def test_ctrl_c_waits_for_the_checkpoint_that_is_being_written(tmp_path, monkeyp
 
         monkeypatch.setattr(checkpoints._manager, "save", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            checkpoints.save(4, tree(4), score=0.0)
+            checkpoints.save(4, tree(4))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert restored(tmp_path)[0] == 4
 
@@ -264,7 +264,7 @@ def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path, caplog):
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
         try:
             with pytest.raises(RunFolderError, match=r"step 4 could not be written.*make room"):
-                checkpoints.save(4, big, score=0.0)
+                checkpoints.save(4, big)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not [x for x in caplog.records if x.exc_info]  # Orbax's tracebacks
@@ -272,7 +272,7 @@ def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path, caplog):
     assert step == 3
     np.testing.assert_array_equal(found["a"], tree(3)["a"])
     with Checkpoints(tmp_path, keep=3) as checkpoints:  # and with room again it goes on
-        checkpoints.save(4, tree(4), score=0.0)
+        checkpoints.save(4, tree(4))
     assert restored(tmp_path)[0] == 4
 
 

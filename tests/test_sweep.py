@@ -12,6 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
+import numpy as np
 import pytest
 
 from edl_jax import SEVERITIES, PretrainConfig, TrainConfig
@@ -53,6 +54,24 @@ def test_any_executor_gives_the_same_rows():
     with ThreadPoolExecutor(2) as pool:
         assert in_order(sweep(BASE, GRID, (3, 4), product, pool)) == EXPECTED
     assert in_order(sweep(BASE, GRID, (3, 4), product, Cluster())) == EXPECTED
+
+
+def test_sweeps_of_other_bases_share_a_folder(tmp_path):
+    folder, other = RunFolder(tmp_path, {}), dataclasses.replace(BASE, batch_size=5)
+    for base in (BASE, other, BASE):
+        (row,) = sweep(base, {"augmentation.cutout": (0,)}, (3,), product, "1", folder=folder)
+        assert row["product"] == 4 * base.batch_size
+    assert len((tmp_path / CELLS).read_text().splitlines()) == 2
+
+
+def test_values_may_be_numpy_s():
+    rows = sweep(BASE, {"batch_size": np.array([8, 16])}, np.arange(3, 5), product, "1")
+    assert [(row["batch_size"], row["seed"], row["product"]) for row in rows] == [
+        (8, 3, 32),
+        (8, 4, 40),
+        (16, 3, 64),
+        (16, 4, 80),
+    ]
 
 
 class Cluster:

@@ -35,9 +35,6 @@ class ToyRun:
     def measure(self, state):
         return {"n": int(state["n"]) - 1, "x": float(state["n"])}
 
-    def score(self, row):
-        return -row["x"]
-
     def summary(self, row):
         return f"x {row['x']:g}"
 
@@ -62,7 +59,7 @@ def files_of(path):
 def write(folder, checkpoints, step):
     folder.append_rows([{"n": n} for n in range(step - 2, step)], "metrics.jsonl")
     folder.append_rows([{"n": step - 1}], "saves.jsonl")
-    checkpoints.save(step, tree(step), score=0.0)
+    checkpoints.save(step, tree(step))
 
 
 @pytest.fixture(scope="module")

@@ -79,7 +79,7 @@ class PretrainConfig(Checked):
     networks_at_a_time: Count = 16
     """Number of networks evaluated at once. More need more memory; 16 fit in a CPU's cache."""
     keep_checkpoints: Count = 2
-    """Number of latest checkpoints to keep, in addition to the best one on held-out pairs."""
+    """Number of latest checkpoints to keep."""
     seed: Seed = 0
     """Seed of the whole run; a key passed to `pretrain` replaces it."""
 

@@ -48,9 +48,12 @@ class Summand(Problem):
         """The problem with its fitness multiplied by a weight."""
         return WeightedSum(tuple((weight * own, problem) for own, problem in self.terms()))
 
-    def __add__(self, other: "Summand") -> "WeightedSum":
-        """The sum of both."""
-        return WeightedSum(self.terms() + other.terms())
+    __mul__ = __rmul__
+
+    def __add__(self, other: Problem) -> "WeightedSum":
+        """The sum of this problem and any other of evosax."""
+        added = other.terms() if isinstance(other, Summand) else ((1.0, other),)
+        return WeightedSum(self.terms() + added)
 
 
 @dataclasses.dataclass(frozen=True)

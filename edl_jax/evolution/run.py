@@ -141,10 +141,6 @@ class Evolution:
         found = self.watch(jax.tree.map(lambda x: x[0], candidates))
         return {"generation": int(state.generation) - 1, **found}
 
-    def score(self, row: Row) -> float:
-        """The best of losses ranks best."""
-        return row.get("pairwise_accuracy", 0.0)
-
     def summary(self, row: Row) -> str:
         """The best fitness."""
         return f"best fitness {row['best_fitness']:.3g}"

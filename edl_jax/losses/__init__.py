@@ -7,7 +7,7 @@ from edl_jax.losses.formulas.margins import COSINE_LOSSES, MARGIN_LOSSES
 from edl_jax.losses.lift import LOSSES, formula, formula_of_weights
 from edl_jax.losses.method import LossMethod, Student
 
-LOSSES.protect()
+LOSSES.protect(*PRETRAINED)
 
 __all__ = [
     "COSINE_LOSSES",

@@ -122,10 +122,9 @@ def _of_distributions(function: Formula, *arguments: Any) -> jax.Array:
 
 
 def _registered(function: Formula, evaluate: Formula) -> Formula:
-    parameters = inspect.signature(function).parameters.values()
+    parameters = inspect.signature(function, eval_str=True).parameters.values()
     options = [x for x in parameters if x.kind is x.KEYWORD_ONLY]
-    # A function, because `describe` lists the values that a loss takes from around it.
-    bounds = {x.name: x.annotation for x in options if get_origin(x.annotation) is Annotated}.get
+    bounds = {x.name: x.annotation for x in options if get_origin(x.annotation) is Annotated}
 
     @functools.wraps(function)
     def loss(
@@ -139,8 +138,8 @@ def _registered(function: Formula, evaluate: Formula) -> Formula:
         for name, value in given.items():
             if isinstance(value, jax.Array) and not isinstance(value, Tracer) and not value.ndim:
                 value = value.item()
-            if bounds(name) and not isinstance(value, jax.Array):
-                check(name, value, bounds(name))
+            if name in bounds and not isinstance(value, jax.Array):
+                check(name, value, bounds[name])
         return evaluate(functools.partial(function, **given), logits, labels, axis, where)
 
     *arrays, axis, where, _ = inspect.signature(loss, follow_wrapped=False).parameters.values()

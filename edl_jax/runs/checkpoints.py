@@ -1,8 +1,7 @@
-"""Checkpoints of a run, kept by Orbax: the last few and the best.
+"""The last checkpoints of a run, kept by Orbax.
 
-What Orbax's `CheckpointManager` does not do is added here: a checkpoint outlives the machine before
-an older one is deleted; a digest tells damaged arrays, of which Orbax keeps no checksum; and what
-cannot be read for now is not damaged.
+Added to its `CheckpointManager`: a checkpoint outlives the machine before an older one is deleted;
+a digest tells damaged arrays; and what cannot be read for now is not damaged.
 """
 
 import contextlib
@@ -11,11 +10,9 @@ import hashlib
 import itertools
 import json
 import logging
-import math
 import os
 import re
 import shutil
-import stat
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
@@ -32,7 +29,6 @@ from edl_jax.runs.preemption import interrupt_deferred
 from edl_jax.runs.storage import TEMPORARY, make_folder, refused, sync_tree, write_atomically
 
 _LOGGER = logging.getLogger(__name__)
-_STEP = re.compile("0|[1-9][0-9]*")
 _DELETED = f".deleted{TEMPORARY}"  # swept where a kill leaves it
 # What damage makes us, Orbax and TensorStore raise.
 _DAMAGE = (
@@ -47,11 +43,11 @@ _PASSING = re.compile(
 
 
 class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
-    """The checkpoints in one folder, of which the `keep` newest and that of the best score stay.
+    """The checkpoints in one folder, of which the `keep` newest stay.
 
-    They count on files that only grow: each keeps how long they were, and digests of that. So what
-    was lost, cut, doubled or changed is noticed. `files` says of each how many lines it may have
-    before there is a checkpoint. What cannot be read or written is a `RunFolderError`.
+    They count on files that only grow: each keeps how long they were, and digests of that. `files`
+    says how many lines each may have before there is a checkpoint. What cannot be read or written
+    is a `RunFolderError`.
     """
 
     def __init__(self, path: Path, *, keep: int, files: Mapping[Path, int] | None = None):
@@ -65,23 +61,21 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         if "_manager" in vars(self):
             self._manager.close()
 
-    def save(self, step: int, tree: Any, *, score: float) -> None:
-        """Save a pytree's arrays after `step` steps; the largest score is the best."""
+    def save(self, step: int, tree: Any) -> None:
+        """Save a pytree's arrays after `step` steps."""
         leaves = _leaves(tree)
         args = ocp.args.Composite(state=ocp.args.StandardSave(leaves))
-        score = float(score) if math.isfinite(score) else -math.inf
-        notes = {k: [len(x), hashlib.sha256(x).hexdigest()] for k, x in self._rows().items()}
-        metrics = {"sha256": _digest(step, leaves), "score": score, "notes": notes}
+        rows = {path.name: read_bytes(path) for path in self._files}
+        notes = {k: [len(x), hashlib.sha256(x).hexdigest()] for k, x in rows.items()}
+        metrics = {"sha256": _digest(step, leaves), "notes": notes}
         try:
             # Orbax gives an interrupted save out as one that failed.
             with interrupt_deferred(), orbax_silent():
                 self._manager.save(step, args=args, metrics=metrics, force=True)
                 sync_tree(self._path / str(step))
-                best = self._manager.best_step()
                 for old in list(self._manager.all_steps())[: -self._keep]:
-                    if old != best:
-                        self._manager.delete(old)
-                        shutil.rmtree(self._path / _DELETED)
+                    self._manager.delete(old)
+                    shutil.rmtree(self._path / _DELETED)
         except MemoryError:
             raise
         except Exception as error:
@@ -94,19 +88,19 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     def restore_latest(self, like: Any) -> tuple[int, Any]:
         """The newest checkpoint that is whole and whose files are: its step and pytree.
 
-        Others are reported and set aside under another name, and the files are cut to what it
-        counts on; `(0, like)` and empty files where there is none. Where none can be used, or one
-        cannot for now, everything is left as it is. To be called before anything is saved.
+        Others are reported and set aside, and the files are cut to what it counts on; `(0, like)`
+        and empty files where there is none. Where none can be used, or one cannot be read for now,
+        all is left as it is. To be called before anything is saved.
         """
-        found, aside, rows = None, {}, self._rows()
+        found, aside = None, {}
+        rows = {path.name: read_bytes(path) for path in self._files}
         with reading(self._path):
-            names = [x.name for x in self._path.iterdir() if _STEP.fullmatch(x.name)]
+            names = [x.name for x in self._path.iterdir() if x.name.isdecimal()]
         for step in sorted(map(int, names), reverse=True):
             path = self._path / str(step)
             try:
                 _read(path)
                 metrics = json.loads((path / "metrics" / "metrics").read_bytes())
-                metrics["score"] = float(metrics["score"])
                 if found is None and (why := _misfit(metrics["notes"], rows)):
                     aside[step] = "unused", why
                 elif found is None:  # older ones are only looked at
@@ -145,13 +139,10 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             "same command to begin anew."
         )
 
-    def _rows(self) -> dict[str, bytes]:
-        return {path.name: read_bytes(path) for path in self._files}
-
     @functools.cached_property
     def _manager(self) -> Any:
         options = ocp.CheckpointManagerOptions(
-            best_fn=lambda metrics: metrics["score"],
+            best_fn=lambda metrics: 0.0,  # without one, Orbax writes no metrics
             # Not in the background: the next steps take over the buffers.
             enable_async_checkpointing=False,
             create=False,  # Orbax creates none for a part of the processes; it is there already
@@ -176,14 +167,11 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
 
 def _read(path: Path) -> None:
     """Read all that is there: an `OSError` here, and not one of TensorStore's errors later."""
-    mode = path.stat().st_mode
-    if stat.S_ISDIR(mode):
+    if path.is_dir():
         for each in path.iterdir():
             _read(each)
-    elif stat.S_ISREG(mode):
-        with path.open("rb") as stream:
-            while stream.read(1 << 24):
-                pass
+    elif path.is_file():
+        path.read_bytes()
     else:  # such as a pipe, whose other end Orbax would wait for
         raise ValueError(f"{path.name} is no file")
 
@@ -235,8 +223,7 @@ def _processes() -> Any:
 def orbax_silent() -> Iterator[None]:
     """Keep Orbax's threads from printing tracebacks: the caller reports what they raise.
 
-    After a failure they are kept silent for good: some end later, and find the loop closed in which
-    they were to read or write.
+    After a failure they stay silent for good: some end later, and find their loop closed.
     """
     loggers, show = [logging.getLogger(name) for name in ("absl", "asyncio")], sys.unraisablehook
 

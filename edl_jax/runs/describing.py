@@ -18,7 +18,7 @@ def describe(part: Any) -> str:
 
     Options are the defaults and the given arguments of a function, the fields of a dataclass or
     named tuple, the attributes of another object, and what a function took from where it was made,
-    if that is not a function. Code is not looked at: give another formula another name.
+    of functions the names. Code is not looked at: give another formula another name.
     """
     arrays, above = hashlib.sha256(), []
 
@@ -59,14 +59,14 @@ def _named(part: Any) -> tuple[str, dict[Any, Any]]:
         name, options = _named(part.func)
         return name, {**options, **dict(enumerate(part.args)), **part.keywords}
     if hasattr(part, "__qualname__"):
-        options = {}
+        part, options = inspect.unwrap(part), {}
         with contextlib.suppress(TypeError, ValueError):  # of a class, a function in C, a generator
             parameters = {} if isinstance(part, type) else inspect.signature(part).parameters
             own = [(k, x) for k, x in parameters.items() if k not in ("axis", "where")]
             options = {k: x.default for k, x in own if x.default is not x.empty}
-        if closure := getattr(part, "__closure__", None):  # but not functions, nor so itself
+        if closure := getattr(part, "__closure__", None):  # functions by name: it may be its own
             taken = zip(part.__code__.co_freevars, (x.cell_contents for x in closure), strict=True)
-            options |= {key: value for key, value in taken if not callable(value)}
+            options |= {key: getattr(value, "__qualname__", value) for key, value in taken}
         return part.__qualname__, options
     if dataclasses.is_dataclass(part):
         options = {x.name: getattr(part, x.name) for x in dataclasses.fields(part) if x.repr}

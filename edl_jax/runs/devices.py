@@ -29,15 +29,11 @@ def device_mesh(axis: str, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of one axis over the devices, some of every process: all by default."""
     given = jax.devices() if devices is None else devices
     is_list = isinstance(given, Sequence) and all(isinstance(x, jax.Device) for x in given)
-    if not is_list or not given or len({*given}) != len(given):
+    owners = {x.process_index for x in given} if is_list else set()
+    if len(owners) != jax.process_count() or len({*given}) != len(given):
         raise ConfigError(
-            f"devices is {devices!r}; expected a list of some of jax.devices(), each of them once."
-        )
-    missing = set(range(jax.process_count())) - {device.process_index for device in given}
-    if missing:
-        raise ConfigError(
-            f"devices is {list(given)}, none of which belongs to process "
-            f"{', '.join(map(str, sorted(missing)))}; expected some of every process."
+            f"devices is {devices!r}; expected a list of some of jax.devices(), each of them once, "
+            "and some of every process."
         )
     return Mesh(np.asarray(given), (axis,))
 

@@ -3,7 +3,6 @@
 import json
 import logging
 import platform
-import reprlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,8 +17,6 @@ from edl_jax.errors import RunFolderError, shortened
 _LIBRARIES = ("edl_jax", "jax", "jaxlib", "flax", "optax", "evosax", "numpy")
 _LOGGER = logging.getLogger(__name__)
 _MOST_TOLD = 6  # differences
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = 100
 
 
 def versions() -> dict[str, str]:
@@ -87,13 +84,12 @@ def noted(path: Path, content: bytes) -> dict[str, Any] | None:
 
 def difference(one: Any, other: Any, there: str = "there", here: str = "here") -> str:
     """The first places where two JSON values differ: `a.b is 1 there and 2 here`."""
-    found = list(_differences(one, other))
     told = [
-        f"{name} is {_SHORT.repr(mine)} {there} and {_SHORT.repr(its)} {here}"
-        for name, mine, its in found[:_MOST_TOLD]
+        f"{name} is {shortened(repr(mine), 100)} {there} and {shortened(repr(its), 100)} {here}"
+        for name, mine, its in _differences(one, other)
     ]
-    if len(found) > len(told):
-        told.append(f"{len(found) - len(told)} more")
+    if len(told) > _MOST_TOLD:
+        told[_MOST_TOLD:] = [f"{len(told) - _MOST_TOLD} more"]
     return "; ".join(told)
 
 

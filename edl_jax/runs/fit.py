@@ -3,7 +3,7 @@
 import contextlib
 import io
 import json
-import math
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from edl_jax.errors import DivergedError, Preempted
 from edl_jax.runs.devices import to_every_device
 from edl_jax.runs.folder import METRICS, Row, RunFolder, as_finite, read_json, writing
-from edl_jax.runs.preemption import sigterm_noticed
+from edl_jax.runs.preemption import noticed
 from edl_jax.runs.processes import arrays_from_first, first_does, in_any, others_needed
 
 State = TypeVar("State")
@@ -49,10 +49,6 @@ class Run(Protocol[State]):
         """The row of a period that has ended."""
         ...
 
-    def score(self, row: Row) -> float:
-        """By which measured row a checkpoint is best: larger is better."""
-        ...
-
     def summary(self, row: Row) -> str:
         """What to tell, while it runs, of the last rows of all files together."""
         ...
@@ -76,8 +72,8 @@ def fit(
 ) -> Fitted:
     """Drive a run to its end, from its newest checkpoint in the folder if there is one.
 
-    Of several processes the first alone has a folder; in it the `keep` newest checkpoints and the
-    best stay. `progress` tells how far it is: by a bar on a terminal, by a line a period elsewhere.
+    Of several processes the first alone has a folder; in it the `keep` newest checkpoints
+    stay. `progress` tells how far it is: by a bar on a terminal, by a line a period elsewhere.
     `watch` is called with the number of units done, the state, which may be donated afterwards, and
     the measured row: after each period, and before the first unit with None.
 
@@ -86,7 +82,7 @@ def fit(
     with contextlib.ExitStack() as stack:
         stack.enter_context(others_needed())
         has_folder = in_any(folder is not None)
-        terminated = stack.enter_context(sigterm_noticed()) if has_folder else lambda: False
+        terminated = stack.enter_context(noticed(signal.SIGTERM)) if has_folder else []
         keeper = _Keeper(run, jax.device_get(run.init(key)))
         done, rows = 0, [[] for _ in run.files]
         if has_folder:
@@ -106,7 +102,7 @@ def fit(
                 kept = f"The last good checkpoint is that of step {saved}{where}."
                 raise DivergedError(f"{error} {kept if saved else _NONE_KEPT}") from None
             done, new = done + n, new + more
-            stop = has_folder and in_any(terminated()) and done < run.total
+            stop = has_folder and in_any(bool(terminated)) and done < run.total
             row = run.measure(state) if done % run.period == 0 or done == run.total else None
             if has_folder and (row or stop):
                 first_does(partial(keeper.save, done, state, new, row))
@@ -160,8 +156,7 @@ class _Keeper:
             if rows:
                 self._folder.append_rows(map(as_finite, rows), name)
                 self._board.write(name, rows)
-        score = -math.inf if row is None else self._run.score(row)
-        self._checkpoints.save(done, jax.device_get(state), score=score)
+        self._checkpoints.save(done, jax.device_get(state))
 
 
 class _TensorBoard:

@@ -3,9 +3,11 @@
 import contextlib
 import dataclasses
 import datetime
+import fcntl
 import json
 import math
 import os
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -13,11 +15,19 @@ from typing import Any
 
 from edl_jax.errors import EDLError, RunFolderError, shortened
 from edl_jax.runs import environment
-from edl_jax.runs.locks import LOCK, locked
-from edl_jax.runs.storage import append, check_regular, refused, sweep, user_path, write_atomically
+from edl_jax.runs.storage import (
+    append,
+    check_regular,
+    make_folder,
+    refused,
+    sweep,
+    user_path,
+    write_atomically,
+)
 
 METRICS = "metrics.jsonl"
 Row = dict[str, Any]
+_LOCK = ".lock"  # the name of the file that is locked, which says by whom
 _PLACE = "data_dir"  # a setting that says where something lies, not what it is
 
 
@@ -28,11 +38,43 @@ def default_run_dir(command: str) -> Path:
 
 
 @contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder, which is made if it is not there, while this process lives.
+
+    It holds between hosts where the file system's `flock` does, as NFS's does.
+    """
+    path = folder / _LOCK
+    with contextlib.ExitStack() as stack:
+        with refused(
+            f"{folder} cannot be written or locked",
+            "Choose another folder, or give the same command again once it can.",
+        ):
+            make_folder(folder)
+            if path.exists():
+                check_regular(path)
+            file = stack.enter_context(path.open("a+", errors="replace"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                owner = file.read(200).strip() or "another process"  # that is just writing it
+                raise RunFolderError(
+                    f"{folder} is in use by {owner}: wait until it ends, stop it, or choose "
+                    "another folder."
+                ) from None
+        since = datetime.datetime.now().isoformat(" ", "seconds")
+        with contextlib.suppress(OSError):  # a full disk: who it is cannot be told, no more
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}\n")
+            file.flush()
+        yield
+
+
+@contextlib.contextmanager
 def open_run(run_dir: str | os.PathLike[str], config: Mapping[str, Any]) -> Iterator["RunFolder"]:
     """Open a run folder, sweep it, and keep other runs out of it until the block ends.
 
-    `config` is all that shapes the run's result, as JSON data. An `EDLError` is raised where memory
-    runs out in the block.
+    `config` is all that shapes the result, as JSON data. Out of memory is an `EDLError`.
     """
     path = user_path(run_dir)
     with locked(path):
@@ -42,7 +84,7 @@ def open_run(run_dir: str | os.PathLike[str], config: Mapping[str, Any]) -> Iter
             "Remove the files and folders .*.edl-tmp there, or choose another folder.",
         ):
             # But in no run folder within, which another run may have now.
-            within = [x for x in path.iterdir() if x.is_dir() and not (x / LOCK).exists()]
+            within = [x for x in path.iterdir() if x.is_dir() and not (x / _LOCK).exists()]
             for each in (path, *within):
                 sweep(each)
         try:
@@ -58,11 +100,10 @@ def open_run(run_dir: str | os.PathLike[str], config: Mapping[str, Any]) -> Iter
 
 
 class RunFolder:
-    """A folder that belongs to one configuration.
+    """A folder that belongs to one configuration; a run opens it by `open_run`.
 
-    Holds `config.json`, `environment.json`, `metrics.jsonl` and whatever the run adds. A run opens
-    it by `open_run`, which keeps other runs out. What cannot be read or written, is damaged or
-    belongs to another configuration is a `RunFolderError`.
+    What cannot be read or written, is damaged or belongs to another configuration is a
+    `RunFolderError`.
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any]):
@@ -122,15 +163,9 @@ class RunFolder:
             rows.append(row)
         return rows
 
-    def resume_rows(
-        self,
-        is_kept: Callable[[Row], bool] = lambda row: True,
-        name: str = METRICS,
-        *,
-        check: Callable[[Row], Any] = id,
-    ) -> list[Row]:
-        """The rows to resume from; the others, and a line cut short, are removed from the file."""
-        rows = [row for row in self.read_rows(name, check=check) if is_kept(row)]
+    def resume_rows(self, name: str = METRICS, *, check: Callable[[Row], Any] = id) -> list[Row]:
+        """The rows to resume from, as of `read_rows`; a line cut short is removed from the file."""
+        rows = self.read_rows(name, check=check)
         self.write_text(name, "".join(json.dumps(row) + "\n" for row in rows))
         return rows
 
@@ -169,10 +204,7 @@ def read_json(path: Path) -> Any:
 
 
 def _identity(config: Any) -> Any:
-    """A configuration as it reads back from JSON, without the place of the data.
-
-    The data is known by its digest, and may be moved.
-    """
+    """A configuration as it reads back from JSON; the data has a digest, and may be moved."""
 
     def placeless(values: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in values.items() if name != _PLACE}

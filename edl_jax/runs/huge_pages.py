@@ -1,8 +1,7 @@
 """Huge pages for the memory of XLA's CPU backend; imports nothing that takes long.
 
-XLA asks for the memory of a training step anew in every step, and the kernel then clears it page by
-page: a third of the processor time of a ResNet-8 step, in pages of 4 KiB. With huge pages that is
-next to nothing (docs/speed.md). glibc, from 2.35 on, reads the setting when a program starts.
+XLA asks for its memory anew in every training step, and the kernel clears it page by page: a third
+of the time of a ResNet-8 step on a CPU (docs/speed.md). glibc reads the setting at its start.
 """
 
 import contextlib
@@ -16,10 +15,7 @@ _KERNEL = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def restart_with_huge_pages() -> None:
-    """Become the same command with glibc set to ask for huge pages, where that is needed.
-
-    Call it first thing in a program, before threads and before JAX.
-    """
+    """Become the same command with huge pages, where it has none: before threads, before JAX."""
     if wanted(os.environ):
         with contextlib.suppress(OSError):  # the program can do without it
             environment = {**os.environ, VARIABLE: SETTING}

@@ -1,8 +1,7 @@
 """How several processes find one another, before JAX is used.
 
-JAX ends a process from C++, without a word that a user could act on, where the others do not come,
-their host is unknown or the port is taken. So the processes first meet over TCP, at the address
-where JAX will join them.
+JAX ends a process from C++ where the others do not come, or the port is taken. So the processes
+first meet over TCP, at the address where JAX will join them.
 """
 
 import contextlib
@@ -32,8 +31,7 @@ class Processes(Checked):
     """How this process finds the others. Alone by default.
 
     Raises:
-      ConfigError: if only some of coordinator, num_processes and process_id are given, or one
-        cannot be.
+      ConfigError: if only some of coordinator, num_processes and process_id are given.
     """
 
     auto: bool = False
@@ -74,7 +72,7 @@ class Processes(Checked):
         """
         if not self.several:
             return
-        # JAX would take SIGTERM for itself; where it does, `sigterm_noticed` takes it back.
+        # JAX would take SIGTERM for itself; where it does, `noticed` takes it back.
         with contextlib.suppress(AttributeError):
             jax.config.update("jax_enable_preemption_service", False)
         bind = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", self.coordinator)

@@ -27,8 +27,7 @@ def stop_once() -> None:
     """Let the first SIGINT or SIGTERM of a process end it in order, and a late second one at once.
 
     The first is raised as `KeyboardInterrupt` or `Terminated`, so that files half written are
-    removed. What comes within a second is the same wish sent again, as a wrapper and a terminal
-    both do: it would interrupt the tidying up.
+    removed. What comes within a second is the same wish, from a wrapper and a terminal.
     """
     first: list[float] = []
 
@@ -54,19 +53,12 @@ def _handle(how: Callable[[int, FrameType | None], None] | signal.Handlers) -> N
 
 
 @contextlib.contextmanager
-def sigterm_noticed() -> Iterator[Callable[[], bool]]:
-    """Notice SIGTERM instead of dying of it: gives a function that says whether it has come."""
-    with _noticed(signal.SIGTERM) as came:
-        yield lambda: bool(came)
-
-
-@contextlib.contextmanager
 def interrupt_deferred() -> Iterator[None]:
     """Let Ctrl-C and SIGTERM wait for the end of the block, which they would leave half done."""
-    came: list[int] = []
+    came = []
     try:
         # Ctrl-C last: given back last, it finds the other given back when it raises.
-        with _noticed(signal.SIGTERM, signal.SIGINT) as came:
+        with noticed(signal.SIGTERM, signal.SIGINT) as came:
             yield
     finally:
         for each in sorted({*came}, reverse=True):  # SIGTERM, SIGINT
@@ -74,7 +66,7 @@ def interrupt_deferred() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _noticed(*numbers: signal.Signals) -> Iterator[list[int]]:
+def noticed(*numbers: signal.Signals) -> Iterator[list[int]]:
     """Collect signals instead of heeding them: in the main thread, where they are not ignored."""
     came: list[int] = []
     is_main = threading.current_thread() is threading.main_thread()

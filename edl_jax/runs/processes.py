@@ -90,8 +90,7 @@ def json_of_all(value: Any) -> list[Any]:
 def connect_devices() -> None:
     """Connect the devices of all processes, which must be alike, at about the same time.
 
-    CPU devices connect in their first exchange, and give up after 30 s: one process may be that
-    much slower later, when it reads data or compiles, but not now.
+    CPU devices give up after 30 s: later one process may be that much slower, but not now.
     """
     with others_needed():
         owned: list[list[str]] = [[] for _ in range(jax.process_count())]
@@ -113,7 +112,7 @@ def agree(identity: Callable[[], Mapping[str, Any]]) -> None:
     """Refuse to work with processes that were given something else to do, or run other code.
 
     A `ProcessError` in every process names what differs. `identity` gives all that must be equal,
-    as JSON data; alone, a process agrees, and it is not called. Call it before anything is done.
+    as JSON data; alone, a process agrees, and it is not called.
     """
     if jax.process_count() == 1:
         return

@@ -1,8 +1,4 @@
-"""Files that are whole or absent, and that outlive the machine once they are written.
-
-What cannot be read or written raises an `OSError`, and is left as it was; `refused` turns that into
-a `RunFolderError`.
-"""
+"""Files that are whole or absent, and that outlive the machine once they are written."""
 
 import contextlib
 import os
@@ -25,7 +21,7 @@ TEMPORARY = ".edl-tmp"  # ends the name of what is being written or removed
 def user_path(path: str | os.PathLike[str]) -> Path:
     """A path as a user gave it, with `~` expanded to the home folder; `ConfigError` if it is none.
 
-    Addresses such as `gs://...` are refused, and names that are not in UTF-8: Orbax takes neither.
+    Orbax takes neither addresses such as `gs://...` nor names that are not in UTF-8.
     """
     with contextlib.suppress(TypeError, UnicodeEncodeError, RuntimeError):
         given = os.fspath(path)

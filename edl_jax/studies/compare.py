@@ -17,8 +17,7 @@ from edl_jax.evolution import PretrainConfig
 from edl_jax.losses import LOSSES, MARGIN_LOSSES
 from edl_jax.losses.by_name import check_loss_name
 from edl_jax.runs.describing import describe
-from edl_jax.runs.folder import as_json, writing
-from edl_jax.runs.locks import locked
+from edl_jax.runs.folder import as_json, locked, writing
 from edl_jax.studies.cells import MEASURES, Cell, kept
 from edl_jax.studies.figures import plot_curves, plot_evolution, save, short_names
 from edl_jax.studies.shape import plot_loss

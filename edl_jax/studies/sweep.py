@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import itertools
 import json
 import operator
@@ -14,12 +15,14 @@ from concurrent.futures import BrokenExecutor, Executor
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import numpy as np
 import tyro
 from flax.traverse_util import unflatten_dict
 from tqdm import tqdm
 
 from edl_jax.checked import config_or_default
 from edl_jax.errors import ConfigError, EDLError, shortened
+from edl_jax.runs.describing import describe
 from edl_jax.runs.folder import RunFolder, as_finite, open_run
 from edl_jax.runs.storage import user_path
 from edl_jax.studies.executors import Row, attempt, attempt_packed, open_executor, packed
@@ -58,7 +61,8 @@ def sweep(
         processes, such as "4", of which "1" is this one; a Dask scheduler, "dask://HOST:PORT"; or
         None: this process on an accelerator, one a core on a CPU.
       seed_field: dotted name of the field that takes the seeds.
-      folder: where rows are kept; nothing is written by default. Sweeps may share it.
+      folder: where rows are kept; nothing is written by default. Sweeps of one
+        `run` may share it, with any bases.
       progress: whether to show a progress bar.
 
     Returns:
@@ -70,11 +74,14 @@ def sweep(
       RunFolderError: if `cells.jsonl` is damaged or cannot be written.
       EDLError: if a process of the executor is gone, or every cell failed.
     """
-    cells: dict[str, tuple[Row, Any]] = {}
+    keys, cells, combinations = [], dict[str, tuple[Row, Any]](), points(grid)
     for seed in seeds:  # outermost: what runs at the same time is not compiled twice
-        for point in points(grid):
-            row = {"key": _key(point, seed), **plain(point), "seed": seed}
-            cells[row["key"]] = row, with_fields(base, {**point, seed_field: seed})
+        for point in combinations:
+            config = with_fields(base, {**point, seed_field: seed})
+            # All of the configuration: a sweep of another base may share the folder.
+            key = hashlib.sha256(describe(config).encode()).hexdigest()[:16]
+            keys.append(key)
+            cells[key] = {"key": key, **plain(point), "seed": plain(seed)}, config
     kept = [] if folder is None else folder.resume_rows(name=CELLS, check=_check)
     found: dict[str, Row] = {row["key"]: row for row in kept if "error" not in row}
     missing = {key: config for key, (_, config) in cells.items() if key not in found}
@@ -89,7 +96,8 @@ def sweep(
                 folder.append_rows([row], CELLS)
             found[key] = row
             bar.update()
-    rows = [found[_key(point, seed)] for point in points(grid) for seed in seeds]
+    count = len(combinations)
+    rows = [found[key] for place in range(count) for key in keys[place::count]]
     failures = [row["error"] for row in rows if "error" in row]
     if failures and len(failures) == len(rows):
         raise EDLError(f"all {len(rows)} cells failed, the first with {failures[0]}")
@@ -131,10 +139,6 @@ def as_study(kind: type[Config], seed_field: str):
         return run
 
     return lift
-
-
-def _key(point: Point, seed: Any) -> str:
-    return json.dumps([plain(point), plain(seed)], sort_keys=True)
 
 
 def _check(row: Row) -> None:
@@ -206,7 +210,11 @@ def check_grid(config: Any, base: Any, fixed: Mapping[str, Sequence[Any]]) -> No
 
 def plain(value: Any) -> Any:
     """A value as JSON gives it back: tuples as lists, dataclasses as dictionaries."""
-    return json.loads(json.dumps(value, default=dataclasses.asdict))
+
+    def simpler(x: Any) -> Any:
+        return x.tolist() if isinstance(x, np.ndarray | np.generic) else dataclasses.asdict(x)
+
+    return json.loads(json.dumps(value, default=simpler))
 
 
 def _grid_of(words: Sequence[str]) -> dict[str, tuple[Any, ...]]:

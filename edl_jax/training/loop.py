@@ -94,10 +94,6 @@ class TrainingRun:
             "images_per_second": speed,
         }
 
-    def score(self, row: Row) -> float:
-        """Never by test accuracy: that would be choosing on the test images."""
-        return row["accuracy"] if row["evaluated_on"] == "val" else -row["train_loss"]
-
     def summary(self, row: Row) -> str:
         """Accuracy and speed."""
         accuracy, speed = row["accuracy"], row["images_per_second"]
