@@ -356,7 +356,6 @@ def test_every_compiled_function_lowers_for_accelerators(platform, change):
             {"strategy.name": "SimpleGA", "strategy.mutation": "gaussian"},
             "mutation is 'gaussian' with strategy 'Si",
         ),
-        ({"keep_checkpoints": 0}, "keep_checkpoints is 0"),
         ({"hidden": (0,)}, r"hidden is \(0,\); expected a tuple .each a whole number, at least 1"),
         ({"class_counts": ()}, r"class_counts is \(\); .* not empty"),
         ({"class_counts": (1, 2)}, "class_counts is"),

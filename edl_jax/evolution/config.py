@@ -78,8 +78,6 @@ class PretrainConfig(Checked):
     """Number of held-out pairs used to choose the winner; as many others are used to measure it."""
     networks_at_a_time: Count = 16
     """Number of networks evaluated at once. More need more memory; 16 fit in a CPU's cache."""
-    keep_checkpoints: Count = 2
-    """Number of latest checkpoints to keep."""
     seed: Seed = 0
     """Seed of the whole run; a key passed to `pretrain` replaces it."""
 

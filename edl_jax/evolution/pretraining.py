@@ -191,7 +191,6 @@ def pretrain(
             # As many fresh pairs as the winner is measured on.
             -(-config.held_out_pairs // config.pairs_per_generation),
             folder=folder,
-            keep=config.keep_checkpoints,
             progress=progress and is_first(),
         )
         loss = ranking.loss(found.solution, key_choice)

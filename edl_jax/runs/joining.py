@@ -28,11 +28,7 @@ _SECONDS_TO_SPEAK = 1.0  # of whoever calls
 
 @dataclasses.dataclass(frozen=True)
 class Processes(Checked):
-    """How this process finds the others. Alone by default.
-
-    Raises:
-      ConfigError: if only some of coordinator, num_processes and process_id are given.
-    """
+    """How this process finds the others. Alone by default."""
 
     auto: bool = False
     """Join the processes of this SLURM job, TPU pod slice or Open MPI run, found by JAX itself."""
