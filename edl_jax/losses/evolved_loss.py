@@ -191,12 +191,7 @@ def calibrated(loss: EvolvedLoss, pairs_sets: Sequence[Pairs]) -> EvolvedLoss:
     Evolution leaves the scale free, and it acts as a learning rate. A loss that is flat on the
     pairs is an InputError.
     """
-
-    @jax.jit
-    def norms(loss: EvolvedLoss, pairs: Pairs) -> tuple[jax.Array, jax.Array]:
-        own, reference = gradient_norms(loss, pairs)
-        return own.sum(), reference.sum()
-
+    norms = jax.jit(lambda loss, pairs: [x.sum() for x in gradient_norms(loss, pairs)])
     totals = [norms(loss, pairs) for pairs in pairs_sets]
     own, reference = (float(sum(column)) for column in zip(*totals, strict=True))
     if not own > 0:

@@ -116,7 +116,9 @@ def _of_distributions(function: Formula, *arguments: Any) -> jax.Array:
 
     return per_example(
         *arguments,
-        of_classes=lambda x, label, mask: function(x, one_hot(label, x), mask),
+        of_classes=lambda x, label, mask: function(
+            x, jax.nn.one_hot(label, x.shape[-1], dtype=x.dtype), mask
+        ),
         of_weights=of_weights,
     )
 
@@ -146,8 +148,3 @@ def _registered(function: Formula, evaluate: Formula) -> Formula:
     signature = inspect.Signature([*arrays, *options, axis, where], return_annotation=jax.Array)
     loss.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue]
     return LOSSES.register(function.__name__)(loss)
-
-
-def one_hot(labels: jax.Array, like: jax.Array) -> jax.Array:
-    """Classes `[...]` as weights, of the shape and dtype of `like`, `[..., num_classes]`."""
-    return jax.nn.one_hot(labels, like.shape[-1], dtype=like.dtype)

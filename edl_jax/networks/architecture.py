@@ -111,8 +111,6 @@ class ClassAgnosticNetwork(LossNetwork):
 class PairNetwork(LossNetwork):
     """An MLP on the concatenated prediction and one-hot label, for one fixed class count.
 
-    The presumed plain form of the paper's loss network.
-
     Args:
       num_classes: class count of the predictions, at least 2.
       hidden, activation, rngs: as of `ClassAgnosticNetwork`.

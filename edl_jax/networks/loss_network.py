@@ -29,10 +29,7 @@ ClassFeatures = Callable[[jax.Array, jax.Array], tuple[jax.Array, ...]]
 
 
 class LossNetwork(nnx.Module, abc.ABC):
-    """A network from (prediction, label) to a loss of at least 0.
-
-    Subclasses say which features they read; the MLP behind them ends in a softplus.
-    """
+    """A network from (prediction, label) to a loss of at least 0."""
 
     def __init__(
         self, num_features: int, hidden: Sequence[int], activation: str, *, rngs: nnx.Rngs
@@ -56,13 +53,6 @@ class LossNetwork(nnx.Module, abc.ABC):
         own = jnp.take_along_axis(log_p, labels, axis=-1)
         return jnp.concatenate(self.class_features(log_p, labels)(labels, own))[..., 0]
 
-    def weights(self) -> list[tuple[jax.Array, jax.Array]]:
-        """Kernel `[fan_in, fan_out]` and bias `[fan_out]` of each layer."""
-        return [
-            (layer.kernel[...], layer.bias[...])  # pyright: ignore[reportOptionalSubscript]
-            for layer in self.layers
-        ]
-
     def from_features(self, *parts: jax.Array) -> jax.Array:
         """The loss, `[...]`, of features `[num_features, ...]`.
 
@@ -70,7 +60,8 @@ class LossNetwork(nnx.Module, abc.ABC):
         share is multiplied once.
         """
         activation = ACTIVATIONS[self.activation]
-        for index, (kernel, bias) in enumerate(self.weights()):
+        for index, layer in enumerate(self.layers):
+            kernel, bias = layer.kernel[...], layer.bias[...]  # pyright: ignore[reportOptionalSubscript]
             if index:
                 parts = (activation(parts[0]),)
             rows = itertools.accumulate((len(part) for part in parts), initial=0)
@@ -124,10 +115,7 @@ def largest_other(values: jax.Array, classes: jax.Array) -> jax.Array:
 
 
 def runner_up_of(values: jax.Array) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """`largest_other` of values `[..., num_classes]` for any class, by a few passes for them all.
-
-    Gives a function of classes that broadcast to `[..., n]` and of their values, `[..., n]`.
-    """
+    """`largest_other` as a function of classes and their values, `[..., n]`; few passes for all."""
     first, top = (of(values, axis=-1, keepdims=True) for of in (jnp.argmax, jnp.max))
     second = largest_other(values, first.astype(jnp.int32))
     is_top = values == top

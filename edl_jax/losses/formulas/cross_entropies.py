@@ -8,7 +8,7 @@ from annotated_types import Ge, Le
 
 from edl_jax.checked import NotNegative
 from edl_jax.losses.inputs import FLOOR, log_softmax, stable_logits
-from edl_jax.losses.lift import Candidates, formula, formula_of_weights, one_hot
+from edl_jax.losses.lift import Candidates, formula, formula_of_weights
 
 # Before the last: enough for a mass within 2e-6 of 1, of 1,000 classes and any logits.
 _NEWTON_STEPS = 11
@@ -153,7 +153,7 @@ def focal_of_every_class(log_p: jax.Array, gamma: jax.typing.ArrayLike) -> jax.A
     The gradient of `log(1 - p_k)` is finite as `p_k` nears 1: of the most probable class it is the
     sum of the others; of those, `p_k` is at most 1/2.
     """
-    is_top = one_hot(jnp.argmax(log_p, axis=-1), log_p) > 0
+    is_top = jax.nn.one_hot(jnp.argmax(log_p, axis=-1), log_p.shape[-1], dtype=bool)
     others = jnp.where(is_top, FLOOR, log_p)
     of_top = jax.nn.logsumexp(others, axis=-1, keepdims=True)
     log_complement = jnp.where(is_top, of_top, jnp.log1p(-jnp.exp(others)))

@@ -13,7 +13,7 @@ import numpy as np
 from edl_jax.checked import NotNegative, Positive
 from edl_jax.errors import ConfigError
 from edl_jax.losses.inputs import FLOOR, hold
-from edl_jax.losses.lift import Candidates, formula, one_hot
+from edl_jax.losses.lift import Candidates, formula
 
 # Of logits that are cosines times a scale, and those whose `scale` is that of the logits.
 COSINE_LOSSES = ("additive_margin_softmax",)
@@ -99,7 +99,7 @@ def _with_label_logit(c: Candidates, value: jax.Array) -> jax.Array:
     largest logit, that sum is the whole one less a part of at most a half.
     """
     x = c.logits if c.where is None else jnp.where(c.where, c.logits, jnp.finfo(value.dtype).min)
-    is_first = one_hot(jnp.argmax(x, axis=-1), x) > 0
+    is_first = jax.nn.one_hot(jnp.argmax(x, axis=-1), x.shape[-1], dtype=bool)
     others = jnp.where(is_first, jnp.finfo(x.dtype).min, x)
     top, second = (
         jax.lax.stop_gradient(jnp.max(values, axis=-1, keepdims=True)) for values in (x, others)

@@ -8,12 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from annotated_types import Gt, Le, Lt
 from flax import nnx
+from jax.typing import ArrayLike
 
 from edl_jax.checked import NotNegative, Positive, check
 from edl_jax.losses.formulas.cross_entropies import focal_of_every_class
 from edl_jax.losses.lift import LOSSES, Candidates, formula, of_candidates
-
-ArrayLike = jax.typing.ArrayLike
 
 _LOG_ZERO = -4.0  # the A of both papers, for the logarithm of 0 in reverse cross-entropy
 # Points of the trapezoidal rule in log x, over which the distribution's integral is taken.
@@ -179,11 +178,9 @@ class AdaptiveBarron(nnx.Module):
         """The loss of each example, called as `barron` is."""
         alpha, scale = self.alpha(), self.scale()
         normaliser = jnp.log(scale) + log_partition(alpha)
-
-        def likelihood(c: Candidates) -> jax.Array:
-            return _rho(c.miss() / scale, alpha) + normaliser
-
-        return of_candidates(likelihood, logits, labels, axis, where)
+        return of_candidates(
+            lambda c: _rho(c.miss() / scale, alpha) + normaliser, logits, labels, axis, where
+        )
 
 
 def log_partition(alpha: jax.Array) -> jax.Array:
