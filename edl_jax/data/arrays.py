@@ -86,7 +86,11 @@ def read_rows(array: Array, rows: np.ndarray) -> np.ndarray:
         whole = np.concatenate([*read_chunks(array, np.arange(len(array)))])
         whole.flags.writeable = False
         try:
-            _write(array.cache, whole)
+            # Private, or `keep_compiled` would not trust the folder, under some umasks.
+            make_folder(array.cache.parents[1], 0o700)
+            sweep(array.cache.parent)  # another process that is writing too will do without
+            with open_atomically(array.cache) as file:
+                np.save(file, whole)
         except OSError as error:
             _logger.info("%s is not kept: %s", array.cache, error)
     return whole if np.array_equal(rows, np.arange(len(array))) else whole[rows]
@@ -106,14 +110,6 @@ def _mapped(array: LazyArray) -> np.ndarray | None:
     except Exception as error:  # whatever the bytes there make the parser raise
         _logger.warning("%s is written again: %s", array.cache, error)
         return None
-
-
-def _write(path: Path, whole: np.ndarray) -> None:
-    """Writes a cache; of processes that do so at once, the last one's is kept."""
-    make_folder(path.parents[1], 0o700)  # or `keep_compiled` would not trust it, under some umasks
-    sweep(path.parent)  # another process that is writing too will do without
-    with open_atomically(path) as file:
-        np.save(file, whole)
 
 
 def stream_batches(

@@ -140,10 +140,7 @@ def mix(
 
 
 def cutmix_box(key: jax.Array, height: int, width: int, weight: jax.Array) -> jax.Array:
-    """Where cutmix shows the second image, `[height, width]`, bool.
-
-    The box has the image's sides times `sqrt(1 - weight)`, rounded down, and a uniform centre.
-    """
+    """Where cutmix shows the second image, `[height, width]`, bool."""
     size = jnp.array([height, width], jnp.int32)
     sides = (size.astype(jnp.float32) * jnp.sqrt(1 - weight)).astype(jnp.int32)
     return _in_box(height, width, jax.random.randint(key, (2,), 0, size, jnp.int32), sides)

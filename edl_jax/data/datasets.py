@@ -148,19 +148,16 @@ def _load(origin: _Origin, config: DataConfig) -> Dataset:
     labels = {part: read_rows(splits[part][1], chosen) for part, chosen in rows.items()}
     for part, found in labels.items():
         source.check_labels(part, found)
-    num_classes, seed = len(source.class_names), config.noise_seed
+    train, num_classes, seed = labels["train"], len(source.class_names), config.noise_seed
     if config.imbalance != "none":
-        factor = config.imbalance_factor
-        kept = imbalanced_rows(
-            labels["train"], num_classes, profile=config.imbalance, factor=factor, seed=seed
-        )
-        rows["train"], labels["train"] = rows["train"][kept], labels["train"][kept]
+        profile, factor = config.imbalance, config.imbalance_factor
+        kept = imbalanced_rows(train, num_classes, profile=profile, factor=factor, seed=seed)
+        rows["train"], train = rows["train"][kept], train[kept]
     if config.label_noise != "none":
         is_asymmetric = config.label_noise == "asymmetric"
         targets = asymmetric_targets(source.class_names) if is_asymmetric else None
-        labels["train"] = noisy_labels(
-            labels["train"], num_classes, targets, rate=config.noise_rate, seed=seed
-        )
+        train = noisy_labels(train, num_classes, targets, rate=config.noise_rate, seed=seed)
+    labels["train"] = train
     stream = config.stream
     if stream is None:
         stream = not fits_device(len(rows["train"]) * int(np.prod(source.image_shape)))
@@ -182,20 +179,15 @@ def _load(origin: _Origin, config: DataConfig) -> Dataset:
 
 
 def fits_device(num_bytes: int) -> bool:
-    """Whether images of this size leave the device three quarters of its memory.
-
-    On the CPU, where JAX names no limit, the machine's memory counts.
-    """
+    """Whether images of this size leave the device three quarters of its memory."""
+    # On the CPU, where JAX names no limit, the machine's memory counts.
     stats = jax.local_devices()[0].memory_stats() or {}
     limit = stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return 4 * num_bytes <= limit
 
 
 def channel_statistics(images: Array) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each channel, of 10,000 evenly spaced images at most.
-
-    The deviation of a channel that is the same everywhere is given as 1, so that one can divide.
-    """
+    """Mean and standard deviation of each channel, of 10,000 evenly spaced images at most."""
     count = min(len(images), _STATISTICS_IMAGES)
     levels, counts = np.arange(256.0), np.zeros((images.shape[-1], 256), np.int64)
     for chunk in read_chunks(images, np.arange(count) * len(images) // count):
@@ -204,7 +196,7 @@ def channel_statistics(images: Array) -> tuple[np.ndarray, np.ndarray]:
     pixels = count * images.shape[1] * images.shape[2]
     mean = counts @ levels / pixels
     variance = counts @ levels**2 / pixels - mean**2  # exactly 0 where all pixels are alike
-    std = np.sqrt(np.where(variance > 0, variance, 255.0**2))
+    std = np.sqrt(np.where(variance > 0, variance, 255.0**2))  # 1, so that one can divide
     return (mean / 255).astype(np.float32), (std / 255).astype(np.float32)
 
 

@@ -55,9 +55,8 @@ def noisy_labels(
     """Labels of which exactly `round(rate * n_c)` of each class `c` are wrong.
 
     Each class is taken for its target (asymmetric noise, Patrini et al. 2017), or for any other,
-    uniformly (symmetric noise, Angluin and Laird 1988). The rate is that of wrong labels, not of
-    labels drawn anew, of which one in `num_classes` would be right. A higher rate with the same
-    seed keeps the wrong labels of a lower one.
+    uniformly (symmetric noise, Angluin and Laird 1988). A higher rate with the same seed keeps the
+    wrong labels of a lower one.
     """
     rng = np.random.default_rng([seed, 1])
     noisy = labels.copy()

@@ -12,9 +12,6 @@ from edl_jax.data.arrays import LazyArray, content_digest, require
 from edl_jax.errors import DataError
 from edl_jax.registry import Registry
 
-_DIGITS_TEST = 360
-_FOLDER_TEST_EVERY = 5  # of a folder without splits, one image in so many is for testing
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ArraySource:
@@ -99,9 +96,8 @@ def _usable(arrays: Any) -> dict[str, tuple[Any, Any]] | None:
         return None
     found, shapes = {}, set()
     for split, pair in arrays.items():
-        if not isinstance(pair, list | tuple) or len(pair) != 2:
-            return None
-        if not all(hasattr(x, "shape") for x in pair):
+        is_pair = isinstance(pair, list | tuple) and len(pair) == 2
+        if not is_pair or not all(hasattr(x, "shape") for x in pair):
             return None
         images, labels = (x if isinstance(x, LazyArray) else np.asarray(x) for x in pair)
         shape = images.shape
@@ -138,7 +134,7 @@ def find_images(root: Path) -> dict[str, list[Path]]:
             "of two or more classes, in it or, the same ones, in its train/ and in its test/."
         )
     if tops == [root]:
-        count = max(len(found[0]) // _FOLDER_TEST_EVERY, 1)
+        count = max(len(found[0]) // 5, 1)  # one image in five is for testing
         shuffled = [found[0][row] for row in np.random.default_rng(0).permutation(len(found[0]))]
         found = [shuffled[count:], shuffled[:count]]
     return dict(zip(("train", "test"), found, strict=True))
@@ -175,12 +171,10 @@ def decode_image(data: bytes, channels: int, size: int | None) -> np.ndarray:
 
 
 def fit_square(pixels: np.ndarray, size: int) -> np.ndarray:
-    """The square in the middle of an image, resized to `[size, size, channels]`.
-
-    The filter is bilinear and widens when it makes the image smaller, so nothing is skipped.
-    """
+    """The square in the middle of an image, resized to `[size, size, channels]`."""
     pillow, channels = require("PIL.Image"), pixels.shape[2]
     image = pillow.fromarray(pixels[..., 0] if channels == 1 else pixels)
+    # Widens when it makes the image smaller, so nothing is skipped.
     fitted = require("PIL.ImageOps").fit(image, (size, size), pillow.Resampling.BILINEAR)
     return np.asarray(fitted).reshape(size, size, channels)
 
@@ -196,14 +190,9 @@ def digits() -> ArraySource:
     order = np.random.default_rng(0).permutation(len(loaded.target))
     images = np.round(loaded.images * (255 / 16)).astype(np.uint8)[order][..., None]
     labels = loaded.target[order]
-    splits = {"train": slice(-_DIGITS_TEST), "test": slice(-_DIGITS_TEST, None)}
-    return ArraySource(
-        name="digits",
-        description="scikit-learn's handwritten digits",
-        class_names=tuple("0123456789"),
-        arrays={split: (images[rows], labels[rows]) for split, rows in splits.items()},
-        flip=False,
-    )
+    arrays = {"train": (images[:-360], labels[:-360]), "test": (images[-360:], labels[-360:])}
+    description, class_names = "scikit-learn's handwritten digits", tuple("0123456789")
+    return ArraySource("digits", description, class_names, arrays, flip=False)
 
 
 DATASETS.protect()

@@ -84,11 +84,7 @@ def _builder(tfds: Any, name: str, data_dir: str | None, image_size: int | None)
 
 
 def _prepare(tfds: Any, builder: Any, name: str) -> None:
-    """Download a data set and prepare it, with its own TFDS builder.
-
-    Checksums, shuffling, writing and renaming at the end are TFDS's: a half-finished folder is
-    never taken for a prepared one.
-    """
+    """Download a data set and prepare it, with its own TFDS builder."""
     try:
         urls = [*(builder.url_infos or ())]
         if builder.name in ("cifar10", "cifar100"):
@@ -124,9 +120,8 @@ def _read_cifar_without_tensorflow(builder: Any) -> None:
         # A byte for each label, then 32x32 pixels of red, of green and of blue.
         for index, record in enumerate(np.frombuffer(records, np.uint8).reshape(-1, width + 3072)):
             pixels = record[width:].reshape(3, 32, 32).transpose(1, 2, 0)
-            labels = zip(facts.label_keys, map(int, record), strict=False)
-            name = f"{split}_{index:05d}"
-            yield index, {"id": name, "image": pillow.fromarray(pixels), **dict(labels)}
+            labels = dict(zip(facts.label_keys, map(int, record), strict=False))
+            yield index, {"id": f"{split}_{index:05d}", "image": pillow.fromarray(pixels), **labels}
 
     def split_generators(downloads: Any) -> dict[str, Any]:
         with tarfile.open(downloads.download(facts.url)) as tar:

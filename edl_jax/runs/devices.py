@@ -1,5 +1,6 @@
 """One program on every device, of this process or of several."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -76,13 +77,10 @@ def rows_divided(mesh: Mesh, size: int) -> tuple[Callable[[Any], Any], np.ndarra
     slices = sharding.addressable_devices_indices_map((size,)).values()
     mine = np.sort(np.concatenate([np.arange(size)[index] for index in slices if index]))
 
-    def put(batch: Any) -> Any:
-        return jax.tree.map(
-            lambda x: jax.make_array_from_process_local_data(sharding, x, (size, *x.shape[1:])),
-            batch,
-        )
+    def put(x: Any) -> jax.Array:
+        return jax.make_array_from_process_local_data(sharding, x, (size, *x.shape[1:]))
 
-    return put, mine
+    return functools.partial(jax.tree.map, put), mine
 
 
 def check_share(population_size: int, num_devices: int) -> None:
