@@ -3,14 +3,15 @@
 import dataclasses
 import json
 import shutil
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edl_jax import pretrain
-from edl_jax.errors import InputError, RunFolderError
+from edl_jax import SEVERITIES, pretrain
+from edl_jax.errors import ConfigError, InputError, RunFolderError
 from edl_jax.evolution import pretraining, problems
 from edl_jax.evolution.problems import RankingProblem
 from edl_jax.pairs import sample_pairs
@@ -85,6 +86,13 @@ def test_what_is_drawn_of_one_key_is_drawn_by_keys_of_its_own(monkeypatch):
 def test_refuses_what_is_no_key(key):
     with pytest.raises(InputError, match=r"expected a key such as jax.random.key\(0\)"):
         pretrain(TINY, key=key)
+
+
+def test_a_severity_that_ranks_nothing_is_refused():
+    with mock.patch.dict(SEVERITIES):
+        SEVERITIES.register("flat")(lambda log_p, labels: jnp.zeros(labels.shape))
+        with pytest.raises(ConfigError, match="severity is 'flat', equal for all pairs"):
+            pretrain(dataclasses.replace(TINY, severity="flat"))
 
 
 def test_a_pair_network_is_evolved_for_its_class_count():

@@ -13,6 +13,7 @@ from evosax.problems import Problem
 from evosax.types import Solution
 
 from edl_jax.checked import checked_key, config_or_default
+from edl_jax.errors import ConfigError
 from edl_jax.evolution.config import PretrainConfig, own_parts
 from edl_jax.evolution.problems import TASKS, RankingProblem, problem_of
 from edl_jax.evolution.run import AXIS, Evolution, run_keys
@@ -231,5 +232,9 @@ def _errors_on_tasks(loss: EvolvedLoss, config: PretrainConfig, key: jax.Array) 
 
 def _measured(ranking: RankingProblem, loss: EvolvedLoss, pairs: Sequence[Pairs]) -> Row:
     """Ranking as before calibration, gradients as after it."""
-    plain = loss.replace(scale=np.float32(1))
-    return measure(plain, pairs, severity=ranking.severity, margin=ranking.margin, scale=loss.scale)
+    plain, name = loss.replace(scale=np.float32(1)), ranking.config.severity
+    kinds = {"severity": ranking.severity, "margin": ranking.margin}
+    found = measure(plain, pairs, scale=loss.scale, **kinds)
+    if found and "violated_margins" not in found:
+        raise ConfigError(f"severity is {name!r}, equal for all pairs; expected one that ranks.")
+    return found

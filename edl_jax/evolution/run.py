@@ -105,7 +105,7 @@ class Evolution:
         log = {
             "best_fitness": fitness[best],
             "mean_fitness": jnp.mean(raw, where=finite),
-            "step_size": self.search.step_size(told),
+            "step_size": jnp.mean(jnp.asarray(getattr(told, "std", jnp.nan), jnp.float32)),
             "failed": jnp.sum(~finite, dtype=jnp.int32),
         }
         for name, values in metrics.items():

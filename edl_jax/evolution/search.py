@@ -66,10 +66,6 @@ class Search:
         flat = jnp.concatenate([jnp.atleast_2d(x) for x in (*rows, state.best_solution)])
         return jax.vmap(self.algorithm._unravel_solution)(flat)
 
-    def step_size(self, state: Any) -> jax.Array:
-        """The mean step size; NaN where a strategy has none."""
-        return jnp.mean(jnp.asarray(getattr(state, "std", jnp.nan), jnp.float32))
-
 
 def without_failures(population: Population, fitness: Fitness) -> tuple[Population, Fitness]:
     """Failed solutions, and their fitness, replaced by the worst that did not fail, if any.

@@ -37,7 +37,6 @@ Factory = Callable[[Settings, Solution], EvolutionaryAlgorithm]
 STRATEGIES: Registry[Factory] = Registry("strategy")
 """Factories of strategies by name; `@STRATEGIES.register("mine")` adds one of your own."""
 
-
 # The fields of a `StrategyConfig` that a strategy of this package reads besides `std_init`.
 _READS: dict[str, tuple[str, ...]] = {}
 
