@@ -64,7 +64,7 @@ def split_loss_name(name: str) -> tuple[str, dict[str, Any]]:
 
 def check_loss_name(name: str, *groups: str) -> None:
     """Refuse a name that is none of `resolve_loss` or `groups`, without reading a file."""
-    names = dict.fromkeys(["cross_entropy", *PRETRAINED, *LOSSES, *groups])
+    names = [*dict.fromkeys(["cross_entropy", *PRETRAINED, *LOSSES, *groups])]
     name, _ = split_loss_name(name)
     if name not in names and not str(name).endswith(".safetensors"):
         known = ", ".join(names)

@@ -137,6 +137,6 @@ def _comparisons(
         # What rounding can cause is allowed. In this form, NaN and infinity keep no margin.
         is_kept = loss - losses + float(jnp.finfo(jnp.float32).eps) * size >= asked
         both = jnp.stack([milder & ~is_kept, milder])
-        return jnp.stack([both.sum(axis=-1), (both & (regimes == regime)).sum(axis=-1)])
+        return jnp.stack([both.sum(axis=-1), (both & (regimes == regime)[None]).sum(axis=-1)])
 
     return jax.lax.map(count, (losses, severities, regimes), batch_size=ROWS_AT_A_TIME)
