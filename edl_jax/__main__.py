@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     is_command, several, interrupt = argv is None, False, signal.getsignal(signal.SIGINT)
     try:
         if is_command:
-            if interrupt != signal.SIG_IGN:  # libraries, as they load, make of it what they like
+            if interrupt != signal.SIG_IGN:  # libraries may replace the handler as they load
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
             restart_with_huge_pages()
         argv = list(sys.argv[1:] if argv is None else argv)

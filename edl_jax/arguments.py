@@ -31,7 +31,7 @@ class Arguments(Generic[Config]):
     run_dir: _Path = None
     """Run folder, where a run of the same settings resumes; default: runs/COMMAND-DATE-TIME."""
     quiet: bool = False
-    """Print nothing but errors, and the run folder where none was given."""
+    """Print only errors, and the run folder if the command chose it."""
     processes: Processes = Processes()
     """How to find the other processes of the run (pretrain and train)."""
     settings: Annotated[Config, tyro.conf.arg(name="")]
@@ -47,7 +47,7 @@ class SweepArguments(Arguments[Config]):
 
 
 def common(argv: Sequence[str]) -> Arguments[None]:
-    """What a command line says besides the configuration; what is wrong with it `parse` says."""
+    """Parse the arguments that all commands share; `parse` reports what is wrong with them."""
     kind: Any = Arguments[tyro.conf.Suppress[tyro.conf.Fixed[None]]]
     nothing, silent = Arguments(settings=None), {"add_help": False, "console_outputs": False}
     options: Any = {"default": nothing, "return_unknown_args": True, **silent}
@@ -59,7 +59,7 @@ def common(argv: Sequence[str]) -> Arguments[None]:
 
 def parse(kind: Any, config_type: type[Any], argv: Sequence[str], prog: str, about: str) -> Any:
     """What is given to the command `prog`; `SystemExit` after help, or if the syntax is wrong."""
-    if shutil.get_terminal_size().columns < 40:  # tyro never ends to write its help in a few
+    if shutil.get_terminal_size().columns < 40:  # tyro hangs in narrower terminals
         os.environ["COLUMNS"] = "40"
     path, said = common(argv).config, io.StringIO()
     default = kind(settings=config_type() if path is None else load_config(path, config_type))

@@ -110,7 +110,7 @@ class PretrainConfig(Checked):
 
 
 def own_parts(*configs: PretrainConfig) -> dict[str, str]:
-    """What tells the users' own parts that configurations name from others of the same names."""
+    """Describe the user-registered parts that configurations name, for the run folder."""
     found = {}
     for config in configs:
         for kind, registry, name in (

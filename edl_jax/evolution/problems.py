@@ -37,7 +37,7 @@ ORDER, HELD_OUT, TASKS = range(2**31, 2**31 + 3)
 class Summand(Problem):
     """A problem that can be weighted and added to others: `0.7 * one + 0.3 * other`."""
 
-    # Whether `eval` leaves its key, and the first, fourth and fifth that it splits into, to others.
+    # Whether `eval` leaves its key, and the 1st, 4th and 5th of its split into 5, to its caller.
     spares_key = False
 
     def terms(self) -> tuple[tuple[float, Problem], ...]:

@@ -122,7 +122,7 @@ class EvolvedLoss(nn.Module):
 
 
 def _expect(fits: Tensor, labels: Tensor, expected: str) -> None:
-    """Refuse labels, where values can be looked at: in `torch.func.vmap` it is a RuntimeError."""
+    """Refuse bad labels if their values can be read; under vmap reading is a RuntimeError."""
     with suppress(RuntimeError):
         if not torch.compiler.is_compiling() and not fits.all():
             odd = labels.detach()[~fits][0].tolist()

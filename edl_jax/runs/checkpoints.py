@@ -45,9 +45,9 @@ _PASSING = re.compile(
 class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     """The checkpoints in one folder, of which the `keep` newest stay.
 
-    They count on files that only grow: each keeps how long they were, and digests of that. `files`
-    says how many lines each may have before there is a checkpoint. What cannot be read or written
-    is a `RunFolderError`.
+    Each records the length and digest of the row files, so that lost or changed rows are noticed.
+    `files` says how many lines each may have before there is a checkpoint. What cannot be read or
+    written is a `RunFolderError`.
     """
 
     def __init__(self, path: Path, *, keep: int, files: Mapping[Path, int] | None = None):
@@ -69,7 +69,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         notes = {k: [len(x), hashlib.sha256(x).hexdigest()] for k, x in rows.items()}
         metrics = {"sha256": _digest(step, leaves), "notes": notes}
         try:
-            # Orbax gives an interrupted save out as one that failed.
+            # Orbax reports an interrupted save as a failed one.
             with interrupt_deferred(), orbax_silent():
                 self._manager.save(step, args=args, metrics=metrics, force=True)
                 sync_tree(self._path / str(step))

@@ -34,7 +34,7 @@ class Run(Protocol[State]):
     total: int  # how many units it has in all
     period: int  # after how many of them it is measured, and saved; after the last one too
     chunk: int  # how many it advances by at most, before it looks whether it is to stop
-    files: tuple[str, ...]  # that of the rows of `advance`, and that of `measure`, if another
+    files: tuple[str, ...]  # of the rows of `advance`, then of `measure` if it has another
     mesh: Mesh  # the devices that hold the state
 
     def init(self, key: jax.Array) -> State:

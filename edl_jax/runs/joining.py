@@ -33,12 +33,12 @@ class Processes(Checked):
     auto: bool = False
     """Join the processes of this SLURM job, TPU pod slice or Open MPI run, found by JAX itself."""
     coordinator: str | None = None
-    """HOST:PORT of the first process, where there is nothing that JAX can find the others by. It
-    listens at this address only; let nobody reach it but the other processes."""
+    """HOST:PORT of the first process, if JAX cannot find the others by itself. The first process
+    listens only at this address; let only the other processes reach it."""
     num_processes: int | None = None
-    """How many processes there are, with `coordinator`."""
+    """Number of processes; used with `coordinator`."""
     process_id: int | None = None
-    """Index of this process, from 0, with `coordinator`."""
+    """Index of this process, from 0; used with `coordinator`."""
     timeout: Positive = 60.0
     """Seconds to wait for the other processes at the start."""
 

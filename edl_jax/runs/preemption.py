@@ -11,7 +11,7 @@ from types import FrameType
 EXIT_REFUSED = 2  # what was asked for cannot be done, as of argparse
 EXIT_PREEMPTED = 75  # sysexits' EX_TEMPFAIL: the same command, given again, resumes
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell says it
-_SECONDS_AT_ONCE = 1.0  # signals closer than this are one wish, told by several senders
+_SECONDS_AT_ONCE = 1.0  # signals closer together than this count as one request
 
 
 class Terminated(KeyboardInterrupt):

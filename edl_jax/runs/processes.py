@@ -131,7 +131,7 @@ def agree(identity: Callable[[], Mapping[str, Any]]) -> None:
 
 
 def all_do(function: Callable[[], Value]) -> Value:
-    """Let every process do something that may take long or fail; all wait for all.
+    """Run a function in every process and wait for all; if one fails, all raise its error.
 
     On CPU devices JAX waits for half an hour. What the function, which exchanges nothing, raises in
     one process is raised in every one: an `EDLError` as it is, and another as a `ProcessError`.

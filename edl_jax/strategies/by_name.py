@@ -30,7 +30,7 @@ WITHOUT_STD = (
     "PSO",
     "RandomSearch",
 )
-# A `PretrainConfig`, which is of a later stage: a strategy reads of it what it needs.
+# Really a `PretrainConfig`, which lives in a later folder.
 Settings = Any
 Factory = Callable[[Settings, Solution], EvolutionaryAlgorithm]
 

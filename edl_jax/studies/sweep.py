@@ -107,7 +107,7 @@ def sweep(
 def asked(
     config: Config | None, kind: type[Config], run_dir: str | os.PathLike[str] | None
 ) -> tuple[Config, Path | None]:
-    """What a study is asked for, refused before any work if it cannot be."""
+    """Check the configuration, the path and the libraries before any work starts."""
     check_libraries("matplotlib", "pandas", "statsmodels")
     return config_or_default(config, kind), None if run_dir is None else user_path(run_dir)
 
