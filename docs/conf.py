@@ -17,6 +17,7 @@ include_patterns = [
     "docs/**.md",
     "results/README.md",
     "results/*/README.md",
+    "results/benchmarks/against.md",
     "results/benchmarks/gradient_fit.md",
 ]
 myst_enable_extensions = ["dollarmath"]
