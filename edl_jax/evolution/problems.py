@@ -3,6 +3,7 @@
 A solution is the state of a loss network. Problems that are equal share their programs.
 """
 
+import abc
 import dataclasses
 import itertools
 from collections.abc import Callable
@@ -29,8 +30,7 @@ static_self = partial(jax.jit, static_argnames=("self",))  # as evosax compiles 
 
 # `networks_at_a_time` are evaluated on so many pairs, fewer on more: 8 MiB of hidden layers.
 PAIRS_AT_A_TIME = 4096
-# Several functions may be given one key: each first folds in a number of its own, so that none
-# draws what another does. `pairs` folds in the index of a class count, which is smaller.
+# Folded into a key that several functions share; `pairs` folds in smaller numbers, from 0 on.
 ORDER, HELD_OUT, TASKS = range(2**31, 2**31 + 3)
 
 
@@ -89,7 +89,7 @@ class WeightedSum(Summand):
 
 
 @dataclasses.dataclass(frozen=True)
-class LossProblem(Summand):
+class LossProblem(Summand, abc.ABC):
     """A problem of loss networks; the defaults where no configuration is given."""
 
     metric: ClassVar[str] = ""  # the name of the scores among the metrics, if any
@@ -140,9 +140,9 @@ class LossProblem(Summand):
         parts = [self.pairs(jax.random.fold_in(key, index)) for index in range(draws)]
         return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
 
+    @abc.abstractmethod
     def scores(self, key: jax.Array) -> Score:
         """What scores a network, on what it draws of the key: lower is better."""
-        raise NotImplementedError
 
     @static_self
     def eval(self, key: jax.Array, solutions: Population, state: Any) -> Evaluated:
