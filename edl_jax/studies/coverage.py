@@ -27,8 +27,8 @@ from edl_jax.studies.statistics import is_covered, mmd
 from edl_jax.studies.sweep import Row, as_study
 from edl_jax.studies.tables import Frame, Study, frame, other_settings, summary
 from edl_jax.training import TrainConfig
-from edl_jax.training.programs import TrainFunctions
-from edl_jax.training.steps import AXIS
+from edl_jax.training.learner import AXIS, Learner
+from edl_jax.training.trainer import Trainer
 from edl_jax.training.training import resolve_config_loss
 
 CONTROL, MIXTURE = "fresh synthetic pairs", "mixture"
@@ -160,30 +160,30 @@ def record(
 
     Of train images they are as the loss sees them, in whole batches.
     """
-    data, functions = load_dataset(train.data), for_all_seeds(_functions, train)
+    data, trainer = load_dataset(train.data), for_all_seeds(_trainer, train)
     batches = min(num_outputs, len(data.train_labels)) // train.batch_size
     counts = {"train": max(batches, 1) * train.batch_size}
     counts["val" if train.data.val_examples else "test"] = num_outputs
     key_init, key = jax.random.split(jax.random.key(train.seed))
-    state, found = functions.init(key_init), {}
+    state, outputs = trainer.init(key_init), {}
     for epoch in range(epochs[-1] + 1):
         if epoch:
-            state = functions.advance(state, key, functions.steps_per_epoch)
+            state = trainer.take_steps(state, key, trainer.period)
             if np.any(jax.device_get(state.failed_step) >= 0):
                 raise DivergedError(f"training diverged in epoch {epoch}; lower the learning rate.")
         for split, count in counts.items() if epoch in epochs else ():
             labels = getattr(data, f"{split}_labels")
             rows = np.random.default_rng(0).permutation(len(labels))[:count]
-            logits = functions.outputs(state, key, split, rows).astype(np.float32)
+            logits = trainer.outputs(state, key, split, rows).astype(np.float32)
             probabilities: Any = np.asarray(jax.nn.softmax(logits))
             pairs = Pairs(probabilities, labels[rows], np.full_like(labels[rows], -1))  # no regime
-            found.setdefault(epoch, {})[split] = pairs
-    return found
+            outputs.setdefault(epoch, {})[split] = pairs
+    return outputs
 
 
-def _functions(train: TrainConfig) -> TrainFunctions:
+def _trainer(train: TrainConfig) -> Trainer:
     data = load_dataset(train.data)
-    return TrainFunctions(train, data, resolve_config_loss(train, data), device_mesh(AXIS))
+    return Trainer(Learner(train, data, resolve_config_loss(train, data), device_mesh(AXIS)))
 
 
 @functools.lru_cache(maxsize=2)
