@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 from functools import partial
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +14,13 @@ from edl_jax import TrainConfig, load_pretrained, train
 from edl_jax.data.augmentation import normalize
 from edl_jax.data.config import DataConfig
 from edl_jax.errors import ConfigError, EDLError, LossFileError
-from edl_jax.losses import LOSSES
+from edl_jax.losses import LOSSES, formula
 from edl_jax.losses.by_name import resolve_loss
 from edl_jax.models import MODELS
 from edl_jax.models.resnet import ResNet
 from edl_jax.runs.devices import device_mesh
 from edl_jax.runs.folder import read_json
+from edl_jax.studies import CompareConfig
 from edl_jax.studies.sweep import with_fields
 from edl_jax.training import Augmentation, learner, make_trainer, trainer as programs, training
 from edl_jax.training.learner import AXIS, Learner
@@ -282,6 +284,37 @@ def test_a_margin_loss_is_told_the_scale_of_the_head_and_the_class_counts(name, 
     expected = partial(LOSSES[name], scale=scale, **options)
     both = jax.jit(lambda *x: (training.resolve_config_loss(config, dataset)(*x), expected(*x)))
     np.testing.assert_allclose(*both(np.float32([[0.3, *[0.1] * 9]]) * scale, np.int32([0])))
+
+
+def test_a_margin_loss_of_your_own_says_what_its_scale_is_of(dataset):
+    with mock.patch.dict(LOSSES):
+
+        @partial(formula, scale_of="cosines")
+        def of_cosines(c, *, class_counts, scale=5.0):
+            return scale * len(class_counts) + 0 * c.log_p()
+
+        @partial(formula, scale_of="logits")
+        def of_logits(c, *, scale=5.0):
+            return scale + 0 * c.log_p()
+
+        @formula
+        def of_nothing(c, *, scale=5.0):
+            return scale + 0 * c.log_p()
+
+        with pytest.raises(ConfigError, match=r"loss is 'of_cosines', .* expected a head_scale"):
+            dataclasses.replace(DIGITS, loss="of_cosines")
+        scales = {"of_cosines": (20.0,), "of_logits": (20.0, None), "of_nothing": (20.0, None)}
+        configs = [
+            dataclasses.replace(DIGITS, loss=loss, head_scale=scale)
+            for loss, every in scales.items()
+            for scale in every
+        ]
+        losses = [training.resolve_config_loss(config, dataset) for config in configs]
+        values = [float(loss(np.zeros((1, 10)), np.int32([0]))[0]) for loss in losses]
+        assert values == [200.0, 20.0, 1.0, 5.0, 5.0]
+        names = CompareConfig(losses=("static",)).loss_names()
+        assert "of_nothing" in names
+        assert not {"of_cosines", "of_logits"} & {*names}
 
 
 def test_divergence_names_the_step_and_the_learning_rate(dataset):

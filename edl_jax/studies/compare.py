@@ -14,8 +14,8 @@ from edl_jax.data.config import DataConfig
 from edl_jax.data.datasets import Dataset, load_dataset
 from edl_jax.errors import ConfigError
 from edl_jax.evolution import PretrainConfig
-from edl_jax.losses import LOSSES, MARGIN_LOSSES
-from edl_jax.losses.by_name import check_loss_name
+from edl_jax.losses import LOSSES
+from edl_jax.losses.by_name import check_loss_name, scale_of
 from edl_jax.runs.describing import describe
 from edl_jax.runs.folder import as_json, locked, writing
 from edl_jax.studies.cells import MEASURES, Cell, kept
@@ -82,7 +82,7 @@ class CompareConfig(Checked):
     def loss_names(self) -> tuple[str, ...]:
         """The losses, each once, with all that `static` stands for."""
         plain = [name for name, part in LOSSES.items() if not isinstance(part, type)]
-        static = [name for name in plain if name not in MARGIN_LOSSES]
+        static = [name for name in plain if not scale_of(name)]
         listed = [static if name == STATIC else [name] for name in self.losses]
         return tuple(dict.fromkeys(itertools.chain.from_iterable(listed)))
 

@@ -83,7 +83,7 @@ def contrast(cells: Frame, by: Sequence[str], wanted: Sequence[tuple[str, str, P
 
     `wanted`: measures, columns of `by` and pairs of their values, in each setting of the others.
     """
-    rows = []
+    rows, tests = [], []
     for measure, axis, pairs in wanted:
         for setting, group in _groups(cells, [name for name in by if name != axis]):
             sides = group.pivot(index="seed", columns=axis, values=measure).astype(float)
@@ -94,10 +94,10 @@ def contrast(cells: Frame, by: Sequence[str], wanted: Sequence[tuple[str, str, P
                 n, mean, std, low, high = test.difference
                 row = {"measure": measure, **setting, "axis": axis.rpartition(".")[2]}
                 row |= {"value": value, "baseline": baseline, "n": n, "difference_mean": mean}
-                row |= {"difference_std": std, "low": low, "high": high, "p": test.p}
-                rows.append(row | {"verdict": test.detectable})
-    for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
-        row |= {"p": p, "verdict": verdict(row["difference_mean"], p, row["verdict"])}
+                rows.append(row | {"difference_std": std, "low": low, "high": high})
+                tests.append(test)
+    for row, test, p in zip(rows, tests, holm([test.p for test in tests]), strict=True):
+        row |= {"p": p, "verdict": verdict(test.difference.mean, p, test.detectable)}
     return frame(rows)
 
 

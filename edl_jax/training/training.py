@@ -13,8 +13,7 @@ from edl_jax.checked import Distinct, Seed, check, config_or_default
 from edl_jax.data.config import DataConfig
 from edl_jax.data.datasets import Dataset, load_dataset
 from edl_jax.data.sources import ArraySource
-from edl_jax.losses import MARGIN_LOSSES
-from edl_jax.losses.by_name import Loss, resolve_loss, split_loss_name
+from edl_jax.losses.by_name import Loss, resolve_loss, scale_of
 from edl_jax.losses.method import LossMethod
 from edl_jax.models import ModelFactory
 from edl_jax.runs.devices import device_mesh
@@ -233,8 +232,8 @@ def load_shared(config: DataConfig, source: ArraySource | None = None) -> Datase
 
 
 def resolve_config_loss(config: TrainConfig, dataset: Dataset) -> Loss:
-    """The loss that `config` names; a margin loss is told the scale of the head's cosines."""
+    """The loss that `config` names, with the scale of the head's cosines if it takes that."""
     options = {}
-    if split_loss_name(config.loss)[0] in MARGIN_LOSSES:
+    if scale_of(config.loss):
         options["scale"] = 1.0 if config.head_scale is None else config.head_scale
     return resolve_loss(config.loss, options, class_counts=dataset.class_counts)
