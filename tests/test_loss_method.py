@@ -147,7 +147,7 @@ def test_a_temperature_follows_the_validation_accuracy(monkeypatch):
     measured = [row["accuracy"] for row in result.history]
     np.testing.assert_allclose(seen["accuracy"][1::2], measured, rtol=1e-6)
     assert len({*measured}) > 1
-    # Trained by the classifier's optimiser; the gradient of a softmax sums to 0.
+    # Trained by the classifier's optimizer; the gradient of a softmax sums to 0.
     bias = np.asarray(result.loss_params["bias"][...])
     assert np.abs(bias).max() > 1e-4
     assert abs(bias.sum()) < 1e-5

@@ -1,4 +1,4 @@
-"""Optimisers, and what changes a step: decay, clipping, averages, mixing."""
+"""Optimizers, and what changes a step: decay, clipping, averages, mixing."""
 
 import dataclasses
 from functools import partial
@@ -51,7 +51,7 @@ def updates(optimizer, gradient=GRADIENT):
 
 
 @pytest.mark.parametrize("name", ["sgd", "rmsprop", "novograd"])
-def test_decay_is_an_l2_penalty_where_the_optimiser_has_none_and_spares_the_loss(name):
+def test_decay_is_an_l2_penalty_where_the_optimizer_has_none_and_spares_the_loss(name):
     found = updates(make_optimizer(name, {}, 0.5, weight_decay=0.1))
     plain = getattr(optax, name)(0.5)
     penalised = {"model": {"w": np.float32([1.3, 0.6])}, "loss": {"shape": np.float32([1])}}
@@ -59,7 +59,7 @@ def test_decay_is_an_l2_penalty_where_the_optimiser_has_none_and_spares_the_loss
 
 
 @pytest.mark.parametrize("name", ["adamw", "lion", "lamb", "lars", "adadelta"])
-def test_decay_is_the_optimisers_own_where_it_has_one_and_spares_the_loss(name):
+def test_decay_is_the_optimizers_own_where_it_has_one_and_spares_the_loss(name):
     with_decay = updates(make_optimizer(name, {}, 0.5, weight_decay=0.1))
     without = updates(make_optimizer(name, {}, 0.5))
     assert_close(with_decay["loss"], without["loss"], rtol=0)
@@ -69,7 +69,7 @@ def test_decay_is_the_optimisers_own_where_it_has_one_and_spares_the_loss(name):
         np.testing.assert_allclose(with_decay["model"]["w"], expected, rtol=1e-6)
 
 
-def test_an_optimiser_that_keeps_a_random_key_is_refused():
+def test_an_optimizer_that_keeps_a_random_key_is_refused():
     with pytest.raises(ConfigError, match=r"'noisy_sgd' .* keeps a random key"):
         make_optimizer("noisy_sgd", {"key": 0}, 0.1)
 

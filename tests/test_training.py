@@ -368,7 +368,7 @@ def test_steps_and_the_evaluation_lower_for_accelerators(platform, dataset, monk
         ({"optimizer.clip_norm": 0.0}, r"clip_norm is 0\.0"),
         ({"head_scale": -1.0}, r"head_scale is -1\.0"),
         ({"precision": "float64"}, "precision is 'float64'; expected one of auto, float32"),
-        ({"optimizer.name": "sdg"}, "name is 'sdg' with .* expected an optimiser of optax"),
+        ({"optimizer.name": "sdg"}, "name is 'sdg' with .* expected an optimizer of optax"),
         ({"optimizer.name": "tree"}, "name is 'tree'"),
         ({"optimizer.name": "lbfgs"}, "'lbfgs' with .* cannot be used .* gradients and parameters"),
         (

@@ -140,14 +140,14 @@ def _registered(function: Formula, evaluate: Formula) -> Formula:
         *,
         axis: int = -1,
         where: ArrayLike | None = None,
-        **given: Any,
+        **settings: Any,
     ) -> jax.Array:
-        for name, value in given.items():
+        for name, value in settings.items():
             if isinstance(value, jax.Array) and not isinstance(value, Tracer) and not value.ndim:
                 value = value.item()
             if name in bounds and not isinstance(value, jax.Array):
                 check(name, value, bounds[name])
-        return evaluate(functools.partial(function, **given), logits, labels, axis, where)
+        return evaluate(functools.partial(function, **settings), logits, labels, axis, where)
 
     *arrays, axis, where, _ = inspect.signature(loss, follow_wrapped=False).parameters.values()
     signature = inspect.Signature([*arrays, *options, axis, where], return_annotation=jax.Array)

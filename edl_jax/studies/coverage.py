@@ -12,7 +12,7 @@ import scipy
 from annotated_types import Ge, MinLen
 
 from edl_jax.checked import Checked, Count, Distinct
-from edl_jax.data.datasets import load_dataset
+from edl_jax.data.datasets import Dataset, load_dataset
 from edl_jax.errors import ConfigError, DivergedError
 from edl_jax.losses import EvolvedLoss
 from edl_jax.losses.by_name import check_loss_name, load_pretrained
@@ -20,11 +20,11 @@ from edl_jax.objective import MARGINS, SEVERITIES, measure
 from edl_jax.pairs import REGIMES, Mixture, Pairs, sample_pairs
 from edl_jax.runs.describing import describe
 from edl_jax.runs.devices import device_mesh
-from edl_jax.runs.folder import as_finite, as_json
+from edl_jax.runs.folder import Row, as_finite, as_json
 from edl_jax.studies.cells import for_all_seeds, kept
 from edl_jax.studies.figures import plot_curves, short_names
 from edl_jax.studies.statistics import is_covered, mmd
-from edl_jax.studies.sweep import Row, as_study
+from edl_jax.studies.sweep import Plan, as_study
 from edl_jax.studies.tables import Frame, Study, frame, other_settings, summary
 from edl_jax.training import TrainConfig
 from edl_jax.training.learner import AXIS, Learner
@@ -80,15 +80,15 @@ class CoverageConfig(Checked):
 
     def run(self) -> Row:
         """Train once, and compare the outputs: `outputs`, rows of `compare_outputs`."""
-        found, evolved = [], self.ranked()
+        measured, evolved = [], self.ranked()
         count = load_dataset(self.train.data).num_classes
         references, _ = draw_references(self.num_synthetic, count, self.mixture)
         outputs = record(self.train, epochs=self.epochs, num_outputs=self.num_outputs)
         for epoch, parts in outputs.items():
             for part, pairs in parts.items():
                 rows = compare_outputs(pairs, references, evolved)
-                found += [{"epoch": epoch, "part": part, **row} for row in rows]
-        return {"outputs": found}
+                measured += [{"epoch": epoch, "part": part, **row} for row in rows]
+        return {"outputs": measured}
 
     def ranked(self) -> EvolvedLoss:
         """The loss that `evolved` names; a formula is refused."""
@@ -97,7 +97,7 @@ class CoverageConfig(Checked):
 
 
 @as_study(CoverageConfig, "train.seed")
-def coverage(config: CoverageConfig) -> Any:
+def coverage(config: CoverageConfig) -> Plan:
     """Record outputs of real trainings and compare them with the synthetic pairs.
 
     The arguments, and what is raised, are those of `compare`.
@@ -114,15 +114,15 @@ def coverage(config: CoverageConfig) -> Any:
     return identity, lambda sweep: _study(config, dataset, sweep(config, grid, run=run))
 
 
-def _study(config: CoverageConfig, dataset: Any, rows: list[Row]) -> Study:
+def _study(config: CoverageConfig, dataset: Dataset, rows: list[Row]) -> Study:
     references, fresh = draw_references(config.num_synthetic, dataset.num_classes, config.mixture)
     names = short_names(config.losses)
-    mine = {"loss": CONTROL, "seed": 0, "part": "", "epoch": ""}
-    found = [mine | row for row in compare_outputs(fresh, references, config.ranked())]
+    control = {"loss": CONTROL, "seed": 0, "part": "", "epoch": ""}
+    measured = [control | row for row in compare_outputs(fresh, references, config.ranked())]
     for row in rows:
         head = {"loss": names[row["train.loss"]], "seed": row["seed"]}
-        found += [head | output for output in row.get("outputs", ())]
-    cells = frame(found)
+        measured += [head | output for output in row.get("outputs", ())]
+    cells = frame(measured)
     seen = cells[cells["part"] == "train"].groupby(["loss", "reference", "seed"], sort=False)
     figures = {}
     caption = "Train outputs beside the mixture and each regime, mean over the seeds"
@@ -221,8 +221,8 @@ def rank_outputs(pairs: Pairs, loss: EvolvedLoss) -> dict[str, float]:
     severity = SEVERITIES[loss.provenance.config.get("severity", "surprisal")]
     margin = MARGINS[loss.provenance.config.get("margin", "proportional")]
     network = loss.replace(scale=np.float32(1))
-    found = measure(network, pairs, severity=severity, margin=margin, scale=loss.scale)
-    return {name: found[name] for name in RANKING}
+    metrics = measure(network, pairs, severity=severity, margin=margin, scale=loss.scale)
+    return {name: metrics[name] for name in RANKING}
 
 
 def coordinates(pairs: Pairs) -> np.ndarray:

@@ -14,15 +14,9 @@ from jax.typing import DTypeLike
 from edl_jax.data.augmentation import normalize, prepare
 from edl_jax.data.datasets import Dataset
 from edl_jax.errors import ConfigError
+from edl_jax.losses import LossMethod, Student
 from edl_jax.losses.by_name import Loss
-from edl_jax.losses.method import (
-    LossMethod,
-    Student,
-    as_method,
-    check_loss,
-    put_together,
-    take_apart,
-)
+from edl_jax.losses.method import as_method, check_loss, put_together, take_apart
 from edl_jax.models import MODELS, ModelFactory
 from edl_jax.runs.describing import describe
 from edl_jax.training.config import TrainConfig
@@ -31,6 +25,7 @@ from edl_jax.training.optimizers import LOSS, MODEL, Optimizer, make_optimizer, 
 
 AXIS = "data"  # the mapped axis of the devices that share a batch
 _OF_LOSS = 2**32 - 1  # folded into the key of the initial state
+Weights = tuple[nnx.State, nnx.State]  # a classifier's parameters and statistics
 Batch = tuple[jax.Array, jax.Array]  # images `[n, h, w, c]` uint8, and labels `[n]` int32
 
 
@@ -38,9 +33,9 @@ class TrainState(NamedTuple):
     """All that a step changes, equal on all devices."""
 
     params: dict[str, Any]  # "model", and "loss" of a loss that has some, float32
-    statistics: Any  # of batch norm, float32
+    statistics: nnx.State  # of batch norm, float32
     loss_state: Any  # what a loss holds besides parameters and updates itself
-    average: Any  # of the classifier's parameters and statistics; empty without `ema_decay`
+    average: Weights | tuple[()]  # of the classifier's; empty without `ema_decay`
     optimizer: optax.OptState
     step: jax.Array  # steps taken, int32
     loss_sum: jax.Array  # sum of the steps' mean losses since the epoch began, float32
@@ -79,10 +74,8 @@ class Learner:
             )
         self.steps_per_epoch = num_train // size
         self.total_steps = config.epochs * self.steps_per_epoch
-        warmup_steps = round(config.warmup_epochs * self.steps_per_epoch)
-        self.learning_rate: Callable[..., Any] = make_schedule(
-            config.learning_rate, warmup_steps, self.total_steps
-        )
+        warmup = round(config.warmup_epochs * self.steps_per_epoch)
+        self.learning_rate: Any = make_schedule(config.learning_rate, warmup, self.total_steps)
         self.optimizer = make_optimizer(config.optimizer, self.learning_rate, optimizer)
         self.method = as_method(loss)
         self.validates = check_loss(loss, dataset.num_classes, soft=mixes)
@@ -128,8 +121,8 @@ class Learner:
         """The state after a step; `held_out` is for a loss that looks at validation images."""
         images, targets = self._prepared(state, key, batch)
 
-        def objective(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
-            logits, statistics = self._forward(params[MODEL], state.statistics, images)
+        def objective(params: dict[str, Any]) -> tuple[jax.Array, tuple[jax.Array, nnx.State]]:
+            logits, statistics = self._forward((params[MODEL], state.statistics), images)
             loss_state = put_together(params[LOSS], state.loss_state)
             losses = self.method.losses(loss_state, logits, targets)
             return losses.mean(dtype=jnp.float32), (logits, statistics)
@@ -176,18 +169,17 @@ class Learner:
         """Images and labels of a step as the model and the loss see them."""
         key, share = jax.random.fold_in(key, state.step), len(batch[1])
         in_batch = share * jax.lax.axis_index(AXIS) + jnp.arange(share, dtype=jnp.int32)
-        augmentation = self.config.augmentation
-        return prepare(key, *batch, in_batch, self.dataset, augmentation, self.dtype)
+        return prepare(key, *batch, in_batch, self.dataset, self.config.augmentation, self.dtype)
 
-    def _forward(self, params: Any, statistics: Any, images: jax.Array) -> tuple[jax.Array, Any]:
+    def _forward(self, weights: Weights, images: jax.Array) -> tuple[jax.Array, nnx.State]:
         """Logits of the model in training mode, and its statistics after."""
         # Copied, because a model may only update variables made at its own level of tracing.
-        model: Any = nnx.merge(self.graph, params, statistics, copy=True)
+        model: Any = nnx.merge(self.graph, *weights, copy=True)
         model.train()
         logits = model(images)
         return logits, nnx.state(model, nnx.Not(nnx.Param))
 
-    def _averaged(self, state: TrainState, new: Any) -> Any:
+    def _averaged(self, state: TrainState, new: Weights) -> Weights | tuple[()]:
         """The moving average; it follows closely at first and so forgets the initial weights."""
         if not self.config.ema_decay:
             return ()
@@ -209,7 +201,7 @@ class Learner:
     def seen(self, state: TrainState, key: jax.Array, batch: Batch) -> jax.Array:
         """The logits that the loss would see in a step."""
         images, _ = self._prepared(state, key, batch)
-        return self._forward(state.params[MODEL], state.statistics, images)[0]
+        return self._forward((state.params[MODEL], state.statistics), images)[0]
 
 
 def make_build(
@@ -251,7 +243,7 @@ def _mean_of_floats(x: jax.Array) -> jax.Array:
     return jax.lax.pmean(x, AXIS) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
 
-def evaluated(state: TrainState) -> tuple[Any, Any]:
+def evaluated(state: TrainState) -> Weights:
     """The classifier's parameters and statistics that are evaluated: averages where there are."""
     return state.average or (state.params[MODEL], state.statistics)
 

@@ -20,10 +20,7 @@ from edl_jax.training.learner import AXIS, Batch, Learner, TrainState
 from edl_jax.training.metrics import metrics_of
 
 # For what runs once: otherwise compiling the initial weights takes as long as compiling the step.
-_COMPILED_QUICKLY = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-}
+_COMPILED_QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 _EVAL_BATCH = 1000
 _WHOLE, _DIVIDED = PartitionSpec(), PartitionSpec(AXIS)
 
@@ -113,12 +110,7 @@ class Trainer:
         return jax.random.permutation(key, len(self.dataset.train_labels))
 
     def _step_of(
-        self,
-        state: TrainState,
-        key: jax.Array,
-        order: jax.Array,
-        train: Batch,
-        held_out: Batch | None,
+        self, state: TrainState, key: jax.Array, order: jax.Array, train: Batch, held: Batch | None
     ) -> TrainState:
         """A step of images that are all on every device."""
         share = self.batch_size // self.mesh.size
@@ -126,7 +118,7 @@ class Trainer:
         first += share * jax.lax.axis_index(AXIS)
         rows = jax.lax.dynamic_slice_in_dim(order, first, share)
         images, labels = train
-        return self.learner.step(state, key, (images[rows], labels[rows]), held_out)
+        return self.learner.step(state, key, (images[rows], labels[rows]), held)
 
     def _steps_of(self, count: jax.Array, state: TrainState, *data: Any) -> TrainState:
         return jax.lax.fori_loop(0, count, lambda _, state: self._step_of(state, *data), state)

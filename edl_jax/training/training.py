@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import numpy as np
+from flax import nnx
 
 from edl_jax.checked import Distinct, Seed, check, config_or_default
 from edl_jax.data.config import DataConfig
@@ -53,8 +54,8 @@ class TrainResult:
     test_calibration_error: float
     history: list[Row]
     source: str
-    params: Any
-    statistics: Any
+    params: nnx.State
+    statistics: nnx.State
     loss_params: Any
     loss_state: Any
 
@@ -105,15 +106,12 @@ def train(
       DivergedError: if training diverges.
     """
     learner = _prepare(config, loss, model, data, optimizer, devices)
+    identity = lambda: {"train": as_json(learner.config), **learner.identity()}  # noqa: E731
     with contextlib.ExitStack() as stack:
-
-        def open_folder() -> RunFolder | None:
-            if run_dir is None:
-                return None
-            identity = {"train": as_json(learner.config), **learner.identity()}
-            return stack.enter_context(open_run(run_dir, identity))
-
-        folder = first_does(open_folder, share=False)
+        folder = first_does(
+            lambda: None if run_dir is None else stack.enter_context(open_run(run_dir, identity())),
+            share=False,
+        )
         options = {"folder": folder, "progress": progress and is_first()}
         result = run_training(Trainer(learner), learner.config.seed, **options)
         if folder is not None:

@@ -130,10 +130,10 @@ def log_tempered_softmax(x: jax.Array, t: float, mask: jax.Array | None) -> jax.
 
     # At the largest logit the mass is at least 1. Only the last step has a gradient, in which the
     # normaliser is the solution already: that of the equation.
-    given = jax.lax.stop_gradient(x)
-    start = jnp.max(given, axis=-1, keepdims=True)
-    found = jax.lax.fori_loop(0, _NEWTON_STEPS, lambda _, value: newton(given, value), start)
-    values = _log_exp_t(x - newton(x, found), t)
+    fixed = jax.lax.stop_gradient(x)
+    start = jnp.max(fixed, axis=-1, keepdims=True)
+    solution = jax.lax.fori_loop(0, _NEWTON_STEPS, lambda _, value: newton(fixed, value), start)
+    values = _log_exp_t(x - newton(x, solution), t)
     return values if mask is None else jnp.where(mask, values, FLOOR)
 
 
