@@ -39,7 +39,7 @@ def skip_if_missing(peer):
 def fitness_of_ours(work, layers, features, severities):
     batch = Batch(jnp.asarray(features), jnp.asarray(severities))
     problem = RankingProblem(work.config())
-    return np.asarray(problem.violations(ours.population_of(work, layers), batch))
+    return np.asarray(problem.scores(ours.population_of(work, layers), batch))
 
 
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
