@@ -68,8 +68,8 @@ def confident_correct(draws: Draws) -> Outputs:
     winner, _ = _two_classes(draws)
     rest = _log_uniform(draws.magnitude, 1e-5, 0.3)
     is_winner = _is_class(winner, draws.noise.shape[-1])
-    others = jax.nn.logsumexp(jnp.where(is_winner, -jnp.inf, draws.noise), axis=-1)
-    lead = others + jnp.log1p(-rest) - jnp.log(rest)
+    others = jnp.sum(jnp.where(is_winner, 0.0, jnp.exp(draws.noise)), axis=-1)
+    lead = jnp.log(others) + jnp.log1p(-rest) - jnp.log(rest)
     return jnp.where(is_winner, lead[:, None], draws.noise), winner
 
 
