@@ -100,8 +100,9 @@ def test_no_turn_begins_when_the_time_is_over():
         if len(calls) > 4:
             raise RuntimeError("tired")
 
-    late = measure([sleeper("edl", 0.01)], 3, deadline=time.monotonic() - 1)
-    assert late == [{"name": "edl", "status": LATE}]
+    late = measure([Subject("late", lambda: calls.append)], 3, deadline=time.monotonic() - 1)
+    assert late == [{"name": "late", "status": LATE}]
+    assert calls == []
     subjects = [sleeper("long", 0.2), Subject("broken", lambda: breaks)]
     long, broken = measure(subjects, 100, deadline=time.monotonic() + 2)
     assert 1 <= len(long["seconds"]) < 6
