@@ -8,6 +8,7 @@ can tell apart. Then the mean loss and its gradient with respect to the logits. 
 their data to runs/loss_overhead.
 """
 
+import itertools
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -24,7 +25,7 @@ import optax
 
 from benchmarks.report import Part, parser, run
 from benchmarks.timing import Run, Subject
-from benchmarks.training_work import our_training, works
+from benchmarks.training_work import our_training, steps_of_a_run, works
 from edl_jax.losses.by_name import Loss, resolve_loss
 
 NAME = "loss_overhead"
@@ -33,7 +34,6 @@ OTHERS = ("focal", "gce", "bi_tempered")
 NO_LOSS = "no loss: the mean logit"
 POINTS = ((128, 10), (4096, 10), (128, 1000), (128, 50_000))  # batch, classes
 DTYPES = ("float32", "bfloat16")
-STEPS = 4  # of one run
 GOAL = round(1 / 1.01, 3)  # a step with the evolved loss takes at most 1.01 times as long
 NOTES = (
     "The losses alone are the mean loss of a batch and its gradient by the logits, one jitted call "
@@ -76,17 +76,16 @@ def parts_of(
     """A step, then losses alone, all or few, at points of batch size and number of classes."""
     work = works(quick)[0]
     named = {CROSS_ENTROPY: "cross_entropy", EVOLVED: "edl", AGAIN: "cross_entropy"}
-    steps = [Subject(n, our_training(work, STEPS, loss=loss), STEPS) for n, loss in named.items()]
+    steps = steps_of_a_run()
+    subjects = [Subject(n, our_training(work, steps, loss=x), steps) for n, x in named.items()]
     title = f"step of {work.model}, batch {work.batch_size}"
-    parts = [Part(title, steps, CROSS_ENTROPY, goal=GOAL)]
-    for point in ((8, 10),) if quick else points:
-        for dtype in DTYPES[:1] if quick else DTYPES:
-            losses = [
-                Subject(name, partial(alone, loss, point, dtype))
-                for name, loss in losses_of(quick or few).items()
-            ]
-            title = f"{point[0]:,} examples, {point[1]:,} classes, {dtype}"
-            parts.append(Part(title, losses, CROSS_ENTROPY))
+    parts = [Part(title, subjects, CROSS_ENTROPY, goal=GOAL)]
+    alone_at = itertools.product(points, DTYPES) if not quick else [((8, 10), "float32")]
+    for point, dtype in alone_at:
+        named = losses_of(quick or few).items()
+        losses = [Subject(name, partial(alone, loss, point, dtype)) for name, loss in named]
+        title = f"{point[0]:,} examples, {point[1]:,} classes, {dtype}"
+        parts.append(Part(title, losses, CROSS_ENTROPY))
     return parts
 
 

@@ -30,12 +30,10 @@ from benchmarks.peers import torch_loops
 from benchmarks.peers.torch_training import torch_training
 from benchmarks.report import Part, parser, run
 from benchmarks.timing import Subject
-from benchmarks.training_work import TrainWork, our_training, works
+from benchmarks.training_work import TrainWork, our_training, steps_of_a_run, works
 
 NAME = "train_throughput"
 OURS = "edl_jax"
-TORCH = "PyTorch, float32"
-CPU_STEPS, GPU_STEPS = 4, 16  # of one run
 # By device kind, FLOP/s of dense bfloat16 products in NVIDIA's data sheets of the H100 and H200
 # (SXM, half of the 1,979 TFLOP/s with sparsity) and of the A100.
 PEAKS = dict.fromkeys(("NVIDIA H200", "NVIDIA H100 80GB HBM3"), 989e12)
@@ -45,10 +43,8 @@ PEAKS |= dict.fromkeys(("NVIDIA A100-PCIE-40GB", "NVIDIA A100 80GB PCIe"), 312e1
 
 def subjects_of(work: TrainWork, *, quick: bool = False) -> list[Subject]:
     """Every contestant that can run here; says which cannot. Ours is first."""
-    on_cpu = jax.default_backend() == "cpu"
-    steps = CPU_STEPS if on_cpu else GPU_STEPS
-    found = [Subject(OURS, our_training(work, steps), steps)]
-    devices = jax.local_device_count()
+    on_cpu, steps = jax.default_backend() == "cpu", steps_of_a_run()
+    found, devices = [Subject(OURS, our_training(work, steps), steps)], jax.local_device_count()
     if devices > 1 and work.batch_size % devices == 0:
         together = our_training(work, steps, num_devices=devices)
         found.append(Subject(f"{OURS}, batch shared by {devices} devices", together, steps))
@@ -60,8 +56,8 @@ def subjects_of(work: TrainWork, *, quick: bool = False) -> list[Subject]:
         return found
     kinds = [(False, False), (True, False), (False, True)] if on_cpu else [(True, True)]
     for bfloat16, compiled in kinds:
-        name = "PyTorch, bfloat16 autocast" if bfloat16 else TORCH
-        name += ", compiled" * compiled
+        precision = "bfloat16 autocast" if bfloat16 else "float32"
+        name = f"PyTorch, {precision}{', compiled' * compiled}"
         if compiled and quick:
             print(f"skipped {name}: it takes long", flush=True)
             continue

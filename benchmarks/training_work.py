@@ -96,6 +96,11 @@ def works(quick: bool) -> list[TrainWork]:
     return [TrainWork("resnet18", 512), TrainWork("resnet18", 1024), TrainWork("resnet8", 128)]
 
 
+def steps_of_a_run() -> int:
+    """How many steps are timed together."""
+    return 4 if jax.default_backend() == "cpu" else 16
+
+
 def functions_of(work: TrainWork, config: TrainConfig, num_devices: int = 1) -> TrainFunctions:
     """Our functions of a training, on the first so many devices."""
     mesh = device_mesh(AXIS, jax.devices()[:num_devices])
