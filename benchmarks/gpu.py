@@ -36,9 +36,9 @@ def parts_and_notes(quick: bool) -> tuple[list[Part], str]:
     contestants = population_throughput.able((ours.EDL_JAX, ours.MANY_AT_A_TIME, *peers))
     points = [(16, 128)] if quick else POPULATIONS
     populations = [population_throughput.parts_of(Work(*x), contestants) for x in points]
-    ordered = [(first, 80), (overhead, 60), *((x, 50) for _, x in populations)]
-    ordered += [*((x, 10) for x in alone), *((x, 80) for x in more)]
-    ordered += [(x, 40) for x, _ in populations]
+    ordered = [(first, 75), (overhead, 45), *((x, 40) for _, x in populations)]
+    ordered += [*((x, 7) for x in alone), *zip(more, (75, 30), strict=False)]
+    ordered += [(x, 20) for x, _ in populations]
     parts = [part._replace(needs=0 if quick else seconds) for part, seconds in ordered]
     return parts, f"{notes}\n\n{population_throughput.NOTES}\n\n{loss_overhead.NOTES}"
 

@@ -16,7 +16,7 @@ import numpy as np
 # Runs something so many times, waits for all of it, and returns the last result.
 Run = Callable[[int], Any]
 Row = dict[str, Any]
-SETTLE_SECONDS = 0.15  # pause before each timed run
+SETTLE_SECONDS = 0.15  # pause before each timed run on a CPU
 LONG_SECONDS = 1.0  # runs that take longer than this go without an untimed one
 LEAST_SECONDS = 0.02  # faster subjects run several times in one turn
 LATE = "skipped: no time was left"
@@ -47,7 +47,7 @@ class _Started:
         pause whoever came next took up to twice as long, and without the untimed run a tenth
         longer.
         """
-        time.sleep(SETTLE_SECONDS)
+        time.sleep(SETTLE_SECONDS if jax.default_backend() == "cpu" else 0)
         if self.once < LONG_SECONDS:
             self.run(1)
         count = max(1, round(LEAST_SECONDS / self.once))
