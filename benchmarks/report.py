@@ -69,7 +69,7 @@ def run(
         return write(arguments.out, name, (texts[0], summary, *tables, texts[1]), rows, found)
 
     for part in parts:
-        if (left := end - time.monotonic()) < part.needs:
+        if (left := max(0.0, end - time.monotonic())) <= part.needs:
             found[part.title][-1] = f"skipped: {left:.0f} s were left, it takes {part.needs:.0f}"
             continue
         found[part.title][-1] = "under way, or cut short"
@@ -90,7 +90,7 @@ def _against_others(rows: Sequence[Row], goal: float | None) -> list[str]:
     ours = next((row for row in done if row["name"].startswith("edl")), None)
     other = next((row for row in done if not row["name"].startswith("edl")), None)
     missing = [row["name"] for row in rows if row["status"] != "ok"]
-    result = f"not measured: {', '.join(missing)}" if missing else "measured"
+    result = f"not measured: {' and '.join(missing)}" if missing else "measured"
     if goal is None or ours is None or other is None:
         return [DASH, DASH, result]
     ratio, low, high = ratio_interval(other["seconds"], ours["seconds"])

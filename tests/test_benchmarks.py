@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -155,6 +157,15 @@ def test_the_gpu_script_wants_a_gpu_and_keeps_to_its_time(tmp_path):
     rows, page = written(gpu, tmp_path, "--seconds", "0")
     assert rows == []
     assert page.count("skipped: ") == 5
+
+
+def test_the_gpu_script_ends_where_a_part_hangs(tmp_path):
+    hangs = "from benchmarks import gpu; import time; gpu.GRACE = 1; "
+    hangs += "gpu.parts_and_notes = lambda quick: time.sleep(100); "
+    hangs += f"gpu.main(['--quick', '--seconds', '1', '--out', {str(tmp_path)!r}])"
+    done = subprocess.run([sys.executable, "-c", hangs], capture_output=True, text=True, timeout=90)
+    assert done.returncode == 1
+    assert "Timeout" in done.stderr
 
 
 def test_a_checkout_is_measured_beside_another(tmp_path, capsys):
