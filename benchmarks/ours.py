@@ -30,10 +30,10 @@ def population_of(work: Work, layers: Layers) -> nnx.State:
 
 
 def evaluation(work: Work, layers: Layers, features: np.ndarray, severities: np.ndarray) -> Run:
-    """Runs of `RankingProblem.violations`."""
+    """Runs of `RankingProblem.scores`."""
     population = population_of(work, layers)
     batch = Batch(jnp.asarray(features), jnp.asarray(severities))
-    score = RankingProblem(work.config()).violations
+    score = RankingProblem(work.config()).scores
 
     def run(count: int) -> jax.Array:
         for _ in range(count - 1):

@@ -38,7 +38,7 @@ def score_one(work: Work, layers: list, features: jax.Array, severities: jax.Arr
     x = features.T
     for index, (kernel, bias) in enumerate(layers):
         if index:
-            x = jax.nn.silu(x)
+            x = jax.nn.squareplus(x)
         x = jnp.matmul(x, kernel, precision="highest") + bias  # full float32 on a GPU too, as ours
     losses = jax.nn.softplus(x[:, 0])
     violated = demanded = jnp.zeros(())
