@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.report import commit, parser, table, write
+from benchmarks.report import Part, commit, parser, table, write
 from benchmarks.timing import Row, spread
 from edl_jax.runs import huge_pages
 
@@ -74,13 +74,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             }
             for name, each in rounds.items()
         ]
-        sections.append(table(setting, here, reference, {first["unit"]: first["amount"]}))
+        amounts = {first["unit"]: first["amount"]}
+        sections.append(table(Part(setting, (), reference, amounts), here))
         rows += here
     sections.append(
         "Median and quartiles over rounds of a process of each; the ratio is of times, so that "
         "less than 1 is faster than the other checkout."
     )
-    write(arguments.out, NAME, sections, rows)
+    print(f"\n{write(arguments.out, NAME, sections, rows)}\nwritten to {arguments.out}")
 
 
 if __name__ == "__main__":

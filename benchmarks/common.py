@@ -26,7 +26,7 @@ class Work:
 
     A generation draws fresh pairs (Gaussian logits over a log-uniform temperature in [0.1, 10];
     half of the labels drawn from the prediction, half uniform), reads the five class-agnostic
-    features and the surprisal of each, scores every network (silu units) by the margins it violates
+    features and the surprisal of each, scores every network (squareplus units) by the margins it violates
     against four opponents of each pair, keeps the best and mutates them into the next population.
     """
 
@@ -37,6 +37,7 @@ class Work:
     num_opponents: int = 4
     elite_ratio: float = 0.25
     std: float = 0.1
+    networks_at_a_time: int = 16  # of ours
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -71,6 +72,7 @@ class Work:
             class_counts=(self.num_classes,),
             mixture=TEMPERED,
             num_opponents=self.num_opponents,
+            networks_at_a_time=self.networks_at_a_time,
             population_size=self.population_size,
             strategy=StrategyConfig(elite_ratio=self.elite_ratio, std_init=self.std),
             pairs_per_generation=self.num_pairs,
@@ -87,10 +89,10 @@ class Contestant:
     """
 
     name: str
-    missing: Callable[[], str | None]
     evaluation: Callable[[Work, Layers, np.ndarray, np.ndarray], Run]
     generations: Callable[[Work, int], Run]
     unit: Callable[[Work], int] = lambda work: 1
+    missing: Callable[[], str | None] = lambda: None
 
 
 def random_layers(work: Work, seed: int = 0) -> Layers:

@@ -8,7 +8,8 @@ can tell apart. Then the mean loss and its gradient with respect to the logits. 
 their data to runs/loss_overhead.
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -22,9 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.report import parser, table, write
-from benchmarks.timing import Row, Run, Subject, measure
-from benchmarks.training_work import our_training, works
+from benchmarks.report import Part, parser, run
+from benchmarks.timing import Run, Subject
+from benchmarks.training_work import our_training, steps_of_a_run, works
 from edl_jax.losses.by_name import Loss, resolve_loss
 
 NAME = "loss_overhead"
@@ -33,15 +34,20 @@ OTHERS = ("focal", "gce", "bi_tempered")
 NO_LOSS = "no loss: the mean logit"
 POINTS = ((128, 10), (4096, 10), (128, 1000), (128, 50_000))  # batch, classes
 DTYPES = ("float32", "bfloat16")
-STEPS = 4  # of one run
+GOAL = round(1 / 1.01, 3)  # a step with the evolved loss takes at most 1.01 times as long
+NOTES = (
+    "The losses alone are the mean loss of a batch and its gradient by the logits, one jitted call "
+    "after the other, so that the time to make a call is part of it: the last row is a call that "
+    "has next to nothing to do."
+)
 
 
-def losses_of(quick: bool = False) -> dict[str, Loss]:
+def losses_of(few: bool = False) -> dict[str, Loss]:
     """The losses that are timed alone; cross-entropy is optax's."""
     return {
         CROSS_ENTROPY: optax.losses.softmax_cross_entropy_with_integer_labels,
         EVOLVED: resolve_loss("edl"),
-        **{name: resolve_loss(name) for name in (() if quick else OTHERS)},
+        **{name: resolve_loss(name) for name in (() if few else OTHERS)},
         NO_LOSS: lambda logits, labels: jnp.mean(logits, axis=-1),
     }
 
@@ -64,44 +70,30 @@ def alone(loss: Loss, point: tuple[int, int], dtype: str) -> Run:
     return run
 
 
-def cells(quick: bool) -> dict[str, Callable[[], list[Subject]]]:
-    """By title of its table, what makes the subjects that take turns."""
+def parts_of(
+    quick: bool, points: Sequence[tuple[int, int]] = POINTS, *, few: bool = False
+) -> list[Part]:
+    """A step, then losses alone, all or few, at points of batch size and number of classes."""
     work = works(quick)[0]
-
-    def steps() -> list[Subject]:
-        named = {CROSS_ENTROPY: "cross_entropy", EVOLVED: "edl", AGAIN: "cross_entropy"}
-        return [
-            Subject(n, our_training(work, STEPS, loss=loss), STEPS) for n, loss in named.items()
-        ]
-
-    def losses(point: tuple[int, int], dtype: str) -> list[Subject]:
-        return [
-            Subject(name, partial(alone, loss, point, dtype))
-            for name, loss in losses_of(quick).items()
-        ]
-
-    return {f"step of {work.model}, batch {work.batch_size}": steps} | {
-        f"{point[0]:,} examples, {point[1]:,} classes, {dtype}": partial(losses, point, dtype)
-        for point in (((8, 10),) if quick else POINTS)
-        for dtype in (DTYPES[:1] if quick else DTYPES)
-    }
+    named = {CROSS_ENTROPY: "cross_entropy", EVOLVED: "edl", AGAIN: "cross_entropy"}
+    steps = steps_of_a_run()
+    subjects = [Subject(n, our_training(work, steps, loss=x), steps) for n, x in named.items()]
+    title = f"step of {work.model}, batch {work.batch_size}"
+    parts = [Part(title, subjects, CROSS_ENTROPY, goal=GOAL)]
+    alone_at = itertools.product(points, DTYPES) if not quick else [((8, 10), "float32")]
+    for point, dtype in alone_at:
+        named = losses_of(quick or few).items()
+        losses = [Subject(name, partial(alone, loss, point, dtype)) for name, loss in named]
+        title = f"{point[0]:,} examples, {point[1]:,} classes, {dtype}"
+        parts.append(Part(title, losses, CROSS_ENTROPY))
+    return parts
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, and write the tables."""
     arguments = parser(NAME, __doc__, repeats=40).parse_args(argv)
-    sections, rows = ["# What the evolved loss costs"], list[Row]()
-    for title, subjects in cells(arguments.quick).items():
-        print(f"{NAME}: {title}", flush=True)
-        measured = measure(subjects(), 2 if arguments.quick else arguments.repeats, seconds=120)
-        sections.append(table(title, measured, CROSS_ENTROPY))
-        rows += [{"table": title, **row} for row in measured]
-    sections.append(
-        "In turns. First a whole training step; then the mean loss of a batch and its gradient by "
-        "the logits, one jitted call after the other, so that the time to make a call is part of "
-        "it: the last row is a call that has next to nothing to do."
-    )
-    write(arguments.out, NAME, sections, rows)
+    texts = ("# What the evolved loss costs", NOTES)
+    run(NAME, parts_of(arguments.quick), texts, arguments, seconds=120)
 
 
 if __name__ == "__main__":

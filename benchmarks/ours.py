@@ -1,5 +1,7 @@
 """edl_jax itself as a contestant: its own scores, and its generations scanned on the device."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,10 +30,10 @@ def population_of(work: Work, layers: Layers) -> nnx.State:
 
 
 def evaluation(work: Work, layers: Layers, features: np.ndarray, severities: np.ndarray) -> Run:
-    """Runs of `RankingProblem.violations`."""
+    """Runs of `RankingProblem.scores`."""
     population = population_of(work, layers)
     batch = Batch(jnp.asarray(features), jnp.asarray(severities))
-    score = RankingProblem(work.config()).violations
+    score = RankingProblem(work.config()).scores
 
     def run(count: int) -> jax.Array:
         for _ in range(count - 1):
@@ -42,8 +44,9 @@ def evaluation(work: Work, layers: Layers, features: np.ndarray, severities: np.
 
 
 def unit(work: Work) -> int:
-    """Generations of a chunk: about half a second's worth, between 1 and 25."""
-    return min(25, max(1, 2**24 // work.pair_evaluations))
+    """Generations of a chunk: on a CPU about half a second's worth, between 1 and 25."""
+    most = 2**24 if jax.default_backend() == "cpu" else 2**31
+    return min(25, max(1, most // work.pair_evaluations))
 
 
 def generations(work: Work, seed: int = 0) -> Run:
@@ -65,4 +68,14 @@ def generations(work: Work, seed: int = 0) -> Run:
     return run
 
 
-EDL_JAX = Contestant(NAME, lambda: None, evaluation, generations, unit)
+def _many(work: Work) -> Work:
+    return dataclasses.replace(work, networks_at_a_time=1024)
+
+
+EDL_JAX = Contestant(NAME, evaluation, generations, unit)
+MANY_AT_A_TIME = Contestant(
+    f"{NAME}, 1,024 networks at a time",
+    lambda work, *given: evaluation(_many(work), *given),
+    lambda work, seed: generations(_many(work), seed),
+    unit,
+)

@@ -9,67 +9,66 @@ installed are left out, with a line that says how to install them:
     pip install torch evotorch
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
+import jax
 import numpy as np
 
 from benchmarks import ours
-from benchmarks.common import Work, random_layers
-from benchmarks.peers import PEERS, numpy_loop, torch_loops
-from benchmarks.report import parser, table, write
-from benchmarks.timing import Row, Subject, measure
+from benchmarks.common import Contestant, Work, random_layers
+from benchmarks.peers import PEERS, evosax_loop
+from benchmarks.report import Part, parser, run
+from benchmarks.timing import Subject
 
 NAME = "population_throughput"
+POINTS = [(256, 4096), (2048, 4096)]  # networks, pairs
+GOAL = 5.0  # times the speed of the fastest other
+NOTES = (
+    "In turns in one process. EvoTorch's elitist algorithm scores as many parents as children; "
+    "the others keep a quarter; SimpleGA keeps no elite unchanged. GFLOP/s count the matrix "
+    "products of the evaluation alone, which are in full float32."
+)
 
 
-def batch_of(work: Work) -> tuple[np.ndarray, np.ndarray]:
+def batch_of(work: Work) -> list[np.ndarray]:
     """Features and severities of fresh pairs, for the evaluation alone."""
-    rng = np.random.default_rng(1)
-    return numpy_loop.observe(*numpy_loop.sample(rng, work.num_pairs, work.num_classes))
+    pairs = evosax_loop.sample(jax.random.key(1), work.num_pairs, work.num_classes)
+    return [np.array(x) for x in evosax_loop.observe(*pairs)]
+
+
+def able(contestants: Iterable[Contestant]) -> list[Contestant]:
+    """Those that can run here; says why the others cannot."""
+    missing = {contestant: contestant.missing() for contestant in contestants}
+    for reason in sorted({reason for reason in missing.values() if reason}):
+        print(f"skipped: {reason}", flush=True)
+    return [contestant for contestant, reason in missing.items() if not reason]
+
+
+def parts_of(work: Work, contestants: Sequence[Contestant]) -> tuple[Part, Part]:
+    """The evaluation of a population, and whole generations."""
+    layers, batch = random_layers(work), batch_of(work)
+    evaluations = [
+        Subject(c.name, partial(c.evaluation, work, layers, *batch)) for c in contestants
+    ]
+    generations = [
+        Subject(c.name, partial(c.generations, work, 0), c.unit(work)) for c in contestants
+    ]
+    point = f"{work.population_size:,} networks × {work.num_pairs:,} pairs"
+    rates = {"million pairs/s": work.pair_evaluations / 1e6, "GFLOP/s": work.flops / 1e9}
+    return (
+        Part(f"evaluation, {point}", evaluations, ours.NAME, rates, GOAL),
+        Part(f"generation, {point}", generations, ours.NAME, {"generations/s": 1, **rates}, GOAL),
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, and write the tables."""
-    found = parser(NAME, __doc__, repeats=15)
-    found.add_argument("--populations", type=int, nargs="+", default=[256, 2048])
-    found.add_argument("--pairs", type=int, nargs="+", default=[4096])
-    arguments = found.parse_args(argv)
-    repeats = arguments.repeats
-    points = [(p, n) for p in arguments.populations for n in arguments.pairs]
-    if arguments.quick:
-        repeats, points = 2, [(16, 128)]
-    contestants = [c for c in (ours.EDL_JAX, *PEERS) if c.missing() is None]
-    for reason in sorted({c.missing() or "" for c in PEERS} - {""}):
-        print(f"skipped: {reason}", flush=True)
-    sections, rows = ["# A population of loss networks"], list[Row]()
-    for point in points:
-        work = Work(*point)
-        layers, batch = random_layers(work), batch_of(work)
-        evaluations = [
-            Subject(c.name, partial(c.evaluation, work, layers, *batch)) for c in contestants
-        ]
-        generations = [
-            Subject(c.name, partial(c.generations, work, 0), c.unit(work)) for c in contestants
-        ]
-        flops = {"GFLOP/s": work.flops / 1e9}
-        for kind, subjects, rates in (
-            ("evaluation", evaluations, {"million pairs/s": work.pair_evaluations / 1e6, **flops}),
-            ("generation", generations, {"generations/s": 1, **flops}),
-        ):
-            title = f"{kind}, {point[0]:,} networks × {point[1]:,} pairs"
-            print(f"{NAME}: {title}", flush=True)
-            measured = measure(subjects, repeats)
-            torch_loops.forget_compiled()
-            sections.append(table(title, measured, ours.NAME, rates))
-            shared = {"kind": kind, "population": point[0], "pairs": point[1]}
-            rows += [shared | row for row in measured]
-    sections.append(
-        "In turns in one process. EvoTorch's elitist algorithm scores as many parents as children; "
-        "the others keep a quarter; SimpleGA keeps no elite unchanged. GFLOP/s count the matrix "
-        "products of the evaluation alone."
-    )
-    write(arguments.out, NAME, sections, rows)
+    arguments = parser(NAME, __doc__, repeats=15).parse_args(argv)
+    points = [(16, 128)] if arguments.quick else POINTS
+    contestants = able((ours.EDL_JAX, *PEERS))
+    parts = [part for point in points for part in parts_of(Work(*point), contestants)]
+    run(NAME, parts, ("# A population of loss networks", NOTES), arguments)
 
 
 if __name__ == "__main__":

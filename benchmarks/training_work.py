@@ -93,7 +93,12 @@ def works(quick: bool) -> list[TrainWork]:
         return [TrainWork("resnet8", 8, width=2, image_size=8)]
     if jax.default_backend() == "cpu":
         return [TrainWork("resnet8", 128), TrainWork("resnet20", 128)]
-    return [TrainWork("resnet18", 512), TrainWork("resnet18", 1024)]
+    return [TrainWork("resnet18", 512), TrainWork("resnet18", 1024), TrainWork("resnet8", 128)]
+
+
+def steps_of_a_run() -> int:
+    """How many steps are timed together."""
+    return 4 if jax.default_backend() == "cpu" else 16
 
 
 def trainer_of(work: TrainWork, config: TrainConfig, num_devices: int = 1) -> Trainer:

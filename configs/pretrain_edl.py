@@ -1,4 +1,4 @@
-"""The kind of loss shipped as `load_pretrained("edl")`: the defaults of PretrainConfig.
+"""The kind of loss shipped as `load_pretrained("edl")`: the defaults of version 0.1.0.
 
 Command:  edl pretrain --config configs/pretrain_edl.py --run-dir runs/edl
 Time:     under a minute on 2 CPU cores.
@@ -12,4 +12,4 @@ from edl_jax import PretrainConfig
 
 def get_config() -> PretrainConfig:
     """The pretraining configuration."""
-    return PretrainConfig()
+    return PretrainConfig(activation="silu")

@@ -16,5 +16,9 @@ from edl_jax import PretrainConfig
 def get_config() -> PretrainConfig:
     """The pretraining configuration."""
     return PretrainConfig(
-        network="pair", class_counts=(10,), generations=3000, generations_per_chunk=100
+        network="pair",
+        activation="silu",
+        class_counts=(10,),
+        generations=3000,
+        generations_per_chunk=100,
     )

@@ -17,6 +17,7 @@ from edl_jax.objective import TaskConfig
 def get_config() -> PretrainConfig:
     """The pretraining configuration."""
     return PretrainConfig(
+        activation="silu",
         severity="generalised_surprisal",
         task_weight=10.0,
         tasks=TaskConfig(

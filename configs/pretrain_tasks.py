@@ -13,6 +13,7 @@ from edl_jax.objective import TaskConfig
 def get_config() -> PretrainConfig:
     """The pretraining configuration."""
     return PretrainConfig(
+        activation="silu",
         # A point of error counts as much as a tenth of all margins.
         task_weight=10.0,
         tasks=TaskConfig(test_examples=4096, steps=120, learning_rates=(0.3, 1.0)),

@@ -1,13 +1,14 @@
 """Stage 1: synthetic prediction-label pairs (docs/method.md, section 1).
 
-A regime, what a classifier's output can look like, shapes what was drawn for its pairs into logits
-`[num_pairs, num_classes]`, whose softmax is the prediction, and labels `[num_pairs]` int32.
+A regime, what a classifier's output can look like, shapes random draws into logits
+`[num_pairs, num_classes]`, whose softmax is the prediction, and labels `[num_pairs]` int32. Every
+regime shapes every row and a row takes those of its own regime: that is one short program without
+loops, and what varies between regimes is cheap beside the draws, which they share.
 """
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
 from typing import Annotated, NamedTuple
 
 import jax
@@ -20,48 +21,55 @@ from edl_jax.errors import ConfigError, InputError
 
 Outputs = tuple[jax.Array, jax.Array]
 
+CALIBRATED = -1  # a label that is to be drawn from the prediction itself
+
 
 class Draws(NamedTuple):
-    """What is random of a regime's pairs, drawn for all regimes together: compiling is shorter."""
+    """What is random of pairs."""
 
-    noise: jax.Array  # standard Gaussian, `[num_pairs, num_classes]`; without rows for `sparse`
-    magnitude: jax.Array  # uniform in [0, 1) and `[num_pairs]`, as are the next three
+    chances: jax.Array  # uniform in (0, 1), `[num_pairs, num_classes]`
+    noise: jax.Array  # the same as standard Gaussian values
+    magnitude: jax.Array  # uniform in (0, 1), `[num_pairs]`, as are the next four
     first: jax.Array
     second: jax.Array
     coin: jax.Array
-    key: jax.Array  # for noise of another kind; one regime may use it
-
-
-_NUM_CHANCES = len(Draws._fields) - 1  # all but noise and key, and one for the order
+    label: jax.Array
 
 
 def uniform(draws: Draws) -> Outputs:
     """Uniform on the simplex: exponential draws, normalised."""
-    # -log(Phi(z)) is an Exp(1) draw for Gaussian z.
-    return _with_plausible_labels(jnp.log(-jax.scipy.special.log_ndtr(draws.noise)), draws)
+    return jnp.log(-jnp.log(draws.chances)), _plausible_labels(draws)
 
 
 def sparse(draws: Draws) -> Outputs:
-    """Dirichlet, which is Gamma draws normalised: mass on few classes."""
+    """Close to Dirichlet of a log-uniform concentration: mass on few classes.
+
+    The draws normalised are of the generalised exponential distribution, `(1 - exp(-x))^a`, whose
+    quantiles have a closed form and which is close to a Gamma distribution for `a` up to 1 (Gupta
+    and Kundu 2001, "Exponentiated exponential family: an alternative to Gamma and Weibull").
+    """
     concentration = _log_uniform(draws.magnitude, 0.03, 1.0)[:, None]
-    shape = (len(concentration), draws.noise.shape[-1])
-    logits = jax.random.loggamma(draws.key, concentration, shape, jnp.float32)
-    return _with_plausible_labels(logits, draws)
+    log_power = jnp.log(draws.chances) / concentration
+    power = jnp.exp(log_power)
+    log_draw = jnp.log(-jnp.log(jnp.maximum(1 - power, 2.0**-24)))
+    # Of a small power, which `1 - power` would round, by the series of the logarithm.
+    log_draw = jnp.where(log_power < -6, log_power + power / 2, log_draw)
+    return log_draw, _plausible_labels(draws)
 
 
 def tempered(draws: Draws) -> Outputs:
     """Gaussian logits over a temperature."""
     temperature = _log_uniform(draws.magnitude, 0.1, 10.0)
-    return _with_plausible_labels(draws.noise / temperature[:, None], draws)
+    return draws.noise / temperature[:, None], _plausible_labels(draws)
 
 
 def confident_correct(draws: Draws) -> Outputs:
     """The true class holds all but a log-uniform share of the mass."""
     winner, _ = _two_classes(draws)
     rest = _log_uniform(draws.magnitude, 1e-5, 0.3)
-    is_winner = jax.nn.one_hot(winner, draws.noise.shape[-1], dtype=bool)
-    others = jax.nn.logsumexp(jnp.where(is_winner, -jnp.inf, draws.noise), axis=-1)
-    lead = others + jnp.log1p(-rest) - jnp.log(rest)
+    is_winner = _is_class(winner, draws.noise.shape[-1])
+    others = jnp.sum(jnp.where(is_winner, 0.0, jnp.exp(draws.noise)), axis=-1)
+    lead = jnp.log(others) + jnp.log1p(-rest) - jnp.log(rest)
     return jnp.where(is_winner, lead[:, None], draws.noise), winner
 
 
@@ -73,40 +81,41 @@ def confident_wrong(draws: Draws) -> Outputs:
 def ambiguous(draws: Draws) -> Outputs:
     """Two classes tie, up to 6 nats above the largest drawn; half the labels are one of them."""
     first, second = _two_classes(draws)
-    top = draws.noise.max(axis=-1) + 6.0 * draws.magnitude
-    rows = jnp.arange(len(top))
-    logits = draws.noise.at[rows, first].set(top).at[rows, second].set(top)
-    # The coin's second half, stretched over [0, 1), picks a class at random.
-    anywhere = _pick(2 * draws.coin - 1, logits.shape[-1])
-    return logits, jnp.where(draws.coin < 0.5, first, anywhere)
+    num_classes = draws.noise.shape[-1]
+    ties = _is_class(first, num_classes) | _is_class(second, num_classes)
+    top = draws.noise.max(axis=-1, keepdims=True) + 6.0 * draws.magnitude[:, None]
+    anywhere = _pick(draws.label, num_classes)
+    return jnp.where(ties, top, draws.noise), jnp.where(draws.coin < 0.5, first, anywhere)
 
 
 def untrained(draws: Draws) -> Outputs:
     """Logits of a small deviation, any label."""
     logits = _log_uniform(draws.magnitude, 0.01, 0.5)[:, None] * draws.noise
-    return logits, _pick(draws.first, logits.shape[-1])
+    return logits, _pick(draws.label, logits.shape[-1])
 
 
 _EVERY = uniform, sparse, tempered, confident_correct, confident_wrong, ambiguous, untrained
 REGIMES = {regime.__name__: regime for regime in _EVERY}
+_NUM_CHANCES = len(Draws._fields)  # for each pair: 5 of these, its order and a calibrated label
 
 
-def _with_plausible_labels(logits: jax.Array, draws: Draws) -> Outputs:
+def _plausible_labels(draws: Draws) -> jax.Array:
     """Half of the labels follow the prediction (calibrated), half are uniform (uninformed)."""
-    cumulative = jnp.cumsum(jax.nn.softmax(logits), axis=-1)
-    below = jnp.sum(cumulative <= draws.first[:, None] * cumulative[:, -1:], axis=-1)
-    calibrated = jnp.minimum(below, logits.shape[-1] - 1).astype(jnp.int32)
-    uninformed = _pick(draws.second, logits.shape[-1])
-    return logits, jnp.where(draws.coin < 0.5, calibrated, uninformed)
+    uninformed = _pick(draws.label, draws.noise.shape[-1])
+    return jnp.where(draws.coin < 0.5, CALIBRATED, uninformed)
 
 
 def _log_uniform(chance: jax.Array, low: float, high: float) -> jax.Array:
-    return low * (high / low) ** chance
+    return low * jnp.exp(chance * math.log(high / low))  # quicker than a power
 
 
 def _pick(chance: jax.Array, num_classes: int) -> jax.Array:
-    """A class for each uniform draw; draws outside [0, 1) are clipped into it."""
-    return jnp.clip(chance * num_classes, 0, num_classes - 1).astype(jnp.int32)
+    """A class for each uniform draw."""
+    return jnp.minimum(chance * num_classes, num_classes - 1).astype(jnp.int32)
+
+
+def _is_class(classes: jax.Array, num_classes: int) -> jax.Array:
+    return jax.nn.one_hot(classes, num_classes, dtype=bool)
 
 
 def _two_classes(draws: Draws) -> tuple[jax.Array, jax.Array]:
@@ -185,8 +194,7 @@ def sample_pairs(
     """
     num_pairs = check("num_pairs", num_pairs, Count)
     num_classes = check("num_classes", num_classes, Annotated[int, Ge(2)])
-    rows = num_pairs + len(REGIMES)  # each regime's share is rounded up
-    if rows * max(num_classes, _NUM_CHANCES) >= 2**31:  # JAX counts in 32 bits
+    if num_pairs * (num_classes + _NUM_CHANCES) >= 2**31:  # JAX counts in 32 bits
         raise InputError(
             f"num_pairs is {num_pairs} and num_classes {num_classes}; expected fewer than 2^31 "
             "numbers in all: draw the pairs in several calls."
@@ -197,42 +205,41 @@ def sample_pairs(
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def _sample_pairs(key: jax.Array, num_pairs: int, num_classes: int, mixture: Mixture) -> Pairs:
-    key_gamma, key_normal, key_chances, key_kept = jax.random.split(key, 4)
-    expected = [share * num_pairs for share in mixture.shares()]
-    sizes = [math.ceil(count - 1e-6) for count in expected]  # rounded up, thinned out below
-    gaussian = [0 if name == "sparse" else size for name, size in zip(REGIMES, sizes, strict=True)]
-    noise = _drawn(jax.random.normal, key_normal, sum(gaussian), num_classes)
-    uniforms = _drawn(jax.random.uniform, key_chances, sum(sizes), _NUM_CHANCES)
-    cuts = np.cumsum(gaussian)[:-1], np.cumsum(sizes)[:-1]
-    parts = zip(REGIMES.values(), *map(jnp.split, (noise, uniforms), cuts), strict=True)
-    shaped = [regime(Draws._make((mine, *rows.T[:-1], key_gamma))) for regime, mine, rows in parts]
-    logits, labels = (jnp.concatenate(column) for column in zip(*shaped, strict=True))
-    regimes = jnp.asarray(np.repeat(np.arange(len(sizes), dtype=np.int32), sizes))
-    order = _thinned_order(uniforms[:, -1], key_kept, expected, sizes)[:num_pairs]
-    return Pairs(jax.nn.softmax(logits[order]), labels[order], regimes[order])
+    key_regimes, key_draws = jax.random.split(key)
+    per_row, per_class = num_pairs * _NUM_CHANCES, num_pairs * num_classes
+    # Flat and a multiple of 8: XLA compiles short rows, and draws other numbers, several times as
+    # long. Without the barrier it would draw again for each use.
+    flat = jax.random.uniform(key_draws, (-(-(per_row + per_class) // 8) * 8,), jnp.float32)
+    flat = jax.lax.optimization_barrier(flat + 2.0**-24)  # half the spacing: never 0, never 1
+    order, calibrated, *rows = flat[:per_row].reshape(_NUM_CHANCES, num_pairs)
+    chances = flat[per_row : per_row + per_class].reshape(num_pairs, num_classes)
+    draws = Draws(chances, 2**0.5 * jax.lax.erf_inv(2 * chances - 1), *rows)
+
+    regimes = _regimes(key_regimes, num_pairs, mixture)[jnp.argsort(order)]
+    logits, labels = jnp.zeros_like(chances), jnp.zeros_like(regimes)
+    for index, (regime, share) in enumerate(zip(REGIMES.values(), mixture.shares(), strict=True)):
+        if share:
+            is_it, (its_logits, its_labels) = regimes == index, regime(draws)
+            logits = jnp.where(is_it[:, None], its_logits, logits)
+            labels = jnp.where(is_it, its_labels, labels)
+    probabilities = jax.nn.softmax(logits)
+    cumulative = jnp.cumsum(probabilities, axis=-1)
+    below = jnp.sum(cumulative <= calibrated[:, None] * cumulative[:, -1:], axis=-1)
+    drawn = jnp.minimum(below, num_classes - 1).astype(jnp.int32)
+    return Pairs(probabilities, jnp.where(labels == CALIBRATED, drawn, labels), regimes)
 
 
-def _drawn(draw: Callable[..., jax.Array], key: jax.Array, rows: int, columns: int) -> jax.Array:
-    """Draws, float32, made flat: XLA compiles short rows several times as long."""
-    return draw(key, (rows * columns,), jnp.float32).reshape(rows, columns)
+def _regimes(key: jax.Array, num_pairs: int, mixture: Mixture) -> jax.Array:
+    """The regime of each pair, in order: each regime's share of the pairs, rounded at random.
 
-
-def _thinned_order(
-    chance: jax.Array, key: jax.Array, expected: list[float], sizes: list[int]
-) -> jax.Array:
-    """A random order that puts the surplus of the rounding last.
-
-    Systematic sampling: with one shared uniform draw `u`, a regime gives up its last pair where
-    the running total of surpluses passes an integer plus `u`. Over `u`, that is with probability
-    equal to its surplus, and the number given up is the total surplus, an integer.
+    Systematic sampling: with one uniform draw for all, a regime begins at its place in the running
+    total of the shares, rounded up with the probability of its fraction.
     """
-    running = np.cumsum([0.0, *np.subtract(sizes, expected)])
-    running[-1] = round(running[-1])
-    start = jax.random.uniform(key, (), jnp.float32)
-    crossed = jnp.floor(jnp.asarray(running, jnp.float32) + start)
-    # A regime without pairs has nothing to give: its surplus is 0, so it never crosses.
-    gives_up = jnp.where(jnp.diff(crossed) > 0, 2.0, 0.0)
-    return jnp.argsort(chance.at[np.cumsum(sizes) - 1].add(gives_up))
+    places = np.cumsum(mixture.shares())[:-1] * num_pairs
+    whole = np.floor(places)
+    draw = jax.random.uniform(key, (), jnp.float32)
+    begins = whole.astype(np.int32) + (draw < (places - whole).astype(np.float32))
+    return jnp.sum(jnp.arange(num_pairs)[:, None] >= begins, axis=-1, dtype=jnp.int32)
 
 
 def log_probabilities(probabilities: jax.Array) -> jax.Array:

@@ -1,14 +1,15 @@
 import json
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import against, against_worker, import_time, ours, population_throughput
+from benchmarks import against, against_worker, gpu, ours, population_throughput
 from benchmarks.common import Work, flattened, random_layers, unflattened
-from benchmarks.peers import PEERS, evosax_loop, numpy_loop, torch_loops
-from benchmarks.timing import Subject, measure, ratio_interval
+from benchmarks.peers import PEERS, evosax_loop, torch_loops
 from edl_jax.evolution.problems import Batch, RankingProblem
 from edl_jax.objective import SEVERITIES
 from edl_jax.pairs import log_probabilities
@@ -39,7 +40,7 @@ def skip_if_missing(peer):
 def fitness_of_ours(work, layers, features, severities):
     batch = Batch(jnp.asarray(features), jnp.asarray(severities))
     problem = RankingProblem(work.config())
-    return np.asarray(problem.violations(ours.population_of(work, layers), batch))
+    return np.asarray(problem.scores(ours.population_of(work, layers), batch))
 
 
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
@@ -53,20 +54,19 @@ def test_peers_score_as_we_do(peer):
     assert np.ptp(expected) > 0.01
 
 
-def test_our_subject_scores_as_our_engine():
+@pytest.mark.parametrize("contestant", [ours.EDL_JAX, ours.MANY_AT_A_TIME])
+def test_our_subject_scores_as_our_engine(contestant):
     layers = random_layers(WORK)
     features, severities = observed(pairs())
-    found = ours.evaluation(WORK, layers, features, severities)(1)
+    found = contestant.evaluation(WORK, layers, features, severities)(1)
     expected = fitness_of_ours(WORK, layers, features, severities)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_peers_observe_as_we_do():
     found = pairs()
-    probabilities, labels = np.asarray(found.probabilities), np.asarray(found.labels)
-    for seen in (numpy_loop.observe(probabilities, labels), evosax_loop.observe(*found[:2])):
-        for ours_, theirs in zip(observed(found), seen, strict=True):
-            np.testing.assert_allclose(theirs, ours_, rtol=1e-5, atol=1e-6)
+    for ours_, theirs in zip(observed(found), evosax_loop.observe(*found[:2]), strict=True):
+        np.testing.assert_allclose(theirs, ours_, rtol=1e-5, atol=1e-6)
 
 
 def test_pytorch_observes_as_we_do():
@@ -82,8 +82,6 @@ def test_pytorch_observes_as_we_do():
 
 
 def sampled_by(name, num_pairs):
-    if name == "numpy":
-        return numpy_loop.sample(np.random.default_rng(0), num_pairs, 10)
     if name == "evosax":
         return evosax_loop.sample(jax.random.key(0), num_pairs, 10)
     torch = pytest.importorskip("torch")
@@ -91,7 +89,7 @@ def sampled_by(name, num_pairs):
     return [x.cpu().numpy() for x in torch_loops.sample(num_pairs, 10)]
 
 
-@pytest.mark.parametrize("name", ["numpy", "evosax", "torch"])
+@pytest.mark.parametrize("name", ["evosax", "torch"])
 def test_peers_draw_from_our_distribution(name):
     num_pairs = 20_000
     config = Work(4, num_pairs).config()
@@ -123,43 +121,6 @@ def test_work_is_counted_right():
     jax.tree.map(np.testing.assert_array_equal, unflattened(flattened(layers), work.sizes), layers)
 
 
-def test_subjects_take_turns_and_what_fails_is_said():
-    turns = []
-
-    def fails():
-        raise ValueError("no luck\nat all")
-
-    def runs(name, seconds):
-        import time
-
-        return lambda count: (turns.append(name), time.sleep(seconds * count))
-
-    subjects = [
-        Subject("fine", lambda: runs("fine", 0.05), unit=5),
-        Subject("broken", fails),
-        Subject("slow", lambda: runs("slow", 0.2)),
-    ]
-    fine, broken, slow = measure(subjects, 4, seconds=0.5)
-    assert turns[:4] == ["fine", "fine", "slow", "slow"]  # first calls
-    assert turns[4:12] == ["fine", "fine", "slow", "slow", "slow", "slow", "fine", "fine"]
-    assert len(fine["seconds"]) == 4
-    assert len(slow["seconds"]) == 2
-    assert 0.01 <= fine["q1_s"] <= fine["median_s"] <= fine["q3_s"]
-    assert broken["status"] == "failed (ValueError: no luck)"
-
-
-def test_ratios_of_turns_leave_out_what_slows_both():
-    rng = np.random.default_rng(1)
-    drift = np.repeat([1.0, 3.0], 20)
-    below = drift * rng.uniform(0.99, 1.01, 40)
-    ratio, low, high = ratio_interval(list(1.2 * below), list(below))
-    assert ratio == pytest.approx(low) == pytest.approx(high) == pytest.approx(1.2)
-    noisy = 1.2 * rng.uniform(0.9, 1.1, 40)
-    ratio, low, high = ratio_interval(list(noisy), list(below[:20]))
-    assert low < ratio < high
-    assert ratio == pytest.approx(np.median(noisy[:20]) / np.median(below[:20]))
-
-
 def written(benchmark, folder, *arguments):
     """The rows and the page that a benchmark writes in its quick mode."""
     benchmark.main([*arguments, "--quick", "--out", str(folder)])
@@ -170,15 +131,41 @@ def written(benchmark, folder, *arguments):
 def test_population_throughput_writes_its_tables(tmp_path):
     rows, page = written(population_throughput, tmp_path)
     assert {row["status"] for row in rows} == {"ok"}
-    assert {row["kind"] for row in rows} == {"evaluation", "generation"}
-    assert {row["name"] for row in rows} >= {"edl_jax", "evosax SimpleGA loop", "NumPy"}
+    assert {row["part"].partition(",")[0] for row in rows} == {"evaluation", "generation"}
+    assert {row["name"] for row in rows} >= {"edl_jax", "evosax SimpleGA loop"}
     assert "| generation, 16 networks × 128 pairs |" in page
 
 
-def test_import_time_writes_its_table(tmp_path):
-    rows, page = written(import_time, tmp_path)
-    assert [row["status"] for row in rows] == ["ok"] * 3
-    assert "| edl --help |" in page
+def test_the_gpu_script_runs_every_part(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "CHOSEN", (evosax_loop.EVOSAX.name, "torch batched by 16"))
+    rows, page = written(gpu, tmp_path)
+    assert {row["status"] for row in rows} == {"ok"}
+    data = json.loads((tmp_path / "gpu.json").read_text())
+    named = ("training step", "step", "generation", "8 examples", "evaluation")
+    assert [
+        x for x, begin in zip(data["parts"], named, strict=True) if not x.startswith(begin)
+    ] == []
+    assert {result.partition(";")[0] for *_, result in data["parts"].values()} == {"measured"}
+    assert {"commit", "command", "device", "versions"} <= set(data["environment"])
+    assert page.count("| edl_jax, 1,024 networks at a time |") == 2
+
+
+def test_the_gpu_script_wants_a_gpu_and_keeps_to_its_time(tmp_path):
+    with pytest.raises(SystemExit, match="JAX sees no GPU"):
+        gpu.main(["--out", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
+    rows, page = written(gpu, tmp_path, "--seconds", "0")
+    assert rows == []
+    assert page.count("skipped: ") == 5
+
+
+def test_the_gpu_script_ends_where_a_part_hangs(tmp_path):
+    hangs = "from benchmarks import gpu; import time; gpu.GRACE = 1; "
+    hangs += "gpu.parts_and_notes = lambda quick: time.sleep(100); "
+    hangs += f"gpu.main(['--quick', '--seconds', '1', '--out', {str(tmp_path)!r}])"
+    done = subprocess.run([sys.executable, "-c", hangs], capture_output=True, text=True, timeout=90)
+    assert done.returncode == 1
+    assert "Timeout" in done.stderr
 
 
 def test_a_checkout_is_measured_beside_another(tmp_path, capsys):

@@ -8,7 +8,7 @@ import scipy.special
 
 from edl_jax import MARGINS, SEVERITIES, Pairs, load_pretrained
 from edl_jax.objective import measure, rank_metrics
-from edl_jax.objective.measure import _responses, gradient_metrics, logit_gradients
+from edl_jax.objective.measure import gradient_metrics, logit_gradients, responses
 from edl_jax.pairs import log_probabilities
 from tests.network_tools import quick_jit
 
@@ -53,9 +53,9 @@ def test_ranks_and_gradients_are_those_of_all_sets_together():
 def test_losses_with_other_parameters_share_a_program():
     loss, pairs = load_pretrained().replace(scale=jnp.ones(())), pairs_of(4)
     one = measure(loss, pairs, **ASKED)
-    size = _responses._cache_size()
+    size = responses._cache_size()
     other = measure(jax.tree.map(lambda x: -x, loss), pairs, **ASKED)
-    assert _responses._cache_size() == size
+    assert responses._cache_size() == size
     assert one["pairwise_accuracy"] != other["pairwise_accuracy"]
 
 

@@ -8,10 +8,14 @@ import jax
 import numpy as np
 import pytest
 from safetensors import safe_open
-from scipy.special import expit
+from scipy.special import expit, softmax
+from scipy.stats import entropy
 
+from edl_jax import Mixture, sample_pairs
 from edl_jax.losses import PRETRAINED, load_pretrained
+from edl_jax.pairs import REGIMES
 
+NUM_PAIRS = 100_000
 PAGE = " ".join((Path(__file__).parents[1] / "docs" / "method.md").read_text("utf-8").split())
 QUOTES = [  # what the functions below follow
     r"$\log p_k = d_k - \log \sum_j e^{d_j}$ with $d_k = z_k - \max_j z_j$",
@@ -29,6 +33,40 @@ QUOTES = [  # what the functions below follow
 @pytest.mark.parametrize("quote", QUOTES)
 def test_the_page_says_what_is_computed_here(quote):
     assert quote in PAGE
+
+
+def sparse_predictions(draws, num_classes):
+    """Predictions of version 0.1.0, whose draws were Gamma's, or of now, float64."""
+    if draws == "now":
+        mixture = Mixture(**dict.fromkeys(REGIMES, 0.0) | {"sparse": 1.0})
+        pairs = sample_pairs(jax.random.key(0), NUM_PAIRS, num_classes, mixture=mixture)
+        return np.asarray(pairs.probabilities, np.float64)
+    rng = np.random.default_rng(0)
+    a = 0.03 ** rng.random((NUM_PAIRS, 1))
+    shape = (NUM_PAIRS, num_classes)
+    # Gamma draws of a small concentration round to 0; their logarithms do not.
+    return softmax(
+        np.log(rng.standard_gamma(a + 1, shape)) + np.log(rng.random(shape)) / a, axis=-1
+    )
+
+
+def sparse_row(draws, num_classes):
+    """Quantiles of p_y, the largest probability and the entropy, as in the page's table."""
+    p, rng = sparse_predictions(draws, num_classes), np.random.default_rng(1)
+    rows, sums = np.arange(NUM_PAIRS), np.cumsum(p, axis=-1)
+    calibrated = (sums < rng.random((NUM_PAIRS, 1)) * sums[:, -1:]).sum(axis=-1)
+    uninformed = rng.integers(num_classes, size=NUM_PAIRS)
+    of_label = p[rows, np.where(rng.random(NUM_PAIRS) < 0.5, calibrated, uninformed)]
+    columns = of_label, p.max(axis=-1), entropy(p, axis=-1)
+    quantiles = [[f"{x:.2g}" for x in np.quantile(x, (0.05, 0.5, 0.95))] for x in columns]
+    return f"| {num_classes} | {draws} | {' | '.join(map(', '.join, quantiles))} |"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_classes", [2, 10, 100])
+@pytest.mark.parametrize("draws", ["Dirichlet", "now"])
+def test_the_table_of_the_sparse_regime_can_be_made_again(draws, num_classes):
+    assert sparse_row(draws, num_classes) in PAGE
 
 
 def log_probabilities(z):

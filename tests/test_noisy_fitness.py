@@ -31,7 +31,7 @@ def test_elites_scored_again_beat_best_ever_selection_on_held_out_fitness():
         # evosax keeps the best score that it was ever told, with its solution.
         ever = evolution.search.kept(state.strategy)
         both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), again, ever)
-        return careful.violations(both, held_out), state.strategy.best_fitness
+        return careful.scores(both, held_out), state.strategy.best_fitness
 
     scores, told = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), 64))
     again, ever = np.asarray(scores, np.float64).T

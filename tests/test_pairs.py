@@ -1,17 +1,16 @@
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
-from scipy import stats
+from scipy import special, stats
 
 from edl_jax import Mixture, sample_pairs
 from edl_jax.errors import ConfigError, InputError
-from edl_jax.pairs import REGIMES, _thinned_order, log_probabilities
+from edl_jax.pairs import REGIMES, _regimes, log_probabilities
 
 NUM_PAIRS = 7000
+LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 def draw(regime: str):
@@ -74,11 +73,9 @@ def test_a_regime_of_weight_zero_is_left_out():
     seed=st.integers(0, 100),
 )
 def test_counts_are_shares_rounded_up_or_down(weights, num_pairs, seed):
-    expected = [share * num_pairs for share in Mixture(*weights).shares()]
-    sizes = [math.ceil(count - 1e-6) for count in expected]
-    chance, key = np.random.default_rng(seed).uniform(size=sum(sizes)), jax.random.key(seed)
-    kept = _thinned_order(jnp.asarray(chance), key, expected, sizes)[:num_pairs]
-    counts = np.bincount(np.repeat(range(7), sizes)[kept], minlength=7)
+    mixture = Mixture(*weights)
+    expected = np.asarray(mixture.shares()) * num_pairs
+    counts = np.bincount(_regimes(jax.random.key(seed), num_pairs, mixture), minlength=7)
     assert counts.sum() == num_pairs
     assert (np.abs(counts - expected) < 1 + 1e-4).all()
 
@@ -96,6 +93,25 @@ def test_sparse_regime_has_the_moments_of_its_dirichlet():
     expected = np.mean((a + 1) / (10 * a + 1))
     moments = (probabilities.astype(np.float64) ** 2).sum(-1)
     assert moments.mean() == pytest.approx(expected, abs=4 * moments.std() / NUM_PAIRS**0.5)
+
+
+@pytest.mark.parametrize("num_classes", [2, 10, 100])
+def test_sparse_regime_covers_what_its_dirichlet_does(num_classes):
+    """By quantiles of the largest probability, of the entropy and of a class's surprisal."""
+    drawn = np.asarray(only("sparse", num_classes).probabilities, np.float64)
+    rng = np.random.default_rng(0)
+    a = np.geomspace(0.03, 1.0, NUM_PAIRS)[:, None]
+    # Gamma draws of a small concentration round to 0; their logarithms do not.
+    log_gamma = np.log(rng.standard_gamma(a + 1, drawn.shape)) + np.log(rng.random(drawn.shape)) / a
+    dirichlet = special.softmax(log_gamma, axis=-1)
+    for of in (
+        lambda p: p.max(axis=-1),
+        lambda p: stats.entropy(p, axis=-1),
+        lambda p: np.log1p(-np.log(p[:, 0] + 1e-12)),
+    ):
+        ours, theirs = of(drawn), of(dirichlet)
+        gap = np.quantile(ours, LEVELS) - np.quantile(theirs, LEVELS)
+        assert (np.abs(gap) < 0.2 * theirs.std()).all()
 
 
 @pytest.mark.parametrize("regime", ["confident_correct", "confident_wrong"])

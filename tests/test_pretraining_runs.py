@@ -34,11 +34,11 @@ def test_same_key_same_loss_bit_for_bit(tiny_pretraining):
     assert not same_params(first.loss, other.loss)
 
 
-def test_a_seed_evolves_what_it_did_in_version_0_1_0():
-    """Up to rounding; `results/` tells what its seeds evolved."""
+def test_a_seed_evolves_what_it_did_in_version_0_2_0():
+    """Up to rounding. To change these numbers is to change what every seed evolves."""
     history = pretrain(TINY).history
-    best = [0.95426661, 0.90540278, 0.86628973, 0.77540523, 0.67242730]
-    mean = [1.00506234, 0.96056515, 0.93337262, 0.89799142, 0.79656905]
+    best = [0.95692128, 0.93184805, 0.92040366, 0.88333964, 0.77465242]
+    mean = [1.00354600, 0.97437811, 0.94760931, 0.93131727, 0.89280540]
     np.testing.assert_allclose(history["best_fitness"], best, rtol=1e-4)
     np.testing.assert_allclose(history["mean_fitness"], mean, rtol=1e-4)
 

@@ -65,11 +65,8 @@ def test_a_weighted_sum_adds_fitness_and_metrics_and_draws_by_a_key_for_each():
     def alone(problem, key):
         return problem.eval(key, population, problem.init(key))[0]
 
-    of_tasks, of_slope = (
-        alone(problem, jax.random.fold_in(KEY, place))
-        for problem, place in ((tasks, 5), (slope, 6))
-    )
-    expected = 0.35 * alone(ranking, KEY) + of_tasks + of_slope
+    of_ranking, of_tasks, of_slope = map(alone, (ranking, tasks, slope), jax.random.split(KEY, 3))
+    expected = 0.35 * of_ranking + of_tasks + of_slope
     np.testing.assert_allclose(fitness, expected, rtol=1e-5)
     np.testing.assert_allclose(metrics["task_error"], of_tasks, rtol=1e-6)
     np.testing.assert_allclose(metrics["slope_violation"], of_slope, rtol=1e-6)
@@ -130,7 +127,7 @@ def test_chaotic_es_minimises_a_bbob_problem():
 @pytest.mark.parametrize("strategy", ["SV_CMA_ES", "RandomSearch"])
 def test_any_strategy_evolves_any_problem_by_name(strategy):
     problem = BBOBProblem("sphere", num_dims=3, f_opt=jnp.zeros(()))
-    found = evolve(problem, strategy, KEY, generations=40, population_size=32)
+    found = evolve(problem, strategy, jax.random.key(1), generations=40, population_size=32)
     assert found.fitness < 0.5 * found.history["best_fitness"][0]
     assert found.history["best_fitness"].shape == (40,)
 

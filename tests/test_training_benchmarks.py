@@ -45,7 +45,7 @@ def test_throughput_writes_its_table(tmp_path, capsys):
     rows = json.loads((tmp_path / "train_throughput.json").read_text())["rows"]
     assert {row["status"] for row in rows} == {"ok"}
     assert rows[0]["name"] == "edl_jax"
-    assert rows[0]["flops"] == TINY.flops
+    assert rows[0]["amounts"]["GFLOP/s"] == TINY.flops / 1e9
     (line,) = (
         x for x in (tmp_path / "train_throughput.md").read_text().splitlines() if "| edl_jax |" in x
     )
@@ -55,11 +55,32 @@ def test_throughput_writes_its_table(tmp_path, capsys):
     assert torch_loops.missing() is None or "pip install torch" in said
 
 
+@pytest.mark.parametrize("kind", ["NVIDIA H200", "NVIDIA A100-SXM4-80GB"])
+def test_the_peak_is_that_of_the_data_sheet_where_it_is_known(kind, monkeypatch):
+    measured, source = train_throughput.peak_flops("float32", quick=True)
+    assert 1e8 < measured < 1e14
+    assert "measured in the same run" in source
+    monkeypatch.setattr(jax, "devices", lambda: [mock.Mock(device_kind=kind)])
+    peak, source = train_throughput.peak_flops("bfloat16")
+    assert peak == (989e12 if "H200" in kind else 312e12)
+    assert "data sheet" in source
+
+
+def test_pytorch_without_a_gpu_takes_no_part_beside_one(monkeypatch):
+    pytest.importorskip("torch")
+    assert torch_loops.missing() is None
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(torch_loops, "device", lambda: "cpu")
+    assert "no GPU" in torch_loops.missing()
+    monkeypatch.setattr(torch_loops, "device", lambda: "cuda")
+    assert torch_loops.missing() is None
+
+
 def test_overhead_writes_its_tables(tmp_path):
     loss_overhead.main(["--quick", "--out", str(tmp_path)])
     rows = json.loads((tmp_path / "loss_overhead.json").read_text())["rows"]
     assert {row["status"] for row in rows} == {"ok"}
-    evolved = [row["table"] for row in rows if row["name"] == loss_overhead.EVOLVED]
+    evolved = [row["part"] for row in rows if row["name"] == loss_overhead.EVOLVED]
     assert evolved == ["step of tiny, batch 8", "8 examples, 10 classes, float32"]
     page = (tmp_path / "loss_overhead.md").read_text()
     assert page.count(f"time / {loss_overhead.CROSS_ENTROPY}") == 2
@@ -96,7 +117,7 @@ def test_xla_s_weight_gradients_are_those_of_its_own_convolutions(monkeypatch):
 
 
 def test_losses_alone_are_the_mean_and_its_gradient():
-    optax_loss = loss_overhead.losses_of(quick=True)[loss_overhead.CROSS_ENTROPY]
+    optax_loss = loss_overhead.losses_of(few=True)[loss_overhead.CROSS_ENTROPY]
     value, gradient = loss_overhead.alone(optax_loss, (4, 3), "bfloat16")(2)
     rng = np.random.default_rng(0)
     logits = np.asarray(jnp.asarray(3 * rng.standard_normal((4, 3)), "bfloat16"), np.float64)

@@ -3,9 +3,8 @@
 from benchmarks.common import Contestant
 from benchmarks.peers.evosax_loop import EVOSAX
 from benchmarks.peers.evotorch_loop import EVOTORCH
-from benchmarks.peers.numpy_loop import NUMPY
 from benchmarks.peers.torch_loops import TORCH
 
-PEERS: tuple[Contestant, ...] = (EVOSAX, *TORCH, EVOTORCH, NUMPY)
+PEERS: tuple[Contestant, ...] = (EVOSAX, *TORCH, EVOTORCH)
 
 __all__ = ["PEERS"]

@@ -85,4 +85,4 @@ def generations(work: Work, seed: int = 0) -> Run:
     return run
 
 
-EVOTORCH = Contestant("EvoTorch GeneticAlgorithm", missing, evaluation, generations)
+EVOTORCH = Contestant("EvoTorch GeneticAlgorithm", evaluation, generations, missing=missing)

@@ -43,7 +43,7 @@ class PretrainConfig(Checked):
     """Architecture of the loss: "class_agnostic" for any class count, "pair" for exactly one."""
     hidden: tuple[Count, ...] = (16, 16)
     """Widths of the loss network's hidden layers."""
-    activation: Annotated[str, OneOf(ACTIVATIONS)] = "silu"
+    activation: Annotated[str, OneOf(ACTIVATIONS)] = "squareplus"
     """Activation of the hidden layers: tanh, relu, silu, softplus or squareplus."""
     class_counts: Annotated[tuple[Annotated[int, Ge(2)], ...], MinLen(1), Distinct()] = (2, 10, 100)
     """Class counts of the synthetic pairs, in equal shares; exactly one for the "pair" network."""

@@ -209,8 +209,8 @@ def _metrics(ranking: RankingProblem, loss: EvolvedLoss, key: jax.Array) -> Row:
     sets, config = ranking.held_out_pairs(key), ranking.config
     metrics, of_gradient = _measured(ranking, loss, sets), ("descent_rate", "gradient_ratio")
     metrics = {name: x for name, x in metrics.items() if not name.startswith(of_gradient)}
-    for pairs, num_classes in zip(sets, config.class_counts, strict=True):
-        found = _measured(ranking, loss, (pairs,))
+    for index, num_classes in enumerate(config.class_counts):
+        found = _measured(ranking, loss, sets[index :: len(config.class_counts)])
         metrics |= {f"{num_classes} classes: {name}": value for name, value in found.items()}
     return metrics | (_errors_on_tasks(loss, config, key) if config.task_weight else {})
 

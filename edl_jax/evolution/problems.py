@@ -5,8 +5,6 @@ A solution is the state of a loss network. Problems that are equal share their p
 
 import abc
 import dataclasses
-import itertools
-from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -22,10 +20,10 @@ from edl_jax.evolution.config import PretrainConfig
 from edl_jax.losses import EvolvedLoss, calibrated
 from edl_jax.networks import LossNetwork
 from edl_jax.objective.severity import Margin, Severity
+from edl_jax.objective.tasks import Tasks
 from edl_jax.pairs import Pairs, log_probabilities, sample_pairs
 
 Evaluated = tuple[Fitness, Any, Metrics]
-Score = Callable[[LossNetwork], jax.Array]
 static_self = partial(jax.jit, static_argnames=("self",))  # as evosax compiles methods
 
 # `networks_at_a_time` are evaluated on so many pairs, fewer on more: 8 MiB of hidden layers.
@@ -36,9 +34,6 @@ ORDER, HELD_OUT, TASKS = range(2**31, 2**31 + 3)
 
 class Summand(Problem):
     """A problem that can be weighted and added to others: `0.7 * one + 0.3 * other`."""
-
-    # Whether `eval` leaves its key, and the 1st, 4th and 5th of its split into 5, to its caller.
-    spares_key = False
 
     def terms(self) -> tuple[tuple[float, Problem], ...]:
         """Weights and problems, of which this one is the sum."""
@@ -61,7 +56,6 @@ class WeightedSum(Summand):
     """The weighted sum of problems, any of evosax, that have the same kind of solutions."""
 
     parts: tuple[tuple[float, Problem], ...]
-    spares_key = True
 
     @static_self
     def init(self, key: jax.Array) -> Any:
@@ -77,11 +71,10 @@ class WeightedSum(Summand):
     @static_self
     def eval(self, key: jax.Array, solutions: Population, state: Any) -> Evaluated:
         """The weighted sum of the fitnesses, and the metrics of all problems."""
-        total, states, metrics, places = 0.0, [], {}, itertools.count(5)
-        for (weight, problem), before in zip(self.parts, state, strict=True):
-            is_sparing = getattr(problem, "spares_key", False)
-            own_key = key if is_sparing else jax.random.fold_in(key, next(places))
-            fitness, after, found = problem.eval(own_key, solutions, before)
+        total, states, metrics = 0.0, [], {}
+        keys = jax.random.split(key, len(self.parts))
+        for key, (weight, problem), before in zip(keys, self.parts, state, strict=True):
+            fitness, after, found = problem.eval(key, solutions, before)
             total += weight * fitness
             states.append(after)
             metrics |= found
@@ -134,31 +127,40 @@ class LossProblem(Summand, abc.ABC):
         )
 
     def held_out_pairs(self, key: jax.Array) -> tuple[Pairs, ...]:
-        """At least `held_out_pairs` pairs, drawn a generation's worth at a time by one program."""
+        """At least `held_out_pairs` pairs, in the sets of as many generations as they take.
+
+        So what draws and measures one generation's pairs is compiled for these too.
+        """
         draws = -(-self.config.held_out_pairs // self.config.pairs_per_generation)
         key = jax.random.fold_in(key, HELD_OUT)
-        parts = [self.pairs(jax.random.fold_in(key, index)) for index in range(draws)]
-        return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
+        return sum((self.pairs(jax.random.fold_in(key, index)) for index in range(draws)), ())
 
     @abc.abstractmethod
-    def scores(self, key: jax.Array) -> Score:
-        """What scores a network, on what it draws of the key: lower is better."""
+    def draw(self, key: jax.Array) -> Any:
+        """What the networks of a generation are scored on, the same for all."""
 
-    @static_self
+    @abc.abstractmethod
+    def score(self, network: LossNetwork, drawn: Any) -> jax.Array:
+        """The score of a network on what was drawn, a scalar: lower is better."""
+
     def eval(self, key: jax.Array, solutions: Population, state: Any) -> Evaluated:
-        """The scores, `[population]`, as a metric too if it has a name."""
-        fitness = self.of_every(self.scores(key), solutions)
+        """The scores, `[population]`, as a metric too if it has a name.
+
+        Called from Python it runs the program that draws, then the one that scores.
+        """
+        fitness = self.scores(solutions, self.draw(key))
         metrics = {self.metric: fitness} if self.metric else {}
         return fitness, state.replace(counter=state.counter + 1), metrics
 
-    def of_every(self, function: Score, solutions: Population) -> Fitness:
-        """A function of every network, `networks_at_a_time` of them together, `[population]`."""
+    @static_self
+    def scores(self, solutions: Population, drawn: Any) -> Fitness:
+        """The score of every network, `networks_at_a_time` of them together, `[population]`."""
         size = jax.tree.leaves(solutions)[0].shape[0]
         per_network = -(-self.config.pairs_per_generation // PAIRS_AT_A_TIME)
         blocks = -(-size // max(1, self.config.networks_at_a_time // per_network))
         each = -(-size // blocks)
         rows = jnp.minimum(jnp.arange(blocks * each), size - 1).reshape(blocks, each)
-        of_block = jax.vmap(lambda solution: function(self.network(solution)))
+        of_block = jax.vmap(lambda solution: self.score(self.network(solution), drawn))
         return jax.lax.map(of_block, jax.tree.map(lambda x: x[rows], solutions)).reshape(-1)[:size]
 
 
@@ -176,12 +178,9 @@ class RankingProblem(LossProblem):
     the same for all solutions.
     """
 
-    spares_key = True
-
-    def scores(self, key: jax.Array) -> Score:
-        """The violations on fresh pairs."""
-        _, key_pairs, key_order, _, _ = jax.random.split(key, 5)
-        return self._violation(self.batch(key_order, self.pairs(key_pairs)))
+    def draw(self, key: jax.Array) -> Batch:
+        """Fresh pairs as the population sees them."""
+        return self.batch(key, self.pairs(key))
 
     @static_self
     def batch(self, key: jax.Array, pairs_of_counts: tuple[Pairs, ...]) -> Batch:
@@ -197,15 +196,14 @@ class RankingProblem(LossProblem):
         order = jax.random.permutation(jax.random.fold_in(key, ORDER), whole.severities.size)
         return jax.tree.map(lambda x: x[..., order], whole)
 
-    @static_self
-    def violations(self, solutions: Population, batch: Batch) -> Fitness:
-        """The fitness of solutions on given pairs, `[population]`."""
-        return self.of_every(self._violation(batch), solutions)
-
-    def _violation(self, batch: Batch) -> Score:
-        options = {"margin": self.margin, "num_opponents": self.config.num_opponents}
-        of = partial(objective.margin_violation, severities=batch.severities, **options)
-        return lambda network: of(network.from_features(batch.features))
+    def score(self, network: LossNetwork, drawn: Batch) -> jax.Array:
+        """The violations."""
+        return objective.margin_violation(
+            network.from_features(drawn.features),
+            drawn.severities,
+            margin=self.margin,
+            num_opponents=self.config.num_opponents,
+        )
 
 
 class SlopeProblem(LossProblem):
@@ -213,20 +211,21 @@ class SlopeProblem(LossProblem):
 
     metric = "slope_violation"
 
-    def scores(self, key: jax.Array) -> Score:
-        """The weighted violations."""
-        weights = jnp.asarray([self.config.slope.weights()], jnp.float32)
+    @static_self
+    def draw(self, key: jax.Array) -> tuple[Pairs, ...]:
+        """Pairs, as many of each class count."""
         each = -(-self.config.slope.pairs // len(self.config.class_counts))
-        sets = [jax.tree.map(lambda x: x[:each], pairs) for pairs in self.pairs(key)]
+        return jax.tree.map(lambda x: x[:each], self.pairs(key))
 
-        def violation(network: LossNetwork) -> jax.Array:
-            def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
-                return network(jax.nn.log_softmax(logits), labels)
+    def score(self, network: LossNetwork, drawn: tuple[Pairs, ...]) -> jax.Array:
+        """The weighted violations."""
 
-            found = [objective.slope_violations(loss, pairs, self.severity) for pairs in sets]
-            return jnp.mean(jnp.sum(jnp.asarray(found) * weights, axis=-1))
+        def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+            return network(jax.nn.log_softmax(logits), labels)
 
-        return violation
+        weights = jnp.asarray([self.config.slope.weights()], jnp.float32)
+        found = [objective.slope_violations(loss, pairs, self.severity) for pairs in drawn]
+        return jnp.mean(jnp.sum(jnp.asarray(found) * weights, axis=-1))
 
 
 class TaskProblem(LossProblem):
@@ -234,11 +233,15 @@ class TaskProblem(LossProblem):
 
     metric = "task_error"
 
-    def scores(self, key: jax.Array) -> Score:
+    @static_self
+    def draw(self, key: jax.Array) -> Tasks:
+        """Fresh tasks."""
+        return objective.draw_tasks(key, self.config.tasks, self.config.mixture)
+
+    def score(self, network: LossNetwork, drawn: Tasks) -> jax.Array:
         """The errors."""
-        config = self.config.tasks
-        tasks = objective.draw_tasks(key, config, self.config.mixture)
-        return lambda x: jnp.min(jnp.mean(objective.task_errors(x, tasks, config), axis=-1))
+        errors = objective.task_errors(network, drawn, self.config.tasks)
+        return jnp.min(jnp.mean(errors, axis=-1))
 
 
 def problem_of(config: PretrainConfig) -> RankingProblem | WeightedSum:

@@ -89,9 +89,7 @@ class Evolution:
         """The state after a generation, and what it logs; pure, on each of the devices."""
         of_all = jax.random.wrap_key_data(state.key, impl=state.impl)
         key = jax.random.fold_in(of_all, state.generation)
-        key_eval, _, _, key_ask, key_tell = jax.random.split(key, 5)
-        if getattr(self.problem, "spares_key", False):
-            key_eval = key
+        key_eval, key_ask, key_tell = jax.random.split(key, 3)
         is_first = state.generation == 0
         with jax.numpy_rank_promotion("allow"):
             population, asked = self.search.ask(key_ask, state.strategy, state.population, is_first)
@@ -157,11 +155,11 @@ class Evolution:
         state = jax.device_get(state)
         candidates = self._candidates(state)
         with jax.numpy_rank_promotion("allow"):
-            total = sum(
+            scored = [
                 self.problem.eval(jax.random.fold_in(key, index), candidates, state.problem)[0]
                 for index in range(draws)
-            )
-        fitness = np.asarray(total) / draws
+            ]
+        fitness = np.mean(jax.device_get(scored), axis=0)
         index = int(np.argmin(np.where(np.isfinite(fitness), fitness, np.inf)))
         return jax.tree.map(lambda x: x[index], candidates), float(fitness[index])
 

@@ -21,7 +21,8 @@ from safetensors.numpy import save
 from edl_jax.errors import InputError, LossFileError
 from edl_jax.losses.inputs import log_softmax, per_example
 from edl_jax.networks import Architecture, LossNetwork
-from edl_jax.objective import gradient_norms
+from edl_jax.objective import SEVERITIES
+from edl_jax.objective.measure import responses
 from edl_jax.pairs import Pairs
 from edl_jax.runs.storage import user_path, write_atomically
 
@@ -191,9 +192,9 @@ def calibrated(loss: EvolvedLoss, pairs_sets: Sequence[Pairs]) -> EvolvedLoss:
     Evolution leaves the scale free, and it acts as a learning rate. A loss that is flat on the
     pairs is an InputError.
     """
-    norms = jax.jit(lambda loss, pairs: [x.sum() for x in gradient_norms(loss, pairs)])
-    totals = [norms(loss, pairs) for pairs in pairs_sets]
-    own, reference = (float(sum(column)) for column in zip(*totals, strict=True))
+    samples = [responses(loss, pairs, SEVERITIES["surprisal"])[2] for pairs in pairs_sets]
+    norms = [(sample.norms, sample.reference_norms) for sample in jax.device_get(samples)]
+    own, reference = np.concatenate(norms, axis=1).sum(axis=1, dtype=np.float64).tolist()
     if not own > 0:
         raise InputError(f"the loss's gradient on the pairs sums to {own}; expected a slope.")
     return loss.replace(scale=loss.scale * (reference / own))

@@ -87,7 +87,7 @@ class ClassAgnosticNetwork(LossNetwork):
     """
 
     def __init__(
-        self, hidden: Sequence[int] = (16, 16), activation: str = "silu", *, rngs: nnx.Rngs
+        self, hidden: Sequence[int] = (16, 16), activation: str = "squareplus", *, rngs: nnx.Rngs
     ):
         Architecture("class_agnostic", tuple(hidden), activation)
         super().__init__(5, hidden, activation, rngs=rngs)
@@ -123,7 +123,7 @@ class PairNetwork(LossNetwork):
         self,
         num_classes: int,
         hidden: Sequence[int] = (16, 16),
-        activation: str = "silu",
+        activation: str = "squareplus",
         *,
         rngs: nnx.Rngs,
     ):

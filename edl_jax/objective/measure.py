@@ -44,7 +44,7 @@ def measure(
     if jax.tree_util.all_leaves([loss]):  # a function: nothing of it changes
         loss = jax.tree_util.Partial(loss)
     sets = [pairs] if isinstance(pairs, Pairs) else pairs
-    parts = [jax.device_get(_responses(loss, each, severity)) for each in sets]
+    parts = [jax.device_get(responses(loss, each, severity)) for each in sets]
     losses, severities, sample = jax.tree.map(lambda *x: np.concatenate(x), *parts)
     if not np.isfinite(losses).all():
         return {}
@@ -65,10 +65,10 @@ class GradientSample(NamedTuple):
 
 
 @partial(jax.jit, static_argnames="severity")
-def _responses(
+def responses(
     loss: LogitLoss, pairs: Pairs, severity: Severity
 ) -> tuple[jax.Array, jax.Array, GradientSample]:
-    """Losses and severities, `[num_pairs]`, and logit gradients."""
+    """Losses, severities, `[num_pairs]`, and logit gradients: the one program that measures."""
     log_p = log_probabilities(pairs.probabilities)
     severities = apply_severity(severity, log_p, pairs.labels)
     return loss(log_p, pairs.labels), severities, logit_gradients(loss, pairs, severity)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
+import numpy as np
 import optax
 from annotated_types import Gt, Lt
 from evosax.algorithms import algorithms
@@ -116,7 +117,8 @@ def build_strategy(
       ConfigError: if the name is unknown, the strategy refuses the population size, or its cost
         grows with the square of a dimension above `MAX_DIMS_OF_QUADRATIC`.
     """
-    name, solution = settings.strategy.name, sample(jax.random.key(0))
+    name, shapes = settings.strategy.name, jax.eval_shape(sample, jax.random.key(0))
+    solution = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     num_dims = sum(x.size for x in jax.tree.leaves(solution))
     if name in QUADRATIC and num_dims > MAX_DIMS_OF_QUADRATIC:
         raise ConfigError(
