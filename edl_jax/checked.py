@@ -47,7 +47,7 @@ class Checked:
     """
 
     def __post_init__(self) -> None:
-        for name, hint in _hints(type(self)).items():
+        for name, hint in hints(type(self)).items():
             value = check(f"{type(self).__name__}.{name}", getattr(self, name), hint)
             object.__setattr__(self, name, value)
 
@@ -79,7 +79,8 @@ def checked_key(key: Any) -> jax.Array:
 
 
 @functools.cache
-def _hints(config_type: type) -> dict[str, Any]:
+def hints(config_type: type) -> dict[str, Any]:
+    """The annotations of a configuration's fields, with their bounds and notes."""
     return get_type_hints(config_type, include_extras=True)
 
 

@@ -1,5 +1,7 @@
 """Tables of named parts to which users may add their own."""
 
+import importlib
+import pkgutil
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -15,17 +17,17 @@ class Registry(dict[str, Part]):
     A part registered from a script can be named in a configuration like one of the package's own:
 
     >>> from edl_jax import SEVERITIES, PretrainConfig
-    >>> @SEVERITIES.register("squared_miss")
-    ... def squared_miss(log_probabilities, labels):
+    >>> @SEVERITIES.register("my_severity")
+    ... def my_severity(log_probabilities, labels):
     ...     return SEVERITIES["miss_probability"](log_probabilities, labels) ** 2
-    >>> PretrainConfig(severity="squared_miss").severity
-    'squared_miss'
+    >>> PretrainConfig(severity="my_severity").severity
+    'my_severity'
     """
 
     def __init__(self, kind: str, part: Any = Callable):
         """`kind` says in errors what the table holds, "severity" for one; `part` is its type."""
         super().__init__()
-        self._kind, self._type = kind, part
+        self.kind, self._type = kind, part
         self._protected: frozenset[str] = frozenset()
 
     def register(self, name: str) -> Callable[[Registered], Registered]:
@@ -36,16 +38,16 @@ class Registry(dict[str, Part]):
         """
         if not (isinstance(name, str) and name.isidentifier()):
             raise ConfigError(
-                f"{name!r} cannot name a {self._kind}; expected an identifier, such as my_part."
+                f"{name!r} cannot name a {self.kind}; expected an identifier, such as my_part."
             )
         if self.is_protected(name):
-            raise ConfigError(f"there is a {self._kind} {name!r} already; choose another name.")
+            raise ConfigError(f"there is a {self.kind} {name!r} already; choose another name.")
 
         def add(part: Registered) -> Registered:
             if not isinstance(part, self._type):
                 kind = "function or class" if self._type is Callable else self._type.__name__
                 raise ConfigError(
-                    f"the {self._kind} {name!r} is {shortened(repr(part))}; expected a {kind}."
+                    f"the {self.kind} {name!r} is {shortened(repr(part))}; expected a {kind}."
                 )
             self[name] = part  # pyright: ignore[reportArgumentType]
             return part
@@ -65,5 +67,13 @@ class Registry(dict[str, Part]):
             return super().__getitem__(name)
         except (KeyError, TypeError):  # TypeError: of what is not hashable
             raise ConfigError(
-                f"there is no {self._kind} {name!r}; expected one of {', '.join(self)}."
+                f"there is no {self.kind} {name!r}; expected one of {', '.join(self)}."
             ) from None
+
+
+def load_parts(package: str, *tables: Registry[Any]) -> None:
+    """Import every file of a package; what is in its tables then cannot be replaced."""
+    for file in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
+        importlib.import_module(file.name)
+    for table in tables:
+        table.protect()

@@ -27,9 +27,9 @@ from edl_jax import (
     pretrain,
 )
 from edl_jax.errors import RunFolderError
-from edl_jax.evolution.config import own_parts
 from edl_jax.losses import Provenance
 from edl_jax.runs.describing import describe
+from edl_jax.runs.folder import own_parts
 from edl_jax.studies import Study, ablate
 from edl_jax.studies.cells import Cell
 from edl_jax.studies.sweep import with_fields

@@ -193,6 +193,3 @@ def digits() -> ArraySource:
     arrays = {"train": (images[:-360], labels[:-360]), "test": (images[-360:], labels[-360:])}
     description, class_names = "scikit-learn's handwritten digits", tuple("0123456789")
     return ArraySource("digits", description, class_names, arrays, flip=False)
-
-
-DATASETS.protect()

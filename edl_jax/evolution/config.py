@@ -12,8 +12,11 @@ from edl_jax.networks import Architecture
 from edl_jax.networks.loss_network import ACTIVATIONS
 from edl_jax.objective import MARGINS, SEVERITIES, TaskConfig
 from edl_jax.pairs import Mixture
-from edl_jax.runs.describing import describe
-from edl_jax.strategies import MUTATIONS, STRATEGIES, StrategyConfig
+from edl_jax.strategies import StrategyConfig
+
+# In the annotation of a field that decides which pairs are drawn, or how far apart losses must be:
+# evolutions whose values differ cannot be compared by the margins that they miss.
+OBJECTIVE = "objective"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,14 +47,18 @@ class PretrainConfig(Checked):
     hidden: tuple[Count, ...] = (16, 16)
     """Widths of the loss network's hidden layers."""
     activation: Annotated[str, OneOf(ACTIVATIONS)] = "squareplus"
-    """Activation of the hidden layers: tanh, relu, silu, softplus or squareplus."""
-    class_counts: Annotated[tuple[Annotated[int, Ge(2)], ...], MinLen(1), Distinct()] = (2, 10, 100)
+    """Activation of the hidden layers, such as tanh or squareplus."""
+    class_counts: Annotated[tuple[Annotated[int, Ge(2)], ...], MinLen(1), Distinct(), OBJECTIVE] = (
+        2,
+        10,
+        100,
+    )
     """Class counts of the synthetic pairs, in equal shares; exactly one for the "pair" network."""
-    mixture: Mixture = Mixture()
+    mixture: Annotated[Mixture, OBJECTIVE] = Mixture()
     """Weights of the regimes that pairs are drawn from."""
-    severity: Annotated[str, OneOf(SEVERITIES)] = "surprisal"
+    severity: Annotated[str, OneOf(SEVERITIES), OBJECTIVE] = "surprisal"
     """Measure of how wrong a pair is: a name in edl_jax.SEVERITIES, such as surprisal or brier."""
-    margin: Annotated[str, OneOf(MARGINS)] = "proportional"
+    margin: Annotated[str, OneOf(MARGINS), OBJECTIVE] = "proportional"
     """Required difference between the losses of two pairs: a name in edl_jax.MARGINS, such as
     proportional or constant."""
     num_opponents: Count = 4
@@ -107,18 +114,3 @@ class PretrainConfig(Checked):
         """The structure of the loss networks."""
         num_classes = self.class_counts[0] if self.network == "pair" else None
         return Architecture(self.network, tuple(self.hidden), self.activation, num_classes)
-
-
-def own_parts(*configs: PretrainConfig) -> dict[str, str]:
-    """Describe the user-registered parts that configurations name, for the run folder."""
-    parts = {}
-    for config in configs:
-        for kind, registry, name in (
-            ("severity", SEVERITIES, config.severity),
-            ("margin", MARGINS, config.margin),
-            ("mutation", MUTATIONS, config.strategy.mutation),
-            ("strategy", STRATEGIES, config.strategy.name),
-        ):
-            if not registry.is_protected(name):
-                parts[f"{kind} {name}"] = describe(registry[name])
-    return parts

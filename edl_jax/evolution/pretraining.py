@@ -14,7 +14,7 @@ from evosax.types import Solution
 
 from edl_jax.checked import checked_key, config_or_default
 from edl_jax.errors import ConfigError
-from edl_jax.evolution.config import PretrainConfig, own_parts
+from edl_jax.evolution.config import PretrainConfig
 from edl_jax.evolution.problems import TASKS, RankingProblem, problem_of
 from edl_jax.evolution.run import AXIS, Evolution, run_keys
 from edl_jax.losses import EvolvedLoss, Provenance
@@ -24,7 +24,7 @@ from edl_jax.runs.describing import describe
 from edl_jax.runs.devices import device_mesh
 from edl_jax.runs.environment import versions
 from edl_jax.runs.fit import fit
-from edl_jax.runs.folder import Row, as_json, open_run, writing
+from edl_jax.runs.folder import Row, as_json, open_run, own_parts, writing
 from edl_jax.runs.processes import agree, first_does, is_first
 from edl_jax.strategies import StrategyConfig, build_strategy
 
@@ -161,12 +161,13 @@ def pretrain(
     config = config_or_default(config, PretrainConfig)
     key = jax.random.key(config.seed) if key is None else checked_key(key)
     mesh = device_mesh(AXIS, devices)
-    identity = {"pretrain": as_json(config), "key": jax.random.key_data(key).tolist()}
+    identity: dict[str, Any] = {"pretrain": config, "key": jax.random.key_data(key).tolist()}
     given = {"strategy": strategy, "problem": problem}
     given = {kind: describe(part) for kind, part in given.items() if part is not None}
     if parts := own_parts(config) | given:
         identity["parts"] = parts
-    agree(lambda: {**identity, "devices": [device.id for device in mesh.devices.flat]})
+    devices_used = [device.id for device in mesh.devices.flat]
+    agree(lambda: {**identity, "pretrain": as_json(config), "devices": devices_used})
     ranking, params = RankingProblem(config), None
     if strategy is None:
         strategy, params = build_strategy(config, ranking.sample)

@@ -1,11 +1,12 @@
 """Classification losses: formulas of a logit and a label, evolved losses, and your own."""
 
-from edl_jax.losses import formulas as formulas
 from edl_jax.losses.by_name import PRETRAINED, load_pretrained
 from edl_jax.losses.evolved_loss import EvolvedLoss, Provenance, calibrated
 from edl_jax.losses.lift import LOSSES, formula, formula_of_weights
 from edl_jax.losses.method import LossMethod, Student
+from edl_jax.registry import load_parts
 
+load_parts(f"{__name__}.formulas", LOSSES)
 LOSSES.protect(*PRETRAINED)
 
 __all__ = [

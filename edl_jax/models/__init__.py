@@ -1,4 +1,4 @@
-"""Classifiers of images: a table of factories, to which every file of this folder may add its own.
+"""Classifiers of images: a table of factories, to which the files of this folder add their own.
 
 A factory is called with `rngs`, `num_classes` and `in_channels`, and gives an `nnx.Module` that
 maps images `[batch, h, w, in_channels]` to logits `[batch, num_classes]`. Those of the table also
@@ -7,14 +7,13 @@ take `dtype` (of the computation), `width` (channels of the first stage, or size
 images, on which only a transformer depends).
 """
 
-import importlib
-import pkgutil
 from collections.abc import Callable
 
 from flax import nnx
 
+from edl_jax.registry import Registry, load_parts
+
 ModelFactory = Callable[..., nnx.Module]
 
-MODELS: dict[str, ModelFactory] = {}
-for _file in pkgutil.iter_modules(__path__, f"{__name__}."):
-    MODELS |= getattr(importlib.import_module(_file.name), "MODELS", {})
+MODELS: Registry[ModelFactory] = Registry("model")
+load_parts(__name__, MODELS)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from edl_jax.models import MODELS
 from edl_jax.models.layers import ConvNorm, classifier_head
 
 
@@ -110,13 +111,13 @@ class ResNet(nnx.Module):
         return self.head(jnp.mean(x, axis=(1, 2), dtype=jnp.float32))
 
 
-MODELS = {
-    "resnet8": partial(ResNet, (1, 1, 1)),
-    "resnet20": partial(ResNet, (3, 3, 3)),
-    "resnet32": partial(ResNet, (5, 5, 5)),
-    "resnet44": partial(ResNet, (7, 7, 7)),
-    "resnet56": partial(ResNet, (9, 9, 9)),
-    "resnet18": partial(ResNet, (2, 2, 2, 2), width=64, projection=True),
-    "resnet34": partial(ResNet, (3, 4, 6, 3), width=64, projection=True),
-    "resnet50": partial(ResNet, (3, 4, 6, 3), width=64, projection=True, bottleneck=True),
-}
+MODELS.register("resnet8")(partial(ResNet, (1, 1, 1)))
+MODELS.register("resnet20")(partial(ResNet, (3, 3, 3)))
+MODELS.register("resnet32")(partial(ResNet, (5, 5, 5)))
+MODELS.register("resnet44")(partial(ResNet, (7, 7, 7)))
+MODELS.register("resnet56")(partial(ResNet, (9, 9, 9)))
+MODELS.register("resnet18")(partial(ResNet, (2, 2, 2, 2), width=64, projection=True))
+MODELS.register("resnet34")(partial(ResNet, (3, 4, 6, 3), width=64, projection=True))
+MODELS.register("resnet50")(
+    partial(ResNet, (3, 4, 6, 3), width=64, projection=True, bottleneck=True)
+)

@@ -8,6 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from edl_jax.errors import ConfigError, InputError
+from edl_jax.models import MODELS
 from edl_jax.models.layers import classifier_head
 
 _INIT = nnx.initializers.truncated_normal(0.02)  # cut at two standard deviations
@@ -122,4 +123,4 @@ class VisionTransformer(nnx.Module):
         return self.head(self.norm(x[:, 0]))
 
 
-MODELS = {"vit_tiny": partial(VisionTransformer, width=192, depth=12, heads=3, patch=4)}
+MODELS.register("vit_tiny")(partial(VisionTransformer, width=192, depth=12, heads=3, patch=4))

@@ -4,6 +4,7 @@ from edl_jax.objective.measure import gradient_norms, measure, slope_violations
 from edl_jax.objective.ranking import margin_violation, rank_metrics
 from edl_jax.objective.severity import MARGINS, SEVERITIES, apply_severity
 from edl_jax.objective.tasks import TaskConfig, draw_tasks, task_errors
+from edl_jax.registry import load_parts
 
 __all__ = [
     "MARGINS",
@@ -18,3 +19,4 @@ __all__ = [
     "slope_violations",
     "task_errors",
 ]
+load_parts(__name__, SEVERITIES, MARGINS)

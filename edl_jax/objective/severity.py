@@ -83,10 +83,6 @@ def constant(worse: jax.Array, better: jax.Array) -> jax.Array:
     return jnp.full_like(worse - better, 0.1)
 
 
-SEVERITIES.protect()
-MARGINS.protect()
-
-
 def apply_severity(severity: Severity, log_p: jax.Array, labels: jax.Array) -> jax.Array:
     """The severities `[...]` of pairs, in their dtype; refuses what is not one for each pair."""
     values = jnp.asarray(severity(log_p, labels))

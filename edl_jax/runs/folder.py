@@ -11,10 +11,13 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from edl_jax.checked import OneOf, hints
 from edl_jax.errors import EDLError, RunFolderError, shortened
+from edl_jax.registry import Registry
 from edl_jax.runs import environment
+from edl_jax.runs.describing import describe
 from edl_jax.runs.storage import (
     append,
     check_regular,
@@ -74,7 +77,8 @@ def locked(folder: Path) -> Iterator[None]:
 def open_run(run_dir: str | os.PathLike[str], config: Mapping[str, Any]) -> Iterator["RunFolder"]:
     """Open a run folder, sweep it, and keep other runs out of it until the block ends.
 
-    `config` is all that shapes the result, as JSON data. Out of memory is an `EDLError`.
+    `config` is all that shapes the result, JSON data and configurations. Out of memory is an
+    `EDLError`.
     """
     path = user_path(run_dir)
     with locked(path):
@@ -110,8 +114,8 @@ class RunFolder:
         """Create the folder, or take up the one that is there."""
         self.path = path
         if (path / "config.json").exists():
-            recorded = _identity(read_json(path / "config.json"))
-            if what := environment.difference(recorded, _identity(config)):
+            recorded = _completed(read_json(path / "config.json"), config)
+            if what := environment.difference(_identity(recorded), _identity(config)):
                 raise RunFolderError(
                     f"{path} belongs to a run with another configuration: {shortened(what)}. "
                     "Choose another folder, or the same settings."
@@ -203,18 +207,42 @@ def read_json(path: Path) -> Any:
         raise RunFolderError(f"{path} is damaged ({error}); remove the run folder.") from error
 
 
+def _completed(recorded: Any, config: Any) -> Any:
+    """What was recorded, with the defaults of the fields that no configuration had then."""
+    if isinstance(recorded, dict) and dataclasses.is_dataclass(config):
+        defaults = {x.name: x.default for x in dataclasses.fields(config)}
+        known = {name: x for name, x in defaults.items() if x is not dataclasses.MISSING}
+        recorded, config = {**known, **recorded}, vars(config)
+    if isinstance(recorded, dict) and isinstance(config, Mapping):
+        return {name: _completed(x, config.get(name)) for name, x in recorded.items()}
+    return recorded
+
+
 def _identity(config: Any) -> Any:
     """A configuration as it reads back from JSON; the data has a digest, and may be moved."""
 
     def placeless(values: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in values.items() if name != _PLACE}
 
-    return json.loads(json.dumps(config), object_hook=placeless)
+    return json.loads(json.dumps(config, default=dataclasses.asdict), object_hook=placeless)
 
 
 def as_json(config: Any) -> dict[str, Any]:
     """A configuration dataclass as JSON data."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def own_parts(*configs: Any) -> dict[str, str]:
+    """Describe the user-registered parts that configurations name."""
+    parts = {}
+    for config in filter(dataclasses.is_dataclass, configs):
+        for name, value in vars(config).items():
+            parts |= own_parts(value)
+            for note in get_args(hints(type(config))[name]):
+                table = note.table if isinstance(note, OneOf) else None
+                if isinstance(table, Registry) and not table.is_protected(value):
+                    parts[f"{table.kind} {value}"] = describe(table[value])
+    return parts
 
 
 def as_finite(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 `ChaoticES` and `ChaoticSNES` know nothing of losses: they work in any evosax loop.
 """
 
+from edl_jax.registry import load_parts
 from edl_jax.strategies.by_name import STRATEGIES, StrategyConfig, build_strategy
 from edl_jax.strategies.chaotic_es import ChaoticES
 from edl_jax.strategies.chaotic_snes import ChaoticSNES
@@ -17,3 +18,4 @@ __all__ = [
     "StrategyConfig",
     "build_strategy",
 ]
+load_parts(__name__, MUTATIONS, STRATEGIES)

@@ -1,11 +1,8 @@
 """Every strategy by name: the two chaotic ones, all that evosax ships, and users' own."""
 
 import dataclasses
-import importlib
 import inspect
-import pkgutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
@@ -33,13 +30,13 @@ WITHOUT_STD = (
 )
 # Really a `PretrainConfig`, which lives in a later folder.
 Settings = Any
-Factory = Callable[[Settings, Solution], EvolutionaryAlgorithm]
+Factory = Callable[..., EvolutionaryAlgorithm]
 
 STRATEGIES: Registry[Factory] = Registry("strategy")
-"""Factories of strategies by name; `@STRATEGIES.register("mine")` adds one of your own."""
+"""Factories by name, `(settings, solution, *, mutation) -> algorithm`.
 
-# The fields of a `StrategyConfig` that a strategy of this package reads besides `std_init`.
-_READS: dict[str, tuple[str, ...]] = {}
+Keyword arguments without a default are the fields of `StrategyConfig` that a factory reads.
+"""
 
 
 def _of_evosax(name: str) -> Factory:
@@ -64,14 +61,13 @@ def _of_evosax(name: str) -> Factory:
     return build
 
 
-for _file in pkgutil.iter_modules([str(Path(__file__).parent)], f"{__package__}."):
-    _table = {} if _file.name == __name__ else vars(importlib.import_module(_file.name))
-    for _name, (_factory, _fields) in _table.get("STRATEGIES", {}).items():
-        STRATEGIES.register(_name)(_factory)
-        _READS[_name] = _fields
 for _name in sorted(algorithms):
     STRATEGIES.register(_name)(_of_evosax(_name))
-STRATEGIES.protect()
+
+
+def _reads(name: str) -> list[str]:
+    parameters = inspect.signature(STRATEGIES[name]).parameters.values()
+    return [x.name for x in parameters if x.kind is x.KEYWORD_ONLY and x.default is x.empty]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +75,7 @@ class StrategyConfig(Checked):
     """An evolution strategy by name. Raises ConfigError, which names the invalid field."""
 
     name: Annotated[str, OneOf(STRATEGIES)] = "ChaoticES"
-    """Evolution strategy: ChaoticES, ChaoticSNES, any evosax strategy (SimpleGA, CMA_ES, ...), or
-    your own in edl_jax.STRATEGIES."""
+    """Evolution strategy: a name in edl_jax.STRATEGIES, such as ChaoticES, or CMA_ES of evosax."""
     mutation: Annotated[str, OneOf(MUTATIONS)] = "logistic"
     """Mutation noise of the chaotic strategies: a name in edl_jax.MUTATIONS, such as logistic
     (chaotic) or gaussian (an independent control)."""
@@ -98,7 +93,7 @@ class StrategyConfig(Checked):
         if not STRATEGIES.is_protected(self.name):
             return  # your own may use any field
         std = () if self.name in WITHOUT_STD else ("std_init",)
-        read = ("name", *std, *_READS.get(self.name, ()))
+        read = ("name", *std, *_reads(self.name))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if value != field.default and field.name not in read:
@@ -127,7 +122,8 @@ def build_strategy(
             "strategy of linear cost such as Sep_CMA_ES, SNES or ChaoticES."
         )
     try:
-        algorithm = STRATEGIES[name](settings, solution)
+        read = {field: getattr(settings.strategy, field) for field in _reads(name)}
+        algorithm = STRATEGIES[name](settings, solution, **read)
     except AssertionError as error:  # evosax's way to refuse, of an odd population for one
         raise ConfigError(
             f"strategy {name!r} refuses a population_size of {settings.population_size} for "

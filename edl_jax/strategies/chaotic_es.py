@@ -22,6 +22,7 @@ from evosax.types import Fitness, Population, Solution
 from flax import struct
 
 from edl_jax.checked import check
+from edl_jax.strategies.by_name import STRATEGIES
 from edl_jax.strategies.mutations import MUTATIONS
 
 
@@ -157,18 +158,22 @@ def adapt_std(std: jax.Array, success: jax.Array, params: Params) -> jax.Array:
     return jnp.clip(std * jnp.exp(params.adaptation_rate * step), params.std_min, params.std_max)
 
 
-def _by_name(settings: Any, solution: Solution) -> ChaoticES:
-    strategy = settings.strategy
-    constant = optax.constant_schedule(strategy.std_init)
+@STRATEGIES.register("ChaoticES")
+def _by_name(
+    settings: Any,
+    solution: Solution,
+    *,
+    mutation: str,
+    elite_ratio: float,
+    selection: Literal["plus", "comma"],
+    step_size: str,
+    std_init: float,
+) -> ChaoticES:
     return ChaoticES(
         settings.population_size,
         solution,
-        mutation=strategy.mutation,
-        elite_ratio=strategy.elite_ratio,
-        selection=strategy.selection,
-        std_schedule=constant if strategy.step_size == "constant" else None,
+        mutation=mutation,
+        elite_ratio=elite_ratio,
+        selection=selection,
+        std_schedule=optax.constant_schedule(std_init) if step_size == "constant" else None,
     )
-
-
-# By name: what builds it from a `PretrainConfig`, and the fields of its `strategy` that it reads.
-STRATEGIES = {"ChaoticES": (_by_name, ("mutation", "elite_ratio", "selection", "step_size"))}

@@ -13,6 +13,7 @@ from evosax.types import Fitness, Population, Solution
 from flax import struct
 
 from edl_jax.checked import check
+from edl_jax.strategies.by_name import STRATEGIES
 from edl_jax.strategies.mutations import MUTATIONS
 
 
@@ -69,9 +70,6 @@ class ChaoticSNES(SNES):
         return after.replace(std=after.std.astype(state.std.dtype))
 
 
-def _by_name(settings: Any, solution: Solution) -> ChaoticSNES:
-    return ChaoticSNES(settings.population_size, solution, mutation=settings.strategy.mutation)
-
-
-# By name: what builds it from a `PretrainConfig`, and the fields of its `strategy` that it reads.
-STRATEGIES = {"ChaoticSNES": (_by_name, ("mutation",))}
+@STRATEGIES.register("ChaoticSNES")
+def _by_name(settings: Any, solution: Solution, *, mutation: str) -> ChaoticSNES:
+    return ChaoticSNES(settings.population_size, solution, mutation=mutation)

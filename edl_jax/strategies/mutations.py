@@ -22,6 +22,7 @@ marginal but only the first has memory, and so do `logistic_gaussian` and `gauss
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -178,15 +179,11 @@ def _uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 MUTATIONS: Registry[Mutation] = Registry("mutation", Mutation)
-for _name, _mutation in {
-    "logistic": _chaotic(double_phase, arcsine_noise),
-    "logistic_gaussian": _chaotic(double_phase, gaussian_noise),
-    "tent": _chaotic(double_phase, tent_noise),
-    "sine": _chaotic(sine_step, sine_noise, settled_sine_phase),
-    "chebyshev": _chaotic(triple_phase, arcsine_noise),
-    "arcsine": _independent(lambda key, shape: arcsine_noise(random_phase(key, shape))),
-    "gaussian": _independent(lambda key, shape: jax.random.normal(key, shape, jnp.float32)),
-    "uniform": _independent(_uniform),
-}.items():
-    MUTATIONS.register(_name)(_mutation)
-MUTATIONS.protect()
+MUTATIONS.register("logistic")(_chaotic(double_phase, arcsine_noise))
+MUTATIONS.register("logistic_gaussian")(_chaotic(double_phase, gaussian_noise))
+MUTATIONS.register("tent")(_chaotic(double_phase, tent_noise))
+MUTATIONS.register("sine")(_chaotic(sine_step, sine_noise, settled_sine_phase))
+MUTATIONS.register("chebyshev")(_chaotic(triple_phase, arcsine_noise))
+MUTATIONS.register("arcsine")(_independent(lambda k, shape: arcsine_noise(random_phase(k, shape))))
+MUTATIONS.register("gaussian")(_independent(partial(jax.random.normal, dtype=jnp.float32)))
+MUTATIONS.register("uniform")(_independent(_uniform))

@@ -2,16 +2,16 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from annotated_types import Ge
 
-from edl_jax.checked import Checked
+from edl_jax.checked import Checked, hints
 from edl_jax.data.config import DataConfig
 from edl_jax.data.datasets import load_dataset
 from edl_jax.errors import ConfigError
-from edl_jax.evolution.config import PretrainConfig, own_parts
-from edl_jax.runs.folder import Row, as_json
+from edl_jax.evolution.config import OBJECTIVE, PretrainConfig
+from edl_jax.runs.folder import Row, own_parts
 from edl_jax.strategies import MUTATIONS
 from edl_jax.studies.cells import AREA, FINAL, GRADIENT, RANKING, Cell
 from edl_jax.studies.figures import plot_curves
@@ -31,8 +31,6 @@ MUTATION_CONTRASTS = (
     ("arcsine", "gaussian"),  # the marginal
     ("uniform", "gaussian"),  # the marginal
 )
-# Each value asks for margins, or draws pairs, of its own: what is missed cannot be compared.
-_OWN_OBJECTIVE = ("pretrain.severity", "pretrain.margin", "pretrain.class_counts")
 ACCURACY = "accuracy"
 
 
@@ -98,7 +96,7 @@ def ablate(config: AblateConfig) -> Plan:
                 f"AblateConfig.pretrain.class_counts is {served} with network 'pair', and "
                 f"{data.name} has {data.num_classes} classes; expected ({data.num_classes},)."
             )
-    identity = {"ablate": as_json(config), "parts": own_parts(*(cell.pretrain for cell in cells))}
+    identity = {"ablate": config, "parts": own_parts(*(cell.pretrain for cell in cells))}
     identity["data"] = list(datasets.values())
     return identity, lambda sweep: _study(config, sweep(config.base(), config.grid, run=Cell.run))
 
@@ -107,16 +105,24 @@ def contrasts(cells: Frame, grid: Sequence[str]) -> dict[str, Pairs]:
     """What is compared along each axis: `MUTATION_CONTRASTS`, else each value with the first."""
     pairs: dict[str, Pairs] = {}
     for axis in grid:
-        first, *others = cells[axis].unique()
-        pairs[axis] = [(value, first) for value in others]
-    return pairs | ({MUTATION: MUTATION_CONTRASTS} if MUTATION in pairs else {})
+        first, *others = values = [*cells[axis].unique()]
+        known = MUTATION_CONTRASTS if axis == MUTATION else ()
+        ours = [pair for pair in known if {*pair} <= {*values}]
+        pairs[axis] = ours or [(value, first) for value in others]
+    return pairs
+
+
+def _is_of_objective(axis: str) -> bool:
+    """Whether each value asks for margins of its own, so that what is missed cannot be compared."""
+    config, field, *_ = axis.split(".")
+    return config == "pretrain" and OBJECTIVE in get_args(hints(PretrainConfig)[field])
 
 
 def _study(config: AblateConfig, rows: list[Row]) -> Study:
     by = list(config.grid)
     cells = frame(rows, by)
     pairs = contrasts(cells, by)
-    ranked = [axis for axis in by if axis not in _OWN_OBJECTIVE]
+    ranked = [axis for axis in by if not _is_of_objective(axis)]
     wanted = [(name, axis, pairs[axis]) for name in (FINAL, AREA) for axis in ranked]
     measures = [FINAL, AREA, "pairwise_accuracy"]
     notes = [

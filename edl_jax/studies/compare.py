@@ -17,7 +17,7 @@ from edl_jax.evolution import PretrainConfig
 from edl_jax.losses import LOSSES
 from edl_jax.losses.by_name import check_loss_name, scale_of
 from edl_jax.runs.describing import describe
-from edl_jax.runs.folder import Row, as_json, locked, writing
+from edl_jax.runs.folder import Row, locked, writing
 from edl_jax.studies.cells import MEASURES, Cell, kept
 from edl_jax.studies.figures import plot_curves, plot_evolution, save, short_names
 from edl_jax.studies.shape import plot_loss
@@ -118,7 +118,7 @@ def compare(config: CompareConfig) -> Plan:
         dataset = load_dataset(train.data)
         data[dataset.digest] = dataset
         losses.setdefault(train.loss, describe(resolve_config_loss(train, dataset)))
-    identity = {"compare": as_json(config), "losses": losses}
+    identity = {"compare": config, "losses": losses}
     identity["data"] = [dataset.identity for dataset in data.values()]
 
     def find(sweep: Callable[..., list[Row]]) -> Study:

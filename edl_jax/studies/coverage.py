@@ -20,7 +20,7 @@ from edl_jax.objective import MARGINS, SEVERITIES, measure
 from edl_jax.pairs import REGIMES, Mixture, Pairs, sample_pairs
 from edl_jax.runs.describing import describe
 from edl_jax.runs.devices import device_mesh
-from edl_jax.runs.folder import Row, as_finite, as_json
+from edl_jax.runs.folder import Row, as_finite
 from edl_jax.studies.cells import for_all_seeds, kept
 from edl_jax.studies.figures import plot_curves, short_names
 from edl_jax.studies.statistics import is_covered, mmd
@@ -106,7 +106,7 @@ def coverage(config: CoverageConfig) -> Plan:
     dataset, evolved = load_dataset(config.train.data), config.ranked()
     one = jax.ShapeDtypeStruct((1, dataset.num_classes), jnp.float32)
     jax.eval_shape(evolved, one, jax.ShapeDtypeStruct((1,), jnp.int32))  # refuses a class count
-    identity = {"coverage": as_json(config), "data": dataset.identity, "evolved": describe(evolved)}
+    identity = {"coverage": config, "data": dataset.identity, "evolved": describe(evolved)}
     for name in config.losses:
         train = dataclasses.replace(config.train, loss=name)
         identity[f"loss {name}"] = describe(resolve_config_loss(train, dataset))

@@ -14,11 +14,12 @@ import optax
 import tyro
 
 from edl_jax.checked import Checked
-from edl_jax.losses import EvolvedLoss
+from edl_jax.errors import ConfigError
+from edl_jax.losses import EvolvedLoss, LossMethod
 from edl_jax.losses.by_name import check_loss_name, resolve_loss
 from edl_jax.pairs import REGIMES, log_probabilities, sample_pairs
 from edl_jax.runs.describing import describe
-from edl_jax.runs.folder import as_json, open_run
+from edl_jax.runs.folder import open_run
 from edl_jax.studies.figures import panels, short_names
 from edl_jax.studies.sweep import asked
 from edl_jax.studies.tables import Frame, Study, frame
@@ -58,11 +59,16 @@ def card(
     """
     config, run_dir = asked(config, CardConfig, run_dir)
     first = resolve_loss(config.loss, class_counts=(1, 1))
+    if isinstance(first, LossMethod):
+        raise ConfigError(
+            f"CardConfig.loss is {config.loss!r}, which changes while it trains; expected a "
+            "function of logits and labels."
+        )
     only = first.architecture.num_classes if isinstance(first, EvolvedLoss) else None
     # Losses that ask how often each class occurs are told: all alike.
     counts = (only,) if only else CLASS_COUNTS
     losses = {count: resolve_loss(config.loss, class_counts=(1,) * count) for count in counts}
-    identity = {"card": as_json(config), "loss": describe(first)}
+    identity = {"card": config, "loss": describe(first)}
     name, drawn = short_names([config.loss])[config.loss], 10 if 10 in counts else counts[0]
     loss = losses[drawn]
     notes = [

@@ -106,7 +106,7 @@ def train(
       DivergedError: if training diverges.
     """
     learner = _prepare(config, loss, model, data, optimizer, devices)
-    identity = lambda: {"train": as_json(learner.config), **learner.identity()}  # noqa: E731
+    identity = lambda: {"train": learner.config, **learner.identity()}  # noqa: E731
     with contextlib.ExitStack() as stack:
         folder = first_does(
             lambda: None if run_dir is None else stack.enter_context(open_run(run_dir, identity())),

@@ -1,7 +1,1 @@
-"""The losses that are formulas, by family: every module of this folder registers its own."""
-
-import importlib
-import pkgutil
-
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+"""The losses to choose by name; every file registers its own."""
