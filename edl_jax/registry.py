@@ -12,16 +12,9 @@ Registered = TypeVar("Registered")
 
 
 class Registry(dict[str, Part]):
-    """A table of parts by name, in order of registration.
+    """A table of parts by name, in order of registration; docs/extend.md has examples.
 
-    A part registered from a script can be named in a configuration like one of the package's own:
-
-    >>> from edl_jax import SEVERITIES, PretrainConfig
-    >>> @SEVERITIES.register("my_severity")
-    ... def my_severity(log_probabilities, labels):
-    ...     return SEVERITIES["miss_probability"](log_probabilities, labels) ** 2
-    >>> PretrainConfig(severity="my_severity").severity
-    'my_severity'
+    A part registered from a script can be named in a configuration like one of the package's own.
     """
 
     def __init__(self, kind: str, part: Any = Callable):

@@ -2,14 +2,16 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
-from edl_jax import Mixture, pretrain
+from edl_jax import Mixture, PretrainConfig, RankingProblem, pretrain
 from edl_jax.errors import ConfigError, RunFolderError
+from edl_jax.evolution import SlopeConfig
 from edl_jax.strategies import StrategyConfig
 from edl_jax.studies import AblateConfig, ablate
-from edl_jax.studies.ablate import ACCURACY, MUTATION, contrasts, correlations
+from edl_jax.studies.ablate import ACCURACY, MUTATION, contrasts, correlations, is_of_objective
 from edl_jax.studies.cells import AREA, FINAL, GRADIENT, RANKING, Cell
 from edl_jax.studies.tables import frame
 from tests.test_evolution import TINY
@@ -131,7 +133,7 @@ def test_settings_are_compared_within_the_others_and_what_ranks_otherwise_is_not
     assert len(study.cells) == 2**4 * 5
     table = study.tables["Differences, paired by seed"]
     finals = table[table["measure"] == FINAL]
-    assert finals["axis"].value_counts().to_dict() == {"selection": 8, "hidden": 8}
+    assert finals["axis"].value_counts().to_dict() == {"mutation": 8, "selection": 8, "hidden": 8}
     assert set(finals[finals["axis"] == "selection"]["verdict"]) == {"higher"}
     of_layers = finals[finals["axis"] == "hidden"]
     assert set(of_layers["value"]) == {"8"}
@@ -140,6 +142,58 @@ def test_settings_are_compared_within_the_others_and_what_ranks_otherwise_is_not
     assert contrasts(cells, list(grid))["pretrain.severity"] == [("brier", "surprisal")]
     figure = study.figures["curves"][1]
     assert figure.axes[0].get_title() == "selection plus, severity surprisal, hidden 4, 4"
+
+
+def test_the_contrasts_of_mutations_that_are_there_are_kept():
+    for values, expected in (
+        (("logistic", "tent", "gaussian"), [("logistic", "gaussian")]),
+        (("chebyshev", "tent", "sine"), [("tent", "chebyshev"), ("sine", "chebyshev")]),
+    ):
+        cells = frame([{"seed": 0, MUTATION: value} for value in values], [MUTATION])
+        assert contrasts(cells, [MUTATION]) == {MUTATION: expected}
+
+
+# Of each field of `PretrainConfig` another value, but of those that set sizes.
+OTHER = {
+    "class_counts": (4,),
+    "mixture": Mixture(uniform=0),
+    "severity": "brier",
+    "margin": "constant",
+    "num_opponents": 2,
+    "slope": SlopeConfig(descent=1.0, pairs=8),
+    "task_weight": 1.0,
+    "strategy": StrategyConfig("SNES"),
+    "population_size": 8,
+    "generations": 7,
+    "generations_per_chunk": 7,
+    "held_out_pairs": 7,
+    "networks_at_a_time": 7,
+    "seed": 7,
+}
+SIZES = ("network", "hidden", "activation", "pairs_per_generation")
+
+
+def test_the_fields_of_the_objective_are_marked():
+    """Those, and only those, change which pairs are drawn or which margins are asked for."""
+
+    def program(change):
+        config = PretrainConfig(class_counts=(10,), pairs_per_generation=16)
+        problem = RankingProblem(dataclasses.replace(config, **change))
+
+        def margins(key):
+            severities = problem.draw(key).severities
+            return problem.margin(severities, severities[::-1])
+
+        return jax.jit(margins).lower(jax.random.key(0)).as_text()
+
+    config = PretrainConfig(task_weight=1)  # whose `tasks` may be set
+    fields = {field.name for field in dataclasses.fields(config)}
+    assert fields == {*OTHER, *SIZES, "tasks"}, "add the new field to OTHER"
+    plain = program({})
+    for name, value in OTHER.items():
+        assert is_of_objective(f"pretrain.{name}") == (program({name: value}) != plain), name
+    assert is_of_objective("pretrain.mixture.uniform")
+    assert not any(map(is_of_objective, ("train.width", "pretrain.strategy.mutation")))
 
 
 def test_downstream_trainings_are_of_the_evolved_loss_and_correlated(monkeypatch):

@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 
 import edl_jax
-from edl_jax import DATASETS, LOSSES, MARGINS, MUTATIONS, SEVERITIES, STRATEGIES, cli
+from edl_jax import DATASETS, LOSSES, MARGINS, MODELS, MUTATIONS, SEVERITIES, STRATEGIES, cli
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -34,7 +34,7 @@ COMMANDS = sorted(
 def registered():
     """What a block registers is gone after it."""
     with contextlib.ExitStack() as stack:
-        for registry in (DATASETS, LOSSES, MARGINS, MUTATIONS, SEVERITIES, STRATEGIES):
+        for registry in (DATASETS, LOSSES, MARGINS, MODELS, MUTATIONS, SEVERITIES, STRATEGIES):
             stack.enter_context(mock.patch.dict(registry))
         yield
 

@@ -1,5 +1,6 @@
 """Run folders: their names, and rows and files in them that are damaged or cannot be read."""
 
+import dataclasses
 import errno
 import re
 from pathlib import Path
@@ -14,6 +15,32 @@ def test_runs_begun_together_have_folders_of_their_own():
     one, other = default_run_dir("train"), default_run_dir("train")
     assert one != other
     assert re.fullmatch(r"train-\d{8}-\d{6}-\d{6}", one.name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    old: int = 1
+    new: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    inner: Inner = Inner()
+    size: int = 2
+
+
+def test_a_field_that_a_run_did_not_have_is_at_its_default_there(tmp_path):
+    RunFolder(tmp_path, {"toy": {"inner": {"old": 5}}, "data": "x"})
+    RunFolder(tmp_path, {"toy": Outer(Inner(old=5)), "data": "x"})
+    for other, message in (
+        (Outer(Inner(old=5, new=0.1)), r"toy.inner.new is 0.0 there and 0.1 here"),
+        (Outer(Inner()), "toy.inner.old is 5 there and 1 here"),
+        (Outer(Inner(old=5), size=3), "toy.size is 2 there and 3 here"),
+    ):
+        with pytest.raises(RunFolderError, match=message):
+            RunFolder(tmp_path, {"toy": other, "data": "x"})
+    with pytest.raises(RunFolderError, match="parts is None there and 'y' here"):
+        RunFolder(tmp_path, {"toy": Outer(Inner(old=5)), "data": "x", "parts": "y"})
 
 
 def test_a_damaged_row_is_named_and_nothing_is_lost(tmp_path):

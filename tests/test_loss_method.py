@@ -10,13 +10,14 @@ import pytest
 from flax import nnx
 
 from edl_jax import LossMethod, train
+from edl_jax.data import Augmentation
 from edl_jax.errors import ConfigError, InputError
 from edl_jax.losses import LOSSES, load_pretrained
 from edl_jax.losses.formulas.robust import AdaptiveBarron
 from edl_jax.losses.method import check_loss
 from edl_jax.runs.checkpoints import Checkpoints
 from edl_jax.runs.describing import describe
-from edl_jax.training import Augmentation, make_trainer, training
+from edl_jax.training import make_trainer, training
 from edl_jax.training.training import load_shared
 from tests.test_training import DIGITS, PLAIN, assert_close
 

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from annotated_types import Ge
 
-from edl_jax import LOSSES, cli
+from edl_jax import LOSSES, LossMethod, TrainConfig, cli
 from edl_jax.errors import ConfigError
 from edl_jax.losses import PRETRAINED, EvolvedLoss, formula, load_pretrained
 from edl_jax.losses.by_name import check_loss_name, list_losses, resolve_loss
 from edl_jax.losses.formulas.robust import AdaptiveBarron
 from edl_jax.runs.describing import describe
-from tests.baseline_losses import quick_jit
+from edl_jax.studies import CompareConfig
+from tests.baseline_losses import is_method, quick_jit
 
 LOGITS, LABELS = jnp.asarray([[1.0, 2.0, 0.5]]), jnp.asarray([0])
 
@@ -27,10 +28,36 @@ def test_every_name_resolves():
     for name in [*LOSSES, *PRETRAINED]:
         check_loss_name(name)
         loss = resolve_loss(name, class_counts=[5, 1, 2])
+        if isinstance(loss, LossMethod):
+            continue
         logits = jnp.zeros((1, 10 if name == "edl-paper" else 3))
         assert jax.eval_shape(loss, logits, LABELS).shape == (1,)
     assert isinstance(resolve_loss("adaptive_barron", {"scale": 0.1}), AdaptiveBarron)
     assert isinstance(resolve_loss("edl"), EvolvedLoss)
+
+
+def test_a_loss_that_changes_is_registered_by_its_class_and_refused_where_none_trains(capsys):
+    with mock.patch.dict(LOSSES):
+
+        @LOSSES.register("my_tempered")
+        class MyTempered(LossMethod):
+            """Cross-entropy at a temperature."""
+
+            def __init__(self, *, last=2.0):
+                self.last = last
+
+            def losses(self, state, logits, labels):
+                return LOSSES["cross_entropy"](logits / self.last, labels)
+
+        assert is_method(LOSSES["my_tempered"])
+        test_every_name_resolves()
+        assert resolve_loss("my_tempered(last=3)").last == 3
+        assert "my_tempered" not in CompareConfig(losses=("static",)).loss_names()
+        assert TrainConfig(loss="my_tempered(last=3)").loss == "my_tempered(last=3)"
+        with pytest.raises(ConfigError, match=r"with options last: .*'q'"):
+            resolve_loss("my_tempered(q=1)")
+        assert cli.main(["card", "my_tempered"]) == 2
+        assert "loss is 'my_tempered', which changes while it trains" in capsys.readouterr().err
 
 
 def test_options_and_class_counts_reach_the_loss():

@@ -24,6 +24,7 @@ from edl_jax.strategies.mutations import (
     triple_phase,
 )
 
+# Mutations with an orbit, by the step that they share: the first of each is followed for long.
 DYNAMICS = (("logistic", "logistic_gaussian", "tent"), ("sine",), ("chebyshev",))
 LAGS = 10
 BLOCK = 1_000  # steps from one sample of the long test to the next
@@ -95,6 +96,8 @@ def float64(x):
 
 def test_the_family_is_complete_and_in_order():
     assert [*MUTATIONS] == [*EXPECTED]
+    with_orbit = {name for name, (_, xi) in EXPECTED.items() if xi == 1}
+    assert {name for names in DYNAMICS for name in names} == with_orbit
 
 
 @pytest.mark.parametrize("name", EXPECTED)

@@ -10,11 +10,11 @@ import optax
 import pytest
 from flax import nnx
 
+from edl_jax.data import Augmentation
 from edl_jax.errors import ConfigError
 from edl_jax.losses.formulas.robust import AdaptiveBarron
 from edl_jax.models import MODELS
 from edl_jax.models.vit import VisionTransformer
-from edl_jax.training import Augmentation
 from edl_jax.training.optimizers import OptimizerConfig, make_schedule
 from edl_jax.training.training import load_shared
 from tests.test_training import CROSS_ENTROPY, DIGITS, PLAIN, assert_close, trainer_of

@@ -131,6 +131,13 @@ def test_a_strategy_of_your_own():
         def quick_es(settings, solution):
             return ChaoticES(settings.population_size, solution, mutation="tent", elite_ratio=0.5)
 
+        @STRATEGIES.register("my_es")
+        def my_es(settings, solution, *, mutation, selection="comma"):
+            assert (mutation, selection) == ("sine", "comma")  # what has a default is its own
+            return ChaoticES(settings.population_size, solution, mutation=mutation)
+
+        sine = dataclasses.replace(TINY, strategy=StrategyConfig("my_es", mutation="sine"))
+        assert build_strategy(sine, lambda key: jnp.zeros(3))[0].mutation is MUTATIONS["sine"]
         best, state, _ = evolved(
             dataclasses.replace(TINY, strategy=StrategyConfig("quick_es", mutation="tent"))
         )

@@ -1,13 +1,15 @@
 """What a run folder and a list of seeds know of the trainings they stand for."""
 
 import dataclasses
+from functools import partial
 from unittest import mock
 
 import numpy as np
 import pytest
 
-from edl_jax import DATASETS, ArraySource, PretrainConfig, train
+from edl_jax import DATASETS, MODELS, ArraySource, PretrainConfig, train
 from edl_jax.errors import ConfigError, RunFolderError
+from edl_jax.models.resnet import ResNet
 from edl_jax.runs.folder import read_json
 from edl_jax.studies import (
     AblateConfig,
@@ -54,6 +56,17 @@ def test_a_run_folder_knows_its_data(tmp_path):
         register(1)
         with pytest.raises(RunFolderError, match=f"data.digest is '{identity['digest']}' there"):
             train(SMALL, run_dir=tmp_path)
+
+
+def test_a_run_folder_knows_a_model_that_was_registered(tmp_path):
+    with mock.patch.dict(MODELS), mock.patch.dict(DATASETS):
+        register(0)
+        MODELS.register("my_model")(partial(ResNet, (0,), width=4))
+        config = dataclasses.replace(SMALL, model="my_model")
+        train(config, run_dir=tmp_path)
+        MODELS.register("my_model")(partial(ResNet, (0,), width=8))
+        with pytest.raises(RunFolderError, match=r"model my_model is .*width=4.* there and"):
+            train(config, run_dir=tmp_path)
 
 
 class Begun(BaseException):

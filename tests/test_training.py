@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from edl_jax import TrainConfig, load_pretrained, train
+from edl_jax.data import Augmentation
 from edl_jax.data.augmentation import normalize
 from edl_jax.data.config import DataConfig
 from edl_jax.errors import ConfigError, EDLError, LossFileError
@@ -22,7 +23,7 @@ from edl_jax.runs.devices import device_mesh
 from edl_jax.runs.folder import read_json
 from edl_jax.studies import CompareConfig
 from edl_jax.studies.sweep import with_fields
-from edl_jax.training import Augmentation, learner, make_trainer, trainer as programs, training
+from edl_jax.training import learner, make_trainer, trainer as programs, training
 from edl_jax.training.learner import AXIS, Learner
 from edl_jax.training.metrics import METRICS
 from edl_jax.training.trainer import Trainer

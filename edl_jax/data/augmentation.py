@@ -80,7 +80,8 @@ def augment(
             f"Augmentation.cutout is {settings.cutout} with images of {height} x {width} pixels; "
             f"expected at most {min(height, width)}."
         )
-    # One draw an image for all choices, a word each: the remainders are uniform to 1e-8.
+    # One draw an image for all choices, a word each: the remainders are uniform to 1e-8. A new
+    # choice takes words behind these, which stay as they are.
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
     words = jax.vmap(lambda key: jax.random.bits(key, (5,), jnp.uint32))(keys)
     padding = dataset.crop_padding

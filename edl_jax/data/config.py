@@ -21,9 +21,9 @@ class DataConfig(Checked):
     """
 
     name: Annotated[str, MinLen(1)] = "auto"
-    """Data set: any TFDS image classification set (cifar10, cifar100, mnist, imagenette/320px,
-    ...), a name in edl_jax.DATASETS (digits, your own), folder:PATH (a folder with one subfolder of
-    images per class), or auto (CIFAR-10 if available, otherwise digits)."""
+    """Data set: any TFDS image classification set, such as cifar10; a name in edl_jax.DATASETS,
+    such as digits; folder:PATH (a folder with one subfolder of images per class); or auto (CIFAR-10
+    if available, otherwise digits)."""
     data_dir: str | None = None
     """TFDS directory with the prepared data (the one that contains cifar10/), on a local file
     system; default: TFDS_DATA_DIR, otherwise TFDS's own default. With name auto, it rules out

@@ -14,8 +14,7 @@ from edl_jax.objective import MARGINS, SEVERITIES, TaskConfig
 from edl_jax.pairs import Mixture
 from edl_jax.strategies import StrategyConfig
 
-# In the annotation of a field that decides which pairs are drawn, or how far apart losses must be:
-# evolutions whose values differ cannot be compared by the margins that they miss.
+# Notes a field that decides on pairs or margins: of different ones, what is missed is not compared.
 OBJECTIVE = "objective"
 
 

@@ -75,14 +75,7 @@ def formula(function: Formula, scale_of: Literal["logits", "cosines"] | None = N
     option's annotation, such as `Annotated[float, Ge(0)]`, are checked.
 
     With `scale_of`, also an attribute of the loss, training sets the option `scale` to its
-    `head_scale`, or without one to 1; a loss of "cosines" needs one.
-
-    >>> @formula
-    ... def squared_miss(c, *, factor=1.0):
-    ...     '''Squared probability of the other classes, `factor (1 - p_y)^2`.'''
-    ...     return factor * c.miss() ** 2
-    >>> LOSSES["squared_miss"](jnp.zeros((1, 2)), jnp.asarray([0]), factor=4.0)
-    Array([1.], dtype=float32)
+    `head_scale`, or without one to 1; a loss of "cosines" needs one. docs/extend.md has an example.
     """
     loss = _registered(function, of_candidates)
     loss.scale_of = scale_of  # pyright: ignore[reportFunctionMemberAccess]

@@ -77,8 +77,7 @@ class StrategyConfig(Checked):
     name: Annotated[str, OneOf(STRATEGIES)] = "ChaoticES"
     """Evolution strategy: a name in edl_jax.STRATEGIES, such as ChaoticES, or CMA_ES of evosax."""
     mutation: Annotated[str, OneOf(MUTATIONS)] = "logistic"
-    """Mutation noise of the chaotic strategies: a name in edl_jax.MUTATIONS, such as logistic
-    (chaotic) or gaussian (an independent control)."""
+    """Mutation noise of the chaotic strategies: a name in edl_jax.MUTATIONS, such as logistic."""
     elite_ratio: Annotated[float, Gt(0), Lt(1)] = 0.25
     """Share of the population that ChaoticES keeps as parents."""
     selection: Literal["plus", "comma"] = "plus"

@@ -1,23 +1,14 @@
 """Mutation noise of zero mean and unit variance (docs/method.md, section 4).
 
-A chaotic orbit iterated in floating point dies: it falls on a fixed point or into a short cycle,
-because every step loses a bit and floats have few. So an orbit is carried here as its *phase*
-`theta` in [0, 1), a 32-bit fraction. The logistic map `x <- 4 x (1 - x)` is exactly
-
-    x = sin(pi theta)^2,    theta <- 2 theta mod 1
-
-(Ulam and von Neumann 1947), and doubling a binary fraction is a shift by one bit. The shift needs a
-new lowest bit: the next digit of the initial phase, whose digits are independent fair bits. Drawing
-it when it is needed gives the exact orbit of a uniformly random real number, to 32 bits, for ever.
-The marginal of x is the arcsine law, of which `-sqrt(2) cos(2 pi theta)` is the standardised form.
+An orbit is carried as its *phase* `theta` in [0, 1), a 32-bit fraction, so that it never dies. The
+logistic map `x <- 4 x (1 - x)` is `theta <- 2 theta mod 1` of `x = sin(pi theta)^2` (Ulam and von
+Neumann 1947), a shift by one bit with a fresh lowest one. The marginal of x is the arcsine law, of
+which `-sqrt(2) cos(2 pi theta)` is the standardised form.
 
 Two more maps are as exact: the tent map `x <- 1 - |1 - 2 x|` is the same doubling seen through
 `x = 2 min(theta, 1 - theta)`, and the Chebyshev map of degree 3, `x <- 4 x^3 - 3 x`, is tripling
 seen through `x = cos(2 pi theta)`, which carries a fresh digit of base 3 into the 32 bits. The sine
 map `x <- sin(pi x)` has no closed form: see `sine_step`.
-
-Controls without an orbit tell the dynamics from the marginal: `logistic` and `arcsine` share a
-marginal but only the first has memory, and so do `logistic_gaussian` and `gaussian`.
 """
 
 import math

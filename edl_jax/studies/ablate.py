@@ -96,7 +96,7 @@ def ablate(config: AblateConfig) -> Plan:
                 f"AblateConfig.pretrain.class_counts is {served} with network 'pair', and "
                 f"{data.name} has {data.num_classes} classes; expected ({data.num_classes},)."
             )
-    identity = {"ablate": config, "parts": own_parts(*(cell.pretrain for cell in cells))}
+    identity = {"ablate": config, "parts": own_parts(*cells)}
     identity["data"] = list(datasets.values())
     return identity, lambda sweep: _study(config, sweep(config.base(), config.grid, run=Cell.run))
 
@@ -105,14 +105,13 @@ def contrasts(cells: Frame, grid: Sequence[str]) -> dict[str, Pairs]:
     """What is compared along each axis: `MUTATION_CONTRASTS`, else each value with the first."""
     pairs: dict[str, Pairs] = {}
     for axis in grid:
-        first, *others = values = [*cells[axis].unique()]
-        known = MUTATION_CONTRASTS if axis == MUTATION else ()
-        ours = [pair for pair in known if {*pair} <= {*values}]
-        pairs[axis] = ours or [(value, first) for value in others]
-    return pairs
+        first, *others = cells[axis].unique()
+        pairs[axis] = [(value, first) for value in others]
+    known = [pair for pair in MUTATION_CONTRASTS if {*pair} <= {*cells.get(MUTATION, ())}]
+    return pairs | ({MUTATION: known} if known else {})
 
 
-def _is_of_objective(axis: str) -> bool:
+def is_of_objective(axis: str) -> bool:
     """Whether each value asks for margins of its own, so that what is missed cannot be compared."""
     config, field, *_ = axis.split(".")
     return config == "pretrain" and OBJECTIVE in get_args(hints(PretrainConfig)[field])
@@ -122,7 +121,7 @@ def _study(config: AblateConfig, rows: list[Row]) -> Study:
     by = list(config.grid)
     cells = frame(rows, by)
     pairs = contrasts(cells, by)
-    ranked = [axis for axis in by if not _is_of_objective(axis)]
+    ranked = [axis for axis in by if not is_of_objective(axis)]
     wanted = [(name, axis, pairs[axis]) for name in (FINAL, AREA) for axis in ranked]
     measures = [FINAL, AREA, "pairwise_accuracy"]
     notes = [

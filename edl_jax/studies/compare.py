@@ -17,7 +17,7 @@ from edl_jax.evolution import PretrainConfig
 from edl_jax.losses import LOSSES
 from edl_jax.losses.by_name import check_loss_name, scale_of
 from edl_jax.runs.describing import describe
-from edl_jax.runs.folder import Row, locked, writing
+from edl_jax.runs.folder import Row, locked, own_parts, writing
 from edl_jax.studies.cells import MEASURES, Cell, kept
 from edl_jax.studies.figures import plot_curves, plot_evolution, save, short_names
 from edl_jax.studies.shape import plot_loss
@@ -90,8 +90,7 @@ class CompareConfig(Checked):
 
     def loss_names(self) -> tuple[str, ...]:
         """The losses, each once, with all that `static` stands for."""
-        plain = [name for name, part in LOSSES.items() if not isinstance(part, type)]
-        static = [name for name in plain if not scale_of(name)]
+        static = [x for x, part in LOSSES.items() if not (isinstance(part, type) or scale_of(x))]
         listed = [static if name == STATIC else [name] for name in self.losses]
         return tuple(dict.fromkeys(itertools.chain.from_iterable(listed)))
 
@@ -111,14 +110,15 @@ def compare(config: CompareConfig) -> Plan:
       EDLError: naming what cannot be used: a field, the data, a loss, the run folder or a library.
     """
     kept.cache_clear()  # the code of the user's own losses may have changed
-    base, data, losses = Cell(train=config.train, split=config.split), {}, {}
+    base, data, losses, parts = Cell(train=config.train, split=config.split), {}, {}, {}
     cells = points({**config.grid, LOSS: config.loss_names()})
     for cell in cells:  # here, so that a data set is prepared once
         train: Any = with_fields(base, cell).train
         dataset = load_dataset(train.data)
         data[dataset.digest] = dataset
         losses.setdefault(train.loss, describe(resolve_config_loss(train, dataset)))
-    identity = {"compare": config, "losses": losses}
+        parts |= own_parts(train)
+    identity = {"compare": config, "losses": losses, **parts}
     identity["data"] = [dataset.identity for dataset in data.values()]
 
     def find(sweep: Callable[..., list[Row]]) -> Study:
@@ -173,9 +173,8 @@ def _study(
     for row in (*compared, *tuned):
         row[LOSS] = names[row[LOSS]]
     cells = frame(compared, by)
-    tables = {
-        f"{split[config.split]} accuracy, %, after the last epoch": comparison_table(cells, by)
-    }
+    title = f"{split[config.split]} accuracy, %, after the last epoch"
+    tables = {title: comparison_table(cells, by)}
     drawn = plot_curves(cells, LOSS, by[:-1], "epochs", "epoch", "accuracy, share")
     figures = {"accuracy": ("Accuracy after each epoch, mean over the seeds.", drawn)}
     notes = [

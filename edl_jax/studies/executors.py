@@ -12,12 +12,13 @@ import jax
 from edl_jax.data import DATASETS
 from edl_jax.errors import ConfigError, EDLError, shortened
 from edl_jax.losses import LOSSES
+from edl_jax.models import MODELS
 from edl_jax.objective import MARGINS, SEVERITIES
 from edl_jax.runs.folder import Row
 from edl_jax.strategies import MUTATIONS, STRATEGIES
 from edl_jax.studies.figures import check_libraries
 
-_TABLES: Any = (DATASETS, LOSSES, MARGINS, MUTATIONS, SEVERITIES, STRATEGIES)
+_TABLES: Any = (DATASETS, LOSSES, MARGINS, MODELS, MUTATIONS, SEVERITIES, STRATEGIES)
 
 
 @contextlib.contextmanager

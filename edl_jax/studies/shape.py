@@ -60,10 +60,8 @@ def card(
     config, run_dir = asked(config, CardConfig, run_dir)
     first = resolve_loss(config.loss, class_counts=(1, 1))
     if isinstance(first, LossMethod):
-        raise ConfigError(
-            f"CardConfig.loss is {config.loss!r}, which changes while it trains; expected a "
-            "function of logits and labels."
-        )
+        changes = "which changes while it trains; expected a function of logits and labels"
+        raise ConfigError(f"CardConfig.loss is {config.loss!r}, {changes}.")
     only = first.architecture.num_classes if isinstance(first, EvolvedLoss) else None
     # Losses that ask how often each class occurs are told: all alike.
     counts = (only,) if only else CLASS_COUNTS

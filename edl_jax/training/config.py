@@ -26,7 +26,7 @@ class TrainConfig(Checked):
     augmentation: Augmentation = Augmentation()
     """Random changes to the training images."""
     model: Annotated[str, OneOf(MODELS)] = "resnet8"
-    """Architecture of the classifier: one of `edl_jax.models`."""
+    """Architecture of the classifier: a name in edl_jax.MODELS, such as resnet8 or vit_tiny."""
     width: Count | None = None
     """Channels of the first stage, or token size of a ViT; default: the architecture's own."""
     head_scale: Positive | None = None

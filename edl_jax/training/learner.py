@@ -19,6 +19,7 @@ from edl_jax.losses.by_name import Loss
 from edl_jax.losses.method import as_method, check_loss, put_together, take_apart
 from edl_jax.models import MODELS, ModelFactory
 from edl_jax.runs.describing import describe
+from edl_jax.runs.folder import own_parts
 from edl_jax.training.config import TrainConfig
 from edl_jax.training.metrics import Sums, sums_of
 from edl_jax.training.optimizers import LOSS, MODEL, Optimizer, make_optimizer, make_schedule
@@ -95,7 +96,7 @@ class Learner:
     def identity(self) -> dict[str, Any]:
         """What is trained besides the configuration; hashes the images."""
         parts = {name: describe(part) for name, part in self._parts.items() if part is not None}
-        return {"data": self.dataset.identity, **parts}
+        return {"data": self.dataset.identity, **own_parts(self.config), **parts}
 
     def init(self, key: jax.Array) -> TrainState:
         """The state before the first step."""
