@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from edl_jax import Pairs, load_pretrained
+from edl_jax.data import Augmentation
 from edl_jax.errors import ConfigError
 from edl_jax.objective import MARGINS, SEVERITIES, rank_metrics
 from edl_jax.pairs import REGIMES, Mixture, log_probabilities
 from edl_jax.runs.devices import device_mesh
 from edl_jax.studies import CoverageConfig, coverage
 from edl_jax.studies.coverage import compare_outputs, draw_references, rank_outputs, record
-from edl_jax.training import Augmentation
 from edl_jax.training.learner import AXIS, Learner
 from edl_jax.training.trainer import Trainer
 from tests.test_training import CROSS_ENTROPY, DIGITS, load_shared, order_of

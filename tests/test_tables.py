@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from edl_jax import PretrainConfig, TrainConfig
+from edl_jax.data import Augmentation
 from edl_jax.data.config import DataConfig
 from edl_jax.errors import ConfigError, RunFolderError
 from edl_jax.runs.folder import RunFolder
@@ -27,7 +28,6 @@ from edl_jax.studies import (
 )
 from edl_jax.studies.figures import line_styles, panels, plot_training, short_names
 from edl_jax.studies.tables import contrast, frame, markdown, other_settings, readable, summary
-from edl_jax.training import Augmentation
 from edl_jax.training.optimizers import OptimizerConfig
 from tests.data.conftest import NO_SERVER, name_archive
 from tests.test_evolution import TINY

@@ -10,11 +10,11 @@ import pytest
 from jax.sharding import Mesh
 from optax.losses import softmax_cross_entropy_with_integer_labels
 
+from edl_jax.data import Augmentation
 from edl_jax.errors import ConfigError
 from edl_jax.losses import LossMethod, load_pretrained
 from edl_jax.losses.method import as_method
 from edl_jax.runs.devices import device_mesh
-from edl_jax.training import Augmentation
 from edl_jax.training.learner import AXIS, Learner
 from edl_jax.training.trainer import Trainer
 from edl_jax.training.training import load_shared

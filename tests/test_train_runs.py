@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import pytest
 
 from edl_jax import train
+from edl_jax.data import Augmentation
 from edl_jax.errors import EDLError, Preempted, RunFolderError
 from edl_jax.runs.checkpoints import Checkpoints
 from edl_jax.runs.folder import RunFolder, read_json
-from edl_jax.training import Augmentation
 from edl_jax.training.trainer import Trainer
 from tests.event_files import shown
 from tests.test_processes import finish, free_port

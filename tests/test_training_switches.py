@@ -12,11 +12,11 @@ import optax
 import pytest
 
 from edl_jax import train
+from edl_jax.data import Augmentation
 from edl_jax.models import MODELS
 from edl_jax.models.resnet import ResNet
 from edl_jax.models.vit import VisionTransformer
 from edl_jax.runs.devices import device_mesh, on_every_device
-from edl_jax.training import Augmentation
 from edl_jax.training.learner import AXIS, Learner
 from edl_jax.training.optimizers import OptimizerConfig
 from edl_jax.training.training import load_shared
