@@ -140,13 +140,16 @@ def _known(value: ArrayLike) -> np.ndarray | None:
 
 
 def masked(logits: jax.Array, where: jax.Array | None) -> jax.Array:
-    """Logits `[..., num_classes]`, of masked classes the least there is."""
-    return logits if where is None else jnp.where(where, logits, jnp.finfo(logits.dtype).min)
+    """Logits `[..., num_classes]`, -inf for masked classes unless no class takes part."""
+    if where is None:
+        return logits
+    return jnp.where(where | ~jnp.any(where, axis=-1, keepdims=True), logits, -jnp.inf)
 
 
 def stable_logits(logits: jax.Array, where: jax.Array | None) -> jax.Array:
     """Logits `[..., num_classes]` with the largest at 0: differences cannot overflow."""
-    logits = masked(logits, where)
+    if where is not None:
+        logits = jnp.where(where, logits, jnp.finfo(logits.dtype).min)
     top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     logits = hold(logits - top)
     return logits if where is None else jnp.where(where, logits, FLOOR)

@@ -124,20 +124,19 @@ class EvolvedLoss(nn.Module):
         size = max(1, _BLOCK // max(1, weights[..., 0].numel()))
         if weights.shape[-1] <= size:
             return (weights * self._losses(of_classes, of_prediction)).sum(-1)
-        of_classes = of_classes.split(size, -2 if of_classes.is_floating_point() else -1)
+        blocks = of_classes.split(size, -2 if self.num_classes is None else -1)
         losses = torch.zeros_like(weights[..., 0])
-        for block, some in zip(of_classes, weights.split(size, -1), strict=True):
+        for block, some in zip(blocks, weights.split(size, -1), strict=True):
             of_block = checkpoint(self._losses, block, of_prediction, use_reentrant=False)
             losses = losses + (some * of_block).sum(-1)
         return losses
 
     def _losses(self, of_classes: Tensor, of_prediction: Tensor) -> Tensor:
         """The losses `[..., n]` of `_features`."""
-        if not of_classes.is_floating_point():
-            of_classes = functional.one_hot(of_classes, self.num_classes).to(of_prediction)
         features: tuple[Any, ...] = of_classes, of_prediction
         if self.num_classes is not None:
-            features = of_prediction, of_classes
+            one_hot = functional.one_hot(of_classes, self.num_classes)
+            features = of_prediction, one_hot.to(of_prediction)
         for index in range(self.num_layers):  # the first layer is a sum over two parts
             kernel, bias = (
                 getattr(self, f"params_layers_{index}_{part}").to(of_prediction.dtype)

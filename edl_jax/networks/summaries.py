@@ -38,11 +38,11 @@ def summaries(logits: jax.Array, labels: jax.Array) -> jax.Array:
     # Not p * p, of which XLA makes a second exponential.
     total, log_sum, mixed, ties = _sums(p, p * log_p, p * (1 - p), ties)
     log_total = jnp.log(total)
-    other = _shared(other, logits, own, jnp.maximum(ties - (own == other), 1))
-    own, other = (hold(x - top) - log_total for x in (own, other))
+    ties -= (own == other).astype(p.dtype)  # none where all others are masked or -inf
+    other = hold(_shared(other, logits, own, jnp.maximum(ties, 1)) - top)
+    own, other = hold(own - top) - log_total, jnp.where(ties > 0, other, FLOOR) - log_total
     entropy, moment = log_total - log_sum / total, (total - mixed) / total**2
-    of_label = (jnp.exp(own), -own / 4, jnp.exp(other), entropy / 4, moment)
-    return jnp.stack(of_label)[..., 0]
+    return jnp.stack([jnp.exp(own), -own / 4, jnp.exp(other), entropy / 4, moment])[..., 0]
 
 
 def _largest(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
