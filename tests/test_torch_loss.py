@@ -1,6 +1,7 @@
 """The exported PyTorch module is the loss, and refuses what the loss refuses."""
 
 import importlib.util
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -174,6 +175,30 @@ def test_memory_of_soft_labels_grows_with_the_classes_and_no_faster(num_classes,
     assert sum(x.untyped_storage().nbytes() for x in kept.values()) < 200 * logits.numel()
     losses.sum().backward()
     assert logits.grad.isfinite().all()
+
+
+def test_pytorch_module_takes_soft_labels_in_blocks_of_classes(exported):
+    twin = torch_loss(exported[1])
+    found = {}
+    for block in (65536, 12):  # two classes of six examples, and a remainder
+        type(twin)._losses.__globals__["_BLOCK"] = block
+        x = X.clone().requires_grad_()
+        value = twin(x, SOFT)
+        value.sum().backward()
+        found[block] = value.detach(), x.grad
+    torch.testing.assert_close(found[12], found[65536])
+
+
+def test_memory_of_soft_labels_is_that_of_a_block(tmp_path):
+    """At 256 x 1,000 all hidden layers at once would take 70 MB."""
+    export_loss(random_loss(0), tmp_path)
+    logits = torch.randn(256, 1000).requires_grad_()
+    labels = torch.softmax(logits.detach(), -1)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        torch_loss(tmp_path)(logits, labels).sum().backward()
+    changes = [x for x in profile.profiler.kineto_results.events() if x.name() == "[memory]"]
+    changes.sort(key=lambda x: x.start_ns())
+    assert max(itertools.accumulate(x.nbytes() for x in changes)) < 45e6
 
 
 @pytest.mark.parametrize("row", [[2, 2, 1, 0, 0], [2, 2, 2, 0, 1], [0, 0, 0, 0, 0]])

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from edl_jax.errors import InputError, LossFileError
-from edl_jax.losses.inputs import log_softmax, per_example
+from edl_jax.losses.inputs import log_softmax, masked, per_example
 from edl_jax.networks import Architecture, LossNetwork
 from edl_jax.objective import SEVERITIES
 from edl_jax.objective.measure import responses
@@ -104,7 +104,7 @@ class EvolvedLoss(struct.PyTreeNode, eq=False):
             labels,
             axis,
             where,
-            of_classes=lambda x, label, mask: scale * network(log_softmax(x, mask), label),
+            of_classes=lambda x, label, mask: scale * network.of_logits(masked(x, mask), label),
             of_weights=lambda x, weights, mask: (
                 scale * network.label_weighted(log_softmax(x, mask), weights)
             ),

@@ -8,15 +8,13 @@ import numpy as np
 from jax.core import Tracer
 
 from edl_jax.errors import InputError, shortened
+from edl_jax.networks.summaries import FLOOR, hold
 
 ArrayLike = jax.typing.ArrayLike
 # Of logits `[..., num_classes]`, float32 at least and 0 where masked; labels; and a mask
 # `[..., num_classes]` or None: the losses, `[...]`.
 Losses = Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array]
 
-# Log-probabilities are held here, and masked classes get it: its exponential is 0, and sums,
-# products and networks of it are finite in float32.
-FLOOR = -1e9
 # How far from 1 a soft label's sum may be: labels mixed in bfloat16 are 2^-8 off.
 _TOLERANCE = 1e-2
 
@@ -141,13 +139,11 @@ def _known(value: ArrayLike) -> np.ndarray | None:
         return None
 
 
-@jax.custom_jvp
-def hold(values: jax.Array) -> jax.Array:
-    """Values of at least `FLOOR`, with the gradient of values without a floor: the way down."""
-    return jnp.maximum(values, FLOOR)
-
-
-hold.defjvps(lambda tangent, held, values: tangent)
+def masked(logits: jax.Array, where: jax.Array | None) -> jax.Array:
+    """Logits `[..., num_classes]`, -inf for masked classes unless no class takes part."""
+    if where is None:
+        return logits
+    return jnp.where(where | ~jnp.any(where, axis=-1, keepdims=True), logits, -jnp.inf)
 
 
 def stable_logits(logits: jax.Array, where: jax.Array | None) -> jax.Array:

@@ -19,9 +19,11 @@ import torch  # pyright: ignore[reportMissingImports]
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn  # pyright: ignore[reportMissingImports]
 from torch.nn import functional  # pyright: ignore[reportMissingImports]
+from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportMissingImports]
 
 _FORMAT = "edl_jax.EvolvedLoss/1"
 _FLOOR = -1e9  # least log-probability: its exponential is 0, and sums of it are finite
+_BLOCK = 65536  # classes of examples whose hidden layers are held together
 _ACTIVATIONS = {
     "tanh": torch.tanh,
     "relu": torch.relu,
@@ -88,30 +90,56 @@ class EvolvedLoss(nn.Module):
                 is_known = weights.isfinite().all(-1)
                 fits = is_known & (weights >= 0).all(-1) & ((weights.sum(-1) - 1).abs() <= 0.01)
                 _expect(fits, labels, "soft labels of at least 0 that sum to 1")
-                losses = (weights * self._losses(log_p, None)).sum(-1)
+                losses = self._weighted(weights, *self._features(log_p))
             else:
                 y = labels.to(torch.int64)
                 is_known = (y >= 0) & (y < log_p.shape[-1])
                 _expect(is_known, labels, f"classes in [0, {log_p.shape[-1]})")
-                losses = self._losses(log_p, torch.where(is_known, y, 0).unsqueeze(-1))[..., 0]
+                y = torch.where(is_known, y, 0).unsqueeze(-1)
+                losses = self._losses(*self._features(log_p, y))[..., 0]
             return (self.scale * torch.where(is_known, losses, torch.nan)).to(logits.dtype)
 
-    def _losses(self, log_p: Tensor, y: Tensor | None) -> Tensor:
-        """Losses `[..., n]` of the classes y, `[..., n]`, or of all."""
+    def _features(self, log_p: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What the network reads of the classes y, `[..., 1]`, or of all, and of the prediction.
+
+        Of classes `[..., n, features]`, or their numbers `[..., n]`, each to be one-hot.
+        """
         p = log_p.exp()
-        features: tuple[Any, ...]
         if self.num_classes is not None:
-            of_prediction, of_label = p.unsqueeze(-2), torch.eye(self.num_classes).to(p)
-            features = (of_prediction, of_label if y is None else of_label[y])
-        else:
-            of_label = torch.stack([p, -log_p / 4, _runner_up(log_p).exp()], -1)
-            if y is not None:
-                of_label = of_label.take_along_dim(y.unsqueeze(-1), -2)
-            of_prediction = torch.stack([-(p * log_p).sum(-1) / 4, (p * p).sum(-1)], -1)
-            features = (of_label, of_prediction.unsqueeze(-2))
+            every = torch.arange(self.num_classes, device=p.device)
+            return every if y is None else y, p.unsqueeze(-2)
+        own = log_p if y is None else log_p.gather(-1, y)
+        # The slope of `amax` is shared by all that tie, as in JAX.
+        other = _runner_up(log_p) if y is None else log_p.scatter(-1, y, -torch.inf).amax(-1, True)
+        of_classes = torch.stack([own.exp(), -own / 4, other.exp()], -1)
+        entropy, moment = -torch.linalg.vecdot(p, log_p) / 4, torch.linalg.vecdot(p, p)
+        return of_classes, torch.stack([entropy, moment], -1).unsqueeze(-2)
+
+    def _weighted(self, weights: Tensor, of_classes: Tensor, of_prediction: Tensor) -> Tensor:
+        """The weighted sum of the losses of all classes, `[...]`.
+
+        In blocks of classes, whose hidden layers are computed again for the gradient: with many
+        classes they take too much memory.
+        """
+        size = max(1, _BLOCK // max(1, weights[..., 0].numel()))
+        if weights.shape[-1] <= size:
+            return (weights * self._losses(of_classes, of_prediction)).sum(-1)
+        blocks = of_classes.split(size, -2 if self.num_classes is None else -1)
+        losses = torch.zeros_like(weights[..., 0])
+        for block, some in zip(blocks, weights.split(size, -1), strict=True):
+            of_block = checkpoint(self._losses, block, of_prediction, use_reentrant=False)
+            losses = losses + (some * of_block).sum(-1)
+        return losses
+
+    def _losses(self, of_classes: Tensor, of_prediction: Tensor) -> Tensor:
+        """The losses `[..., n]` of `_features`."""
+        features: tuple[Any, ...] = of_classes, of_prediction
+        if self.num_classes is not None:
+            one_hot = functional.one_hot(of_classes, self.num_classes)
+            features = of_prediction, one_hot.to(of_prediction)
         for index in range(self.num_layers):  # the first layer is a sum over two parts
             kernel, bias = (
-                getattr(self, f"params_layers_{index}_{part}").to(p.dtype)
+                getattr(self, f"params_layers_{index}_{part}").to(of_prediction.dtype)
                 for part in ("kernel", "bias")
             )
             if index:
