@@ -19,8 +19,8 @@ from edl_jax.data.datasets import Dataset
 from edl_jax.losses.by_name import resolve_loss
 from edl_jax.models import MODELS, layers
 from edl_jax.runs.devices import device_mesh
-from edl_jax.training.programs import TrainFunctions
-from edl_jax.training.steps import AXIS
+from edl_jax.training.learner import AXIS, Learner
+from edl_jax.training.trainer import Trainer
 
 NUM_CLASSES = 10
 
@@ -101,25 +101,25 @@ def steps_of_a_run() -> int:
     return 4 if jax.default_backend() == "cpu" else 16
 
 
-def functions_of(work: TrainWork, config: TrainConfig, num_devices: int = 1) -> TrainFunctions:
-    """Our functions of a training, on the first so many devices."""
+def trainer_of(work: TrainWork, config: TrainConfig, num_devices: int = 1) -> Trainer:
+    """Our trainer, on the first so many devices."""
     mesh = device_mesh(AXIS, jax.devices()[:num_devices])
-    return TrainFunctions(config, work.dataset, resolve_loss(config.loss), mesh)
+    return Trainer(Learner(config, work.dataset, resolve_loss(config.loss), mesh))
 
 
-def our_run(functions: TrainFunctions, steps: int) -> Run:
+def our_run(trainer: Trainer, steps: int) -> Run:
     """Runs of so many steps; the result is the mean loss of the epoch so far."""
     key = jax.random.key(0)
-    state, done = functions.init(key), 0
+    state, done = trainer.init(key), 0
 
     def run(count: int) -> float:
         nonlocal state, done
         left = count * steps
         while left:
-            now = min(left, functions.steps_per_epoch - done % functions.steps_per_epoch)
-            state = functions.advance(state, key, now)
+            now = min(left, trainer.period - done % trainer.period)
+            state = trainer.take_steps(state, key, now)
             left, done = left - now, done + now
-        return float(state.loss_sum) / ((done - 1) % functions.steps_per_epoch + 1)
+        return float(state.loss_sum) / ((done - 1) % trainer.period + 1)
 
     return run
 
@@ -142,7 +142,7 @@ def our_training(
         if xla_gradients:
             patch = mock.patch.object(layers, "convolve", jax.lax.conv_general_dilated)
         with patch:
-            run = our_run(functions_of(work, work.config(loss), num_devices), steps)
+            run = our_run(trainer_of(work, work.config(loss), num_devices), steps)
             run(1)  # the step is traced here, and never again
         return run
 

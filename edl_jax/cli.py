@@ -60,17 +60,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         advice = f" Add --run-dir {run_dir} to the command." if is_chosen else ""
         keep_compiled()
         # A run tells its progress in plain lines where there is no terminal.
-        is_told = name in ("pretrain", "train") or sys.stderr.isatty()
+        shows_progress = name in ("pretrain", "train") or sys.stderr.isatty()
         offered = {
             "run_dir": run_dir,
-            "progress": is_told and not arguments.quiet,
+            "progress": shows_progress and not arguments.quiet,
             "executor": getattr(arguments, "executor", None),
         }
         taken = {key: value for key, value in offered.items() if key in takes}
         with contextlib.redirect_stdout(io.StringIO() if arguments.quiet else sys.stdout):
-            found = command(arguments.settings, **taken)
-            if isinstance(found, studies.Study):
-                _show(found, run_dir)
+            result = command(arguments.settings, **taken)
+            if isinstance(result, studies.Study):
+                _show(result, run_dir)
         if arguments.quiet and is_chosen and is_first():
             print(run_dir)
         in_any(False)  # or those that end long before the first would count as gone

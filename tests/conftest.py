@@ -101,7 +101,7 @@ def is_quick(config: pytest.Config) -> bool:
 
 
 def pytest_configure(config):
-    """One level of optimisation for the session: the users' own but for the quick tests."""
+    """One level of optimization for the session: the users' own but for the quick tests."""
     if is_quick(config):
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
         jax.config.update("jax_disable_most_optimizations", True)

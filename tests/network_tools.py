@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
 
-# For programs that run once or twice: unoptimised, they compile several times faster.
+# For programs that run once or twice: unoptimized, they compile several times faster.
 quick_jit = functools.partial(
     jax.jit,
     compiler_options={

@@ -30,7 +30,7 @@ def on_path():
 def test_cross_entropy_is_its_own_reference(on_path):
     found, p = on_path[cross_entropy], shape.path_probabilities()
     np.testing.assert_allclose(found.losses, -np.log(p), rtol=2e-3, atol=1e-6)
-    np.testing.assert_allclose(found.own, p - 1, rtol=2e-3)
+    np.testing.assert_allclose(found.of_label, p - 1, rtol=2e-3)
     np.testing.assert_allclose(found.norms, found.reference, rtol=2e-3)
     np.testing.assert_allclose(found.reference, np.sqrt(2) * (1 - p), rtol=2e-3)
     assert not (found.turns | found.vanishes).any()

@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from edl_jax.errors import ConfigError, DivergedError, RunFolderError
-from edl_jax.losses import LOSSES, MARGIN_LOSSES
+from edl_jax.losses import LOSSES
 from edl_jax.studies import CompareConfig, compare
 from edl_jax.studies.compare import LOSS, RATE, best_rate, comparison_table, next_rates
 from edl_jax.studies.statistics import Sample
@@ -315,7 +315,7 @@ def test_static_stands_for_the_losses_without_parameters_and_margins():
     names = CompareConfig(losses=("cross_entropy", "edl", "static")).loss_names()
     assert names[:2] == ("cross_entropy", "edl")
     assert len(names) == len({*names})
-    assert {*LOSSES} - {*names} == {*MARGIN_LOSSES, "adaptive_barron"}
+    assert {*LOSSES} - {*names} == {"ldam", "additive_margin_softmax", "adaptive_barron"}
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from edl_jax.runs.devices import device_mesh
 from edl_jax.studies import CoverageConfig, coverage
 from edl_jax.studies.coverage import compare_outputs, draw_references, rank_outputs, record
 from edl_jax.training import Augmentation
-from edl_jax.training.programs import TrainFunctions
-from edl_jax.training.steps import AXIS
+from edl_jax.training.learner import AXIS, Learner
+from edl_jax.training.trainer import Trainer
 from tests.test_training import CROSS_ENTROPY, DIGITS, load_shared, order_of
 
 TINY = dataclasses.replace(
@@ -41,8 +41,8 @@ def dataset():
 
 
 @pytest.fixture(scope="module")
-def functions(dataset):
-    return TrainFunctions(TINY, dataset, CROSS_ENTROPY, device_mesh(AXIS))  # as in a recording
+def trainer(dataset):
+    return Trainer(Learner(TINY, dataset, CROSS_ENTROPY, device_mesh(AXIS)))  # as in a recording
 
 
 @pytest.fixture(scope="module")
@@ -50,42 +50,42 @@ def references():
     return draw_references(128, 10, Mixture())
 
 
-def test_outputs_of_train_images_are_what_the_loss_sees(functions, dataset):
+def test_outputs_of_train_images_are_what_the_loss_sees(trainer, dataset):
     """The mean loss of the logits is the loss that the next steps find in the same images."""
     key_init, key = jax.random.split(jax.random.key(0))
-    state = functions.init(key_init)
+    state = trainer.init(key_init)
     order = order_of(key, 0, len(dataset.train_labels))
-    logits = functions.outputs(state, key, "train", order[: 2 * TINY.batch_size])
+    logits = trainer.outputs(state, key, "train", order[: 2 * TINY.batch_size])
     first = logits[: TINY.batch_size]
     assert logits.shape == (2 * TINY.batch_size, 10)
     assert logits.dtype == np.float32
     later = state._replace(step=state.step + 1)
-    second = functions.outputs(later, key, "train", order[TINY.batch_size : 2 * TINY.batch_size])
+    second = trainer.outputs(later, key, "train", order[TINY.batch_size : 2 * TINY.batch_size])
     np.testing.assert_array_equal(logits[TINY.batch_size :], second)
-    stepped = functions.advance(state, key, 1)
+    stepped = trainer.take_steps(state, key, 1)
     losses = CROSS_ENTROPY(jnp.asarray(first), dataset.train_labels[order[: len(first)]])
     np.testing.assert_allclose(losses.mean(), stepped.loss_sum, rtol=1e-5)
     # Batch by batch: each with its own statistics and augmentation.
-    again = functions.outputs(stepped, key, "train", order[TINY.batch_size : 2 * TINY.batch_size])
-    both = functions.advance(stepped, key, 1)
+    again = trainer.outputs(stepped, key, "train", order[TINY.batch_size : 2 * TINY.batch_size])
+    both = trainer.take_steps(stepped, key, 1)
     second = CROSS_ENTROPY(
         jnp.asarray(again), dataset.train_labels[order[TINY.batch_size : 2 * TINY.batch_size]]
     ).mean()
     np.testing.assert_allclose(both.loss_sum, losses.mean() + second, rtol=1e-5)
 
 
-def test_outputs_of_test_images_are_those_of_the_accuracy(functions, dataset):
+def test_outputs_of_test_images_are_those_of_the_accuracy(trainer, dataset):
     key_init, key = jax.random.split(jax.random.key(0))
-    state = functions.advance(functions.init(key_init), key, 3)
+    state = trainer.take_steps(trainer.init(key_init), key, 3)
     rows = np.arange(len(dataset.test_labels))  # no whole number of batches
-    predicted = functions.outputs(state, key, "test", rows).argmax(axis=-1)
-    accuracy = functions.evaluate(state, "test")["accuracy"]
+    predicted = trainer.outputs(state, key, "test", rows).argmax(axis=-1)
+    accuracy = trainer.evaluate(state, "test")["accuracy"]
     assert (predicted == dataset.test_labels).mean() == accuracy
-    some = functions.outputs(state, key, "test", rows[[7, 3]])
+    some = trainer.outputs(state, key, "test", rows[[7, 3]])
     np.testing.assert_array_equal(some.argmax(axis=-1), predicted[[7, 3]])
 
 
-def test_a_recording_has_the_same_images_at_every_epoch(functions, dataset):
+def test_a_recording_has_the_same_images_at_every_epoch(trainer, dataset):
     seen = functools.partial(record, TINY, epochs=(0, 2), num_outputs=200)
     found = seen()
     assert list(found) == [0, 2]
@@ -97,11 +97,11 @@ def test_a_recording_has_the_same_images_at_every_epoch(functions, dataset):
     assert found[0]["test"].probabilities.shape == (200, 10)
     # Two epochs later it is the classifier of two epochs' steps.
     key_init, key = jax.random.split(jax.random.key(TINY.seed))
-    state = functions.init(key_init)
+    state = trainer.init(key_init)
     for _ in range(2):
-        state = functions.advance(state, key, functions.steps_per_epoch)
+        state = trainer.take_steps(state, key, trainer.period)
     rows = np.random.default_rng(0).permutation(len(dataset.test_labels))[:200]
-    logits = functions.outputs(state, key, "test", rows)
+    logits = trainer.outputs(state, key, "test", rows)
     np.testing.assert_allclose(found[2]["test"].probabilities, jax.nn.softmax(logits), atol=1e-5)
     other = record(dataclasses.replace(TINY, seed=1), epochs=(0,), num_outputs=200)
     np.testing.assert_array_equal(other[0]["train"].labels, first.labels)
@@ -144,8 +144,8 @@ def test_ranking_is_that_of_held_out_pairs(references):
 
 def test_study_writes_its_page_and_trains_nothing_twice(tmp_path, monkeypatch):
     module, built = sys.modules[coverage.__module__], []  # its name is the function's
-    make = lambda *parts: built.append(parts) or TrainFunctions(*parts)  # noqa: E731
-    monkeypatch.setattr(module, "TrainFunctions", make)
+    make = lambda *parts: built.append(parts) or Trainer(*parts)  # noqa: E731
+    monkeypatch.setattr(module, "Trainer", make)
     study = coverage(SMALL, run_dir=tmp_path, executor="1")
     assert len(built) == 1  # both seeds share what is compiled
     rows = study.table.to_dict("records")

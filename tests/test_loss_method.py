@@ -147,7 +147,7 @@ def test_a_temperature_follows_the_validation_accuracy(monkeypatch):
     measured = [row["accuracy"] for row in result.history]
     np.testing.assert_allclose(seen["accuracy"][1::2], measured, rtol=1e-6)
     assert len({*measured}) > 1
-    # Trained by the classifier's optimiser; the gradient of a softmax sums to 0.
+    # Trained by the classifier's optimizer; the gradient of a softmax sums to 0.
     bias = np.asarray(result.loss_params["bias"][...])
     assert np.abs(bias).max() > 1e-4
     assert abs(bias.sum()) < 1e-5
@@ -272,17 +272,16 @@ def test_a_loss_of_whole_labels_is_refused_where_labels_are_mixed():
 
 def test_a_loss_may_be_given_by_name_or_path(monkeypatch, tmp_path):
     made = []
-    monkeypatch.setattr(
-        training, "TrainFunctions", lambda *args, **_: made.append((args[0].loss, args[2]))
-    )
+    monkeypatch.setattr(training, "Trainer", made.append)
     monkeypatch.setattr(training, "run_training", lambda *_, **__: None)
     train(SMALL, loss="gce(q=0.5)")
     train(dataclasses.replace(SMALL, loss="gce(q=0.5)"))
-    named = [(name, describe(loss)) for name, loss in made]
+    named = [(learner.config.loss, learner.identity()["loss"]) for learner in made]
     assert named == [("gce(q=0.5)", "gce(q=0.5)")] * 2
     path = tmp_path / "mine.safetensors"
     load_pretrained().save(path)
     train(SMALL, loss=path)
-    assert (made[2][0], describe(made[2][1])) == (str(path), describe(load_pretrained()))
+    loss = made[2].identity()["loss"]
+    assert (made[2].config.loss, loss) == (str(path), describe(load_pretrained()))
     with pytest.raises(ConfigError, match="expected a head_scale"):
         train(SMALL, loss="additive_margin_softmax")

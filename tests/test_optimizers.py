@@ -1,4 +1,4 @@
-"""Optimisers, and what changes a step: decay, clipping, averages, mixing."""
+"""Optimizers, and what changes a step: decay, clipping, averages, mixing."""
 
 import dataclasses
 from functools import partial
@@ -17,7 +17,7 @@ from edl_jax.models.vit import VisionTransformer
 from edl_jax.training import Augmentation
 from edl_jax.training.optimizers import OptimizerConfig, make_schedule
 from edl_jax.training.training import load_shared
-from tests.test_training import CROSS_ENTROPY, DIGITS, PLAIN, assert_close, functions_of
+from tests.test_training import CROSS_ENTROPY, DIGITS, PLAIN, assert_close, trainer_of
 
 TREE = {"model": {"w": np.float32([3, -4])}, "loss": {"shape": np.float32([2])}}
 GRADIENT = jax.tree.map(np.ones_like, TREE)
@@ -51,7 +51,7 @@ def updates(optimizer, gradient=GRADIENT):
 
 
 @pytest.mark.parametrize("name", ["sgd", "rmsprop", "novograd"])
-def test_decay_is_an_l2_penalty_where_the_optimiser_has_none_and_spares_the_loss(name):
+def test_decay_is_an_l2_penalty_where_the_optimizer_has_none_and_spares_the_loss(name):
     found = updates(make_optimizer(name, {}, 0.5, weight_decay=0.1))
     plain = getattr(optax, name)(0.5)
     penalised = {"model": {"w": np.float32([1.3, 0.6])}, "loss": {"shape": np.float32([1])}}
@@ -59,7 +59,7 @@ def test_decay_is_an_l2_penalty_where_the_optimiser_has_none_and_spares_the_loss
 
 
 @pytest.mark.parametrize("name", ["adamw", "lion", "lamb", "lars", "adadelta"])
-def test_decay_is_the_optimisers_own_where_it_has_one_and_spares_the_loss(name):
+def test_decay_is_the_optimizers_own_where_it_has_one_and_spares_the_loss(name):
     with_decay = updates(make_optimizer(name, {}, 0.5, weight_decay=0.1))
     without = updates(make_optimizer(name, {}, 0.5))
     assert_close(with_decay["loss"], without["loss"], rtol=0)
@@ -69,7 +69,7 @@ def test_decay_is_the_optimisers_own_where_it_has_one_and_spares_the_loss(name):
         np.testing.assert_allclose(with_decay["model"]["w"], expected, rtol=1e-6)
 
 
-def test_an_optimiser_that_keeps_a_random_key_is_refused():
+def test_an_optimizer_that_keeps_a_random_key_is_refused():
     with pytest.raises(ConfigError, match=r"'noisy_sgd' .* keeps a random key"):
         make_optimizer("noisy_sgd", {"key": 0}, 0.1)
 
@@ -102,33 +102,33 @@ def test_no_step_has_a_rate_of_0_and_the_peak_is_reached(warmup, total):
 
 def test_a_training_of_a_single_step_trains(dataset):
     config = dataclasses.replace(DIGITS, epochs=1, batch_size=256, augmentation=PLAIN)
-    functions, key = functions_of(config, dataset), jax.random.key(0)
-    before = jax.device_get(functions.init(key).params)
-    after = jax.device_get(functions.advance(functions.init(key), key, 1).params)
+    trainer, key = trainer_of(config, dataset), jax.random.key(0)
+    before = jax.device_get(trainer.init(key).params)
+    after = jax.device_get(trainer.take_steps(trainer.init(key), key, 1).params)
     assert all(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (before, after)), strict=True))
 
 
 def test_the_average_is_evaluated_and_follows_the_weights(small_vit, dataset):
     config = dataclasses.replace(small_vit, ema_decay=0.5, warmup_epochs=0, learning_rate=1e-3)
-    functions, key = functions_of(config, dataset), jax.random.key(0)
-    state = functions.init(key)
+    trainer, key = trainer_of(config, dataset), jax.random.key(0)
+    state = trainer.init(key)
     average = jax.device_get(state.params["model"])
     for step in range(4):
-        state = functions.advance(state, key, 1)
+        state = trainer.take_steps(state, key, 1)
         decay, params = min(0.5, (1 + step) / (10 + step)), jax.device_get(state.params["model"])
         average = jax.tree.map(
             lambda a, p, decay=decay: decay * a + (1 - decay) * p, average, params
         )
     assert_close(state.average[0], average, rtol=1e-5, atol=1e-6)
     swapped = state._replace(params={**state.params, "model": state.average[0]}, average=())
-    plain = functions_of(dataclasses.replace(config, ema_decay=0.0), dataset)
-    assert functions.evaluate(state, "test") == plain.evaluate(swapped, "test")
+    plain = trainer_of(dataclasses.replace(config, ema_decay=0.0), dataset)
+    assert trainer.evaluate(state, "test") == plain.evaluate(swapped, "test")
 
 
 def test_parameters_of_a_loss_are_trained_too(small_vit, dataset):
     loss = AdaptiveBarron()
-    functions, key = functions_of(small_vit, dataset, loss), jax.random.key(0)
-    state = functions.advance(functions.init(key), key, 4)
+    trainer, key = trainer_of(small_vit, dataset, loss), jax.random.key(0)
+    state = trainer.take_steps(trainer.init(key), key, 4)
     before, after = nnx.state(loss), state.params["loss"]
     assert all(
         np.any(a != b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
@@ -152,8 +152,8 @@ class ShiftedCrossEntropy(nnx.Module):
 
 def test_only_the_params_of_a_loss_are_trained(small_vit, dataset):
     loss = ShiftedCrossEntropy()
-    functions, key = functions_of(small_vit, dataset, loss), jax.random.key(0)
-    state = functions.advance(functions.init(key), key, 4)
+    trainer, key = trainer_of(small_vit, dataset, loss), jax.random.key(0)
+    state = trainer.take_steps(trainer.init(key), key, 4)
     (temperature,) = jax.tree.leaves(state.params["loss"])
     assert temperature != 1
     nnx.update(loss, state.params["loss"])
@@ -168,8 +168,8 @@ def test_mixing_gives_soft_labels_that_sum_to_1(small_vit, dataset):
         return optax.losses.softmax_cross_entropy(logits, labels)
 
     config = dataclasses.replace(small_vit, augmentation=Augmentation(mixup=1.0, cutmix=1.0))
-    functions, key = functions_of(config, dataset, recording), jax.random.key(0)
-    jax.block_until_ready(functions.advance(functions.init(key), key, 4))
+    trainer, key = trainer_of(config, dataset, recording), jax.random.key(0)
+    jax.block_until_ready(trainer.take_steps(trainer.init(key), key, 4))
     labels = np.concatenate(seen)
     assert labels.shape == (4 * 64, 10)
     np.testing.assert_allclose(labels.sum(axis=1), 1, rtol=1e-6)
@@ -180,8 +180,8 @@ def test_bfloat16_keeps_float32_state_and_learns_alike(small_vit, dataset):
     key, values = jax.random.key(0), {}
     for precision in ("float32", "bfloat16"):
         config = dataclasses.replace(small_vit, precision=precision)
-        functions = functions_of(config, dataset, CROSS_ENTROPY)
-        state = functions.advance(functions.init(key), key, 4)
+        trainer = trainer_of(config, dataset, CROSS_ENTROPY)
+        state = trainer.take_steps(trainer.init(key), key, 4)
         assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
         values[precision] = float(state.loss_sum) / 4
     assert values["bfloat16"] == pytest.approx(values["float32"], rel=0.02)

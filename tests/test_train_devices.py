@@ -15,8 +15,8 @@ from edl_jax.losses import LossMethod, load_pretrained
 from edl_jax.losses.method import as_method
 from edl_jax.runs.devices import device_mesh
 from edl_jax.training import Augmentation
-from edl_jax.training.programs import TrainFunctions
-from edl_jax.training.steps import AXIS
+from edl_jax.training.learner import AXIS, Learner
+from edl_jax.training.trainer import Trainer
 from edl_jax.training.training import load_shared
 from tests.test_loss_method import Watched
 from tests.test_training import CROSS_ENTROPY, DIGITS, PLAIN
@@ -60,13 +60,13 @@ def trained(devices, *, loss=Loss, **changes):
     """The state after three steps, the metrics then, and outputs of images."""
     config = dataclasses.replace(BASE, **changes)
     mesh = device_mesh(AXIS, jax.devices()[:devices])
-    functions = TrainFunctions(config, load_shared(config.data), loss(), mesh)
-    state = functions.init(jax.random.key(0))
-    state = functions.advance(state, jax.random.key(1), 3)
+    trainer = Trainer(Learner(config, load_shared(config.data), loss(), mesh))
+    state = trainer.init(jax.random.key(0))
+    state = trainer.take_steps(state, jax.random.key(1), 3)
     seen = ()
     if not changes:
-        seen = functions.outputs(state, jax.random.key(1), "train", np.arange(2 * 64)[::-1])
-    return jax.device_get((state, functions.evaluate(state, "test"), seen))
+        seen = trainer.outputs(state, jax.random.key(1), "train", np.arange(2 * 64)[::-1])
+    return jax.device_get((state, trainer.evaluate(state, "test"), seen))
 
 
 def differ(a, b):
@@ -110,7 +110,7 @@ def test_a_batch_that_the_devices_cannot_share_is_refused():
     with pytest.raises(
         ConfigError, match=r"batch_size is 64 with .* 5 devices; .* multiple of 5\."
     ):
-        TrainFunctions(DIGITS, load_shared(DIGITS.data), CROSS_ENTROPY, mesh)
+        Learner(DIGITS, load_shared(DIGITS.data), CROSS_ENTROPY, mesh)
 
 
 def test_images_that_cannot_be_mixed_two_and_two_are_refused():
@@ -118,4 +118,4 @@ def test_images_that_cannot_be_mixed_two_and_two_are_refused():
     config = dataclasses.replace(DIGITS, batch_size=3, augmentation=mixup)
     mesh = device_mesh(AXIS, jax.devices()[:1])
     with pytest.raises(ConfigError, match=r"batch_size is 3 .* multiple of 2, as images are mixed"):
-        TrainFunctions(config, load_shared(config.data), CROSS_ENTROPY, mesh)
+        Learner(config, load_shared(config.data), CROSS_ENTROPY, mesh)

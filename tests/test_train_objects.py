@@ -1,4 +1,4 @@
-"""Models, data and optimisers given to `train` as objects, or by name."""
+"""Models, data and optimizers given to `train` as objects, or by name."""
 
 import dataclasses
 
@@ -37,7 +37,7 @@ def source(first=0):
     )
 
 
-def test_a_model_data_and_an_optimiser_of_your_own_are_trained_and_known(tmp_path):
+def test_a_model_data_and_an_optimizer_of_your_own_are_trained_and_known(tmp_path):
     given = {"model": Linear, "data": source(), "optimizer": optax.adam}
     config = dataclasses.replace(CONFIG, epochs=4)
     result = train(config, **given, run_dir=tmp_path)
@@ -62,7 +62,7 @@ def test_a_trainer_takes_the_same_and_names_and_a_configuration_stand_for_data()
     assert by_config.params["head"]["kernel"].shape == (64, 10)
 
 
-def test_an_optimiser_is_taken_as_it_is_or_made_of_the_schedule():
+def test_an_optimizer_is_taken_as_it_is_or_made_of_the_schedule():
     params = {MODEL: jnp.ones(2), LOSS: jnp.ones(2)}
 
     def updated(given):

@@ -19,7 +19,7 @@ from edl_jax.errors import EDLError, Preempted, RunFolderError
 from edl_jax.runs.checkpoints import Checkpoints
 from edl_jax.runs.folder import RunFolder, read_json
 from edl_jax.training import Augmentation
-from edl_jax.training.loop import TrainingRun
+from edl_jax.training.trainer import Trainer
 from tests.event_files import shown
 from tests.test_processes import finish, free_port
 from tests.test_training import CROSS_ENTROPY, DIGITS, PLAIN, assert_close
@@ -108,7 +108,7 @@ def test_a_training_stopped_around_a_save_resumes_to_the_same_result(
 
 
 def test_sigterm_is_heeded_within_an_epoch_and_loses_no_step(tmp_path, whole, monkeypatch):
-    original, chunks = TrainingRun.advance, []
+    original, chunks = Trainer.advance, []
 
     def advance(*arguments):
         chunks.append(1)
@@ -116,8 +116,8 @@ def test_sigterm_is_heeded_within_an_epoch_and_loses_no_step(tmp_path, whole, mo
             os.kill(os.getpid(), signal.SIGTERM)
         return original(*arguments)
 
-    monkeypatch.setattr(TrainingRun, "advance", advance)
-    monkeypatch.setattr(TrainingRun, "chunk", 3)
+    monkeypatch.setattr(Trainer, "advance", advance)
+    monkeypatch.setattr(Trainer, "chunk", 3)
     with pytest.raises(Preempted, match=r"after step 7 of 16; everything is saved"):
         train(CONFIG, run_dir=tmp_path / "run")
     monkeypatch.undo()

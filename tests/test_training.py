@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 from functools import partial
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -13,19 +14,19 @@ from edl_jax import TrainConfig, load_pretrained, train
 from edl_jax.data.augmentation import normalize
 from edl_jax.data.config import DataConfig
 from edl_jax.errors import ConfigError, EDLError, LossFileError
-from edl_jax.losses import LOSSES
+from edl_jax.losses import LOSSES, formula
 from edl_jax.losses.by_name import resolve_loss
 from edl_jax.models import MODELS
 from edl_jax.models.resnet import ResNet
 from edl_jax.runs.devices import device_mesh
 from edl_jax.runs.folder import read_json
+from edl_jax.studies import CompareConfig
 from edl_jax.studies.sweep import with_fields
-from edl_jax.training import Augmentation, make_trainer, programs, training
-from edl_jax.training.loop import run_training
+from edl_jax.training import Augmentation, learner, make_trainer, trainer as programs, training
+from edl_jax.training.learner import AXIS, Learner
 from edl_jax.training.metrics import METRICS
-from edl_jax.training.programs import TrainFunctions
-from edl_jax.training.steps import AXIS
-from edl_jax.training.training import load_shared
+from edl_jax.training.trainer import Trainer
+from edl_jax.training.training import load_shared, run_training
 from tests.test_training_metrics import reference
 
 # A convolution and no block: compiling takes most of these tests' time. One block learns something.
@@ -44,13 +45,13 @@ def dataset():
     return load_shared(DIGITS.data)
 
 
-def functions_of(config, dataset, loss=CROSS_ENTROPY):
-    return TrainFunctions(config, dataset, loss, device_mesh(AXIS, jax.devices()[:1]))
+def trainer_of(config, dataset, loss=CROSS_ENTROPY):
+    return Trainer(Learner(config, dataset, loss, device_mesh(AXIS, jax.devices()[:1])))
 
 
 @pytest.fixture(scope="module")
-def functions(dataset):
-    return functions_of(DIGITS, dataset)
+def trainer(dataset):
+    return trainer_of(DIGITS, dataset)
 
 
 def order_of(key, epoch, num_train=1437):
@@ -86,14 +87,14 @@ def test_a_step_is_sgd_with_clipping_nesterov_momentum_weight_decay_and_the_sche
         augmentation=PLAIN,
         optimizer=dataclasses.replace(DIGITS.optimizer, weight_decay=0.05, clip_norm=1.0),
     )
-    functions = functions_of(config, dataset)
-    state = functions.init(jax.random.key(0))
+    trainer = trainer_of(config, dataset)
+    state = trainer.init(jax.random.key(0))
     model = MODELS["tiny"](in_channels=1, rngs=nnx.Rngs(jax.random.key(0)))
     graphdef, params, statistics = nnx.split(model, nnx.Param, ...)
     velocity = jax.tree.map(jnp.zeros_like, params)
     key = jax.random.key(1)
     order = order_of(key, 0)
-    rates = [functions.learning_rate(step) for step in range(STEPS)]
+    rates = [trainer.learner.learning_rate(step) for step in range(STEPS)]
     # 11 steps of warm-up, of which none is lost on a rate of 0.
     np.testing.assert_allclose(rates[:11], 0.1 * np.arange(1, 12) / 11, rtol=1e-6)
     assert max(rates) == pytest.approx(0.1)
@@ -122,35 +123,36 @@ def test_a_step_is_sgd_with_clipping_nesterov_momentum_weight_decay_and_the_sche
         params, statistics, velocity = plain_step(
             params, statistics, velocity, images, labels, rate
         )
-    state = functions.advance(state, key, STEPS)
+    state = trainer.take_steps(state, key, STEPS)
     assert_close(state.params["model"], params, rtol=2e-2, atol=2e-3)
 
 
 def test_one_program_serves_every_epoch_and_seed(dataset):
     traces = []
     counted = lambda x, y: (traces.append(1), CROSS_ENTROPY(x, y))[1]  # noqa: E731
-    functions = functions_of(DIGITS, dataset, counted)
+    trainer = trainer_of(DIGITS, dataset, counted)
     traces.clear()  # of what looked whether it is a loss
     for seed in range(2):
-        state = functions.init(jax.random.key(seed))
+        state = trainer.init(jax.random.key(seed))
         for count in (3, STEPS - 3, 2):
-            state = functions.advance(state, jax.random.key(seed), count)
+            state = trainer.take_steps(state, jax.random.key(seed), count)
     assert len(traces) == 1
 
 
-def test_same_seed_same_training_and_another_seed_another(functions):
-    config = dataclasses.replace(DIGITS, epochs=1)
-    results = [run_training(config, functions, seed) for seed in (1, 1, 2)]
+def test_same_seed_same_training_and_another_seed_another(trainer):
+    trainer = copy.copy(trainer)
+    trainer.total = STEPS  # one epoch is enough
+    results = [run_training(trainer, seed) for seed in (1, 1, 2)]
     assert_close(results[0].params, results[1].params, rtol=0)
     assert results[0].history[-1]["train_loss"] != results[2].history[-1]["train_loss"]
 
 
-def test_chunks_of_any_length_give_the_same_training(functions):
+def test_chunks_of_any_length_give_the_same_training(trainer):
     key = jax.random.key(0)
-    whole = functions.advance(functions.init(key), key, STEPS)
-    parts = functions.init(key)
+    whole = trainer.take_steps(trainer.init(key), key, STEPS)
+    parts = trainer.init(key)
     for count in (1, 7, STEPS - 8):
-        parts = functions.advance(parts, key, count)
+        parts = trainer.take_steps(parts, key, count)
     assert_close(whole, parts, rtol=0)
     assert int(parts.step) == STEPS
 
@@ -165,10 +167,10 @@ def test_losses_meet_the_same_images_in_the_same_order_and_each_once(dataset):
             jax.debug.callback(lambda y: seen.setdefault(name, []).append(y), labels, ordered=True)
             return loss(logits, labels)
 
-        functions = functions_of(dataclasses.replace(DIGITS, epochs=2), dataset, recording)
-        state = functions.init(jax.random.key(3))
+        trainer = trainer_of(dataclasses.replace(DIGITS, epochs=2), dataset, recording)
+        state = trainer.init(jax.random.key(3))
         for _ in range(2):
-            state = functions.advance(state, jax.random.key(4), STEPS)
+            state = trainer.take_steps(state, jax.random.key(4), STEPS)
         jax.block_until_ready(state)
     np.testing.assert_array_equal(seen["cross_entropy"], seen["edl"])
     labels = np.concatenate(seen["edl"]).reshape(2, -1)
@@ -177,11 +179,11 @@ def test_losses_meet_the_same_images_in_the_same_order_and_each_once(dataset):
         np.testing.assert_array_equal(labels[epoch], expected)
 
 
-def test_metrics_count_every_image_once(dataset, functions, monkeypatch):
+def test_metrics_count_every_image_once(dataset, trainer, monkeypatch):
     monkeypatch.setattr(programs, "_EVAL_BATCH", 100)  # the last batch is not whole
-    programs._held_batches.cache_clear()
-    state = functions.init(jax.random.key(0))
-    state = functions.advance(state, jax.random.key(0), STEPS)
+    programs._kept_batches.cache_clear()
+    state = trainer.init(jax.random.key(0))
+    state = trainer.take_steps(state, jax.random.key(0), STEPS)
     model = MODELS["tiny"](in_channels=1, rngs=nnx.Rngs(0))
     nnx.update(model, state.params["model"], state.statistics)
     model.eval()
@@ -190,11 +192,11 @@ def test_metrics_count_every_image_once(dataset, functions, monkeypatch):
     )
     accuracy, nll, calibration_error = reference(logits, dataset.test_labels)
     assert 0.1 < accuracy < 1
-    found = functions.evaluate(state, "test")
+    found = trainer.evaluate(state, "test")
     assert found["accuracy"] == pytest.approx(accuracy, abs=2 / 360)
     assert found["nll"] == pytest.approx(nll, rel=1e-3)
     assert found["calibration_error"] == pytest.approx(calibration_error, abs=4 / 360)
-    programs._held_batches.cache_clear()
+    programs._kept_batches.cache_clear()
 
 
 def test_validation_images_are_watched_and_test_images_reported():
@@ -212,7 +214,7 @@ def test_validation_images_are_watched_and_test_images_reported():
     )
 
 
-def test_without_test_nothing_looks_at_the_test_images(functions):
+def test_without_test_nothing_looks_at_the_test_images(trainer):
     def evaluate(state, split):
         assert split == "val"
         return dict(zip(METRICS, (0.5, 1.0, 0.1), strict=True))
@@ -220,13 +222,13 @@ def test_without_test_nothing_looks_at_the_test_images(functions):
     config = dataclasses.replace(
         DIGITS, epochs=1, data=dataclasses.replace(DIGITS.data, val_examples=1)
     )
-    blind = copy.copy(functions)
-    blind.evaluate = evaluate
-    result = run_training(config, blind, 0, test=False)
+    blind = copy.copy(trainer)
+    blind.config, blind.total, blind.evaluate = config, STEPS, evaluate
+    result = run_training(blind, 0, test=False)
     assert np.isnan([result.test_accuracy, result.test_nll, result.test_calibration_error]).all()
     assert result.history[0]["calibration_error"] == 0.1
     with pytest.raises(AssertionError):
-        run_training(config, blind, 0)
+        run_training(blind, 0)
 
 
 def test_a_trainer_trains_each_seed_and_reports_every_epoch():
@@ -284,6 +286,37 @@ def test_a_margin_loss_is_told_the_scale_of_the_head_and_the_class_counts(name, 
     np.testing.assert_allclose(*both(np.float32([[0.3, *[0.1] * 9]]) * scale, np.int32([0])))
 
 
+def test_a_margin_loss_of_your_own_says_what_its_scale_is_of(dataset):
+    with mock.patch.dict(LOSSES):
+
+        @partial(formula, scale_of="cosines")
+        def of_cosines(c, *, class_counts, scale=5.0):
+            return scale * len(class_counts) + 0 * c.log_p()
+
+        @partial(formula, scale_of="logits")
+        def of_logits(c, *, scale=5.0):
+            return scale + 0 * c.log_p()
+
+        @formula
+        def of_nothing(c, *, scale=5.0):
+            return scale + 0 * c.log_p()
+
+        with pytest.raises(ConfigError, match=r"loss is 'of_cosines', .* expected a head_scale"):
+            dataclasses.replace(DIGITS, loss="of_cosines")
+        scales = {"of_cosines": (20.0,), "of_logits": (20.0, None), "of_nothing": (20.0, None)}
+        configs = [
+            dataclasses.replace(DIGITS, loss=loss, head_scale=scale)
+            for loss, every in scales.items()
+            for scale in every
+        ]
+        losses = [training.resolve_config_loss(config, dataset) for config in configs]
+        values = [float(loss(np.zeros((1, 10)), np.int32([0]))[0]) for loss in losses]
+        assert values == [200.0, 20.0, 1.0, 5.0, 5.0]
+        names = CompareConfig(losses=("static",)).loss_names()
+        assert "of_nothing" in names
+        assert not {"of_cosines", "of_logits"} & {*names}
+
+
 def test_divergence_names_the_step_and_the_learning_rate(dataset):
     config = dataclasses.replace(DIGITS, learning_rate=2e30, warmup_epochs=0, seed=3)
     with pytest.raises(
@@ -297,14 +330,14 @@ def test_divergence_names_the_step_and_the_learning_rate(dataset):
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_steps_and_the_evaluation_lower_for_accelerators(platform, dataset, monkeypatch):
     # There the steps are a loop on the device, in bfloat16.
-    monkeypatch.setattr(programs, "on_cpu", lambda mesh: False)
+    monkeypatch.setattr(learner, "on_cpu", lambda mesh: False)
     augmentation = Augmentation(cutmix=1.0, cutout=2)
     config = dataclasses.replace(DIGITS, ema_decay=0.9, augmentation=augmentation)
-    functions = functions_of(config, dataset, resolve_loss("edl"))
+    trainer = trainer_of(config, dataset, resolve_loss("edl"))
     key = jax.random.key(0)
-    state = functions.init(key)
+    state = trainer.init(key)
     exported = jax.export.export(
-        jax.jit(lambda state: functions.advance(state, key, 3)), platforms=[platform]
+        jax.jit(lambda state: trainer.take_steps(state, key, 3)), platforms=[platform]
     )(state)
     assert exported.platforms == (platform,)
     assert "bf16" in exported.mlir_module()
@@ -335,7 +368,7 @@ def test_steps_and_the_evaluation_lower_for_accelerators(platform, dataset, monk
         ({"optimizer.clip_norm": 0.0}, r"clip_norm is 0\.0"),
         ({"head_scale": -1.0}, r"head_scale is -1\.0"),
         ({"precision": "float64"}, "precision is 'float64'; expected one of auto, float32"),
-        ({"optimizer.name": "sdg"}, "name is 'sdg' with .* expected an optimiser of optax"),
+        ({"optimizer.name": "sdg"}, "name is 'sdg' with .* expected an optimizer of optax"),
         ({"optimizer.name": "tree"}, "name is 'tree'"),
         ({"optimizer.name": "lbfgs"}, "'lbfgs' with .* cannot be used .* gradients and parameters"),
         (

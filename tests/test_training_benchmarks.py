@@ -11,11 +11,11 @@ from flax import nnx
 from benchmarks import loss_overhead, train_throughput, training_work
 from benchmarks.peers import torch_loops
 from benchmarks.report import number
-from benchmarks.training_work import TrainWork, functions_of, our_run, our_training
+from benchmarks.training_work import TrainWork, our_run, our_training, trainer_of
 from edl_jax.models import MODELS, layers
 from edl_jax.models.resnet import ResNet
+from edl_jax.training.learner import TrainState
 from edl_jax.training.optimizers import MODEL
-from edl_jax.training.steps import TrainState
 
 # One block only: compiling takes most of these tests' time.
 TINY = TrainWork("tiny", 8, width=4, image_size=8)
@@ -95,8 +95,8 @@ def test_runs_stay_within_epochs_and_tell_the_mean_loss():
         return state._replace(step=state.step + count, loss_sum=before + 2.0 * count)
 
     state = TrainState(*[None] * 5, step=0, loss_sum=0.0, correct=0, failed_step=-1)
-    functions = mock.Mock(init=lambda key: state, advance=advance, steps_per_epoch=5)
-    run = our_run(functions, 3)
+    trainer = mock.Mock(init=lambda key: state, take_steps=advance, period=5)
+    run = our_run(trainer, 3)
     assert [run(1), run(2), run(1)] == [2.0] * 3
     assert counts == [(0, 3), (3, 2), (0, 4), (4, 1), (0, 2)]
 
@@ -105,12 +105,12 @@ def test_xla_s_weight_gradients_are_those_of_its_own_convolutions(monkeypatch):
     assert layers.convolve is not jax.lax.conv_general_dilated
     seen = []
 
-    def functions_of(*_):
+    def trainer_of(*_):
         model = nnx.eval_shape(lambda: MODELS["tiny"](rngs=nnx.Rngs(0)))
         seen.append(model.stem.conv.conv_general_dilated)
 
-    monkeypatch.setattr(training_work, "functions_of", functions_of)
-    monkeypatch.setattr(training_work, "our_run", lambda functions, steps: lambda count: None)
+    monkeypatch.setattr(training_work, "trainer_of", trainer_of)
+    monkeypatch.setattr(training_work, "our_run", lambda trainer, steps: lambda count: None)
     for xla_gradients in (True, False):
         our_training(TINY, 1, xla_gradients=xla_gradients)()
     assert seen == [jax.lax.conv_general_dilated, layers.convolve]
@@ -137,14 +137,14 @@ def test_pytorch_takes_the_same_steps():
 
     # One batch an epoch: the mean loss and its gradient do not depend on the order.
     work = TrainWork("tiny", 8, width=4, image_size=8, num_batches=1, augmented=False)
-    functions, key = functions_of(work, work.config()), jax.random.key(0)
-    state = functions.init(key)
+    trainer, key = trainer_of(work, work.config()), jax.random.key(0)
+    state = trainer.init(key)
     network = torch_training.network_of(work)
     network.load_state_dict(to_torch(state.params[MODEL]), strict=False)
     run = torch_training.trainer(work, network, bfloat16=False, compiled=False)
     losses = []
     for _ in range(4):
-        state = functions.advance(state, key, 1)
+        state = trainer.take_steps(state, key, 1)
         losses.append(float(state.loss_sum))
         assert run(1) == pytest.approx(losses[-1], rel=1e-4)
     assert losses[-1] < 0.9 * losses[0]

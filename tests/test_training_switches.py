@@ -17,8 +17,8 @@ from edl_jax.models.resnet import ResNet
 from edl_jax.models.vit import VisionTransformer
 from edl_jax.runs.devices import device_mesh, on_every_device
 from edl_jax.training import Augmentation
+from edl_jax.training.learner import AXIS, Learner
 from edl_jax.training.optimizers import OptimizerConfig
-from edl_jax.training.steps import AXIS, make_steps
 from edl_jax.training.training import load_shared
 from tests.test_training import DIGITS
 
@@ -49,24 +49,24 @@ def loss(logits, labels):
 
 
 @pytest.mark.parametrize(
-    ("model", "dtype"),
-    [("plain", jnp.bfloat16), ("bottleneck", jnp.float32), ("vit", jnp.bfloat16)],
+    ("model", "precision"),
+    [("plain", "bfloat16"), ("bottleneck", "float32"), ("vit", "bfloat16")],
 )
-def test_a_step_and_an_evaluation_of_every_model_with_switches_on(model, dtype, monkeypatch):
+def test_a_step_and_an_evaluation_of_every_model_with_switches_on(model, precision, monkeypatch):
     """Traced only: rank promotion is refused and dtypes are decided then."""
     monkeypatch.setitem(MODELS, "tiny", SHAPES[model])
-    config = dataclasses.replace(SMALL, **SETTINGS[model])
+    config = dataclasses.replace(SMALL, precision=precision, **SETTINGS[model])
     dataset, mesh = load_shared(config.data), device_mesh(AXIS, jax.devices()[:1])
     images, labels = jnp.zeros((32, 8, 8, 1), jnp.uint8), jnp.zeros(32, jnp.int32)
 
     def traced():
         """The shapes and dtypes of the state before and after and of the sums; and all arrays."""
-        steps = make_steps(config, dataset, loss, dtype)
-        step, sums = (on_every_device(x, mesh) for x in (steps.step, steps.sums))
-        before = jax.eval_shape(steps.init, jax.random.key(0))
+        learner = Learner(config, dataset, loss, mesh)
+        step, sums = (on_every_device(x, mesh) for x in (learner.step, learner.sums))
+        before = jax.eval_shape(learner.init, jax.random.key(0))
         key = jax.random.key(1)
-        step, after = jax.make_jaxpr(step, return_shape=True)(before, key, images, labels)
-        sums, found = jax.make_jaxpr(sums, return_shape=True)(before, images, labels)
+        step, after = jax.make_jaxpr(step, return_shape=True)(before, key, (images, labels))
+        sums, found = jax.make_jaxpr(sums, return_shape=True)(before, (images, labels))
         shapes = jax.tree.map(lambda x: f"{x.dtype}{x.shape}", (before, after, found))
         return shapes, f"{step} {sums}"
 

@@ -1,6 +1,6 @@
 """A training step in PyTorch, the same as ours; on a GPU where there is one.
 
-Images stay on the device as uint8 with the channels last. The fused optimiser is used, which is
+Images stay on the device as uint8 with the channels last. The fused optimizer is used, which is
 PyTorch's fastest. `torch.compile` compiles all from the pixels to the loss as one function.
 """
 

@@ -93,10 +93,11 @@ def load_dataset(config: DataConfig | None = None, source: ArraySource | None = 
     config = config_or_default(config, DataConfig)
     name, size = config.name, config.image_size
     if source is not None or name in DATASETS:
-        given = DATASETS[name]() if source is None else source
-        if not isinstance(given, ArraySource):
-            raise DataError(f"data set {name!r} is made as {given!r}; expected an ArraySource.")
-        origin = _Origin((given.name, given.description, given.digest), lambda: given.resized(size))
+        chosen = DATASETS[name]() if source is None else source
+        if not isinstance(chosen, ArraySource):
+            raise DataError(f"data set {name!r} is made as {chosen!r}; expected an ArraySource.")
+        key = (chosen.name, chosen.description, chosen.digest)
+        origin = _Origin(key, lambda: chosen.resized(size))
     elif name.startswith(_FOLDER):
         folder = user_path(name.removeprefix(_FOLDER))
         files = find_images(folder)
@@ -104,15 +105,15 @@ def load_dataset(config: DataConfig | None = None, source: ArraySource | None = 
         key = tuple((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats)
         origin = _Origin(key, lambda: read_folder(folder, files, size))
     else:
-        found = "cifar10" if name == "auto" else name
+        tfds_name = "cifar10" if name == "auto" else name
         may_replace = name == "auto" and config.data_dir is None
         place = config.data_dir
         if place is None:
             place = os.environ.get("TFDS_DATA_DIR") or None
         directory = None if place is None else str(user_path(place))
         origin = _Origin(
-            (name, directory, may_replace, prepared_files(found, directory)),
-            lambda: _prepared(found, directory, size, may_replace),
+            (name, directory, may_replace, prepared_files(tfds_name, directory)),
+            lambda: _prepared(tfds_name, directory, size, may_replace),
         )
     return _load(origin, dataclasses.replace(config, data_dir=None))  # the origin knows it
 

@@ -94,7 +94,7 @@ def _usable(arrays: Any) -> dict[str, tuple[Any, Any]] | None:
     """The arrays of an `ArraySource`, in memory as NumPy's; None if they are not what it holds."""
     if not isinstance(arrays, Mapping) or {*arrays} != {"train", "test"}:
         return None
-    found, shapes = {}, set()
+    usable, shapes = {}, set()
     for split, pair in arrays.items():
         is_pair = isinstance(pair, list | tuple) and len(pair) == 2
         if not is_pair or not all(hasattr(x, "shape") for x in pair):
@@ -105,9 +105,9 @@ def _usable(arrays: Any) -> dict[str, tuple[Any, Any]] | None:
         are_labels = labels.dtype.kind in "iu" and labels.shape == shape[:1]
         if not are_images or not are_labels or 0 in shape:
             return None
-        found[split] = images, labels
+        usable[split] = images, labels
         shapes.add(shape[1:])
-    return found if len(shapes) == 1 else None
+    return usable if len(shapes) == 1 else None
 
 
 def _in_words(arrays: Any) -> str:
@@ -125,8 +125,8 @@ def find_images(root: Path) -> dict[str, list[Path]]:
     splits = [root / "train", root / "test"]
     tops = splits if all(split.is_dir() for split in splits) else [root]
     known = {*require("PIL.Image").registered_extensions()}
-    found = [[x for x in sorted(top.glob("*/*")) if x.suffix.lower() in known] for top in tops]
-    classes = [sorted({path.parent.name for path in paths}) for paths in found]
+    images = [[x for x in sorted(top.glob("*/*")) if x.suffix.lower() in known] for top in tops]
+    classes = [sorted({path.parent.name for path in paths}) for paths in images]
     if len(classes[0]) < 2 or classes[-1] != classes[0]:
         told = {top.name: names for top, names in zip(tops, classes, strict=True)}
         raise DataError(
@@ -134,10 +134,10 @@ def find_images(root: Path) -> dict[str, list[Path]]:
             "of two or more classes, in it or, the same ones, in its train/ and in its test/."
         )
     if tops == [root]:
-        count = max(len(found[0]) // 5, 1)  # one image in five is for testing
-        shuffled = [found[0][row] for row in np.random.default_rng(0).permutation(len(found[0]))]
-        found = [shuffled[count:], shuffled[:count]]
-    return dict(zip(("train", "test"), found, strict=True))
+        count = max(len(images[0]) // 5, 1)  # one image in five is for testing
+        shuffled = [images[0][row] for row in np.random.default_rng(0).permutation(len(images[0]))]
+        images = [shuffled[count:], shuffled[:count]]
+    return dict(zip(("train", "test"), images, strict=True))
 
 
 def read_folder(root: Path, files: dict[str, list[Path]], image_size: int | None) -> ArraySource:

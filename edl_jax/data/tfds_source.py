@@ -98,17 +98,17 @@ def _prepare(tfds: Any, builder: Any, name: str) -> None:
         config = tfds.download.DownloadConfig(try_download_gcs=False)
         builder.download_and_prepare(file_format="array_record", download_config=config)
     except Exception as error:  # network, disk, checksum, archive: each has exceptions of its own
-        told = (
+        reason = (
             f"{name} is not prepared in {builder.data_dir_root} and could not be downloaded and "
             f"prepared: {error}."
         )
         if isinstance(error, ImportError):
-            told += (
+            reason += (
                 " Prepare it once where TensorFlow is, by "
                 f"tfds.builder({name!r}, data_dir={str(builder.data_dir_root)!r})"
                 ".download_and_prepare(file_format='array_record')."
             )
-        raise UnavailableError(told) from error
+        raise UnavailableError(reason) from error
 
 
 def _read_cifar_without_tensorflow(builder: Any) -> None:
@@ -195,23 +195,23 @@ def _source(tfds: Any, builder: Any, image_size: int | None) -> ArraySource:
 
 def _features(tfds: Any, info: Any, image_size: int | None) -> tuple[str, str, tuple[int, ...]]:
     """The names of the image and of the label, and the shape of the images."""
-    kinds, found = tfds.features, dict(info.features.items())
+    kinds, features = tfds.features, dict(info.features.items())
     of_kind = {
         "image": [
             key
-            for key, x in found.items()
+            for key, x in features.items()
             if type(x) is kinds.Image and x.np_dtype == np.uint8 and x.shape[2] in (1, 3, None)
         ],
-        "label": [key for key, x in found.items() if type(x) is kinds.ClassLabel],
+        "label": [key for key, x in features.items() if type(x) is kinds.ClassLabel],
     }
     if not all(usual in keys or len(keys) == 1 for usual, keys in of_kind.items()):
         raise ConfigError(
-            f"{info.name} is no set of labelled images: its features are {found}; expected an "
+            f"{info.name} is no set of labeled images: its features are {features}; expected an "
             "Image of uint8 and 1 or 3 channels, and a ClassLabel, and of several one named image "
             "and label."
         )
     image, label = (usual if usual in keys else keys[0] for usual, keys in of_kind.items())
-    height, width, channels = found[image].shape
+    height, width, channels = features[image].shape
     if image_size is not None:
         height = width = image_size
     if height is None or width is None:

@@ -111,7 +111,7 @@ class PretrainConfig(Checked):
 
 def own_parts(*configs: PretrainConfig) -> dict[str, str]:
     """Describe the user-registered parts that configurations name, for the run folder."""
-    found = {}
+    parts = {}
     for config in configs:
         for kind, registry, name in (
             ("severity", SEVERITIES, config.severity),
@@ -120,5 +120,5 @@ def own_parts(*configs: PretrainConfig) -> dict[str, str]:
             ("strategy", STRATEGIES, config.strategy.name),
         ):
             if not registry.is_protected(name):
-                found[f"{kind} {name}"] = describe(registry[name])
-    return found
+                parts[f"{kind} {name}"] = describe(registry[name])
+    return parts

@@ -186,7 +186,7 @@ def pretrain(
             lambda: None if run_dir is None else stack.enter_context(open_run(run_dir, identity)),
             share=False,
         )
-        found, measured = _evolved(
+        evolved, measured = _evolved(
             evolution,
             key,
             # As many fresh pairs as the winner is measured on.
@@ -194,14 +194,14 @@ def pretrain(
             folder=folder,
             progress=progress and is_first(),
         )
-        loss = ranking.loss(found.solution, key_choice)
+        loss = ranking.loss(evolved.solution, key_choice)
         metrics = _metrics(ranking, loss, key_measurement)
         loss = loss.replace(provenance=Provenance(as_json(config), metrics, versions()))
         if folder is not None:
             folder.write_json("results.json", metrics)
             with writing("loss.safetensors", folder.path):
                 loss.save(folder.path / "loss.safetensors")
-    return PretrainResult(loss, found.history, _columns(measured), metrics)
+    return PretrainResult(loss, evolved.history, _columns(measured), metrics)
 
 
 def _metrics(ranking: RankingProblem, loss: EvolvedLoss, key: jax.Array) -> Row:

@@ -93,23 +93,23 @@ class Evolution:
         is_first = state.generation == 0
         with jax.numpy_rank_promotion("allow"):
             population, asked = self.search.ask(key_ask, state.strategy, state.population, is_first)
-            mine = self._my_share(population)
-            scored, problem, metrics = self.problem.eval(key_eval, mine, state.problem)
+            share = self._my_share(population)
+            scored, problem, metrics = self.problem.eval(key_eval, share, state.problem)
             raw = self._of_all(scored)
             finite = jnp.isfinite(raw)
             population, fitness = without_failures(population, raw)
-            told = self.search.tell(key_tell, population, fitness, asked, is_first)
+            after = self.search.tell(key_tell, population, fitness, asked, is_first)
         best = jnp.argmin(fitness)
         log = {
             "best_fitness": fitness[best],
             "mean_fitness": jnp.mean(raw, where=finite),
-            "step_size": jnp.mean(jnp.asarray(getattr(told, "std", jnp.nan), jnp.float32)),
+            "step_size": jnp.mean(jnp.asarray(getattr(after, "std", jnp.nan), jnp.float32)),
             "failed": jnp.sum(~finite, dtype=jnp.int32),
         }
         for name, values in metrics.items():
             if jnp.shape(values) == scored.shape:  # a value for each solution
                 log[name] = self._of_all(values)[best]
-        new = {"strategy": told, "problem": problem, "population": population, "fitness": fitness}
+        new = {"strategy": after, "problem": problem, "population": population, "fitness": fitness}
         return dataclasses.replace(state, generation=state.generation + 1, **new), log
 
     def init(self, key: jax.Array) -> State:

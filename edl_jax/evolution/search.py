@@ -51,14 +51,14 @@ class Search:
             shape = (self.num_means, self.algorithm.population_size)
             population = jax.tree.map(lambda x: x.reshape(shape + x.shape[1:]), population)
 
-        def told() -> Any:
+        def updated() -> Any:
             after, _ = self.algorithm.tell(key, population, fitness, state, self.params)
             return _like(after, state)
 
         def begun() -> Any:
             return _like(self.algorithm.init(key, population, fitness, self.params), state)
 
-        return told() if self.has_mean else jax.lax.cond(is_first, begun, told)
+        return updated() if self.has_mean else jax.lax.cond(is_first, begun, updated)
 
     def kept(self, state: Any) -> Population:
         """What a strategy keeps of all generations: its means, and the best it was ever told."""

@@ -3,16 +3,13 @@
 from edl_jax.losses import formulas as formulas
 from edl_jax.losses.by_name import PRETRAINED, load_pretrained
 from edl_jax.losses.evolved_loss import EvolvedLoss, Provenance, calibrated
-from edl_jax.losses.formulas.margins import COSINE_LOSSES, MARGIN_LOSSES
 from edl_jax.losses.lift import LOSSES, formula, formula_of_weights
 from edl_jax.losses.method import LossMethod, Student
 
 LOSSES.protect(*PRETRAINED)
 
 __all__ = [
-    "COSINE_LOSSES",
     "LOSSES",
-    "MARGIN_LOSSES",
     "PRETRAINED",
     "EvolvedLoss",
     "LossMethod",

@@ -62,6 +62,11 @@ def split_loss_name(name: str) -> tuple[str, dict[str, Any]]:
     )
 
 
+def scale_of(name: str) -> str | None:
+    """What the option `scale` of a loss is the scale of, which says the loss; see `formula`."""
+    return getattr(LOSSES.get(split_loss_name(name)[0]), "scale_of", None)
+
+
 def check_loss_name(name: str, *groups: str) -> None:
     """Refuse a name that is none of `resolve_loss` or `groups`, without reading a file."""
     names = [*dict.fromkeys(["cross_entropy", *PRETRAINED, *LOSSES, *groups])]

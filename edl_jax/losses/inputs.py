@@ -34,7 +34,7 @@ def per_example(
     `[..., num_classes]`, 0 on masked classes. The loss is 0 where the label is a masked class or no
     class takes part; else NaN where the label is out of range or not finite.
     """
-    given = labels
+    raw_labels = labels
     logits, labels = _as_array("logits", logits), _as_array("labels", labels)
     shape, dtype = logits.shape, logits.dtype
     if not jnp.issubdtype(dtype, jnp.floating):
@@ -51,7 +51,7 @@ def per_example(
             f"{axis} of the logits, expected integers of shape {batch} or soft labels of {shape}."
         )
     mask = None if where is None else _mask(where, shape, axis)
-    values = _known(given)
+    values = _known(raw_labels)
     if values is not None and not isinstance(mask, jax.Array):
         _check(np.moveaxis(values, axis, -1) if is_soft else values, mask, shape[axis], is_soft)
 

@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Annotated, Any, NamedTuple, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, get_origin
 
 import jax
 import jax.numpy as jnp
@@ -68,11 +68,14 @@ class Candidates(NamedTuple):
         return jnp.maximum(count, 1).astype(self.logits.dtype)
 
 
-def formula(function: Formula) -> Formula:
+def formula(function: Formula, scale_of: Literal["logits", "cosines"] | None = None) -> Formula:
     """Register a formula as a loss: `(candidates, *, options) -> [..., n]`.
 
     The loss has the function's name and options and is called like an `EvolvedLoss`. Bounds in an
     option's annotation, such as `Annotated[float, Ge(0)]`, are checked.
+
+    With `scale_of`, also an attribute of the loss, training sets the option `scale` to its
+    `head_scale`, or without one to 1; a loss of "cosines" needs one.
 
     >>> @formula
     ... def squared_miss(c, *, factor=1.0):
@@ -81,7 +84,9 @@ def formula(function: Formula) -> Formula:
     >>> LOSSES["squared_miss"](jnp.zeros((1, 2)), jnp.asarray([0]), factor=4.0)
     Array([1.], dtype=float32)
     """
-    return _registered(function, of_candidates)
+    loss = _registered(function, of_candidates)
+    loss.scale_of = scale_of  # pyright: ignore[reportFunctionMemberAccess]
+    return loss
 
 
 def formula_of_weights(function: Formula) -> Formula:
@@ -135,14 +140,14 @@ def _registered(function: Formula, evaluate: Formula) -> Formula:
         *,
         axis: int = -1,
         where: ArrayLike | None = None,
-        **given: Any,
+        **settings: Any,
     ) -> jax.Array:
-        for name, value in given.items():
+        for name, value in settings.items():
             if isinstance(value, jax.Array) and not isinstance(value, Tracer) and not value.ndim:
                 value = value.item()
             if name in bounds and not isinstance(value, jax.Array):
                 check(name, value, bounds[name])
-        return evaluate(functools.partial(function, **given), logits, labels, axis, where)
+        return evaluate(functools.partial(function, **settings), logits, labels, axis, where)
 
     *arrays, axis, where, _ = inspect.signature(loss, follow_wrapped=False).parameters.values()
     signature = inspect.Signature([*arrays, *options, axis, where], return_annotation=jax.Array)

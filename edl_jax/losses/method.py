@@ -35,7 +35,7 @@ class LossMethod(abc.ABC):
     """Base class of losses with a state, for `train`; docs/extend.md has an example.
 
     The state is any pytree of arrays that keeps its structure, shapes and dtypes. Its `nnx.Param`
-    are trained with the classifier, by its optimiser and without weight decay; all else is carried
+    are trained with the classifier, by its optimizer and without weight decay; all else is carried
     from step to step and through checkpoints.
     """
 
@@ -74,10 +74,10 @@ class _Module(LossMethod):
     """A module: its state is its variables; a call after the step leaves those that it updates."""
 
     def __init__(self, module: nnx.Module):
-        self.graph, self.given = nnx.split(module)
+        self.graph, self.initial = nnx.split(module)
 
     def init(self, key: jax.Array, num_classes: int) -> Any:
-        return self.given
+        return self.initial
 
     def losses(self, state: Any, logits: jax.Array, labels: jax.Array) -> jax.Array:
         # Copied, because a module may only update variables made at its own level of tracing.
@@ -122,14 +122,14 @@ def take_apart(state: Any) -> tuple[Any, Any]:
 def put_together(params: Any, rest: Any) -> Any:
     """The state that `take_apart` took apart."""
 
-    def given(x: Any) -> Any:
+    def restored(x: Any) -> Any:
         return jax.random.wrap_key_data(x.words, impl=x.kind) if isinstance(x, _Key) else x
 
     whole = jax.tree.map(lambda x, y: y if x is None else x, params, rest, is_leaf=_is_leaf)
-    return jax.tree.map(given, whole, is_leaf=lambda x: isinstance(x, _Key))
+    return jax.tree.map(restored, whole, is_leaf=lambda x: isinstance(x, _Key))
 
 
-def _is_leaf(x: Any) -> bool:
+def _is_leaf(x: object) -> bool:
     return x is None or isinstance(x, nnx.Variable)
 
 
@@ -151,7 +151,7 @@ def check_loss(loss: Any, num_classes: int, *, soft: bool) -> bool:
         return losses, take_apart(state), take_apart(method.update(state, student))
 
     labels = logits if soft else classes
-    given = f"logits {_told(logits)} and labels {_told(labels)}"
+    arguments = f"logits {_in_words(logits)} and labels {_in_words(labels)}"
     name = f"the loss {getattr(loss, '__qualname__', None) or shortened(repr(loss), 100)}"
     try:
         losses, *states = jax.eval_shape(step, logits, labels, (logits, classes))
@@ -159,13 +159,13 @@ def check_loss(loss: Any, num_classes: int, *, soft: bool) -> bool:
         raise
     except Exception as error:  # the loss is the user's own code
         reason = shortened(f"{type(error).__name__}: {error}")
-        raise ConfigError(f"{name} cannot be called with {given} ({reason}).") from error
-    found, before, after = (jax.tree.map(_told, x) for x in (losses, *states))
+        raise ConfigError(f"{name} cannot be called with {arguments} ({reason}).") from error
+    output, before, after = (jax.tree.map(_in_words, x) for x in (losses, *states))
     fits = getattr(losses, "shape", None) == (batch,)
     if not fits or not jnp.issubdtype(losses.dtype, jnp.floating):
         raise ConfigError(
-            f"{name} gives {shortened(found)} for {given}; expected float32[{batch}], one value "
-            "for each example."
+            f"{name} gives {shortened(output)} for {arguments}; expected float32[{batch}], one "
+            "value for each example."
         )
     if before != after:
         raise ConfigError(
@@ -175,5 +175,5 @@ def check_loss(loss: Any, num_classes: int, *, soft: bool) -> bool:
     return bool(asked)
 
 
-def _told(x: Any) -> str:
+def _in_words(x: jax.ShapeDtypeStruct) -> str:
     return f"{x.dtype}{[*x.shape]}"

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from edl_jax.models.layers import ConvNorm, classifier_head
 
@@ -86,7 +86,7 @@ class ResNet(nnx.Module):
         num_classes: int = 10,
         in_channels: int = 3,
         image_size: int | None = None,
-        dtype: Any = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         head_scale: float | None = None,
         rngs: nnx.Rngs,
     ):

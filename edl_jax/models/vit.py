@@ -1,11 +1,11 @@
 """Vision transformers, as Flax NNX modules."""
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from edl_jax.errors import ConfigError, InputError
 from edl_jax.models.layers import classifier_head
@@ -18,7 +18,7 @@ _layer_norm = partial(nnx.LayerNorm, epsilon=1e-6, dtype=jnp.float32, use_fast_v
 class Attention(nnx.Module):
     """Multi-head self-attention of all tokens, softmax in float32 (Vaswani et al. 2017)."""
 
-    def __init__(self, width: int, heads: int, *, dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, width: int, heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         linear = {"kernel_init": _INIT, "dtype": dtype, "rngs": rngs}
         self.query_key_value = nnx.Linear(width, 3 * width, **linear)
         self.out = nnx.Linear(width, width, **linear)
@@ -35,7 +35,7 @@ class Attention(nnx.Module):
 class TransformerBlock(nnx.Module):
     """Attention, then an MLP with GELU, each of the layer norm and around a shortcut (pre-norm)."""
 
-    def __init__(self, width: int, heads: int, *, dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, width: int, heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         linear = {"kernel_init": _INIT, "dtype": dtype, "rngs": rngs}
         self.norm1 = _layer_norm(width, rngs=rngs)
         self.attention = Attention(width, heads, dtype=dtype, rngs=rngs)
@@ -58,7 +58,7 @@ class VisionTransformer(nnx.Module):
 
     Of Dosovitskiy et al., https://arxiv.org/abs/2010.11929, with initial weights as in DeiT,
     https://arxiv.org/abs/2012.12877: truncated normal of scale 0.02, biases zero; only the patches'
-    embedding is LeCun normal, so that tokens of normalised images start with unit variance.
+    embedding is LeCun normal, so that tokens of normalized images start with unit variance.
 
     Args:
       width: size of a token.
@@ -79,7 +79,7 @@ class VisionTransformer(nnx.Module):
         num_classes: int = 10,
         in_channels: int = 3,
         image_size: int = 32,
-        dtype: Any = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         head_scale: float | None = None,
         rngs: nnx.Rngs,
     ):

@@ -92,7 +92,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         and empty files where there is none. Where none can be used, or one cannot be read for now,
         all is left as it is. To be called before anything is saved.
         """
-        found, aside = None, {}
+        newest, aside = None, {}
         rows = {path.name: read_bytes(path) for path in self._files}
         with reading(self._path):
             names = [x.name for x in self._path.iterdir() if x.name.isdecimal()]
@@ -101,10 +101,10 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             try:
                 _read(path)
                 metrics = json.loads((path / "metrics" / "metrics").read_bytes())
-                if found is None and (why := _misfit(metrics["notes"], rows)):
+                if newest is None and (why := _misfit(metrics["notes"], rows)):
                     aside[step] = "unused", why
-                elif found is None:  # older ones are only looked at
-                    found = step, _restored(path, metrics["sha256"], like), metrics["notes"]
+                elif newest is None:  # older ones are only looked at
+                    newest = step, _restored(path, metrics["sha256"], like), metrics["notes"]
             except (MemoryError, RunFolderError):
                 raise
             except Exception as error:
@@ -112,11 +112,11 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
                     with reading(path):
                         raise OSError(shortened(error)) from error
                 aside[step] = "damaged", shortened(error) or type(error).__name__
-        if found is None:
+        if newest is None:
             self._check_new(rows, aside)
         for step, (what, why) in aside.items():
             self._set_aside(step, what, why)
-        step, tree, notes = found or (0, like, {})
+        step, tree, notes = newest or (0, like, {})
         for path in self._files:
             size, _ = notes.get(path.name, (0, ""))
             with writing(path.name, path.parent):
@@ -140,7 +140,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         )
 
     @functools.cached_property
-    def _manager(self) -> Any:
+    def _manager(self) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(
             best_fn=lambda metrics: 0.0,  # without one, Orbax writes no metrics
             # Not in the background: the next steps take over the buffers.
@@ -196,9 +196,9 @@ def _leaves(tree: Any) -> list[np.ndarray]:
     return [np.asarray(x) for x in jax.tree.leaves(tree)]
 
 
-def _misfit(notes: Mapping[str, Any], found: Mapping[str, bytes]) -> str:
+def _misfit(notes: Mapping[str, Any], files: Mapping[str, bytes]) -> str:
     """Why a checkpoint with these notes cannot be used; nothing if it can."""
-    for name, data in found.items():
+    for name, data in files.items():
         size, digest = notes[name]
         if hashlib.sha256(data[:size]).hexdigest() != digest:
             return f"the first {size} bytes of {name} are not those that it was saved with"
@@ -206,14 +206,14 @@ def _misfit(notes: Mapping[str, Any], found: Mapping[str, bytes]) -> str:
 
 
 def _digest(step: int, leaves: list[np.ndarray]) -> str:
-    found = hashlib.sha256(str(step).encode())
+    digest = hashlib.sha256(str(step).encode())
     for x in leaves:
-        found.update(f"{x.dtype}{x.shape}".encode())
-        found.update(np.ascontiguousarray(x).tobytes())
-    return found.hexdigest()
+        digest.update(f"{x.dtype}{x.shape}".encode())
+        digest.update(np.ascontiguousarray(x).tobytes())
+    return digest.hexdigest()
 
 
-def _processes() -> Any:
+def _processes() -> ocp.options.MultiprocessingOptions:
     """Orbax's options: the first process alone reads and writes, and must not be waited for."""
     alone = {"primary_host": 0, "active_processes": {0}} if jax.process_count() > 1 else {}
     return ocp.options.MultiprocessingOptions(**alone)

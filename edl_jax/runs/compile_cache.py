@@ -34,12 +34,12 @@ def keep_compiled() -> None:
         cache.parent.mkdir(parents=True, exist_ok=True)
         for each, most in ((cache, 0o755), (folder.parent, 0o700), (folder, 0o700)):
             each.mkdir(mode=0o700, exist_ok=True)
-            found = each.lstat()
-            mode = stat.S_IMODE(found.st_mode)
-            if not stat.S_ISDIR(found.st_mode):
+            status = each.lstat()
+            mode = stat.S_IMODE(status.st_mode)
+            if not stat.S_ISDIR(status.st_mode):
                 raise NotADirectoryError(f"{each} is no folder, or a link to one")
-            if found.st_uid != os.geteuid() or mode & ~most:
-                raise PermissionError(f"{each} belongs to user {found.st_uid}, with mode {mode:o}")
+            if status.st_uid != os.geteuid() or mode & ~most:
+                raise PermissionError(f"{each} belongs to user {status.st_uid}, with mode {mode:o}")
     except OSError as error:
         _LOGGER.warning(
             "Compiled programs are not kept (%s). Make that a folder of your own, closed to "
@@ -67,9 +67,9 @@ def _replace_unreadable(folder: Path) -> None:
     show = warnings.showwarning
 
     def remove_or_show(message: Warning | str, *arguments: Any, **options: Any) -> None:
-        if (found := _UNREADABLE.match(str(message))) is None:
+        if (named := _UNREADABLE.match(str(message))) is None:
             return show(message, *arguments, **options)
-        for entry in folder.glob(f"{glob.escape(found[1])}-*"):
+        for entry in folder.glob(f"{glob.escape(named[1])}-*"):
             with contextlib.suppress(OSError):
                 entry.unlink()
 

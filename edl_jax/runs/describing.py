@@ -22,7 +22,7 @@ def describe(part: Any) -> str:
     """
     arrays, above = hashlib.sha256(), []
 
-    def told(value: Any) -> str:
+    def text_of(value: Any) -> str:
         if isinstance(value, nnx.Variable):
             value = value[...]
         if isinstance(value, np.generic):
@@ -33,23 +33,23 @@ def describe(part: Any) -> str:
             arrays.update(held.tobytes())
             return f"{held.dtype}{list(held.shape)}"
         if isinstance(value, dict):
-            entries = [f"{key}: {told(value[key])}" for key in sorted(value, key=str)]
+            entries = [f"{key}: {text_of(value[key])}" for key in sorted(value, key=str)]
             return f"{{{', '.join(entries)}}}"
         if isinstance(value, set | frozenset):
             value = sorted(value, key=repr)
         if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
-            return f"({', '.join(map(told, value))})"
+            return f"({', '.join(map(text_of, value))})"
         if value is None or isinstance(value, bool | int | float | str):
             return repr(value)
         if id(value) in above:
             return "..."
         name, options = _named(value)
         above.append(id(value))
-        listed = ", ".join(f"{key}={told(x)}" for key, x in options.items())
+        listed = ", ".join(f"{key}={text_of(x)}" for key, x in options.items())
         above.pop()
         return f"{name}({listed})" if listed else name
 
-    text, empty = told(part), hashlib.sha256().digest()
+    text, empty = text_of(part), hashlib.sha256().digest()
     return text if arrays.digest() == empty else f"{text} {arrays.hexdigest()[:16]}"
 
 
@@ -62,8 +62,8 @@ def _named(part: Any) -> tuple[str, dict[Any, Any]]:
         part, options = inspect.unwrap(part), {}
         with contextlib.suppress(TypeError, ValueError):  # of a class, a function in C, a generator
             parameters = {} if isinstance(part, type) else inspect.signature(part).parameters
-            own = [(k, x) for k, x in parameters.items() if k not in ("axis", "where")]
-            options = {k: x.default for k, x in own if x.default is not x.empty}
+            arguments = [(k, x) for k, x in parameters.items() if k not in ("axis", "where")]
+            options = {k: x.default for k, x in arguments if x.default is not x.empty}
         if closure := getattr(part, "__closure__", None):  # functions by name: it may be its own
             taken = zip(part.__code__.co_freevars, (x.cell_contents for x in closure), strict=True)
             options |= {key: getattr(value, "__qualname__", value) for key, value in taken}

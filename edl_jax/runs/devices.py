@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
 
 from edl_jax.errors import ConfigError, EDLError
 
@@ -28,15 +29,15 @@ def check_backend() -> None:
 
 def device_mesh(axis: str, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of one axis over the devices, some of every process: all by default."""
-    given = jax.devices() if devices is None else devices
-    is_list = isinstance(given, Sequence) and all(isinstance(x, jax.Device) for x in given)
-    owners = {x.process_index for x in given} if is_list else set()
-    if len(owners) != jax.process_count() or len({*given}) != len(given):
+    chosen = jax.devices() if devices is None else devices
+    is_list = isinstance(chosen, Sequence) and all(isinstance(x, jax.Device) for x in chosen)
+    owners = {x.process_index for x in chosen} if is_list else set()
+    if len(owners) != jax.process_count() or len({*chosen}) != len(chosen):
         raise ConfigError(
             f"devices is {devices!r}; expected a list of some of jax.devices(), each of them once, "
             "and some of every process."
         )
-    return Mesh(np.asarray(given), (axis,))
+    return Mesh(np.asarray(chosen), (axis,))
 
 
 def on_every_device(
@@ -60,7 +61,7 @@ def to_every_device(tree: Any, mesh: Mesh) -> Any:
     """Copy arrays that every process holds to every device of the mesh."""
     sharding = NamedSharding(mesh, _WHOLE)
 
-    def copy(x: Any) -> jax.Array:
+    def copy(x: ArrayLike) -> jax.Array:
         host = np.asarray(x)
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
@@ -75,12 +76,12 @@ def rows_divided(mesh: Mesh, size: int) -> tuple[Callable[[Any], Any], np.ndarra
     """
     sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
     slices = sharding.addressable_devices_indices_map((size,)).values()
-    mine = np.sort(np.concatenate([np.arange(size)[index] for index in slices if index]))
+    local = np.sort(np.concatenate([np.arange(size)[index] for index in slices if index]))
 
-    def put(x: Any) -> jax.Array:
+    def put(x: np.ndarray) -> jax.Array:
         return jax.make_array_from_process_local_data(sharding, x, (size, *x.shape[1:]))
 
-    return functools.partial(jax.tree.map, put), mine
+    return functools.partial(jax.tree.map, put), local
 
 
 def check_share(population_size: int, num_devices: int) -> None:

@@ -36,10 +36,10 @@ def commit() -> str | None:
     """The last commit that changed this package, None where it is not in a git checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "log", "-1", "--format=%H", "--", "."]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, check=True)
+        log = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return found.stdout.strip() or None
+    return log.stdout.strip() or None
 
 
 def described() -> dict[str, Any]:
@@ -82,18 +82,18 @@ def noted(path: Path, content: bytes) -> dict[str, Any] | None:
     return environment
 
 
-def difference(one: Any, other: Any, there: str = "there", here: str = "here") -> str:
+def difference(one: object, other: object, there: str = "there", here: str = "here") -> str:
     """The first places where two JSON values differ: `a.b is 1 there and 2 here`."""
-    told = [
-        f"{name} is {shortened(repr(mine), 100)} {there} and {shortened(repr(its), 100)} {here}"
-        for name, mine, its in _differences(one, other)
+    differences = [
+        f"{name} is {shortened(repr(first), 100)} {there} and {shortened(repr(second), 100)} {here}"
+        for name, first, second in _differences(one, other)
     ]
-    if len(told) > _MOST_TOLD:
-        told[_MOST_TOLD:] = [f"{len(told) - _MOST_TOLD} more"]
-    return "; ".join(told)
+    if len(differences) > _MOST_TOLD:
+        differences[_MOST_TOLD:] = [f"{len(differences) - _MOST_TOLD} more"]
+    return "; ".join(differences)
 
 
-def _differences(one: Any, other: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+def _differences(one: Any, other: Any, name: str = "") -> Iterator[tuple[str, object, object]]:
     if isinstance(one, dict) and isinstance(other, dict):
         for key in sorted({**one, **other}):
             yield from _differences(one.get(key), other.get(key), f"{name}.{key}".lstrip("."))

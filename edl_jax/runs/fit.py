@@ -205,7 +205,7 @@ class _TensorBoard:
             self._writer.flush()
 
 
-def _bar(run: Run[Any], done: int, progress: bool) -> Any:
+def _bar(run: Run[Any], done: int, progress: bool) -> tqdm:
     """How far a run is: a bar on a terminal; elsewhere what `fit` prints, a line a period."""
     return tqdm(
         desc=run.name,

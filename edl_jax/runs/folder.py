@@ -110,8 +110,8 @@ class RunFolder:
         """Create the folder, or take up the one that is there."""
         self.path = path
         if (path / "config.json").exists():
-            found = _identity(read_json(path / "config.json"))
-            if what := environment.difference(found, _identity(config)):
+            recorded = _identity(read_json(path / "config.json"))
+            if what := environment.difference(recorded, _identity(config)):
                 raise RunFolderError(
                     f"{path} belongs to a run with another configuration: {shortened(what)}. "
                     "Choose another folder, or the same settings."
@@ -129,7 +129,7 @@ class RunFolder:
         with writing(name, self.path):
             write_atomically(self.path / name, text.encode())
 
-    def write_json(self, name: str, value: Any) -> None:
+    def write_json(self, name: str, value: object) -> None:
         """Write `value` to the file `name`, whole or not at all."""
         self.write_text(name, json.dumps(value, indent=2) + "\n")
 
@@ -138,7 +138,7 @@ class RunFolder:
         with writing(name, self.path):
             append(self.path / name, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
-    def read_rows(self, name: str = METRICS, *, check: Callable[[Row], Any] = id) -> list[Row]:
+    def read_rows(self, name: str = METRICS, *, check: Callable[[Row], object] = id) -> list[Row]:
         """The rows written so far; a last line cut short by a kill is dropped.
 
         `check` is called with each row, and raises `KeyError`, `TypeError` or `ValueError` for one
@@ -163,7 +163,7 @@ class RunFolder:
             rows.append(row)
         return rows
 
-    def resume_rows(self, name: str = METRICS, *, check: Callable[[Row], Any] = id) -> list[Row]:
+    def resume_rows(self, name: str = METRICS, *, check: Callable[[Row], object] = id) -> list[Row]:
         """The rows to resume from, as of `read_rows`; a line cut short is removed from the file."""
         rows = self.read_rows(name, check=check)
         self.write_text(name, "".join(json.dumps(row) + "\n" for row in rows))

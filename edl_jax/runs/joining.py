@@ -23,7 +23,7 @@ from edl_jax.runs.processes import connect_devices
 _SECONDS_BETWEEN_TRIES = 0.2
 _SECONDS_LONGER = 1.0  # that the others wait: the first process knows who is missing
 _SECONDS_TO_PART = 10  # how long the end of one process waits for the end of the others
-_SECONDS_TO_SPEAK = 1.0  # of whoever calls
+_SECONDS_TO_NAME_ITSELF = 1.0  # for whoever calls
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +146,7 @@ def _gather(at: tuple[str, int], count: int, deadline: float) -> str:
             while missing and not problem:
                 server.settimeout(max(0.01, deadline - time.monotonic()))
                 other = stack.enter_context(server.accept()[0])
-                match _heard(other, _SECONDS_TO_SPEAK):
+                match _heard(other, _SECONDS_TO_NAME_ITSELF):
                     case [int(index), int(expected)]:  # one of ours
                         others.append(other)
                         if expected != count:
@@ -181,7 +181,7 @@ def _call(at: tuple[str, int], who: list[int], deadline: float) -> str:
     return trouble
 
 
-def _say(other: socket.socket, value: Any) -> None:
+def _say(other: socket.socket, value: object) -> None:
     with contextlib.suppress(OSError):  # it has left
         other.sendall(json.dumps(value).encode() + b"\n")
 

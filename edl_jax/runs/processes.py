@@ -28,7 +28,7 @@ Value = TypeVar("Value")
 _ERRORS = {kind.__name__: kind for kind in (EDLError, *EDLError.__subclasses__())}
 # How JAX's errors begin that its collectives raise; some of them are a ValueError.
 _STATUS = re.compile("(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED): ")
-_SECONDS_TO_SPEAK = 2  # how long the first process, when all fail, lets the others say why
+_SECONDS_TO_REPORT = 2  # how long the first process, when all fail, lets the others say why
 
 
 def is_first() -> bool:
@@ -77,8 +77,8 @@ def json_of_all(value: Any) -> list[Any]:
     row = np.zeros(max(4096, 1 << (int(sizes.max()) - 1).bit_length()), np.uint8)
     row[: len(data)] = np.frombuffer(data, np.uint8)
     try:
-        found = zip(of_all(row), sizes, strict=True)
-        return [json.loads(sent[:size].tobytes()) for sent, size in found]
+        received = zip(of_all(row), sizes, strict=True)
+        return [json.loads(sent[:size].tobytes()) for sent, size in received]
     except (ValueError, RecursionError) as error:
         raise ProcessError(
             "a process of the run sent no JSON: another program takes part. Let only the "
@@ -96,11 +96,11 @@ def connect_devices() -> None:
         owned: list[list[str]] = [[] for _ in range(jax.process_count())]
         for device in jax.devices():
             owned[device.process_index].append(device.device_kind)
-        told = [", ".join(f"{x.count(kind)} x {kind}" for kind in sorted({*x})) for x in owned]
-        other = next((index for index, its in enumerate(told) if its != told[0]), 0)
+        kinds = [", ".join(f"{x.count(kind)} x {kind}" for kind in sorted({*x})) for x in owned]
+        other = next((index for index, others in enumerate(kinds) if others != kinds[0]), 0)
         if other:
             raise ProcessError(
-                f"the processes have different devices: {told[0]} in process 0; {told[other]} in "
+                f"the processes have different devices: {kinds[0]} in process 0; {kinds[other]} in "
                 f"process {other}. Give each as many of the same kind."
             )
         in_any(False)  # connects the first device of each
@@ -117,12 +117,12 @@ def agree(identity: Callable[[], Mapping[str, Any]]) -> None:
     if jax.process_count() == 1:
         return
     connect_devices()
-    found = json_of_all({**identity(), "versions": versions(), "commit": commit()})
-    if None in [each["commit"] for each in found]:  # where git cannot be asked for it
-        found = [{**each, "commit": None} for each in found]
-    others = [index for index, each in enumerate(found) if each != found[0]]
+    sent = json_of_all({**identity(), "versions": versions(), "commit": commit()})
+    if None in [each["commit"] for each in sent]:  # where git cannot be asked for it
+        sent = [{**each, "commit": None} for each in sent]
+    others = [index for index, each in enumerate(sent) if each != sent[0]]
     if others:
-        what = difference(found[0], found[others[0]], "in process 0", f"in process {others[0]}")
+        what = difference(sent[0], sent[others[0]], "in process 0", f"in process {others[0]}")
         also = f" Processes {others} differ." if len(others) > 1 else ""
         raise ProcessError(
             f"the processes were not started alike: {what}.{also} Start all of them with the same "
@@ -139,15 +139,15 @@ def all_do(function: Callable[[], Value]) -> Value:
     if jax.process_count() == 1:
         return function()
     value: Any = None
-    failure, told = None, None
+    failure, report = None, None
     try:
         value = function()
     except Exception as error:
         failure = error
         kind = next((x.__name__ for x in type(error).__mro__ if x in _ERRORS.values()), None)
         what = f"process {jax.process_index()} failed ({type(error).__name__}: {error})."
-        told = [kind, str(error)] if kind else ["ProcessError", what]
-    failed = [each for each in json_of_all(told) if each is not None]
+        report = [kind, str(error)] if kind else ["ProcessError", what]
+    failed = [each for each in json_of_all(report) if each is not None]
     if not failed:
         return value
     name, text = failed[0]
@@ -172,5 +172,5 @@ def leave(status: int) -> NoReturn:
     sys.stderr.flush()
     # JAX ends the others from C++ when the first is gone, whatever they were about to say.
     if jax.distributed.is_initialized() and is_first():
-        time.sleep(_SECONDS_TO_SPEAK)
+        time.sleep(_SECONDS_TO_REPORT)
     os._exit(status)

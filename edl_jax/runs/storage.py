@@ -24,10 +24,10 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     Orbax takes neither addresses such as `gs://...` nor names that are not in UTF-8.
     """
     with contextlib.suppress(TypeError, UnicodeEncodeError, RuntimeError):
-        given = os.fspath(path)
-        is_text = isinstance(given, str) and given.encode() and "\0" not in given
-        if is_text and not _ADDRESS.match(given):
-            return Path(given).expanduser()
+        text = os.fspath(path)
+        is_text = isinstance(text, str) and text.encode() and "\0" not in text
+        if is_text and not _ADDRESS.match(text):
+            return Path(text).expanduser()
     raise ConfigError(
         f"the path is {path!r}; expected a string or a pathlib.Path, not empty, in UTF-8, of this "
         "machine (copy or mount there what lies at an address), and after ~ a known home folder."

@@ -55,11 +55,11 @@ def _of_evosax(name: str) -> Factory:
             "num_groups": max(d for d in range(1, size) if (size - 1) % d == 0 and d * d < size),
             "sampling_fn": None,  # `build_strategy` has it
         }
-        given = {key: value for key, value in offered.items() if key in accepted}
+        options = {key: value for key, value in offered.items() if key in accepted}
         if "num_populations" not in accepted:
-            return kind(size, solution, **given)
+            return kind(size, solution, **options)
         assert size % 2 == 0, "it keeps two populations: give an even number"
-        return kind(size // 2, 2, solution, **given)
+        return kind(size // 2, 2, solution, **options)
 
     return build
 

@@ -158,14 +158,15 @@ def adapt_std(std: jax.Array, success: jax.Array, params: Params) -> jax.Array:
 
 
 def _by_name(settings: Any, solution: Solution) -> ChaoticES:
-    own = settings.strategy
+    strategy = settings.strategy
+    constant = optax.constant_schedule(strategy.std_init)
     return ChaoticES(
         settings.population_size,
         solution,
-        mutation=own.mutation,
-        elite_ratio=own.elite_ratio,
-        selection=own.selection,
-        std_schedule=optax.constant_schedule(own.std_init) if own.step_size == "constant" else None,
+        mutation=strategy.mutation,
+        elite_ratio=strategy.elite_ratio,
+        selection=strategy.selection,
+        std_schedule=constant if strategy.step_size == "constant" else None,
     )
 
 

@@ -9,7 +9,7 @@ because every step loses a bit and floats have few. So an orbit is carried here 
 (Ulam and von Neumann 1947), and doubling a binary fraction is a shift by one bit. The shift needs a
 new lowest bit: the next digit of the initial phase, whose digits are independent fair bits. Drawing
 it when it is needed gives the exact orbit of a uniformly random real number, to 32 bits, for ever.
-The marginal of x is the arcsine law, of which `-sqrt(2) cos(2 pi theta)` is the standardised form.
+The marginal of x is the arcsine law, of which `-sqrt(2) cos(2 pi theta)` is the standardized form.
 
 Two more maps are as exact: the tent map `x <- 1 - |1 - 2 x|` is the same doubling seen through
 `x = 2 min(theta, 1 - theta)`, and the Chebyshev map of degree 3, `x <- 4 x^3 - 3 x`, is tripling
@@ -68,7 +68,7 @@ def random_phase(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 def double_phase(key: jax.Array, phase: jax.Array) -> jax.Array:
     """One step of the logistic map: `theta <- 2 theta mod 1` with a fresh last digit."""
-    size = phase.size  # one random byte serves eight neighbouring phases
+    size = phase.size  # one random byte serves eight neighboring phases
     digits = jnp.unpackbits(jax.random.bits(key, (-(-size // 8),), jnp.uint8))[:size]
     return (phase << 1) | digits.reshape(phase.shape).astype(jnp.uint32)
 
@@ -130,7 +130,7 @@ def tent_noise(phase: jax.Array) -> jax.Array:
 
 
 def sine_noise(phase: jax.Array) -> jax.Array:
-    """The sine map's x, standardised."""
+    """The sine map's x, standardized."""
     return (logistic_value(phase) - SINE_MEAN) / SINE_STD
 
 

@@ -11,12 +11,12 @@ from edl_jax.data.config import DataConfig
 from edl_jax.data.datasets import load_dataset
 from edl_jax.errors import ConfigError
 from edl_jax.evolution.config import PretrainConfig, own_parts
-from edl_jax.runs.folder import as_json
+from edl_jax.runs.folder import Row, as_json
 from edl_jax.strategies import MUTATIONS
 from edl_jax.studies.cells import AREA, FINAL, GRADIENT, RANKING, Cell
 from edl_jax.studies.figures import plot_curves
 from edl_jax.studies.statistics import METHOD, holm, rank_correlation
-from edl_jax.studies.sweep import Grid, Row, as_study, check_grid, points, with_fields
+from edl_jax.studies.sweep import Grid, Plan, as_study, check_grid, points, with_fields
 from edl_jax.studies.tables import Frame, Pairs, Study, contrast, frame, other_settings, summary
 from edl_jax.training import TrainConfig
 
@@ -83,7 +83,7 @@ class AblateConfig(Checked):
 
 
 @as_study(AblateConfig, "pretrain.seed")
-def ablate(config: AblateConfig) -> Any:
+def ablate(config: AblateConfig) -> Plan:
     """Evolve every combination of a grid over all seeds, and compare.
 
     The arguments, and what is raised, are those of `compare`.
@@ -105,11 +105,11 @@ def ablate(config: AblateConfig) -> Any:
 
 def contrasts(cells: Frame, grid: Sequence[str]) -> dict[str, Pairs]:
     """What is compared along each axis: `MUTATION_CONTRASTS`, else each value with the first."""
-    found: dict[str, Pairs] = {}
+    pairs: dict[str, Pairs] = {}
     for axis in grid:
         first, *others = cells[axis].unique()
-        found[axis] = [(value, first) for value in others]
-    return found | ({MUTATION: MUTATION_CONTRASTS} if MUTATION in found else {})
+        pairs[axis] = [(value, first) for value in others]
+    return pairs | ({MUTATION: MUTATION_CONTRASTS} if MUTATION in pairs else {})
 
 
 def _study(config: AblateConfig, rows: list[Row]) -> Study:

@@ -14,7 +14,7 @@ from edl_jax.errors import ConfigError, DivergedError
 from edl_jax.evolution import PretrainConfig
 from edl_jax.losses.by_name import Loss
 from edl_jax.runs.describing import describe
-from edl_jax.studies.sweep import Row
+from edl_jax.runs.folder import Row
 from edl_jax.training import TrainConfig, make_trainer
 from edl_jax.training.training import resolve_config_loss
 
@@ -70,27 +70,27 @@ def train_once(config: TrainConfig, *, test: bool, loss: Loss | None = None) -> 
     A training that diverged counts with the accuracy of guessing, and no other metric.
     """
     rows: list[Row] = []
-    found = dict.fromkeys(MEASURES) | {"accuracy": 1 / load_dataset(config.data).num_classes}
+    metrics = dict.fromkeys(MEASURES) | {"accuracy": 1 / load_dataset(config.data).num_classes}
     train = for_all_seeds(make_trainer, config) if loss is None else make_trainer(config, loss=loss)
     try:
         (result,) = train([config.seed], report=rows.append, test=test)
-        found = {x: getattr(result, f"test_{x}") if test else rows[-1][x] for x in MEASURES}
-        found["diverged"] = False
+        metrics = {x: getattr(result, f"test_{x}") if test else rows[-1][x] for x in MEASURES}
+        metrics["diverged"] = False
     except DivergedError:
-        found["diverged"] = True
+        metrics["diverged"] = True
     # A training that diverged guesses in the epochs that it did not reach.
-    epochs = [row["accuracy"] for row in rows] + [found["accuracy"]] * (config.epochs - len(rows))
-    return {**found, "epochs": epochs}
+    epochs = [row["accuracy"] for row in rows] + [metrics["accuracy"]] * (config.epochs - len(rows))
+    return {**metrics, "epochs": epochs}
 
 
 def for_all_seeds(make: Callable[[TrainConfig], Any], config: TrainConfig) -> Any:
     """`make(config)`, which serves every seed, known by what its loss and data are, too."""
     data = load_dataset(config.data)
-    told = f"{describe(resolve_config_loss(config, data))} on {data.digest}"
-    return kept(make, pickle.dumps(dataclasses.replace(config, seed=0)), told)
+    identity = f"{describe(resolve_config_loss(config, data))} on {data.digest}"
+    return kept(make, pickle.dumps(dataclasses.replace(config, seed=0)), identity)
 
 
 @functools.lru_cache(maxsize=2)  # each holds compiled programs
-def kept(make: Callable[[TrainConfig], Any], pickled: bytes, told: str) -> Any:
+def kept(make: Callable[[TrainConfig], Any], pickled: bytes, identity: str) -> Any:
     """What is made of a configuration, as long as `told` says the same of its loss and data."""
     return make(pickle.loads(pickled))

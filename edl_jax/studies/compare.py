@@ -14,15 +14,24 @@ from edl_jax.data.config import DataConfig
 from edl_jax.data.datasets import Dataset, load_dataset
 from edl_jax.errors import ConfigError
 from edl_jax.evolution import PretrainConfig
-from edl_jax.losses import LOSSES, MARGIN_LOSSES
-from edl_jax.losses.by_name import check_loss_name
+from edl_jax.losses import LOSSES
+from edl_jax.losses.by_name import check_loss_name, scale_of
 from edl_jax.runs.describing import describe
-from edl_jax.runs.folder import as_json, locked, writing
+from edl_jax.runs.folder import Row, as_json, locked, writing
 from edl_jax.studies.cells import MEASURES, Cell, kept
 from edl_jax.studies.figures import plot_curves, plot_evolution, save, short_names
 from edl_jax.studies.shape import plot_loss
 from edl_jax.studies.statistics import METHOD
-from edl_jax.studies.sweep import Grid, Row, as_study, asked, check_grid, plain, points, with_fields
+from edl_jax.studies.sweep import (
+    Grid,
+    Plan,
+    as_study,
+    asked,
+    check_grid,
+    plain,
+    points,
+    with_fields,
+)
 from edl_jax.studies.tables import Frame, Study, contrast, frame, other_settings, summary
 from edl_jax.training import TrainConfig
 from edl_jax.training.training import resolve_config_loss
@@ -82,13 +91,13 @@ class CompareConfig(Checked):
     def loss_names(self) -> tuple[str, ...]:
         """The losses, each once, with all that `static` stands for."""
         plain = [name for name, part in LOSSES.items() if not isinstance(part, type)]
-        static = [name for name in plain if name not in MARGIN_LOSSES]
+        static = [name for name in plain if not scale_of(name)]
         listed = [static if name == STATIC else [name] for name in self.losses]
         return tuple(dict.fromkeys(itertools.chain.from_iterable(listed)))
 
 
 @as_study(CompareConfig, "train.seed")
-def compare(config: CompareConfig) -> Any:
+def compare(config: CompareConfig) -> Plan:
     """Train with every loss over every seed and compare accuracies after the last epoch.
 
     Args:
@@ -133,7 +142,7 @@ def _tuned(
         wanted = [{**cell, RATE: rate} for cell, rates in beyond for rate in rates]
         if not wanted:
             break
-    best = [{**cell, RATE: best_rate(mine)} for cell, mine in zip(cells, tried, strict=True)]
+    best = [{**cell, RATE: best_rate(of_cell)} for cell, of_cell in zip(cells, tried, strict=True)]
     return best, list(itertools.chain.from_iterable(tried))
 
 
@@ -148,12 +157,12 @@ def best_rate(rows: Sequence[Row]) -> float:
 def next_rates(rows: Sequence[Row]) -> list[float]:
     """The rate to try beyond a grid whose best is at an end, and did not diverge at the upper."""
     best, rates = best_rate(rows), sorted({row[RATE] for row in rows})
-    found = []
+    beyond = []
     if best == rates[0]:
-        found = [rates[0] * rates[0] / rates[1]]
+        beyond = [rates[0] * rates[0] / rates[1]]
     elif best == rates[-1] and not any(row.get("diverged") for row in rows if row[RATE] == best):
-        found = [rates[-1] * rates[-1] / rates[-2]]
-    return [float(f"{rate:.6g}") for rate in found]  # 0.05, not 0.0500...01
+        beyond = [rates[-1] * rates[-1] / rates[-2]]
+    return [float(f"{rate:.6g}") for rate in beyond]  # 0.05, not 0.0500...01
 
 
 def _study(

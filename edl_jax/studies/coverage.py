@@ -12,7 +12,7 @@ import scipy
 from annotated_types import Ge, MinLen
 
 from edl_jax.checked import Checked, Count, Distinct
-from edl_jax.data.datasets import load_dataset
+from edl_jax.data.datasets import Dataset, load_dataset
 from edl_jax.errors import ConfigError, DivergedError
 from edl_jax.losses import EvolvedLoss
 from edl_jax.losses.by_name import check_loss_name, load_pretrained
@@ -20,15 +20,15 @@ from edl_jax.objective import MARGINS, SEVERITIES, measure
 from edl_jax.pairs import REGIMES, Mixture, Pairs, sample_pairs
 from edl_jax.runs.describing import describe
 from edl_jax.runs.devices import device_mesh
-from edl_jax.runs.folder import as_finite, as_json
+from edl_jax.runs.folder import Row, as_finite, as_json
 from edl_jax.studies.cells import for_all_seeds, kept
 from edl_jax.studies.figures import plot_curves, short_names
 from edl_jax.studies.statistics import is_covered, mmd
-from edl_jax.studies.sweep import Row, as_study
+from edl_jax.studies.sweep import Plan, as_study
 from edl_jax.studies.tables import Frame, Study, frame, other_settings, summary
 from edl_jax.training import TrainConfig
-from edl_jax.training.programs import TrainFunctions
-from edl_jax.training.steps import AXIS
+from edl_jax.training.learner import AXIS, Learner
+from edl_jax.training.trainer import Trainer
 from edl_jax.training.training import resolve_config_loss
 
 CONTROL, MIXTURE = "fresh synthetic pairs", "mixture"
@@ -80,15 +80,15 @@ class CoverageConfig(Checked):
 
     def run(self) -> Row:
         """Train once, and compare the outputs: `outputs`, rows of `compare_outputs`."""
-        found, evolved = [], self.ranked()
+        measured, evolved = [], self.ranked()
         count = load_dataset(self.train.data).num_classes
         references, _ = draw_references(self.num_synthetic, count, self.mixture)
         outputs = record(self.train, epochs=self.epochs, num_outputs=self.num_outputs)
         for epoch, parts in outputs.items():
             for part, pairs in parts.items():
                 rows = compare_outputs(pairs, references, evolved)
-                found += [{"epoch": epoch, "part": part, **row} for row in rows]
-        return {"outputs": found}
+                measured += [{"epoch": epoch, "part": part, **row} for row in rows]
+        return {"outputs": measured}
 
     def ranked(self) -> EvolvedLoss:
         """The loss that `evolved` names; a formula is refused."""
@@ -97,7 +97,7 @@ class CoverageConfig(Checked):
 
 
 @as_study(CoverageConfig, "train.seed")
-def coverage(config: CoverageConfig) -> Any:
+def coverage(config: CoverageConfig) -> Plan:
     """Record outputs of real trainings and compare them with the synthetic pairs.
 
     The arguments, and what is raised, are those of `compare`.
@@ -114,15 +114,15 @@ def coverage(config: CoverageConfig) -> Any:
     return identity, lambda sweep: _study(config, dataset, sweep(config, grid, run=run))
 
 
-def _study(config: CoverageConfig, dataset: Any, rows: list[Row]) -> Study:
+def _study(config: CoverageConfig, dataset: Dataset, rows: list[Row]) -> Study:
     references, fresh = draw_references(config.num_synthetic, dataset.num_classes, config.mixture)
     names = short_names(config.losses)
-    mine = {"loss": CONTROL, "seed": 0, "part": "", "epoch": ""}
-    found = [mine | row for row in compare_outputs(fresh, references, config.ranked())]
+    control = {"loss": CONTROL, "seed": 0, "part": "", "epoch": ""}
+    measured = [control | row for row in compare_outputs(fresh, references, config.ranked())]
     for row in rows:
         head = {"loss": names[row["train.loss"]], "seed": row["seed"]}
-        found += [head | output for output in row.get("outputs", ())]
-    cells = frame(found)
+        measured += [head | output for output in row.get("outputs", ())]
+    cells = frame(measured)
     seen = cells[cells["part"] == "train"].groupby(["loss", "reference", "seed"], sort=False)
     figures = {}
     caption = "Train outputs beside the mixture and each regime, mean over the seeds"
@@ -160,30 +160,30 @@ def record(
 
     Of train images they are as the loss sees them, in whole batches.
     """
-    data, functions = load_dataset(train.data), for_all_seeds(_functions, train)
+    data, trainer = load_dataset(train.data), for_all_seeds(_trainer, train)
     batches = min(num_outputs, len(data.train_labels)) // train.batch_size
     counts = {"train": max(batches, 1) * train.batch_size}
     counts["val" if train.data.val_examples else "test"] = num_outputs
     key_init, key = jax.random.split(jax.random.key(train.seed))
-    state, found = functions.init(key_init), {}
+    state, outputs = trainer.init(key_init), {}
     for epoch in range(epochs[-1] + 1):
         if epoch:
-            state = functions.advance(state, key, functions.steps_per_epoch)
+            state = trainer.take_steps(state, key, trainer.period)
             if np.any(jax.device_get(state.failed_step) >= 0):
                 raise DivergedError(f"training diverged in epoch {epoch}; lower the learning rate.")
         for split, count in counts.items() if epoch in epochs else ():
             labels = getattr(data, f"{split}_labels")
             rows = np.random.default_rng(0).permutation(len(labels))[:count]
-            logits = functions.outputs(state, key, split, rows).astype(np.float32)
+            logits = trainer.outputs(state, key, split, rows).astype(np.float32)
             probabilities: Any = np.asarray(jax.nn.softmax(logits))
             pairs = Pairs(probabilities, labels[rows], np.full_like(labels[rows], -1))  # no regime
-            found.setdefault(epoch, {})[split] = pairs
-    return found
+            outputs.setdefault(epoch, {})[split] = pairs
+    return outputs
 
 
-def _functions(train: TrainConfig) -> TrainFunctions:
+def _trainer(train: TrainConfig) -> Trainer:
     data = load_dataset(train.data)
-    return TrainFunctions(train, data, resolve_config_loss(train, data), device_mesh(AXIS))
+    return Trainer(Learner(train, data, resolve_config_loss(train, data), device_mesh(AXIS)))
 
 
 @functools.lru_cache(maxsize=2)
@@ -221,8 +221,8 @@ def rank_outputs(pairs: Pairs, loss: EvolvedLoss) -> dict[str, float]:
     severity = SEVERITIES[loss.provenance.config.get("severity", "surprisal")]
     margin = MARGINS[loss.provenance.config.get("margin", "proportional")]
     network = loss.replace(scale=np.float32(1))
-    found = measure(network, pairs, severity=severity, margin=margin, scale=loss.scale)
-    return {name: found[name] for name in RANKING}
+    metrics = measure(network, pairs, severity=severity, margin=margin, scale=loss.scale)
+    return {name: metrics[name] for name in RANKING}
 
 
 def coordinates(pairs: Pairs) -> np.ndarray:

@@ -13,10 +13,10 @@ from edl_jax.data import DATASETS
 from edl_jax.errors import ConfigError, EDLError, shortened
 from edl_jax.losses import LOSSES
 from edl_jax.objective import MARGINS, SEVERITIES
+from edl_jax.runs.folder import Row
 from edl_jax.strategies import MUTATIONS, STRATEGIES
 from edl_jax.studies.figures import check_libraries
 
-Row = dict[str, Any]
 _TABLES: Any = (DATASETS, LOSSES, MARGINS, MUTATIONS, SEVERITIES, STRATEGIES)
 
 
@@ -45,7 +45,7 @@ def open_executor(where: str | Executor | None) -> Iterator[Executor | None]:
         )
 
 
-def attempt(run: Callable[..., Row], *arguments: Any) -> Row:
+def attempt(run: Callable[..., Row], *arguments: object) -> Row:
     """What a cell gives; `error` where it fails, or where a cluster lost it too often."""
     try:
         return run(*arguments)
@@ -55,25 +55,25 @@ def attempt(run: Callable[..., Row], *arguments: Any) -> Row:
         return {"error": f"{type(error).__name__}: {shortened(error)}"}
 
 
-def packed(run: Callable[[Any], Row], config: Any) -> bytes:
+def packed(run: Callable[[Any], Row], config: object) -> bytes:
     """A cell for another process, with all that the user defined and registered in this one."""
     import cloudpickle
 
     for name, module in list(sys.modules.items()):
         if name.startswith("edl_config_"):  # a file for --config, which others cannot import
             cloudpickle.register_pickle_by_value(module)
-    own = [
+    registered = [
         {name: table[name] for name in table if not table.is_protected(name)} for table in _TABLES
     ]
-    return cloudpickle.dumps((run, config, own))
+    return cloudpickle.dumps((run, config, registered))
 
 
 def attempt_packed(cell: bytes) -> Row:
     """`attempt` a cell in the process that it was packed for."""
     import cloudpickle
 
-    run, config, own = cloudpickle.loads(cell)
-    for table, parts in zip(_TABLES, own, strict=True):
+    run, config, registered = cloudpickle.loads(cell)
+    for table, parts in zip(_TABLES, registered, strict=True):
         for name, part in parts.items():
             table.register(name)(part)
     return attempt(run, config)

@@ -14,8 +14,8 @@ from edl_jax.runs.storage import open_atomically, write_atomically
 
 PAGE = "README.md"
 
-# Colours of Okabe and Ito (2008), https://jfly.uni-koeln.de/color/; with dashes and markers, lines
-# differ for any colour vision and in grey, 28 of them.
+# Colors of Okabe and Ito (2008), https://jfly.uni-koeln.de/color/; with dashes and markers, lines
+# differ for any color vision and in gray, 28 of them.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 
 
@@ -94,12 +94,12 @@ def plot_curves(
     groups = list(cells.groupby(list(by), sort=False)) if by else [((), cells)]
     figure, axes = panels(len(groups))
     for axis, (setting, group) in zip(axes, groups, strict=True):
-        for name, mine in group.groupby(line, sort=False):
-            longest = max(map(len, mine[values]))
-            curves = [[*y, *y[-1:] * (longest - len(y))] or [None] for y in mine[values]]
+        for name, rows in group.groupby(line, sort=False):
+            longest = max(map(len, rows[values]))
+            curves = [[*y, *y[-1:] * (longest - len(y))] or [None] for y in rows[values]]
             mean = np.ma.masked_invalid(np.asarray(curves, float)).mean(axis=0)
             at = range(1, 1 + len(mean)) if x is None else x
-            axis.plot(at, mean, markersize=4, label=f"{name}, n = {len(mine)}")
+            axis.plot(at, mean, markersize=4, label=f"{name}, n = {len(rows)}")
         named = zip(by, setting, strict=True)
         title = ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in named)
         axis.set(xlabel=xlabel, ylabel=ylabel, title=title)

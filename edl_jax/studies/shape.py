@@ -24,6 +24,7 @@ from edl_jax.studies.sweep import asked
 from edl_jax.studies.tables import Frame, Study, frame
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
+Array = np.ndarray | jax.Array
 
 _VANISHING = 0.01  # of cross-entropy's gradient: below it, descent would hardly move
 _FEWEST = 1e-12  # probability of a class that is to have none: its logarithm stays finite
@@ -84,20 +85,21 @@ def _tables(losses: Mapping[int, Loss]) -> dict[str, Frame]:
     along, on_pairs = [], []
     for count, loss in losses.items():
         for path, logits in paths(count).items():
-            found = respond(loss, logits)
-            ratios = np.interp(_POINTS, path_probabilities(), found.norms / found.reference)
+            response = respond(loss, logits)
+            ratios = np.interp(_POINTS, path_probabilities(), response.norms / response.reference)
             row = {"classes": count, "the rest goes to": path}
             row |= {f"gradient ratio at p = {p:g}": x for p, x in zip(_POINTS, ratios, strict=True)}
-            along.append(row | _shares(found, slice(None)))
+            along.append(row | _shares(response, slice(None)))
         pairs = sample_pairs(jax.random.key(0), _PAIRS, count)
-        found = respond(loss, log_probabilities(pairs.probabilities), pairs.labels)
+        response = respond(loss, log_probabilities(pairs.probabilities), pairs.labels)
         # Below this, float32 leaves too little of cross-entropy's gradient to judge.
-        judged, regimes = found.reference >= 1e-4, np.asarray(pairs.regimes)
-        subsets = {name: judged & (regimes == index) for index, name in enumerate(REGIMES)}
-        for name, mine in {"all": judged, **subsets}.items():
-            if mine.any():
-                row = {"classes": count, "pairs": name.replace("_", " "), **_shares(found, mine)}
-                ratio = found.norms[mine].sum() / found.reference[mine].sum()
+        judged, regimes = response.reference >= 1e-4, np.asarray(pairs.regimes)
+        names = [name.replace("_", " ") for name in REGIMES]
+        subsets = {name: judged & (regimes == index) for index, name in enumerate(names)}
+        for name, mask in {"all": judged, **subsets}.items():
+            if mask.any():
+                row = {"classes": count, "pairs": name, **_shares(response, mask)}
+                ratio = response.norms[mask].sum() / response.reference[mask].sum()
                 on_pairs.append(row | {"gradient ratio": ratio})
     return {
         "As the probability p of the true class grows": frame(along),
@@ -109,20 +111,20 @@ class Response(NamedTuple):
     """A loss on some predictions and its logit gradient, all `[n]`."""
 
     losses: np.ndarray
-    own: np.ndarray  # the gradient by the true class's logit
+    of_label: np.ndarray  # the gradient by the true class's logit
     norms: np.ndarray  # of the gradient by all logits
     reference: np.ndarray  # the same of cross-entropy's gradient, |p - onehot(y)|
     vanishes: np.ndarray  # whether the gradient is below 1 % of cross-entropy's
     turns: np.ndarray  # whether it does not vanish, and descent does not raise the true class's
 
 
-def respond(loss: Loss, logits: Any, labels: Any = None) -> Response:
+def respond(loss: Loss, logits: Array, labels: Array | None = None) -> Response:
     """A loss and its gradient on logits `[n, num_classes]`; all labels are 0 by default."""
     labels = np.zeros(len(logits), np.int32) if labels is None else labels
-    found = _measure(loss, jnp.asarray(logits), labels)
-    losses, own, norms, reference = (np.asarray(x, np.float64) for x in found)
+    measured = _measure(loss, jnp.asarray(logits), labels)
+    losses, of_label, norms, reference = (np.asarray(x, np.float64) for x in measured)
     vanishes = norms < _VANISHING * reference
-    return Response(losses, own, norms, reference, vanishes, (own >= 0) & ~vanishes)
+    return Response(losses, of_label, norms, reference, vanishes, (of_label >= 0) & ~vanishes)
 
 
 @functools.partial(jax.jit, static_argnums=0)  # one program serves both paths
@@ -130,14 +132,14 @@ def _measure(loss: Loss, x: jax.Array, labels: jax.Array) -> tuple[jax.Array, ..
     losses, pullback = jax.vjp(lambda x: loss(x, labels), x)
     (gradient,) = pullback(jnp.ones_like(losses))
     one_hot = jax.nn.one_hot(labels, x.shape[-1])
-    own = jnp.sum(gradient * one_hot, axis=-1)
+    of_label = jnp.sum(gradient * one_hot, axis=-1)
     both = (gradient, jax.nn.softmax(x) - one_hot)
-    return losses, own, *(jnp.linalg.norm(g, axis=-1) for g in both)
+    return losses, of_label, *(jnp.linalg.norm(g, axis=-1) for g in both)
 
 
-def _shares(found: Response, mine: Any) -> dict[str, float]:
-    shares = {"turns": found.turns, "vanishes": found.vanishes}
-    return {f"{name}, %": 100 * share[mine].mean() for name, share in shares.items()}
+def _shares(response: Response, mask: np.ndarray | slice) -> dict[str, float]:
+    shares = {"turns": response.turns, "vanishes": response.vanishes}
+    return {f"{name}, %": 100 * share[mask].mean() for name, share in shares.items()}
 
 
 def path_probabilities() -> np.ndarray:
@@ -154,25 +156,25 @@ def paths(num_classes: int) -> dict[str, np.ndarray]:
     one[:, 0], one[:, 1] = _LOGITS, 0.0
     even = np.full((len(_LOGITS), num_classes), -np.log(num_classes - 1))
     even[:, 0] = _LOGITS
-    found = {"one other": one} | ({"all alike": even} if num_classes > 2 else {})
-    return {name: x.astype(np.float32) for name, x in found.items()}
+    logits = {"one other": one} | ({"all alike": even} if num_classes > 2 else {})
+    return {name: x.astype(np.float32) for name, x in logits.items()}
 
 
 def plot_loss(losses: Mapping[str, Loss], num_classes: int = 10) -> Any:
     """Loss, pull on the true class and gradient's size, by name, beside cross-entropy's."""
     figure, axes = panels(3, width=4.6)
-    own = path_probabilities()
+    probabilities = path_probabilities()
     for name, loss in {**losses, **_CROSS_ENTROPY}.items():
         for path, logits in paths(num_classes).items():
-            found = respond(loss, logits)
-            rows = (found.losses, -found.own, found.norms / found.reference)
+            response = respond(loss, logits)
+            rows = (response.losses, -response.of_label, response.norms / response.reference)
             for axis, values in zip(axes, rows, strict=True):
-                axis.plot(own, values, marker="", label=f"{name}, the rest to {path}")
+                axis.plot(probabilities, values, marker="", label=f"{name}, the rest to {path}")
     titles = ("loss", "pull on the true class's logit", "gradient's norm ÷ cross-entropy's")
     for axis, title in zip(axes, titles, strict=True):
         axis.set_xscale("logit")
         axis.set_xticks(_TICKS, [f"{x:g}" for x in _TICKS])
         axis.set_xticks([], minor=True)  # whose labels would overlap
-        axis.set(xlim=(own[0], own[-1]), xlabel="probability of the true class", ylabel=title)
+        axis.set(xlim=probabilities[[0, -1]], xlabel="probability of the true class", ylabel=title)
     axes[0].legend(fontsize=8)
     return figure

@@ -61,11 +61,11 @@ def describe(values: Numbers) -> Sample:
 def compare_paired(values: Numbers, baseline: Numbers) -> Paired:
     """The paired t-test of `[n]` and `[n]`; p is NaN where all differences are the same."""
     values, baseline = np.asarray(values, float), np.asarray(baseline, float)
-    found = describe(values - baseline)
-    if math.isnan(found.std) or _is_constant(values - baseline, values, baseline):
-        return Paired(found, math.nan, math.nan)
+    difference = describe(values - baseline)
+    if math.isnan(difference.std) or _is_constant(values - baseline, values, baseline):
+        return Paired(difference, math.nan, math.nan)
     p = float(scipy.stats.ttest_rel(values, baseline).pvalue)  # pyright: ignore
-    return Paired(found, p, minimum_detectable_effect(found.std, found.n))
+    return Paired(difference, p, minimum_detectable_effect(difference.std, difference.n))
 
 
 def minimum_detectable_effect(std: float, n: int) -> float:
@@ -81,11 +81,11 @@ def holm(p_values: Numbers) -> np.ndarray:
     """P-values adjusted for having been so many (Holm, 1979); NaN is not counted and stays NaN."""
     from statsmodels.stats.multitest import multipletests
 
-    found = np.array(p_values, float)  # a copy: it is written to
-    defined = ~np.isnan(found)
+    adjusted = np.array(p_values, float)  # a copy: it is written to
+    defined = ~np.isnan(adjusted)
     if defined.any():
-        found[defined] = multipletests(found[defined], method="holm")[1]
-    return found
+        adjusted[defined] = multipletests(adjusted[defined], method="holm")[1]
+    return adjusted
 
 
 def verdict(difference: float, p: float, detectable: float) -> str:

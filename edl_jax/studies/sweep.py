@@ -23,15 +23,16 @@ from tqdm import tqdm
 from edl_jax.checked import config_or_default
 from edl_jax.errors import ConfigError, EDLError, shortened
 from edl_jax.runs.describing import describe
-from edl_jax.runs.folder import RunFolder, as_finite, open_run
+from edl_jax.runs.folder import Row, RunFolder, as_finite, open_run
 from edl_jax.runs.storage import user_path
-from edl_jax.studies.executors import Row, attempt, attempt_packed, open_executor, packed
+from edl_jax.studies.executors import attempt, attempt_packed, open_executor, packed
 from edl_jax.studies.figures import check_libraries
 from edl_jax.studies.tables import Study
 
 CELLS = "cells.jsonl"
 Config = TypeVar("Config")
 Point = Mapping[str, Any]  # values of some fields by dotted name
+Plan = tuple[dict[str, Any], Callable[..., Study]]  # identity, and what a sweep comes to
 
 
 def sweep(
@@ -83,21 +84,21 @@ def sweep(
             keys.append(key)
             cells[key] = {"key": key, **plain(point), "seed": plain(seed)}, config
     kept = [] if folder is None else folder.resume_rows(name=CELLS, check=_check)
-    found: dict[str, Row] = {row["key"]: row for row in kept if "error" not in row}
-    missing = {key: config for key, (_, config) in cells.items() if key not in found}
+    finished: dict[str, Row] = {row["key"]: row for row in kept if "error" not in row}
+    missing = {key: config for key, (_, config) in cells.items() if key not in finished}
     with (
         open_executor(executor) as pool,
         contextlib.closing(_results(run, missing, pool)) as results,
         tqdm(total=len(missing), desc="cells", unit="cell", disable=not progress) as bar,
     ):
-        for key, given in results:
-            row = {**cells[key][0], **plain(as_finite(given))}
+        for key, measures in results:
+            row = {**cells[key][0], **plain(as_finite(measures))}
             if folder is not None:
                 folder.append_rows([row], CELLS)
-            found[key] = row
+            finished[key] = row
             bar.update()
     count = len(combinations)
-    rows = [found[key] for place in range(count) for key in keys[place::count]]
+    rows = [finished[key] for place in range(count) for key in keys[place::count]]
     failures = [row["error"] for row in rows if "error" in row]
     if failures and len(failures) == len(rows):
         raise EDLError(f"all {len(rows)} cells failed, the first with {failures[0]}")
@@ -115,7 +116,7 @@ def asked(
 def as_study(kind: type[Config], seed_field: str):
     """Make a study of `(config) -> (identity of its folder, (sweep) -> Study)`."""
 
-    def lift(plan: Callable[[Config], Any]):
+    def lift(plan: Callable[[Config], Plan]):
         @functools.wraps(plan, ("__module__", "__name__", "__qualname__", "__doc__"))
         def run(
             config: Config | None = None,
@@ -131,8 +132,8 @@ def as_study(kind: type[Config], seed_field: str):
             held = contextlib.nullcontext() if run_dir is None else open_run(run_dir, identity)
             with held as folder, open_executor(executor) as pool:
                 shared = {"seed_field": seed_field, "folder": folder, "progress": progress}
-                mine = functools.partial(sweep, seeds=seeds, executor=pool or "1", **shared)
-                return find(mine).written(folder)
+                run_cells = functools.partial(sweep, seeds=seeds, executor=pool or "1", **shared)
+                return find(run_cells).written(folder)
 
         del run.__wrapped__  # the signature is that of `run`, with the type of its configuration
         run.__annotations__["config"] = kind | None
@@ -183,7 +184,7 @@ def points(grid: Mapping[str, Sequence[Any]] | Sequence[Point]) -> list[Point]:
 
 def with_fields(config: Config, values: Point) -> Config:
     """A copy of a dataclass with other values of some fields, by dotted name."""
-    own, names = {}, [field.name for field in dataclasses.fields(config)]  # pyright: ignore
+    changes, names = {}, [field.name for field in dataclasses.fields(config)]  # pyright: ignore
     for name, value in unflatten_dict(dict(values), sep=".").items():
         if name not in names:
             raise ConfigError(
@@ -192,8 +193,8 @@ def with_fields(config: Config, values: Point) -> Config:
             )
         inner = getattr(config, name)
         is_part = dataclasses.is_dataclass(inner) and isinstance(value, dict)
-        own[name] = with_fields(inner, value) if is_part else value
-    return dataclasses.replace(config, **own)  # pyright: ignore
+        changes[name] = with_fields(inner, value) if is_part else value
+    return dataclasses.replace(config, **changes)  # pyright: ignore
 
 
 def check_grid(config: Any, base: Any, fixed: Mapping[str, Sequence[Any]]) -> None:
@@ -219,14 +220,14 @@ def plain(value: Any) -> Any:
 
 def _grid_of(words: Sequence[str]) -> dict[str, tuple[Any, ...]]:
     """A grid as the command line has it: `train.width=8,16 pretrain.hidden=[16,16],[64]`."""
-    found = {}
+    grid = {}
     for word in words:
         name, _, text = word.partition("=")
         if not text:
             raise ValueError(f"{word!r} is no FIELD=VALUE,VALUE,...")
         # Commas within brackets, such as of poly(epsilon=1,alpha=2), do not separate values.
-        found[name] = tuple(map(_value_of, re.split(r",(?![^(\[]*[)\]])", text)))
-    return found
+        grid[name] = tuple(map(_value_of, re.split(r",(?![^(\[]*[)\]])", text)))
+    return grid
 
 
 def _value_of(text: str) -> Any:

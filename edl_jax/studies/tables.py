@@ -72,8 +72,8 @@ def summary(cells: Frame, by: Sequence[str], measures: Sequence[str]) -> Frame:
     """`n`, and `MEASURE_mean` and `MEASURE_std` of what is defined, for each setting of `by`."""
     rows = []
     for setting, group in _groups(cells, by):
-        found = group[list(measures)].astype(float).agg(["mean", "std"])
-        row = {f"{name}_{what}": found.loc[what, name] for name in measures for what in found.index}
+        stats = group[list(measures)].astype(float).agg(["mean", "std"])
+        row = {f"{name}_{what}": stats.loc[what, name] for name in measures for what in stats.index}
         rows.append({**setting, "n": len(group), **row})
     return frame(rows)
 
@@ -83,7 +83,7 @@ def contrast(cells: Frame, by: Sequence[str], wanted: Sequence[tuple[str, str, P
 
     `wanted`: measures, columns of `by` and pairs of their values, in each setting of the others.
     """
-    rows = []
+    rows, tests = [], []
     for measure, axis, pairs in wanted:
         for setting, group in _groups(cells, [name for name in by if name != axis]):
             sides = group.pivot(index="seed", columns=axis, values=measure).astype(float)
@@ -94,10 +94,10 @@ def contrast(cells: Frame, by: Sequence[str], wanted: Sequence[tuple[str, str, P
                 n, mean, std, low, high = test.difference
                 row = {"measure": measure, **setting, "axis": axis.rpartition(".")[2]}
                 row |= {"value": value, "baseline": baseline, "n": n, "difference_mean": mean}
-                row |= {"difference_std": std, "low": low, "high": high, "p": test.p}
-                rows.append(row | {"verdict": test.detectable})
-    for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
-        row |= {"p": p, "verdict": verdict(row["difference_mean"], p, row["verdict"])}
+                rows.append(row | {"difference_std": std, "low": low, "high": high})
+                tests.append(test)
+    for row, test, p in zip(rows, tests, holm([test.p for test in tests]), strict=True):
+        row |= {"p": p, "verdict": verdict(test.difference.mean, p, test.detectable)}
     return frame(rows)
 
 
@@ -105,7 +105,7 @@ def readable(table: Frame) -> Frame:
     """A table as people read it: means with deviations, intervals, short names, nothing empty."""
     import pandas as pd
 
-    found: dict[str, list[str]] = {}
+    columns: dict[str, list[str]] = {}
     for name in table.columns:
         column = table[name]
         if name == "high" or name.endswith("_std") or column.isna().all():
@@ -121,8 +121,8 @@ def readable(table: Frame) -> Frame:
             shown = [_rounded("{} to {}", high - low, low, high) for low, high in ends]
         elif name == "p":
             shown = ["< 0.001" if x < 0.001 else _text(round(x, 3)) for x in column]
-        found[heading] = shown
-    return pd.DataFrame(found)
+        columns[heading] = shown
+    return pd.DataFrame(columns)
 
 
 def markdown(table: Frame) -> str:
@@ -134,8 +134,9 @@ def markdown(table: Frame) -> str:
 
 def other_settings(config: Any, but: Sequence[str] = ()) -> str:
     """A sentence that names every field that is not the default, `outer.inner`, except some."""
-    own, default = (flatten_dict(dataclasses.asdict(x), sep=".") for x in (config, type(config)()))
-    changed = {name: x for name, x in own.items() if x != default.get(name) and name not in but}
+    values = flatten_dict(dataclasses.asdict(config), sep=".")
+    default = flatten_dict(dataclasses.asdict(type(config)()), sep=".")
+    changed = {name: x for name, x in values.items() if x != default.get(name) and name not in but}
     if not changed:
         return "All other settings are the defaults."
     listed = ", ".join(f"{name}={value!r}" for name, value in changed.items())
@@ -149,7 +150,7 @@ def _groups(cells: Frame, by: Sequence[str]) -> list[tuple[dict[str, Any], Any]]
     return [(dict(zip(by, values, strict=True)), group) for values, group in groups]
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if value is None or value != value:
         return "—"
     return f"{value:.4g}" if isinstance(value, float) else str(value)  # as NumPy's float64 is

@@ -2,9 +2,8 @@
 
 from edl_jax.data.augmentation import Augmentation
 from edl_jax.training.config import TrainConfig
-from edl_jax.training.loop import TrainResult
 from edl_jax.training.optimizers import OptimizerConfig
-from edl_jax.training.training import make_trainer, train
+from edl_jax.training.training import TrainResult, make_trainer, train
 
 __all__ = [
     "Augmentation",

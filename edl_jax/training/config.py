@@ -9,8 +9,7 @@ from edl_jax.checked import Checked, Count, NotNegative, OneOf, Positive, Seed
 from edl_jax.data.augmentation import Augmentation
 from edl_jax.data.config import DataConfig
 from edl_jax.errors import ConfigError
-from edl_jax.losses import COSINE_LOSSES
-from edl_jax.losses.by_name import check_loss_name, split_loss_name
+from edl_jax.losses.by_name import check_loss_name, scale_of
 from edl_jax.models import MODELS
 from edl_jax.training.optimizers import OptimizerConfig
 
@@ -62,7 +61,7 @@ class TrainConfig(Checked):
                 f"TrainConfig.warmup_epochs is {self.warmup_epochs} with {self.epochs} epochs; "
                 "expected at most as many."
             )
-        if split_loss_name(self.loss)[0] in COSINE_LOSSES and self.head_scale is None:
+        if scale_of(self.loss) == "cosines" and self.head_scale is None:
             raise ConfigError(
                 f"TrainConfig.loss is {self.loss!r}, whose margins are of angles; expected a "
                 "head_scale with it, such as 30."

@@ -26,7 +26,7 @@ def sums_of(logits: jax.Array, labels: jax.Array) -> Sums:
     """
     counted = labels >= 0
     log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
-    own = jnp.take_along_axis(log_probabilities, jnp.maximum(labels, 0)[:, None], axis=-1)[:, 0]
+    log_p = jnp.take_along_axis(log_probabilities, jnp.maximum(labels, 0)[:, None], axis=-1)[:, 0]
     confidence = jnp.exp(jnp.max(log_probabilities, axis=-1))
     correct = (jnp.argmax(logits, axis=-1) == labels) & counted
     bins = jnp.clip(jnp.ceil(NUM_BINS * confidence).astype(jnp.int32) - 1, 0, NUM_BINS - 1)
@@ -34,7 +34,7 @@ def sums_of(logits: jax.Array, labels: jax.Array) -> Sums:
     in_bin = (bins[:, None] == jnp.arange(NUM_BINS)[None, :]) & counted[:, None]
     return Sums(
         jnp.sum(correct, dtype=jnp.int32),
-        -jnp.sum(own, where=counted),
+        -jnp.sum(log_p, where=counted),
         jnp.sum(jnp.where(in_bin, confidence[:, None], 0.0), axis=0),
         jnp.sum(in_bin & correct[:, None], axis=0, dtype=jnp.int32),
     )

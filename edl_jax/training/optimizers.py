@@ -1,4 +1,4 @@
-"""Optimisers of optax by name, and the learning rate's schedule."""
+"""Optimizers of optax by name, and the learning rate's schedule."""
 
 import dataclasses
 import inspect
@@ -70,12 +70,12 @@ class OptimizerConfig(Checked):
             make = getattr(optax, self.name)
             known = set(inspect.signature(make).parameters)
             masks = dict.fromkeys(known & {"mask", "weight_decay_mask"}, _DECAYED)
-            given = {"learning_rate": learning_rate}
+            arguments = {"learning_rate": learning_rate}
             if masks and "weight_decay" in known:
-                given |= {"weight_decay": self.weight_decay, **masks}
+                arguments |= {"weight_decay": self.weight_decay, **masks}
             elif self.weight_decay:
                 parts.append(optax.add_decayed_weights(self.weight_decay, mask=_DECAYED))
-            optimizer = optax.chain(*parts, make(**given, **options))
+            optimizer = optax.chain(*parts, make(**arguments, **options))
             toy = dict.fromkeys((MODEL, LOSS), jax.ShapeDtypeStruct((2,), jnp.float32))
             # What a strict promotion of dtypes would refuse is no option's fault.
             with jax.numpy_dtype_promotion("standard"):
@@ -85,21 +85,21 @@ class OptimizerConfig(Checked):
         except (AttributeError, TypeError, ValueError, NotImplementedError) as error:
             raise ConfigError(
                 f"OptimizerConfig.name is {self.name!r} with options {options}, which cannot be "
-                f"used ({error}); expected an optimiser of optax that needs gradients and "
+                f"used ({error}); expected an optimizer of optax that needs gradients and "
                 "parameters alone, such as sgd, adamw, lion or rmsprop, and options that it takes."
             ) from error
         return optimizer
 
 
 def make_optimizer(
-    config: OptimizerConfig, schedule: optax.Schedule, given: Optimizer | None = None
+    config: OptimizerConfig, schedule: optax.Schedule, optimizer: Optimizer | None = None
 ) -> optax.GradientTransformation:
-    """The optimiser that is given, or made with the schedule, or else that of the configuration."""
-    found = config.make(schedule) if given is None else given
-    found = found(schedule) if callable(found) else found
-    if not isinstance(found, optax.GradientTransformation):
+    """The optimizer that is given, or made with the schedule, or else that of the configuration."""
+    made = config.make(schedule) if optimizer is None else optimizer
+    made = made(schedule) if callable(made) else made
+    if not isinstance(made, optax.GradientTransformation):
         raise ConfigError(
-            f"optimizer is {given!r}; expected a GradientTransformation of optax, or a function "
-            "that makes one of the learning rate's schedule, such as optax.adam."
+            f"optimizer is {optimizer!r}; expected a GradientTransformation of optax, or a "
+            "function that makes one of the learning rate's schedule, such as optax.adam."
         )
-    return found
+    return made

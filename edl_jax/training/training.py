@@ -2,30 +2,62 @@
 
 import contextlib
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import numpy as np
+from flax import nnx
 
 from edl_jax.checked import Distinct, Seed, check, config_or_default
 from edl_jax.data.config import DataConfig
 from edl_jax.data.datasets import Dataset, load_dataset
 from edl_jax.data.sources import ArraySource
-from edl_jax.losses import MARGIN_LOSSES
-from edl_jax.losses.by_name import Loss, resolve_loss, split_loss_name
-from edl_jax.losses.method import LossMethod, as_method
+from edl_jax.losses.by_name import Loss, resolve_loss, scale_of
+from edl_jax.losses.method import LossMethod
 from edl_jax.models import ModelFactory
-from edl_jax.runs.describing import describe
 from edl_jax.runs.devices import device_mesh
-from edl_jax.runs.folder import RunFolder, as_finite, as_json, open_run
+from edl_jax.runs.fit import fit
+from edl_jax.runs.folder import Row, RunFolder, as_finite, as_json, open_run
 from edl_jax.runs.processes import agree, all_do, first_does, is_first
 from edl_jax.training.config import TrainConfig
-from edl_jax.training.loop import Row, TrainResult, run_training
+from edl_jax.training.learner import AXIS, Learner, evaluated
 from edl_jax.training.metrics import METRICS
-from edl_jax.training.optimizers import Optimizer
-from edl_jax.training.programs import TrainFunctions
-from edl_jax.training.steps import AXIS
+from edl_jax.training.optimizers import LOSS, Optimizer
+from edl_jax.training.trainer import Trainer
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """The result of a training run.
+
+    Attributes:
+      test_accuracy: accuracy on the test images after the last epoch, never the best epoch's.
+      test_nll: mean negative log-likelihood on them, `-log softmax(logits)[label]`, in nats.
+      test_calibration_error: expected calibration error on them, in [0, 1]: how far confidence, the
+        largest probability, is from accuracy in 15 bins of equal width, averaged over the images.
+      history: a row of metrics for each epoch: `epoch`, `train_loss`, `train_accuracy`;
+        `accuracy`, `nll` and `calibration_error` (on the held-out validation images where there are
+        any, on the test images otherwise; `evaluated_on` says which); `learning_rate` and
+        `images_per_second` (of the steps alone; compilation included).
+      source: a sentence that says which data was used.
+      params: the classifier's parameters that were evaluated, an NNX state: trained, or their
+        moving average.
+      statistics: batch-norm statistics likewise.
+      loss_params: trained parameters of the loss: its state with None for all else; empty for most.
+      loss_state: the rest of the loss's state after the last step, likewise.
+    """
+
+    test_accuracy: float
+    test_nll: float
+    test_calibration_error: float
+    history: list[Row]
+    source: str
+    params: nnx.State
+    statistics: nnx.State
+    loss_params: Any
+    loss_state: Any
 
 
 def train(
@@ -73,17 +105,15 @@ def train(
       ProcessError: if another process of the run is gone, or was given something else to do.
       DivergedError: if training diverges.
     """
-    config, functions, known_by = _prepare(config, loss, model, data, optimizer, devices)
+    learner = _prepare(config, loss, model, data, optimizer, devices)
+    identity = lambda: {"train": as_json(learner.config), **learner.identity()}  # noqa: E731
     with contextlib.ExitStack() as stack:
-
-        def open_folder() -> RunFolder | None:
-            if run_dir is None:
-                return None
-            return stack.enter_context(open_run(run_dir, {"train": as_json(config), **known_by()}))
-
-        folder = first_does(open_folder, share=False)
-        telling = progress and is_first()
-        result = run_training(config, functions, config.seed, folder=folder, progress=telling)
+        folder = first_does(
+            lambda: None if run_dir is None else stack.enter_context(open_run(run_dir, identity())),
+            share=False,
+        )
+        options = {"folder": folder, "progress": progress and is_first()}
+        result = run_training(Trainer(learner), learner.config.seed, **options)
         if folder is not None:
             measured = as_finite({f"test_{x}": getattr(result, f"test_{x}") for x in METRICS})
             folder.write_json("results.json", {**measured, "data": result.source})
@@ -113,7 +143,7 @@ def make_trainer(
       EDLError: as `train`; so does the function, and for a seed that is given twice, or is not a
         whole number of at least 0 and below 2^32.
     """
-    config, functions, _ = _prepare(config, loss, model, data, optimizer, devices)
+    trainer = Trainer(_prepare(config, loss, model, data, optimizer, devices))
 
     def run(
         seeds: Sequence[int],
@@ -122,26 +152,58 @@ def make_trainer(
         progress: bool = False,
         test: bool = True,
     ) -> list[TrainResult]:
-        given = np.asarray(seeds).tolist()
-        different = check("seeds", given, Annotated[tuple[Seed, ...], Distinct()])
-        agree(lambda: {"seeds": different})
+        listed = np.asarray(seeds).tolist()
+        checked = check("seeds", listed, Annotated[tuple[Seed, ...], Distinct()])
+        agree(lambda: {"seeds": checked})
         options = {"report": report, "progress": progress and is_first(), "test": test}
-        return [run_training(config, functions, seed, **options) for seed in different]
+        return [run_training(trainer, seed, **options) for seed in checked]
 
     return run
 
 
+def run_training(
+    trainer: Trainer,
+    seed: int,
+    *,
+    folder: RunFolder | None = None,
+    progress: bool = False,
+    report: Callable[[Row], None] = lambda row: None,
+    test: bool = True,
+) -> TrainResult:
+    """Train from a seed; `report` is called with the row of every epoch.
+
+    With validation images and without `test`, nothing looks at the test images, and what is
+    measured on them is NaN.
+    """
+    run, key = trainer.of_seed(seed)
+    watch = lambda done, state, row: report(row) if row else None  # noqa: E731
+    state, (rows,) = fit(run, key, folder=folder, progress=progress, watch=watch)
+    if not trainer.config.data.val_examples:
+        last = rows[-1]  # measured already, after the last epoch
+    else:
+        last = trainer.evaluate(state, "test") if test else {}
+    params, statistics = evaluated(state)
+    return TrainResult(
+        # None is what JSON has in place of NaN.
+        **{f"test_{x}": math.nan if last.get(x) is None else last[x] for x in METRICS},
+        history=rows,
+        source=trainer.dataset.source,
+        params=params,
+        statistics=statistics,
+        loss_params=state.params[LOSS],
+        loss_state=state.loss_state,
+    )
+
+
 def _prepare(
     config: Any, loss: Any, model: Any, data: Any, optimizer: Any, devices: Any
-) -> tuple[TrainConfig, TrainFunctions, Callable[[], dict[str, Any]]]:
-    """The configuration with what is given by name, its functions, and the parts' identities."""
+) -> Learner:
+    """What `train` is to train: names take the place of the configuration's, and data is loaded."""
     config, source, named = config_or_default(config, TrainConfig), None, {}
     if isinstance(model, str):
         named["model"], model = model, None
     if isinstance(loss, str | os.PathLike):
         named["loss"], loss = loss, None
-    elif loss is not None:
-        as_method(loss)  # refuses what is none before data is loaded
     if isinstance(data, ArraySource):
         source, data = data, data.name
     if data is not None:
@@ -156,15 +218,9 @@ def _prepare(
     agree(lambda: {"train": as_json(placeless), "devices": ids})
     dataset = load_shared(config.data, source)
     loss = resolve_config_loss(config, dataset) if loss is None else loss
-    parts = {"model": model, "optimizer": optimizer}
-    functions = TrainFunctions(config, dataset, loss, mesh, **parts)
-
-    def known_by() -> dict[str, Any]:  # hashes the images
-        own = {name: describe(part) for name, part in parts.items() if part is not None}
-        return {"data": dataset.identity, "loss": describe(loss), **own}
-
-    agree(known_by)
-    return config, functions, known_by
+    learner = Learner(config, dataset, loss, mesh, model=model, optimizer=optimizer)
+    agree(learner.identity)
+    return learner
 
 
 def load_shared(config: DataConfig, source: ArraySource | None = None) -> Dataset:
@@ -174,8 +230,8 @@ def load_shared(config: DataConfig, source: ArraySource | None = None) -> Datase
 
 
 def resolve_config_loss(config: TrainConfig, dataset: Dataset) -> Loss:
-    """The loss that `config` names; a margin loss is told the scale of the head's cosines."""
+    """The loss that `config` names, with the scale of the head's cosines if it takes that."""
     options = {}
-    if split_loss_name(config.loss)[0] in MARGIN_LOSSES:
+    if scale_of(config.loss):
         options["scale"] = 1.0 if config.head_scale is None else config.head_scale
     return resolve_loss(config.loss, options, class_counts=dataset.class_counts)

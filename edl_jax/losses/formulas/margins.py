@@ -4,6 +4,7 @@
 `x_k = scale cos(theta_k)`, of the angles between the features and the weights of the classes.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -14,10 +15,6 @@ from edl_jax.checked import NotNegative, Positive
 from edl_jax.errors import ConfigError
 from edl_jax.losses.inputs import FLOOR, hold
 from edl_jax.losses.lift import Candidates, formula
-
-# Of logits that are cosines times a scale, and those whose `scale` is that of the logits.
-COSINE_LOSSES = ("additive_margin_softmax",)
-MARGIN_LOSSES = ("ldam", *COSINE_LOSSES)
 
 
 @formula
@@ -43,7 +40,7 @@ def smoothed_zero_one(c: Candidates, *, sharpness: Positive = 1.0) -> jax.Array:
     return jax.nn.sigmoid(sharpness * (c.runner_up() - c.log_p()))
 
 
-@formula
+@functools.partial(formula, scale_of="logits")
 def ldam(
     c: Candidates,
     *,
@@ -76,7 +73,7 @@ def ldam(
     return _with_label_logit(c, c.at(c.logits - scale * margins))
 
 
-@formula
+@functools.partial(formula, scale_of="cosines")
 def additive_margin_softmax(
     c: Candidates, *, margin: NotNegative = 0.35, scale: Positive = 30.0
 ) -> jax.Array:
