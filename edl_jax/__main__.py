@@ -4,6 +4,7 @@ Loading evosax starts JAX's backend, and after that no process can join others.
 """
 
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Any
 from edl_jax.errors import ConfigError, EDLError
 from edl_jax.runs.huge_pages import restart_with_huge_pages
 from edl_jax.runs.preemption import EXIT_REFUSED, exit_status, stop_once, stop_silently
-from edl_jax.runs.streams import Lenient, open_closed
+from edl_jax.runs.streams import Lenient
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,16 +21,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Output that cannot be written ends no run; the status says so, but not of a reader that is gone.
     """
-    open_closed()
+    for name in ("stdin", "stdout", "stderr"):  # or a file takes the place of a closed one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115
     out: Any = Lenient(sys.stdout)
     err: Any = Lenient(sys.stderr)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = _run(argv)
-        out.settle()
+        out.flush()
         if out.error and not isinstance(out.error, BrokenPipeError):
             print(f"edl: output was lost ({out.error}). Send it where there is room.", file=err)
             status = status or EXIT_REFUSED
-        err.settle()
+    for stream in (out, err):
+        if isinstance(stream.error, OSError):  # or Python fails to write the rest as it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     return status
 
 

@@ -90,7 +90,7 @@ def fit(
             done, rows = first_does(partial(keeper.resume, stack, folder, keep))
         state: Any = to_every_device(arrays_from_first(keeper.state), run.mesh)
         saved = done
-        stream: Any = Lenient(sys.stderr)
+        stream: Any = Lenient(sys.stderr or io.StringIO())
         bar = stack.enter_context(_bar(run, done, progress, stream))
         if done == 0:
             watch(done, state, None)
