@@ -36,6 +36,8 @@ class Provenance:
     The configuration it was evolved with, its metrics on held-out pairs, the libraries' versions.
     """
 
+    described_as = None  # which tells no loss from another
+
     config: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
     metrics: dict[str, float] = dataclasses.field(default_factory=dict, compare=False)
     versions: dict[str, str] = dataclasses.field(default_factory=dict, compare=False)
@@ -144,7 +146,7 @@ class EvolvedLoss(struct.PyTreeNode, eq=False):
           LossFileError: if the file is missing, foreign, damaged or at odds with its header.
         """
         path = user_path(path)
-        if not path.is_file():  # a pipe or a device would keep us waiting
+        if not os.path.isfile(path):  # a pipe or a device would keep us waiting
             raise LossFileError(f"there is no loss file at {path}; check the path.")
         try:
             with safe_open(path, framework="numpy") as file:
