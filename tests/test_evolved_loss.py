@@ -254,8 +254,9 @@ def test_refuses_bad_input(loss):
         loss(logits, LABELS.at[0].set(-1))
     with pytest.raises(InputError, match=r"labels\[3\] is 4294967299;"):  # 3, in 32 bits
         loss(logits, np.asarray([0, 1, 2, 2**32 + 3, 4, 0]))
-    with pytest.raises(InputError, match="axis is 2"):
-        loss(logits, LABELS, axis=2)
+    for axis in (2, True, False, 1.0):
+        with pytest.raises(InputError, match=f"axis is {axis}; expected an axis of"):
+            loss(logits, LABELS, axis=axis)
     with pytest.raises(InputError, match=r"where has shape \(3,\)"):
         loss(logits, LABELS, where=jnp.ones(3))
     with pytest.raises(InputError, match="at least 2 classes"):

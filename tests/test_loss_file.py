@@ -130,6 +130,9 @@ def test_refuses_a_missing_file_a_folder_and_another_safetensors(tmp_path):
             '{"network": "class_agnostic", "hidden": [4], "activation": "silu"}',
             "the arrays do not fit",
         ),
+        ("config", "[1, 2]", r"{'config': \[1, 2\]}; expected dictionaries"),
+        ("metrics", "null", "{'metrics': None}"),
+        ("versions", '"0.1.0"', "{'versions': '0.1.0'}"),
     ],
 )
 def test_refuses_a_header_that_is_no_loss(saved, field, value, message):

@@ -42,6 +42,10 @@ class Provenance:
     metrics: dict[str, float] = dataclasses.field(default_factory=dict, compare=False)
     versions: dict[str, str] = dataclasses.field(default_factory=dict, compare=False)
 
+    def __post_init__(self) -> None:
+        if odd := {name: x for name, x in vars(self).items() if not isinstance(x, dict)}:
+            raise InputError(f"a loss's provenance has {odd}; expected dictionaries.")
+
 
 class EvolvedLoss(struct.PyTreeNode, eq=False):
     """An evolved loss: a pytree that is called like a loss of `optax.losses`.
@@ -160,7 +164,7 @@ class EvolvedLoss(struct.PyTreeNode, eq=False):
             architecture = Architecture(**{**structure, "hidden": tuple(structure["hidden"])})
             _check(architecture, tensors)
             tree = traverse_util.unflatten_dict(jax.tree.map(jnp.asarray, tensors), sep=".")
-            records = [json.loads(header[x.name]) for x in dataclasses.fields(Provenance)]
+            provenance = Provenance(**{x: json.loads(header[x]) for x in vars(Provenance())})
         except OSError as error:
             raise LossFileError(
                 f"{path} cannot be read ({error}); it was left as it is."
@@ -171,7 +175,7 @@ class EvolvedLoss(struct.PyTreeNode, eq=False):
                 "or copy the loss again."
             ) from error
         params = nnx.restore_int_paths(tree["params"])
-        return EvolvedLoss(params, tree["scale"], architecture, Provenance(*records))
+        return EvolvedLoss(params, tree["scale"], architecture, provenance)
 
     def tensors(self) -> dict[str, np.ndarray]:
         """Return the arrays by name, as in a file; rejects what `load` would reject."""

@@ -39,7 +39,8 @@ def per_example(
     shape, dtype = logits.shape, logits.dtype
     if not jnp.issubdtype(dtype, jnp.floating):
         raise InputError(f"logits have dtype {dtype}; expected a floating dtype.")
-    if not isinstance(axis, int | np.integer) or not -logits.ndim <= axis < logits.ndim:
+    is_number = isinstance(axis, int | np.integer) and not isinstance(axis, bool)
+    if not is_number or not -logits.ndim <= axis < logits.ndim:
         raise InputError(f"axis is {axis!r}; expected an axis of logits of shape {shape}.")
     if shape[axis] < 2:
         raise InputError(f"logits have shape {shape}; expected at least 2 classes.")

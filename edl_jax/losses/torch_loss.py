@@ -9,7 +9,9 @@ written by `edl export` and may be copied into any project (Apache-2.0).
     loss(logits, labels).mean().backward()
 """
 
+import hashlib
 import json
+import struct
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -49,14 +51,20 @@ class EvolvedLoss(nn.Module):
                 header = file.metadata() or {}
                 if header.get("format") != _FORMAT:
                     raise ValueError(f"its format is {header.get('format')!r}, not {_FORMAT!r}")
-                architecture = json.loads(header["architecture"])
-                for name in file.keys():  # noqa: SIM118 - such as "params.layers.0.kernel"
-                    self.register_buffer(name.replace(".", "_"), file.get_tensor(name))
-        except (OSError, SafetensorError, ValueError) as error:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if header.get("sha256") != _digest(header, tensors):
+                raise ValueError(f"its sha256 is {header.get('sha256')!r}, not that of its content")
+            architecture = json.loads(header["architecture"])
+            self.num_classes: int | None = architecture["num_classes"]
+            self.activation = _ACTIVATIONS[architecture["activation"]]
+            self.num_layers = len(architecture["hidden"]) + 1
+            widths = [tensors[f"params.layers.{i}.bias"].numel() for i in range(self.num_layers)]
+            if widths != [*architecture["hidden"], 1]:
+                raise ValueError(f"its layers are {widths} wide, not as its architecture says")
+            for name, tensor in tensors.items():  # such as "params.layers.0.kernel"
+                self.register_buffer(name.replace(".", "_"), tensor)
+        except (OSError, SafetensorError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is no loss file: {error}.") from error
-        self.num_classes: int | None = architecture["num_classes"]
-        self.activation = _ACTIVATIONS[architecture["activation"]]
-        self.num_layers = len(architecture["hidden"]) + 1
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "EvolvedLoss":
         return super()._apply(
@@ -83,7 +91,7 @@ class EvolvedLoss(nn.Module):
                 f"{self.num_classes or 'num_classes'}], and classes [...] or soft labels."
             )
         with torch.autocast(logits.device.type, enabled=False):
-            wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            wide = logits if logits.dtype == torch.float64 else logits.float()
             log_p = torch.log_softmax(wide, -1).clamp(min=_FLOOR)
             if is_soft:
                 weights = labels.to(log_p.dtype)
@@ -147,6 +155,15 @@ class EvolvedLoss(nn.Module):
             rows = kernel.split([part.shape[-1] for part in features])
             features = (sum((x @ k for x, k in zip(features, rows, strict=True)), bias),)
         return functional.softplus(features[0][..., 0])
+
+
+def _digest(header: dict[str, str], tensors: dict[str, Tensor]) -> str:
+    """What the header's `sha256` must be."""
+    fields = [f"{name}={header[name]}\n" for name in sorted(header.keys() - {"sha256"})]
+    found = hashlib.sha256("".join(fields).encode())
+    for name, x in sorted(tensors.items()):
+        found.update(name.encode() + struct.pack(f"<{x.numel()}f", *x.float().flatten().tolist()))
+    return found.hexdigest()
 
 
 def _expect(fits: Tensor, labels: Tensor, expected: str) -> None:
