@@ -546,6 +546,8 @@ except KeyboardInterrupt as stop:
         ("TERM INT", 0, {75, 130}),  # Python may see the second one first
         ("INT TERM INT", 0.05, {130}),
         ("TERM", 0, {75}),
+        ("HUP", 0, {75}),  # of a terminal that is closed
+        ("HUP TERM", 0, {75}),
         ("INT INT", 2, {130}),  # somebody who does not want to wait
     ],
 )
@@ -594,7 +596,8 @@ def test_a_signal_while_a_command_ends_leaves_no_traceback(arguments):
 
 def test_signals_wait_for_what_they_would_leave_half_done():
     """Whatever handles them: Python itself, `noticed`, or `stop_once` of a command."""
-    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {each: signal.getsignal(each) for each in numbers}
     try:
         for number, expected in (
             (signal.SIGINT, KeyboardInterrupt),
