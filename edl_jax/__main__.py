@@ -20,7 +20,7 @@ from edl_jax.runs.streams import Lenient
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `edl COMMAND [ARGUMENTS]`; returns the exit status (see `edl_jax.cli.main`).
 
-    Output that cannot be written ends no run; the status says so, unless a reader or terminal is gone.
+    Output that cannot be written ends no run; the status says so, unless a reader is gone.
     """
     for name in ("stdin", "stdout", "stderr"):  # or a file takes the place of a closed one
         if getattr(sys, name) is None:
