@@ -4,6 +4,7 @@ Loading evosax starts JAX's backend, and after that no process can join others.
 """
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -19,7 +20,7 @@ from edl_jax.runs.streams import Lenient
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `edl COMMAND [ARGUMENTS]`; returns the exit status (see `edl_jax.cli.main`).
 
-    Output that cannot be written ends no run; the status says so, but not of a reader that is gone.
+    Output that cannot be written ends no run; the status says so, unless a reader is gone.
     """
     for name in ("stdin", "stdout", "stderr"):  # or a file takes the place of a closed one
         if getattr(sys, name) is None:
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = _run(argv)
         out.flush()
-        if out.error and not isinstance(out.error, BrokenPipeError):
+        if out.error and getattr(out.error, "errno", None) not in (errno.EPIPE, errno.EIO):
             print(f"edl: output was lost ({out.error}). Send it where there is room.", file=err)
             status = status or EXIT_REFUSED
     for stream in (out, err):
