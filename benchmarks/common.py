@@ -26,8 +26,8 @@ class Work:
 
     A generation draws fresh pairs (Gaussian logits over a log-uniform temperature in [0.1, 10];
     half of the labels drawn from the prediction, half uniform), reads the five class-agnostic
-    features and the surprisal of each, scores every network (squareplus units) by the margins it violates
-    against four opponents of each pair, keeps the best and mutates them into the next population.
+    features and the surprisal of each, scores every network (of squareplus units) by the margins
+    that it violates against four opponents of each pair, keeps the best and mutates them.
     """
 
     population_size: int

@@ -35,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     `EXIT_PREEMPTED` is that of a run which SIGTERM stopped, once it had saved all it needs.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):  # stderr never fails at a character by itself
-        sys.stdout.reconfigure(errors="replace")
+    if hasattr(sys.stdout, "reconfigure"):  # stderr never fails at a character by itself
+        sys.stdout.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     name, *rest = (sys.argv[1:] if argv is None else argv) or [""]
     if name not in _COMMANDS:
         is_help = name in ("-h", "--help")

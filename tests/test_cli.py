@@ -546,6 +546,8 @@ except KeyboardInterrupt as stop:
         ("TERM INT", 0, {75, 130}),  # Python may see the second one first
         ("INT TERM INT", 0.05, {130}),
         ("TERM", 0, {75}),
+        ("HUP", 0, {75}),  # of a terminal that is closed
+        ("HUP TERM", 0, {75}),
         ("INT INT", 2, {130}),  # somebody who does not want to wait
     ],
 )
@@ -594,7 +596,8 @@ def test_a_signal_while_a_command_ends_leaves_no_traceback(arguments):
 
 def test_signals_wait_for_what_they_would_leave_half_done():
     """Whatever handles them: Python itself, `noticed`, or `stop_once` of a command."""
-    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {each: signal.getsignal(each) for each in numbers}
     try:
         for number, expected in (
             (signal.SIGINT, KeyboardInterrupt),
@@ -674,3 +677,53 @@ def test_the_command_itself_refuses_a_backend_that_is_not_there():
     )
     assert found.returncode == 2
     assert re.fullmatch(r"edl: JAX_PLATFORMS is 'none_such', and .*none_such.*\n", found.stderr)
+
+
+SAYING = """
+import sys
+from types import SimpleNamespace
+from edl_jax.__main__ import main
+
+
+def command(argv):
+    for n in range(3):
+        print("said", flush=True)
+        print("told", file=sys.stderr, flush=True)
+    open(argv[0], "w").write("done")
+    return 0
+
+
+sys.modules["edl_jax.cli"] = SimpleNamespace(main=command)  # which takes long to load
+sys.argv = ["edl", sys.argv[1]]
+sys.exit(main())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("redirection", "status", "error"),
+    [
+        ("", 0, "told\n" * 3),
+        (">&-", 0, "told\n" * 3),
+        ("2>&-", 0, ""),
+        ("<&- >&- 2>&-", 0, ""),
+        ("> /dev/full", 2, "told\n" * 3 + "edl: output was lost ([Errno 28] No space left on "
+         "device). Send it where there is room.\n"),
+        ("2> /dev/full", 0, ""),
+        ("> /dev/full 2>&1", 2, ""),
+        ("| true", 0, "told\n" * 3),
+        ("2>&1 | true", 0, ""),
+    ],
+)  # fmt: skip
+def test_output_that_cannot_be_written_ends_no_command(redirection, status, error, tmp_path):
+    script, done = tmp_path / "saying.py", tmp_path / "done"
+    script.write_text(SAYING)
+    command = f"{sys.executable} {script} {done} {redirection}; exit ${{PIPESTATUS[0]}}"
+    found = subprocess.run(
+        ["bash", "-c", command],
+        env={**os.environ, "GLIBC_TUNABLES": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert (found.returncode, found.stderr) == (status, error)
+    assert done.read_text() == "done"

@@ -186,6 +186,20 @@ def test_config_refuses(changes, message):
         dataclasses.replace(SMALL, **changes)
 
 
+@pytest.mark.parametrize("part", ["severity", "margin"])
+@pytest.mark.parametrize("value", ["my_own", None, ["surprisal"]], ids=str)
+def test_a_loss_evolved_by_an_unknown_part_is_refused_before_anything_is_trained(
+    part, value, tmp_path
+):
+    loss, path = load_pretrained(), str(tmp_path / "mine.safetensors")
+    config = loss.provenance.config | {part: value}
+    loss.replace(provenance=dataclasses.replace(loss.provenance, config=config)).save(path)
+    message = rf"the {part} of .*mine.safetensors \(register your own, .*; expected one of "
+    with pytest.raises(ConfigError, match=message):
+        coverage(dataclasses.replace(SMALL, evolved=path), run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("name", ["cross_entropy", "gce(q=0.5)"])
 def test_a_formula_has_no_ranking_to_measure(name, tmp_path):
     with pytest.raises(ConfigError, match=r"no pretrained loss .*; expected one of edl, .*file"):

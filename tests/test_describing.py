@@ -1,8 +1,11 @@
 """What a run folder keeps of losses and of other parts of your own, to tell them from others."""
 
+import collections
 import dataclasses
+import enum
 import functools
 import os
+import pathlib
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +15,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx, struct
 
@@ -109,6 +113,70 @@ def holding_itself(value):
     return part
 
 
+class Private:
+    def __init__(self, weight):
+        self._weight = weight
+
+    def loss(self, logits, labels):
+        return self._weight * logits[..., 0]
+
+
+class Slots:
+    __slots__ = ("weight",)
+
+    def __init__(self, weight):
+        self.weight = weight
+
+
+@dataclasses.dataclass
+class Hidden:
+    weight: Any = dataclasses.field(repr=False, compare=False)
+
+
+class Widening:
+    def __init__(self, rngs, num_classes, in_channels, width=8):
+        pass
+
+
+class Kind(enum.Enum):
+    ONE = 1
+    OTHER = 2
+
+
+class Weights(dict):
+    pass
+
+
+def scaling(factor):
+    def decorate(function):
+        @functools.wraps(function)
+        def scaled_loss(logits, labels):
+            return factor * function(logits, labels)
+
+        return scaled_loss
+
+    return decorate
+
+
+def linked(value):
+    """Objects that all hold one another: to follow each path would take for ever."""
+    parts = [Private(value) for _ in range(40)]
+    for part in parts:
+        part.others = parts
+    return parts[0]
+
+
+def recursive(value):
+    def loss(logits, labels, depth=0):
+        return value * (logits if depth else loss(logits, labels, 1))
+
+    return loss
+
+
+def multi_steps(optimizer, steps=2):
+    return optax.MultiSteps(optimizer, steps).gradient_transformation()
+
+
 # What makes a part, and two values that make different ones.
 DIFFERENT = {
     "a default": (with_default, 1.0, 2.0),
@@ -136,6 +204,40 @@ DIFFERENT = {
     "a module's shapes": (lambda x: Module(nnx.Param(jnp.ones(x))), (2, 3), (3, 2)),
     "a module in a module": (lambda x: Module(Module(nnx.Param(jnp.ones(2) * x))), 2, 3),
     "a LossMethod": (Method, 1.0, 2.0),
+    "an attribute that begins with _": (Private, 1.0, 2.0),
+    "a bound method": (lambda x: Private(x).loss, 1.0, 2.0),
+    "a method in C": (lambda x: Weighted([x].count), 1, 2),
+    "slots": (Slots, 1.0, 2.0),
+    "a field that is not shown": (Hidden, MANY, OTHER),
+    "a closure in a closure": (lambda x: closed_over(closed_over(x)), 1.0, 2.0),
+    "a function that holds itself": (recursive, 1.0, 2.0),
+    "objects that hold one another": (linked, 1.0, 2.0),
+    "what a decorator took": (lambda x: scaling(x)(power), 1.0, 2.0),
+    "a decorator of a formula": (lambda x: scaling(x)(LOSSES["gce"]), 1.0, 2.0),
+    "what a mapped function took": (lambda x: jax.vmap(closed_over(x)), 1.0, 2.0),
+    "how a function is mapped": (lambda x: jax.vmap(power, in_axes=x), 0, 1),
+    "a loss with a derivative of its own": (lambda x: jax.custom_jvp(closed_over(x)), 1.0, 2.0),
+    "a cached function": (lambda x: functools.cache(closed_over(x)), 1.0, 2.0),
+    "the axis of a function": (lambda x: with_option(lambda y, axis=x: y), 0, 1),
+    "a class's defaults": (lambda x: functools.partial(Widening, width=x), 8, 16),
+    "a member of an enumeration": (with_option, Kind.ONE, Kind.OTHER),
+    "a path": (with_option, pathlib.Path("a"), pathlib.Path("b")),
+    "bytes": (with_option, b"a", b"b"),
+    "a complex number": (with_option, 1j, 2j),
+    "a range": (with_option, range(2), range(3)),
+    "a slice": (with_option, slice(None, 1), slice(1, None)),
+    "a dtype": (with_option, jnp.float32, jnp.bfloat16),
+    "a subclass of a dictionary": (lambda x: Weights(a=x), MANY, OTHER),
+    "a queue": (lambda x: collections.deque([1.0, x]), 1.0, 2.0),
+    "an array of objects": (lambda x: np.array([x, "a"], object), 1.0, 2.0),
+    "bits that are drawn": (np.random.default_rng, 1, 2),
+    "the kind of a variable": (lambda x: Module(x(jnp.ones(2))), nnx.Param, nnx.BatchStat),
+    "a learning rate": (optax.sgd, 0.1, 0.2),
+    "a constant schedule": (lambda x: optax.sgd(optax.constant_schedule(x)), 0.1, 0.2),
+    "a schedule": (lambda x: optax.sgd(optax.cosine_decay_schedule(x, 4)), 0.1, 0.001),
+    "a schedule's steps": (lambda x: optax.adamw(optax.cosine_decay_schedule(1, x)), 4, 8),
+    "steps in one": (lambda x: multi_steps(optax.sgd(0.1), x), 2, 4),
+    "the optimizer of steps in one": (lambda x: multi_steps(optax.sgd(x)), 0.1, 0.01),
     "an evolved loss": (lambda x: load_pretrained().replace(scale=jnp.float32(x)), 1, 2),
 }
 
@@ -145,13 +247,30 @@ def test_parts_are_told_apart_by_their_options_and_arrays(kind):
     make, one, other = DIFFERENT[kind]
     assert describe(make(one)) == describe(make(one)) != describe(make(other))
     assert " at 0x" not in describe(make(one))
+    assert len(describe(make(one))) < 1100
 
 
 def test_code_and_provenance_are_not_looked_at():
     assert describe(lambda x: x) == describe(lambda x: -x)
     assert describe(max) == "max"
+    assert describe(jax.nn.relu) == describe(jax.jit(jax.nn.relu)) == "relu"
+    assert describe(Widening) == "Widening(width=8)"
     evolved = load_pretrained()
     assert describe(evolved.replace(provenance=Provenance())) == describe(evolved)
+
+
+def test_what_is_computed_once_and_kept_makes_no_difference():
+    class Lazy(Private):
+        @functools.cached_property
+        def table(self):
+            return MANY * self._weight
+
+    part = Lazy(1.0)
+    before = describe(part)
+    assert part.table is not None
+    assert describe(part) == before
+    shared = Private(1.0)  # once, or two that are alike
+    assert describe([shared, shared]) == describe([Private(1.0), Private(1.0)])
 
 
 @pytest.mark.slow

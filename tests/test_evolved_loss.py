@@ -50,6 +50,32 @@ def test_value_is_scale_times_the_network(loss):
     np.testing.assert_allclose(value_of(loss, logits_of(), LABELS), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["edl", "random"])
+@pytest.mark.parametrize("num_classes", [7, 19])  # without and with lanes, and a remainder
+def test_of_logits_is_the_network_on_their_log_probabilities(name, num_classes):
+    loss, labels = LOSSES[name], np.asarray(LABELS)
+    logits = np.array(logits_of((6, num_classes)))
+    logits[3:] = np.round(logits[3:] / 3)  # ties
+
+    def by_network(x):
+        return loss.scale * loss.network()(jax.nn.log_softmax(x), labels)
+
+    expected, vjp = jax.vjp(jax.jit(by_network), logits)
+    value, gradient = value_and_gradient_of(loss, logits, labels)
+    np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(gradient, vjp(jnp.ones(6))[0], rtol=1e-5, atol=1e-6)
+
+
+def test_integer_labels_need_one_array_of_the_logits_size():
+    """The gradient; and partial sums, which are half of one."""
+    shape = (128, 5003)
+    x, y = jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape[:1], jnp.int32)
+    program = jax.jit(jax.value_and_grad(lambda x, y: LOSSES["edl"](x, y).mean()))
+    memory = program.lower(x, y).compile().memory_analysis()
+    assert memory.output_size_in_bytes < 1.01 * 4 * np.prod(shape)
+    assert memory.temp_size_in_bytes < 0.6 * 4 * np.prod(shape)
+
+
 def test_gradients(loss):
     for labels in (LABELS, jax.nn.softmax(logits_of(seed=5))):
         function = functools.partial(value_of, loss, labels=labels)
@@ -228,8 +254,9 @@ def test_refuses_bad_input(loss):
         loss(logits, LABELS.at[0].set(-1))
     with pytest.raises(InputError, match=r"labels\[3\] is 4294967299;"):  # 3, in 32 bits
         loss(logits, np.asarray([0, 1, 2, 2**32 + 3, 4, 0]))
-    with pytest.raises(InputError, match="axis is 2"):
-        loss(logits, LABELS, axis=2)
+    for axis in (2, True, False, 1.0):
+        with pytest.raises(InputError, match=f"axis is {axis}; expected an axis of"):
+            loss(logits, LABELS, axis=axis)
     with pytest.raises(InputError, match=r"where has shape \(3,\)"):
         loss(logits, LABELS, where=jnp.ones(3))
     with pytest.raises(InputError, match="at least 2 classes"):

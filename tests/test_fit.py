@@ -1,5 +1,6 @@
 """The loop that drives every run: what it tells, saves and resumes."""
 
+import errno
 import io
 import os
 import signal
@@ -105,3 +106,32 @@ def test_a_log_file_gets_a_line_for_each_period_and_a_terminal_a_bar(monkeypatch
     assert "\r" in told["terminal"]
     assert "6/6" in told["terminal"]
     assert told["quiet"] == ""
+
+
+class Gone(io.StringIO):
+    def __init__(self, error, is_terminal=False):
+        super().__init__()
+        self.error, self.is_terminal = error, is_terminal
+
+    def isatty(self):
+        return self.is_terminal
+
+    def write(self, text):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        None,
+        Gone(OSError(errno.ENOSPC, "full")),
+        Gone(OSError(errno.EIO, "gone"), is_terminal=True),
+        Gone(OSError(errno.ENOSPC, "full"), is_terminal=True),
+        Gone(BrokenPipeError()),
+        Gone(ValueError("I/O operation on closed file")),
+    ],
+    ids=["closed", "full", "no terminal", "full terminal", "no reader", "closed since"],
+)
+def test_a_run_whose_progress_cannot_be_told_goes_on(stream, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert numbers(fit(ToyRun(), KEY, progress=True)) == due(STEPS)

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from edl_jax import EvolvedLoss, load_pretrained
 from edl_jax.errors import LossFileError
 from edl_jax.losses import evolved_loss
+from edl_jax.losses.by_name import resolve_loss
 
 LOGITS = jnp.asarray([[1.0, -2.0, 0.5], [0.0, 30.0, 2.0]])
 LABELS = jnp.asarray([2, 0])
@@ -95,6 +96,12 @@ def test_a_pipe_is_no_loss_file(tmp_path):
         EvolvedLoss.load(tmp_path / "loss.safetensors")
 
 
+@pytest.mark.parametrize("name", ["a" * 300, "a/" * 3000])
+def test_a_path_that_is_too_long_is_no_loss_file(name):
+    with pytest.raises(LossFileError, match="there is no loss file at"):
+        resolve_loss(f"{name}.safetensors")
+
+
 def test_refuses_a_missing_file_a_folder_and_another_safetensors(tmp_path):
     with pytest.raises(LossFileError, match="there is no loss file at"):
         EvolvedLoss.load(tmp_path / "none.safetensors")
@@ -123,6 +130,9 @@ def test_refuses_a_missing_file_a_folder_and_another_safetensors(tmp_path):
             '{"network": "class_agnostic", "hidden": [4], "activation": "silu"}',
             "the arrays do not fit",
         ),
+        ("config", "[1, 2]", r"{'config': \[1, 2\]}; expected dictionaries"),
+        ("metrics", "null", "{'metrics': None}"),
+        ("versions", '"0.1.0"', "{'versions': '0.1.0'}"),
     ],
 )
 def test_refuses_a_header_that_is_no_loss(saved, field, value, message):

@@ -86,6 +86,13 @@ def test_refuses_to_save_a_provenance_that_is_no_json(records, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_provenance_is_dictionaries(name):
+    records: Any = {name: [1, 2]}
+    with pytest.raises(InputError, match=rf"has {{'{name}': \[1, 2\]}}; expected dictionaries"):
+        Provenance(**records)
+
+
 def test_refuses_to_export_what_is_no_evolved_loss(tmp_path):
     loss: Any = "edl"
     with pytest.raises(InputError, match="the loss is 'edl'; expected an EvolvedLoss"):

@@ -155,6 +155,45 @@ def test_evolve_refuses_what_is_no_key_and_no_strategy():
         evolve(problem, "Annealing", KEY, generations=1)
 
 
+NOT_FOR_EVOLVE = {
+    "a problem's name": ({"problem": "sphere"}, "problem is 'sphere'; .* instance of Problem"),
+    "a class of problems": ({"problem": BBOBProblem}, "problem is <class .* instance of Problem"),
+    "a number for a strategy": ({"strategy": 5}, "strategy is 5; expected a string or an instance"),
+    "a class of strategies": ({"strategy": SNES}, "strategy is <class .* instance of Evolutionary"),
+    "no generations": ({"generations": 0}, "generations is 0; expected a whole number, at least 1"),
+    "fewer than none": ({"generations": -1}, "generations is -1; expected"),
+    "half a generation": ({"generations": 2.5}, r"generations is 2\.5; expected"),
+    "no draws": ({"draws": 0}, "draws is 0; expected a whole number, at least 1"),
+    "True draws": ({"draws": True}, "draws is True; expected"),
+    "a number for parameters": ({"params": 5}, "params is 5; expected an instance of Params or No"),
+}
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("case", NOT_FOR_EVOLVE)
+def test_evolve_refuses_wrong_arguments_before_it_evolves(case, named):
+    changes, message = NOT_FOR_EVOLVE[case]
+    strategy = "SNES" if named else SNES(8, jnp.zeros(2))
+    given = {"problem": BBOBProblem("sphere"), "strategy": strategy, "generations": 1}
+    with pytest.raises(ConfigError, match=message):
+        evolve(key=KEY, **given | changes)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"strategy": "SNES"}, r"strategy \(by name .*config\.strategy\) is 'SNES'; expected an"),
+        ({"strategy": SNES}, "is <class .*; expected an instance of EvolutionaryAlgorithm or None"),
+        ({"problem": "x"}, "problem is 'x'; expected an instance of Problem or None"),
+        ({"problem": RankingProblem}, "problem is <class .*; expected an instance of Problem"),
+    ],
+)
+def test_pretrain_refuses_what_is_no_strategy_and_no_problem(given, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        pretrain(CONFIG, **given, run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_pretrain_takes_a_strategy_and_a_problem_of_your_own(tmp_path):
     ranking, tasks = RankingProblem(CONFIG), TaskProblem(CONFIG)
     given = {"strategy": SNES(16, ranking.sample(KEY)), "problem": 0.7 * ranking + 0.3 * tasks}

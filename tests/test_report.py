@@ -101,6 +101,9 @@ def test_nothing_but_files_of_the_run_folder_is_read(name, tmp_path):
 def test_refusals(tmp_path, capsys):
     with pytest.raises(ConfigError, match="runs is empty"):
         write_report([], tmp_path / "report.html")
+    for runs in ("runs/mine", tmp_path, None):
+        with pytest.raises(ConfigError, match=r"runs is .*; expected a tuple \(each a string\)"):
+            write_report(runs, tmp_path / "report.html")
     (tmp_path / "unfinished").mkdir()
     for name in ("none", "unfinished"):
         said = rf"README.md cannot be read in .*{name} \(.*expected the run folder of a finished"

@@ -1,17 +1,22 @@
 """`sweep` with cells that cost nothing: what it runs, keeps and survives."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 from unittest import mock
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -74,17 +79,137 @@ def test_values_may_be_numpy_s():
     ]
 
 
+@dataclasses.dataclass(frozen=True)
+class Own:
+    """A configuration of a user's own, whose fields hold anything."""
+
+    seed: int = 0
+    k: Any = 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"base": {"k": 1}}, r"base is {'k': 1}; expected a dataclass, such as TrainConfig\(\)"),
+        ({"base": Own}, "base is <class .*Own'>; expected a dataclass"),
+        ({"grid": None}, "grid is None; expected values by field, such as"),
+        ({"grid": {"k": 1}}, "grid is {'k': 1}; expected values by field, such as"),
+        ({"grid": ["k"]}, r"grid is \['k'\]; expected values by field, such as .* list of such"),
+        ({"grid": {"seed": (1, 2)}}, "'seed' is in the grid; expected its values as `seeds`"),
+        ({"grid": [{}, {"seed": 1}]}, "'seed' is in the grid"),
+        ({"grid": {"k": (2, 2)}}, r"two cells are Own\(seed=0, k=2\); expected each once"),
+        ({"grid": {"k": (lambda: 1, lambda: 2)}}, "functions that differ under different names"),
+        ({"seeds": 3}, r"seeds is 3; expected whole numbers, such as range\(5\)"),
+        ({"seeds": ("a",)}, r"seeds is \('a',\); expected whole numbers"),
+        ({"seeds": (0, 0)}, r"two cells are Own\(seed=0, k=1\); expected each once"),
+        ({"folder": "runs/mine"}, "folder is 'runs/mine'; expected an open RunFolder, or None"),
+        ({"executor": True}, "executor is True; expected a number of processes, such as 4"),
+    ],
+)
+def test_an_argument_that_cannot_work_is_refused_before_anything_runs(wrong, message):
+    ran = []
+    given = {"base": Own(), "grid": {}, "seeds": (0,), "run": ran.append, "executor": 1}
+    with pytest.raises(ConfigError, match=message):
+        sweep(**{**given, **wrong})
+    assert not ran
+
+
+def test_measures_are_kept_as_json_data_and_columns_are_told_by_text(tmp_path):
+    """Whatever holds a number or nothing, as deep as it is; a value that is no data by its name."""
+
+    def measuring(config):
+        return {
+            "value": jnp.float32(config.k(0.0)),
+            "curve": [float("nan"), {"deep": np.float32("inf")}],
+            "array": jnp.arange(2),
+            "k": "cos" if config.k is math.cos else "sin",  # what the row says already
+        }
+
+    folder = RunFolder(tmp_path, {})
+    run = functools.partial(sweep, Own(), {"k": (math.sin, math.cos)}, (0,), measuring, "1")
+    rows = run(folder=folder)
+    assert [(row["k"], row["value"]) for row in rows] == [("sin", 0.0), ("cos", 1.0)]
+    assert rows[0]["curve"] == [None, {"deep": None}]
+    assert rows[0]["array"] == [0, 1]
+    lines = (tmp_path / CELLS).read_text().splitlines()
+    refused = mock.Mock(side_effect=AssertionError)
+    assert [json.loads(line, parse_constant=refused) for line in lines] == rows
+    assert run(folder=folder) == rows
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (None, "run gave None .*; expected a dictionary of JSON data, as {'accuracy': 0.9}"),
+        (0.5, "run gave 0.5 .*; expected a dictionary of JSON data"),
+        ({"x": object}, "Object of type type is not JSON serializable.*; expected a dictionary"),
+        ({"x": Path("a")}, "PosixPath is not JSON serializable"),
+        ({"error": 0.1}, "run gave 'error', a column of sweep's own; expected another name"),
+        ({"key": 3}, "run gave 'key', a column of sweep's own"),
+        ({"x": 1, "seed": 9}, "run gave 'seed', a column of sweep's own"),
+        ({"k": 3}, "run gave 'k', a column of sweep's own"),
+        (SystemExit(3), "SystemExit: 3"),
+    ],
+)
+def test_a_cell_that_gives_what_cannot_be_kept_has_failed_and_the_others_go_on(
+    given, message, tmp_path
+):
+    def giving(config):
+        if config.k == 2:
+            return {"x": 1}
+        if isinstance(given, SystemExit):
+            raise given
+        return given
+
+    folder = RunFolder(tmp_path, {})
+    for _ in range(2):  # the folder can be resumed
+        first, second = sweep(Own(), {"k": (1, 2)}, (0,), giving, "1", folder=folder)
+        with pytest.raises(EDLError, match=message):
+            raise EDLError(first["error"])
+        assert (first["k"], first["seed"], second["x"]) == (1, 0, 1)
+
+
+class Counting(ThreadPoolExecutor):
+    """Counts the cells that wait or run, and keeps what they were sent."""
+
+    def __init__(self):
+        super().__init__(2)
+        self.under_way, self.sent = [], []
+
+    def submit(self, function, /, *packed):
+        future = super().submit(function, *packed)
+        self.sent.append((future, packed))
+        self.under_way.append(sum(not each.done() for each, _ in self.sent))
+        return future
+
+
+def test_few_cells_wait_at_a_time_and_run_is_packed_once():
+    """All that `run` refers to would be held, and sent, for each cell that waits."""
+    images = np.zeros(100_000, np.uint8)
+
+    def slow(config):
+        time.sleep(0.01)
+        return {"x": int(images[config.seed])}
+
+    with Counting() as pool:
+        assert len(sweep(Own(), {}, range(20), slow, pool)) == 20
+    assert max(pool.under_way) == 4
+    big = [part for _, packed in pool.sent for part in packed if len(part) > images.nbytes]
+    assert len(big) == 20
+    assert len({id(part) for part in big}) == 1
+
+
 class Cluster:
     """An executor as submitit's is: its jobs are no futures of the standard library."""
 
-    def submit(self, function, packed):
-        assert isinstance(packed, bytes)
-        return Job(function, packed)
+    def submit(self, function, *packed):
+        assert all(isinstance(part, bytes) for part in packed)
+        return Job(function, *packed)
 
 
 class Job:
-    def __init__(self, function, packed):
-        self.looks, self.result = iter((False, True)), lambda: function(packed)
+    def __init__(self, function, *packed):
+        self.looks, self.result = iter((False, True)), lambda: function(*packed)
 
     def done(self):
         return next(self.looks)
@@ -250,7 +375,8 @@ def test_a_process_that_dies_ends_the_sweep_and_what_had_ended_is_kept(tmp_path)
 
 
 SCRIPT = """
-import sys, time
+import os, sys, time
+from tqdm import tqdm
 from edl_jax import TrainConfig
 from edl_jax.runs.folder import RunFolder
 from edl_jax.runs.preemption import stop_once
@@ -258,31 +384,53 @@ from edl_jax.studies.sweep import sweep
 from pathlib import Path
 
 def slow(config):
+    tqdm.get_lock()
     if config.seed >= 2:
+        (Path(sys.argv[1]) / f"pid_{os.getpid()}").touch()
         time.sleep(600)
     return {"x": config.seed}
 
 stop_once()
 folder = RunFolder(Path(sys.argv[1]), {})
-sweep(TrainConfig(), {}, range(6), slow, sys.argv[2], folder=folder)
+seeds = range(int(sys.argv[3]))
+sweep(TrainConfig(), {}, seeds, slow, sys.argv[2], folder=folder)
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_a_signal_loses_no_more_than_the_cells_under_way(tmp_path, number, processes):
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path), processes]
+    """Nor does it leave processes behind; those told to end do so without a word of others."""
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path), processes, "20"]
     begun = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
     path, deadline = tmp_path / CELLS, time.monotonic() + 120
-    while not (path.exists() and len(path.read_text().splitlines()) == 2):
+    while not (path.exists() and len(path.read_text().splitlines()) == 2) or (
+        len([*tmp_path.glob("pid_*")]) < int(processes)
+    ):
         assert time.monotonic() < deadline
         assert begun.poll() is None, begun.stderr.read()
         time.sleep(0.1)
-    os.killpg(begun.pid, number)  # as a terminal and a batch system do
-    begun.communicate(timeout=60)
-    assert begun.returncode != 0
+    if number == signal.SIGKILL:  # as for lack of memory
+        begun.kill()
+    else:
+        os.killpg(begun.pid, number)  # as a terminal and a batch system do
+    try:
+        _, error = begun.communicate(timeout=30)  # until the last process that holds stderr ends
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(begun.pid, signal.SIGKILL)
+    assert begun.returncode not in (0, -signal.SIGTERM, -signal.SIGHUP)  # in order
+    if number != signal.SIGKILL:  # after which loky cleans up, and says so
+        assert b"manager thread" not in error
+        assert b"leaked" not in error
     assert len(path.read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
+def test_a_sweep_in_processes_that_succeeds_says_nothing(tmp_path):
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path), "2", "2"]
+    assert subprocess.run(command, capture_output=True, check=True).stderr == b""
 
 
 @pytest.mark.slow

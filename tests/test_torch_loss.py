@@ -1,6 +1,7 @@
 """The exported PyTorch module is the loss, and refuses what the loss refuses."""
 
 import importlib.util
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 from edl_jax.losses.export import export_loss
 from tests.test_evolved_loss import LABELS, LOSSES, logits_of, random_loss
 from tests.test_export import value_and_gradient
+from tests.test_loss_file import rewritten
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.slow
@@ -176,6 +178,30 @@ def test_memory_of_soft_labels_grows_with_the_classes_and_no_faster(num_classes,
     assert logits.grad.isfinite().all()
 
 
+def test_pytorch_module_takes_soft_labels_in_blocks_of_classes(exported):
+    twin = torch_loss(exported[1])
+    found = {}
+    for block in (65536, 12):  # two classes of six examples, and a remainder
+        type(twin)._losses.__globals__["_BLOCK"] = block
+        x = X.clone().requires_grad_()
+        value = twin(x, SOFT)
+        value.sum().backward()
+        found[block] = value.detach(), x.grad
+    torch.testing.assert_close(found[12], found[65536])
+
+
+def test_memory_of_soft_labels_is_that_of_a_block(tmp_path):
+    """At 256 x 1,000 all hidden layers at once would take 70 MB."""
+    export_loss(random_loss(0), tmp_path)
+    logits = torch.randn(256, 1000).requires_grad_()
+    labels = torch.softmax(logits.detach(), -1)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        torch_loss(tmp_path)(logits, labels).sum().backward()
+    changes = [x for x in profile.profiler.kineto_results.events() if x.name() == "[memory]"]
+    changes.sort(key=lambda x: x.start_ns())
+    assert max(itertools.accumulate(x.nbytes() for x in changes)) < 45e6
+
+
 @pytest.mark.parametrize("row", [[2, 2, 1, 0, 0], [2, 2, 2, 0, 1], [0, 0, 0, 0, 0]])
 def test_pytorch_module_has_the_loss_s_gradient_where_logits_tie(exported, twin, row):
     loss, _ = exported
@@ -199,6 +225,9 @@ def test_pytorch_module_refuses_other_files(exported, tmp_path):
         "another format": content.replace(b"EvolvedLoss/1", b"EvolvedLoss/9"),
         "cut by a number": content[:-4],
         "too long": content + bytes(4),
+        "another activation": content.replace(b"squareplus", b"softplus  ").replace(
+            b"silu", b"tanh"
+        ),
     }
     (tmp_path / "evolved_loss.py").write_bytes((folder / "evolved_loss.py").read_bytes())
     for other in bad.values():
@@ -208,6 +237,61 @@ def test_pytorch_module_refuses_other_files(exported, tmp_path):
     path.unlink()
     with pytest.raises(ValueError, match=r"loss\.safetensors is no loss file: .*No such file"):
         torch_loss(tmp_path)
+
+
+def test_pytorch_module_takes_no_flipped_bit(exported, tmp_path):
+    _, folder = exported
+    content = (folder / "loss.safetensors").read_bytes()
+    (tmp_path / "evolved_loss.py").write_bytes((folder / "evolved_loss.py").read_bytes())
+    for bit in np.random.default_rng(0).choice(8 * len(content), 300, replace=False).tolist():
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        (tmp_path / "loss.safetensors").write_bytes(flipped)
+        with pytest.raises(ValueError, match=r"loss\.safetensors is no loss file: "):
+            torch_loss(tmp_path)
+
+
+NO_ARCHITECTURES = {
+    "a number": "5",
+    "nothing": "null",
+    "a list": "[]",
+    "no JSON": "{",
+    "too deep": "[" * 10**5,
+    "without widths": '{"activation": "silu", "num_classes": null}',
+    "without a class count": '{"activation": "silu", "hidden": [16, 16]}',
+    "widths that are none": '{"activation": "silu", "hidden": 16, "num_classes": null}',
+    "an unknown activation": '{"activation": "gelu", "hidden": [16, 16], "num_classes": null}',
+    "a layer less": '{"activation": "silu", "hidden": [16], "num_classes": null}',
+    "a layer more": '{"activation": "silu", "hidden": [16, 16, 16], "num_classes": null}',
+    "other widths": '{"activation": "silu", "hidden": [16, 4], "num_classes": null}',
+}
+
+
+@pytest.mark.parametrize("case", [*NO_ARCHITECTURES, "missing"])
+def test_pytorch_module_refuses_another_architecture(case, tmp_path):
+    export_loss(random_loss(0), tmp_path)
+    if case == "missing":
+
+        def change(header):
+            return {name: x for name, x in header.items() if name != "architecture"}
+    else:
+
+        def change(header):
+            return header | {"architecture": NO_ARCHITECTURES[case]}
+
+    rewritten(tmp_path / "loss.safetensors", change, signed=True)
+    with pytest.raises(ValueError, match=r"loss\.safetensors is no loss file: (?!its sha256)"):
+        torch_loss(tmp_path)
+
+
+def test_pytorch_module_takes_logits_and_soft_labels_of_8_bits(twin):
+    for dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+        narrow = X.to(dtype)
+        found = twin(narrow, Y)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.float(), twin(narrow.float(), Y).to(dtype).float())
+        one_hot = torch.nn.functional.one_hot(Y, 5).to(dtype)
+        torch.testing.assert_close(twin(X, one_hot), twin(X, Y))
 
 
 def test_pytorch_module_reads_from_the_home_folder(exported, monkeypatch):

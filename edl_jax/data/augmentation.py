@@ -46,7 +46,7 @@ def prepare(
     settings: Augmentation,
     dtype: DTypeLike,
 ) -> tuple[jax.Array, jax.Array]:
-    """A batch as the model and the loss see it: augmented, normalised and mixed.
+    """A batch as the model and the loss see it: augmented, normalized and mixed.
 
     The key, typed, is the batch's and the same on every device.
     """
@@ -71,7 +71,7 @@ def augment(
     """Crops, mirrors and cuts a square out of every image, `[batch, h, w, c]`, uint8.
 
     Crops and flips are those of He et al. (2016) for CIFAR-10; the padding is black (pixel 0), as
-    it is before normalisation. An image's choices depend on `key` and on its own `index`, its place
+    it is before normalization. An image's choices depend on `key` and on its own `index`, its place
     in the global batch, only: so they do not change with the number of devices that share a batch.
     """
     height, width, _ = images.shape[1:]
@@ -96,24 +96,24 @@ def augment(
         mirrored = (words[:, 2] >> 31 == 1)[:, None, None, None]
         images = jnp.where(mirrored, images[:, :, ::-1], images)
     if settings.cutout:
-        # DeVries and Taylor (2017): centres are uniform over the pixels and squares may reach over
-        # the border, which matters. Filled with the mean, which is 0 after normalisation.
-        centres = (words[:, 3:] % jnp.array([[height, width]], jnp.uint32)).astype(jnp.int32)
-        colour = jnp.round(jnp.asarray(dataset.mean, jnp.float32) * 255).astype(images.dtype)
+        # DeVries and Taylor (2017): centers are uniform over the pixels and squares may reach over
+        # the border, which matters. Filled with the mean, which is 0 after normalization.
+        centers = (words[:, 3:] % jnp.array([[height, width]], jnp.uint32)).astype(jnp.int32)
+        color = jnp.round(jnp.asarray(dataset.mean, jnp.float32) * 255).astype(images.dtype)
         sides = jnp.full(2, settings.cutout, jnp.int32)
-        inside = jax.vmap(lambda centre: _in_box(height, width, centre, sides))(centres)
-        images = jnp.where(inside[..., None], colour[None, None, None, :], images)
+        inside = jax.vmap(lambda center: _in_box(height, width, center, sides))(centers)
+        images = jnp.where(inside[..., None], color[None, None, None, :], images)
     return images
 
 
 def mix(
     key: jax.Array, images: jax.Array, labels: jax.Array, settings: Augmentation, num_classes: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Mixes every image and label with its neighbour's, by mixup or cutmix; or does nothing.
+    """Mixes every image and label with its neighbor's, by mixup or cutmix; or does nothing.
 
     Images 0 and 1 are mixed with each other, 2 and 3, and so on; the last of an odd batch stays
     as it is. So pairs are the same however many devices share the batch, if each has an even
-    number; batches are in random order, so neighbours are strangers. As in the authors' code, one
+    number; batches are in random order, so neighbors are strangers. As in the authors' code, one
     lambda from Beta(alpha, alpha) serves the whole batch, and one box:
 
     * mixup (Zhang et al. 2018) gives `lambda x + (1 - lambda) x'`, and the same for labels;
@@ -147,9 +147,9 @@ def cutmix_box(key: jax.Array, height: int, width: int, weight: jax.Array) -> ja
     return _in_box(height, width, jax.random.randint(key, (2,), 0, size, jnp.int32), sides)
 
 
-def _in_box(height: int, width: int, centre: jax.Array, sides: jax.Array) -> jax.Array:
-    """Where a box lies that the border cuts short; of even sides more lies before the centre."""
-    first = centre - sides // 2
+def _in_box(height: int, width: int, center: jax.Array, sides: jax.Array) -> jax.Array:
+    """Where a box lies that the border cuts short; of even sides more lies before the center."""
+    first = center - sides // 2
     rows, columns = jnp.arange(height) - first[0], jnp.arange(width) - first[1]
     in_rows = (rows >= 0) & (rows < sides[0])
     in_columns = (columns >= 0) & (columns < sides[1])
@@ -157,7 +157,7 @@ def _in_box(height: int, width: int, centre: jax.Array, sides: jax.Array) -> jax
 
 
 def _blend(rows: jax.Array, keep: jax.Array) -> jax.Array:
-    """Blends neighbouring rows, `[batch, ...]`: `keep` of its own and `1 - keep` of the other."""
+    """Blends neighboring rows, `[batch, ...]`: `keep` of its own and `1 - keep` of the other."""
     even = len(rows) - len(rows) % 2
     # Not by an index: so the batch stays divided where it is divided among devices.
     pairs = rows[:even].reshape(-1, 2, *rows.shape[1:])

@@ -206,7 +206,7 @@ def _features(tfds: Any, info: Any, image_size: int | None) -> tuple[str, str, t
     }
     if not all(usual in keys or len(keys) == 1 for usual, keys in of_kind.items()):
         raise ConfigError(
-            f"{info.name} is no set of labelled images: its features are {features}; expected an "
+            f"{info.name} is no set of labeled images: its features are {features}; expected an "
             "Image of uint8 and 1 or 3 channels, and a ClassLabel, and of several one named image "
             "and label."
         )

@@ -12,7 +12,7 @@ from evosax.algorithms.base import EvolutionaryAlgorithm
 from evosax.problems import Problem
 from evosax.types import Solution
 
-from edl_jax.checked import checked_key, config_or_default
+from edl_jax.checked import Count, check, checked_key, config_or_default
 from edl_jax.errors import ConfigError
 from edl_jax.evolution.config import PretrainConfig
 from edl_jax.evolution.problems import TASKS, RankingProblem, problem_of
@@ -69,7 +69,7 @@ def evolve(
       devices: some of `jax.devices()`, among which the population is divided; all by default.
 
     Raises:
-      ConfigError: if the strategy or the devices cannot serve a population of that size.
+      ConfigError: if an argument is none of these, or a population of that size cannot be served.
       EDLError: if every solution of a generation fails.
 
     >>> from evosax.problems import BBOBProblem
@@ -77,13 +77,17 @@ def evolve(
     >>> found.history["best_fitness"].shape
     (50,)
     """
-    if isinstance(strategy, str):
+    problem = check("problem", problem, Problem)
+    generations = check("generations", generations, Count)
+    draws = check("draws", draws, Count)
+    if isinstance(strategy := check("strategy", strategy, str | EvolutionaryAlgorithm), str):
         named = StrategyConfig(strategy)
         config = PretrainConfig(
             strategy=named, population_size=population_size, generations=generations
         )
         strategy, own = build_strategy(config, problem.sample)
         params = own if params is None else params
+    check("params", params, type(strategy.default_params) | None)
     mesh = device_mesh(AXIS, devices)
     evolution = Evolution(problem, strategy, params, generations=generations, mesh=mesh)
     return _evolved(evolution, checked_key(key), draws)[0]
@@ -159,6 +163,8 @@ def pretrain(
       EDLError: if every network of a generation fails.
     """
     config = config_or_default(config, PretrainConfig)
+    check("strategy (by name it is config.strategy)", strategy, EvolutionaryAlgorithm | None)
+    check("problem", problem, Problem | None)
     key = jax.random.key(config.seed) if key is None else checked_key(key)
     mesh = device_mesh(AXIS, devices)
     identity: dict[str, Any] = {"pretrain": config, "key": jax.random.key_data(key).tolist()}

@@ -143,7 +143,9 @@ class LossProblem(Summand, abc.ABC):
     def score(self, network: LossNetwork, drawn: Any) -> jax.Array:
         """The score of a network on what was drawn, a scalar: lower is better."""
 
-    def eval(self, key: jax.Array, solutions: Population, state: Any) -> Evaluated:
+    def eval(  # pyright: ignore[reportIncompatibleVariableOverride] - it is no one program
+        self, key: jax.Array, solutions: Population, state: Any
+    ) -> Evaluated:
         """The scores, `[population]`, as a metric too if it has a name.
 
         Called from Python it runs the program that draws, then the one that scores.
@@ -211,7 +213,7 @@ class SlopeProblem(LossProblem):
 
     metric = "slope_violation"
 
-    @static_self
+    @static_self  # pyright: ignore[reportIncompatibleMethodOverride]
     def draw(self, key: jax.Array) -> tuple[Pairs, ...]:
         """Pairs, as many of each class count."""
         each = -(-self.config.slope.pairs // len(self.config.class_counts))
@@ -233,7 +235,7 @@ class TaskProblem(LossProblem):
 
     metric = "task_error"
 
-    @static_self
+    @static_self  # pyright: ignore[reportIncompatibleMethodOverride]
     def draw(self, key: jax.Array) -> Tasks:
         """Fresh tasks."""
         return objective.draw_tasks(key, self.config.tasks, self.config.mixture)

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from edl_jax.errors import InputError, LossFileError
-from edl_jax.losses.inputs import log_softmax, per_example
+from edl_jax.losses.inputs import log_softmax, masked, per_example
 from edl_jax.networks import Architecture, LossNetwork
 from edl_jax.objective import SEVERITIES
 from edl_jax.objective.measure import responses
@@ -36,9 +36,15 @@ class Provenance:
     The configuration it was evolved with, its metrics on held-out pairs, the libraries' versions.
     """
 
+    described_as = None  # which tells no loss from another
+
     config: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
     metrics: dict[str, float] = dataclasses.field(default_factory=dict, compare=False)
     versions: dict[str, str] = dataclasses.field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        if odd := {name: x for name, x in vars(self).items() if not isinstance(x, dict)}:
+            raise InputError(f"a loss's provenance has {odd}; expected dictionaries.")
 
 
 class EvolvedLoss(struct.PyTreeNode, eq=False):
@@ -104,7 +110,7 @@ class EvolvedLoss(struct.PyTreeNode, eq=False):
             labels,
             axis,
             where,
-            of_classes=lambda x, label, mask: scale * network(log_softmax(x, mask), label),
+            of_classes=lambda x, label, mask: scale * network.of_logits(masked(x, mask), label),
             of_weights=lambda x, weights, mask: (
                 scale * network.label_weighted(log_softmax(x, mask), weights)
             ),
@@ -144,7 +150,7 @@ class EvolvedLoss(struct.PyTreeNode, eq=False):
           LossFileError: if the file is missing, foreign, damaged or at odds with its header.
         """
         path = user_path(path)
-        if not path.is_file():  # a pipe or a device would keep us waiting
+        if not os.path.isfile(path):  # a pipe or a device would keep us waiting
             raise LossFileError(f"there is no loss file at {path}; check the path.")
         try:
             with safe_open(path, framework="numpy") as file:
@@ -158,7 +164,7 @@ class EvolvedLoss(struct.PyTreeNode, eq=False):
             architecture = Architecture(**{**structure, "hidden": tuple(structure["hidden"])})
             _check(architecture, tensors)
             tree = traverse_util.unflatten_dict(jax.tree.map(jnp.asarray, tensors), sep=".")
-            records = [json.loads(header[x.name]) for x in dataclasses.fields(Provenance)]
+            provenance = Provenance(**{x: json.loads(header[x]) for x in vars(Provenance())})
         except OSError as error:
             raise LossFileError(
                 f"{path} cannot be read ({error}); it was left as it is."
@@ -169,7 +175,7 @@ class EvolvedLoss(struct.PyTreeNode, eq=False):
                 "or copy the loss again."
             ) from error
         params = nnx.restore_int_paths(tree["params"])
-        return EvolvedLoss(params, tree["scale"], architecture, Provenance(*records))
+        return EvolvedLoss(params, tree["scale"], architecture, provenance)
 
     def tensors(self) -> dict[str, np.ndarray]:
         """Return the arrays by name, as in a file; rejects what `load` would reject."""

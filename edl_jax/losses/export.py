@@ -36,7 +36,7 @@ def export_loss(loss: EvolvedLoss, folder: str | os.PathLike[str]) -> tuple[Path
 
 
 def to_stablehlo(loss: EvolvedLoss) -> bytes:
-    """The loss and its gradient as a serialised `jax.export.Exported` (docs/export.md)."""
+    """The loss and its gradient as a serialized `jax.export.Exported` (docs/export.md)."""
     if not isinstance(loss, EvolvedLoss):
         raise InputError(f"the loss is {loss!r}; expected an EvolvedLoss.")
     loss.tensors()  # refused if `save` would refuse them

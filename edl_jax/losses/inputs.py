@@ -8,15 +8,13 @@ import numpy as np
 from jax.core import Tracer
 
 from edl_jax.errors import InputError, shortened
+from edl_jax.networks.summaries import FLOOR, hold
 
 ArrayLike = jax.typing.ArrayLike
 # Of logits `[..., num_classes]`, float32 at least and 0 where masked; labels; and a mask
 # `[..., num_classes]` or None: the losses, `[...]`.
 Losses = Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array]
 
-# Log-probabilities are held here, and masked classes get it: its exponential is 0, and sums,
-# products and networks of it are finite in float32.
-FLOOR = -1e9
 # How far from 1 a soft label's sum may be: labels mixed in bfloat16 are 2^-8 off.
 _TOLERANCE = 1e-2
 
@@ -41,7 +39,8 @@ def per_example(
     shape, dtype = logits.shape, logits.dtype
     if not jnp.issubdtype(dtype, jnp.floating):
         raise InputError(f"logits have dtype {dtype}; expected a floating dtype.")
-    if not isinstance(axis, int | np.integer) or not -logits.ndim <= axis < logits.ndim:
+    is_number = isinstance(axis, int | np.integer) and not isinstance(axis, bool)
+    if not is_number or not -logits.ndim <= axis < logits.ndim:
         raise InputError(f"axis is {axis!r}; expected an axis of logits of shape {shape}.")
     if shape[axis] < 2:
         raise InputError(f"logits have shape {shape}; expected at least 2 classes.")
@@ -141,13 +140,11 @@ def _known(value: ArrayLike) -> np.ndarray | None:
         return None
 
 
-@jax.custom_jvp
-def hold(values: jax.Array) -> jax.Array:
-    """Values of at least `FLOOR`, with the gradient of values without a floor: the way down."""
-    return jnp.maximum(values, FLOOR)
-
-
-hold.defjvps(lambda tangent, held, values: tangent)
+def masked(logits: jax.Array, where: jax.Array | None) -> jax.Array:
+    """Logits `[..., num_classes]`, -inf for masked classes unless no class takes part."""
+    if where is None:
+        return logits
+    return jnp.where(where | ~jnp.any(where, axis=-1, keepdims=True), logits, -jnp.inf)
 
 
 def stable_logits(logits: jax.Array, where: jax.Array | None) -> jax.Array:

@@ -145,4 +145,5 @@ def _registered(function: Formula, evaluate: Formula) -> Formula:
     *arrays, axis, where, _ = inspect.signature(loss, follow_wrapped=False).parameters.values()
     signature = inspect.Signature([*arrays, *options, axis, where], return_annotation=jax.Array)
     loss.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue]
+    loss.described_as = function  # pyright: ignore[reportAttributeAccessIssue]
     return LOSSES.register(function.__name__)(loss)

@@ -9,7 +9,9 @@ written by `edl export` and may be copied into any project (Apache-2.0).
     loss(logits, labels).mean().backward()
 """
 
+import hashlib
 import json
+import struct
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -19,9 +21,11 @@ import torch  # pyright: ignore[reportMissingImports]
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn  # pyright: ignore[reportMissingImports]
 from torch.nn import functional  # pyright: ignore[reportMissingImports]
+from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportMissingImports]
 
 _FORMAT = "edl_jax.EvolvedLoss/1"
 _FLOOR = -1e9  # least log-probability: its exponential is 0, and sums of it are finite
+_BLOCK = 65536  # classes of examples whose hidden layers are held together
 _ACTIVATIONS = {
     "tanh": torch.tanh,
     "relu": torch.relu,
@@ -47,14 +51,20 @@ class EvolvedLoss(nn.Module):
                 header = file.metadata() or {}
                 if header.get("format") != _FORMAT:
                     raise ValueError(f"its format is {header.get('format')!r}, not {_FORMAT!r}")
-                architecture = json.loads(header["architecture"])
-                for name in file.keys():  # noqa: SIM118 - such as "params.layers.0.kernel"
-                    self.register_buffer(name.replace(".", "_"), file.get_tensor(name))
-        except (OSError, SafetensorError, ValueError) as error:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if header.get("sha256") != _digest(header, tensors):
+                raise ValueError(f"its sha256 is {header.get('sha256')!r}, not that of its content")
+            architecture = json.loads(header["architecture"])
+            self.num_classes: int | None = architecture["num_classes"]
+            self.activation = _ACTIVATIONS[architecture["activation"]]
+            self.num_layers = len(architecture["hidden"]) + 1
+            widths = [tensors[f"params.layers.{i}.bias"].numel() for i in range(self.num_layers)]
+            if widths != [*architecture["hidden"], 1]:
+                raise ValueError(f"its layers are {widths} wide, not as its architecture says")
+            for name, tensor in tensors.items():  # such as "params.layers.0.kernel"
+                self.register_buffer(name.replace(".", "_"), tensor)
+        except (OSError, SafetensorError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is no loss file: {error}.") from error
-        self.num_classes: int | None = architecture["num_classes"]
-        self.activation = _ACTIVATIONS[architecture["activation"]]
-        self.num_layers = len(architecture["hidden"]) + 1
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "EvolvedLoss":
         return super()._apply(
@@ -81,37 +91,63 @@ class EvolvedLoss(nn.Module):
                 f"{self.num_classes or 'num_classes'}], and classes [...] or soft labels."
             )
         with torch.autocast(logits.device.type, enabled=False):
-            wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            wide = logits if logits.dtype == torch.float64 else logits.float()
             log_p = torch.log_softmax(wide, -1).clamp(min=_FLOOR)
             if is_soft:
                 weights = labels.to(log_p.dtype)
                 is_known = weights.isfinite().all(-1)
                 fits = is_known & (weights >= 0).all(-1) & ((weights.sum(-1) - 1).abs() <= 0.01)
                 _expect(fits, labels, "soft labels of at least 0 that sum to 1")
-                losses = (weights * self._losses(log_p, None)).sum(-1)
+                losses = self._weighted(weights, *self._features(log_p))
             else:
                 y = labels.to(torch.int64)
                 is_known = (y >= 0) & (y < log_p.shape[-1])
                 _expect(is_known, labels, f"classes in [0, {log_p.shape[-1]})")
-                losses = self._losses(log_p, torch.where(is_known, y, 0).unsqueeze(-1))[..., 0]
+                y = torch.where(is_known, y, 0).unsqueeze(-1)
+                losses = self._losses(*self._features(log_p, y))[..., 0]
             return (self.scale * torch.where(is_known, losses, torch.nan)).to(logits.dtype)
 
-    def _losses(self, log_p: Tensor, y: Tensor | None) -> Tensor:
-        """Losses `[..., n]` of the classes y, `[..., n]`, or of all."""
+    def _features(self, log_p: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What the network reads of the classes y, `[..., 1]`, or of all, and of the prediction.
+
+        Of classes `[..., n, features]`, or their numbers `[..., n]`, each to be one-hot.
+        """
         p = log_p.exp()
-        features: tuple[Any, ...]
         if self.num_classes is not None:
-            of_prediction, of_label = p.unsqueeze(-2), torch.eye(self.num_classes).to(p)
-            features = (of_prediction, of_label if y is None else of_label[y])
-        else:
-            of_label = torch.stack([p, -log_p / 4, _runner_up(log_p).exp()], -1)
-            if y is not None:
-                of_label = of_label.take_along_dim(y.unsqueeze(-1), -2)
-            of_prediction = torch.stack([-(p * log_p).sum(-1) / 4, (p * p).sum(-1)], -1)
-            features = (of_label, of_prediction.unsqueeze(-2))
+            every = torch.arange(self.num_classes, device=p.device)
+            return every if y is None else y, p.unsqueeze(-2)
+        own = log_p if y is None else log_p.gather(-1, y)
+        # The slope of `amax` is shared by all that tie, as in JAX.
+        other = _runner_up(log_p) if y is None else log_p.scatter(-1, y, -torch.inf).amax(-1, True)
+        of_classes = torch.stack([own.exp(), -own / 4, other.exp()], -1)
+        entropy, moment = -torch.linalg.vecdot(p, log_p) / 4, torch.linalg.vecdot(p, p)
+        return of_classes, torch.stack([entropy, moment], -1).unsqueeze(-2)
+
+    def _weighted(self, weights: Tensor, of_classes: Tensor, of_prediction: Tensor) -> Tensor:
+        """The weighted sum of the losses of all classes, `[...]`.
+
+        In blocks of classes, whose hidden layers are computed again for the gradient: with many
+        classes they take too much memory.
+        """
+        size = max(1, _BLOCK // max(1, weights[..., 0].numel()))
+        if weights.shape[-1] <= size:
+            return (weights * self._losses(of_classes, of_prediction)).sum(-1)
+        blocks = of_classes.split(size, -2 if self.num_classes is None else -1)
+        losses = torch.zeros_like(weights[..., 0])
+        for block, some in zip(blocks, weights.split(size, -1), strict=True):
+            of_block = checkpoint(self._losses, block, of_prediction, use_reentrant=False)
+            losses = losses + (some * of_block).sum(-1)
+        return losses
+
+    def _losses(self, of_classes: Tensor, of_prediction: Tensor) -> Tensor:
+        """The losses `[..., n]` of `_features`."""
+        features: tuple[Any, ...] = of_classes, of_prediction
+        if self.num_classes is not None:
+            one_hot = functional.one_hot(of_classes, self.num_classes)
+            features = of_prediction, one_hot.to(of_prediction)
         for index in range(self.num_layers):  # the first layer is a sum over two parts
             kernel, bias = (
-                getattr(self, f"params_layers_{index}_{part}").to(p.dtype)
+                getattr(self, f"params_layers_{index}_{part}").to(of_prediction.dtype)
                 for part in ("kernel", "bias")
             )
             if index:
@@ -119,6 +155,15 @@ class EvolvedLoss(nn.Module):
             rows = kernel.split([part.shape[-1] for part in features])
             features = (sum((x @ k for x, k in zip(features, rows, strict=True)), bias),)
         return functional.softplus(features[0][..., 0])
+
+
+def _digest(header: dict[str, str], tensors: dict[str, Tensor]) -> str:
+    """What the header's `sha256` must be."""
+    fields = [f"{name}={header[name]}\n" for name in sorted(header.keys() - {"sha256"})]
+    found = hashlib.sha256("".join(fields).encode())
+    for name, x in sorted(tensors.items()):
+        found.update(name.encode() + struct.pack(f"<{x.numel()}f", *x.float().flatten().tolist()))
+    return found.hexdigest()
 
 
 def _expect(fits: Tensor, labels: Tensor, expected: str) -> None:

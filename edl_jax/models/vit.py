@@ -59,7 +59,7 @@ class VisionTransformer(nnx.Module):
 
     Of Dosovitskiy et al., https://arxiv.org/abs/2010.11929, with initial weights as in DeiT,
     https://arxiv.org/abs/2012.12877: truncated normal of scale 0.02, biases zero; only the patches'
-    embedding is LeCun normal, so that tokens of normalised images start with unit variance.
+    embedding is LeCun normal, so that tokens of normalized images start with unit variance.
 
     Args:
       width: size of a token.

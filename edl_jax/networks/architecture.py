@@ -19,6 +19,7 @@ from edl_jax.networks.loss_network import (
     largest_other,
     runner_up_of,
 )
+from edl_jax.networks.summaries import summaries
 
 MAX_LAYERS, MAX_SIZE = 16, 4096  # far above any useful loss; bounds what a file can ask for
 
@@ -106,6 +107,10 @@ class ClassAgnosticNetwork(LossNetwork):
             return jnp.stack(of_labels), of_prediction
 
         return of_classes
+
+    def of_logits(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
+        """The loss, `[...]`, of logits `[..., num_classes]`; in fewer passes than of `features`."""
+        return self.from_features(summaries(logits, labels))
 
 
 class PairNetwork(LossNetwork):

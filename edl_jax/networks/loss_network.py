@@ -103,6 +103,10 @@ class LossNetwork(nnx.Module, abc.ABC):
         """The loss, `[...]`, at least 0, of `[..., num_classes]` log-probabilities and labels."""
         return self.from_features(self.features(log_probabilities, labels))
 
+    def of_logits(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
+        """The loss, `[...]`, of logits `[..., num_classes]`."""
+        return self(jax.nn.log_softmax(logits), labels)
+
     def label_weighted(self, log_probabilities: jax.Array, weights: jax.Array) -> jax.Array:
         """The losses of all classes weighted by soft labels, `sum_k w_k L(p, k)`, `[...]`.
 

@@ -1,77 +1,112 @@
 """What tells a user's loss, severity or strategy from another, for the run folders."""
 
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import inspect
+import re
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+
+_PLAIN = (type(None), bool, int, float, complex, str, bytes)
+_WRAPPERS = (type(jax.jit(abs)), type(functools.cache(abs)))  # which change no result
+_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")  # whose functions have their names alone
+# Attributes that say nothing: those of code, and what NNX notes as it traces.
+_IGNORED = "__(module|name|qualname|doc|annotations)__|_(pytree|object)__.*|_(trace|var)_[a-z]*"
+_NEW = object().__reduce_ex__(4)[0]  # by which pickle makes most objects anew
+_MOST = 1000  # characters, after which a digest stands for the rest
 
 
 def describe(part: Any) -> str:
-    """A loss or another part as text: `name(option=value, ...)`, and a digest of its arrays.
+    """A loss or another part as text: `name(option=value, ...)`, with digests of its arrays.
 
-    Options are the defaults and the given arguments of a function, the fields of a dataclass or
-    named tuple, the attributes of another object, and what a function took from where it was made,
-    of functions the names. Code is not looked at: give another formula another name.
+    Options are the defaults and given arguments of a function, and what it took from where it was
+    made; all attributes of another object, or what pickle keeps of it. Code is not looked at, nor
+    what it reads of globals and classes: give another formula another name. What a part has as its
+    attribute `described_as` is described in its place.
     """
-    arrays, above = hashlib.sha256(), []
+    texts: dict[int, tuple[Any, str]] = {}  # by id, each with its object, which so keeps its id
 
     def text_of(value: Any) -> str:
-        if isinstance(value, nnx.Variable):
-            value = value[...]
-        if isinstance(value, np.generic):
-            value = value.item()
-        if isinstance(value, jax.Array | np.ndarray):
+        value = _bare(value)
+        if type(value) in _PLAIN or isinstance(value, np.generic | np.dtype):
+            return repr(value)
+        if id(value) not in texts:
+            texts[id(value)] = value, "..."  # where it holds itself
+            text = written(value)
+            is_long = len(text) > _MOST
+            texts[id(value)] = value, text[:_MOST] + _digest(text.encode()) if is_long else text
+        return texts[id(value)][1]
+
+    def written(value: Any) -> str:
+        if isinstance(value, jax.Array) or type(value) in (np.ndarray, np.memmap):
             is_key = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
             held = np.asarray(jax.random.key_data(value) if is_key else value)
-            arrays.update(held.tobytes())
-            return f"{held.dtype}{list(held.shape)}"
-        if isinstance(value, dict):
-            entries = [f"{key}: {text_of(value[key])}" for key in sorted(value, key=str)]
+            data = text_of(held.tolist()) if held.dtype.hasobject else _digest(held.tobytes())
+            return f"{value.dtype}{list(held.shape)}{data}"
+        if type(value) is dict:
+            entries = sorted(f"{text_of(key)}: {text_of(x)}" for key, x in value.items())
             return f"{{{', '.join(entries)}}}"
-        if isinstance(value, set | frozenset):
-            value = sorted(value, key=repr)
-        if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
-            return f"({', '.join(map(text_of, value))})"
-        if value is None or isinstance(value, bool | int | float | str):
-            return repr(value)
-        if id(value) in above:
-            return "..."
+        if type(value) in (list, tuple, set, frozenset):
+            entries = map(text_of, value)
+            return f"({', '.join(entries if isinstance(value, list | tuple) else sorted(entries))})"
         name, options = _named(value)
-        above.append(id(value))
-        listed = ", ".join(f"{key}={text_of(x)}" for key, x in options.items())
-        above.pop()
-        return f"{name}({listed})" if listed else name
+        given = [(f"{key}=" if isinstance(key, str) else "", x) for key, x in options.items()]
+        return f"{name}({', '.join(key + text_of(x) for key, x in given)})" if given else name
 
-    text, empty = text_of(part), hashlib.sha256().digest()
-    return text if arrays.digest() == empty else f"{text} {arrays.hexdigest()[:16]}"
+    return text_of(part)
+
+
+def _digest(data: bytes) -> str:
+    return f"...{hashlib.sha256(data).hexdigest()[:16]}"
+
+
+def _bare(value: Any) -> Any:
+    """What is described in place of a value."""
+    while type(value) in _WRAPPERS:
+        value = value.__wrapped__
+    other = inspect.getattr_static(value, "described_as", value)
+    if other is not value and getattr(value, "__wrapped__", other) is other:  # and not of `wraps`
+        return _bare(other)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _named(part: Any) -> tuple[str, dict[Any, Any]]:
-    """The qualified name and the options of a function or another object."""
+    """The name and the options of a function or another object."""
+    kind, home = type(part), sys.modules.get(str(getattr(part, "__module__", None)))
+    is_global = getattr(home, str(getattr(part, "__qualname__", None)), None) is part
+    if inspect.ismodule(part) or (is_global and part.__module__.split(".")[0] in _LIBRARIES):
+        return part.__name__, {}
     if isinstance(part, functools.partial):
-        name, options = _named(part.func)
+        name, options = _named(_bare(part.func))
         return name, {**options, **dict(enumerate(part.args)), **part.keywords}
-    if hasattr(part, "__qualname__"):
-        part, options = inspect.unwrap(part), {}
-        with contextlib.suppress(TypeError, ValueError):  # of a class, a function in C, a generator
-            parameters = {} if isinstance(part, type) else inspect.signature(part).parameters
-            arguments = [(k, x) for k, x in parameters.items() if k not in ("axis", "where")]
-            options = {k: x.default for k, x in arguments if x.default is not x.empty}
-        if closure := getattr(part, "__closure__", None):  # functions by name: it may be its own
-            taken = zip(part.__code__.co_freevars, (x.cell_contents for x in closure), strict=True)
-            options |= {key: getattr(value, "__qualname__", value) for key, value in taken}
+    if inspect.isfunction(part) or isinstance(part, type):
+        options = {} if isinstance(part, type) or hasattr(part, "__wrapped__") else {**vars(part)}
+        with contextlib.suppress(TypeError, ValueError):  # a class in C, a name without a value
+            called = part.__init__ if isinstance(part, type) else part
+            parameters = inspect.signature(called, follow_wrapped=False).parameters.values()
+            options |= {x.name: x.default for x in parameters if x.default is not x.empty}
+            options |= inspect.getclosurevars(part).nonlocals
         return part.__qualname__, options
-    if dataclasses.is_dataclass(part):
-        options = {x.name: getattr(part, x.name) for x in dataclasses.fields(part) if x.repr}
-    elif hasattr(part, "_asdict"):
-        options = part._asdict()
-    else:
-        options = getattr(part, "__dict__", {})
-    return type(part).__qualname__, {k: v for k, v in options.items() if str(k)[0] != "_"}
+    try:
+        made = part.__reduce_ex__(4)
+    except Exception:  # of what cannot be pickled
+        made = kind, (), object.__getstate__(part)
+        made = repr(part) if made[2] is None and " at 0x" not in repr(part) else made
+    if isinstance(made, str):  # as of a function in C
+        return made, {}
+    make, given, *rest = made  # attributes, those in slots apart, and iterators over items
+    rest = [x for each in rest for x in (each if isinstance(each, tuple) else (each,))]
+    given = [x for x in (make, *given) if x is not _NEW and x is not kind]
+    given += [
+        [*x] if isinstance(x, Iterator) else x for x in rest if not isinstance(x, dict | None)
+    ]
+    state = {str(key): x for each in rest if isinstance(each, dict) for key, x in each.items()}
+    cached = {key for key in state if type(getattr(kind, key, None)) is functools.cached_property}
+    kept = [key for key in sorted(state.keys() - cached) if not re.fullmatch(_IGNORED, key)]
+    return kind.__qualname__, dict(enumerate(given)) | {key: state[key] for key in kept}

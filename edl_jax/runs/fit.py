@@ -20,6 +20,7 @@ from edl_jax.runs.devices import to_every_device
 from edl_jax.runs.folder import METRICS, Row, RunFolder, as_finite, read_json, writing
 from edl_jax.runs.preemption import noticed
 from edl_jax.runs.processes import arrays_from_first, first_does, in_any, others_needed
+from edl_jax.runs.streams import Lenient
 
 State = TypeVar("State")
 _NONE_KEPT = "No checkpoint was kept: there is no run folder, or it was in the first period."
@@ -89,7 +90,8 @@ def fit(
             done, rows = first_does(partial(keeper.resume, stack, folder, keep))
         state: Any = to_every_device(arrays_from_first(keeper.state), run.mesh)
         saved = done
-        bar = stack.enter_context(_bar(run, done, progress))
+        stream: Any = Lenient(sys.stderr or io.StringIO())
+        bar = stack.enter_context(_bar(run, done, progress, stream))
         if done == 0:
             watch(done, state, None)
         new: list[Row] = []
@@ -112,8 +114,8 @@ def fit(
                 bar.set_postfix_str(summary, refresh=False)
             bar.update(n)
             if row:
-                if progress and not sys.stderr.isatty():
-                    print(bar, file=sys.stderr, flush=True)
+                if progress and not stream.isatty():
+                    print(bar, file=stream, flush=True)
                 rows[0].extend(new)
                 rows[-1].append(row)
                 new = []
@@ -205,7 +207,7 @@ class _TensorBoard:
             self._writer.flush()
 
 
-def _bar(run: Run[Any], done: int, progress: bool) -> tqdm:
+def _bar(run: Run[Any], done: int, progress: bool, stream: Any) -> tqdm:
     """How far a run is: a bar on a terminal; elsewhere what `fit` prints, a line a period."""
     return tqdm(
         desc=run.name,
@@ -213,5 +215,5 @@ def _bar(run: Run[Any], done: int, progress: bool) -> tqdm:
         total=run.total,
         unit=run.unit,
         disable=not progress,
-        **({} if sys.stderr.isatty() else {"file": io.StringIO(), "bar_format": _LINE}),
+        **({"file": stream} if stream.isatty() else {"file": io.StringIO(), "bar_format": _LINE}),
     )

@@ -39,6 +39,8 @@ def stop_once() -> None:
             os._exit(128 + number)
 
     _handle(stop)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # of a closed terminal
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
 
 
 def stop_silently() -> None:

@@ -3,7 +3,7 @@
 An orbit is carried as its *phase* `theta` in [0, 1), a 32-bit fraction, so that it never dies. The
 logistic map `x <- 4 x (1 - x)` is `theta <- 2 theta mod 1` of `x = sin(pi theta)^2` (Ulam and von
 Neumann 1947), a shift by one bit with a fresh lowest one. The marginal of x is the arcsine law, of
-which `-sqrt(2) cos(2 pi theta)` is the standardised form.
+which `-sqrt(2) cos(2 pi theta)` is the standardized form.
 
 Two more maps are as exact: the tent map `x <- 1 - |1 - 2 x|` is the same doubling seen through
 `x = 2 min(theta, 1 - theta)`, and the Chebyshev map of degree 3, `x <- 4 x^3 - 3 x`, is tripling
@@ -60,7 +60,7 @@ def random_phase(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 def double_phase(key: jax.Array, phase: jax.Array) -> jax.Array:
     """One step of the logistic map: `theta <- 2 theta mod 1` with a fresh last digit."""
-    size = phase.size  # one random byte serves eight neighbouring phases
+    size = phase.size  # one random byte serves eight neighboring phases
     digits = jnp.unpackbits(jax.random.bits(key, (-(-size // 8),), jnp.uint8))[:size]
     return (phase << 1) | digits.reshape(phase.shape).astype(jnp.uint32)
 
@@ -122,7 +122,7 @@ def tent_noise(phase: jax.Array) -> jax.Array:
 
 
 def sine_noise(phase: jax.Array) -> jax.Array:
-    """The sine map's x, standardised."""
+    """The sine map's x, standardized."""
     return (logistic_value(phase) - SINE_MEAN) / SINE_STD
 
 

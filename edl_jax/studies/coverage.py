@@ -11,7 +11,7 @@ import numpy as np
 import scipy
 from annotated_types import Ge, MinLen
 
-from edl_jax.checked import Checked, Count, Distinct
+from edl_jax.checked import Checked, Count, Distinct, OneOf, check
 from edl_jax.data.datasets import Dataset, load_dataset
 from edl_jax.errors import ConfigError, DivergedError
 from edl_jax.losses import EvolvedLoss
@@ -91,9 +91,14 @@ class CoverageConfig(Checked):
         return {"outputs": measured}
 
     def ranked(self) -> EvolvedLoss:
-        """The loss that `evolved` names; a formula is refused."""
+        """The loss that `evolved` names; a formula, an unknown severity or margin is refused."""
         is_file = self.evolved.endswith(".safetensors")
-        return EvolvedLoss.load(self.evolved) if is_file else load_pretrained(self.evolved)
+        loss = EvolvedLoss.load(self.evolved) if is_file else load_pretrained(self.evolved)
+        for part, known in {"severity": SEVERITIES, "margin": MARGINS}.items():
+            if part in loss.provenance.config:
+                name = f"the {part} of {self.evolved} (register your own, as in a --config file)"
+                check(name, loss.provenance.config[part], Annotated[str, OneOf(known)])
+        return loss
 
 
 @as_study(CoverageConfig, "train.seed")

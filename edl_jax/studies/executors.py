@@ -1,19 +1,29 @@
 """Where the cells of a sweep run: in this process, in one process a core, or on a Dask cluster."""
 
 import contextlib
+import dataclasses
+import itertools
+import json
+import os
+import pickle
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import BrokenExecutor, Executor
 from typing import Any
 
 import jax
+import numpy as np
+from tqdm import tqdm
 
 from edl_jax.data import DATASETS
-from edl_jax.errors import ConfigError, EDLError, shortened
+from edl_jax.errors import ConfigError, EDLError, InputError, shortened
 from edl_jax.losses import LOSSES
 from edl_jax.models import MODELS
 from edl_jax.objective import MARGINS, SEVERITIES
+from edl_jax.runs.describing import describe
 from edl_jax.runs.folder import Row
 from edl_jax.strategies import MUTATIONS, STRATEGIES
 from edl_jax.studies.figures import check_libraries
@@ -22,22 +32,23 @@ _TABLES: Any = (DATASETS, LOSSES, MARGINS, MODELS, MUTATIONS, SEVERITIES, STRATE
 
 
 @contextlib.contextmanager
-def open_executor(where: str | Executor | None) -> Iterator[Executor | None]:
+def open_executor(where: Executor | str | int | None) -> Iterator[Executor | None]:
     """The executor that a user names, as for `sweep`; None is this process and thread."""
     if where is None and jax.default_backend() == "cpu" and jax.device_count() == 1:
         check_libraries("loky")
         import loky
 
-        where = str(loky.cpu_count())  # of a container or a batch job, its share
-    if where is None or where == "1":
+        where = loky.cpu_count()  # of a container or a batch job, its share
+    name = str(where)
+    if where is None or name == "1":
         yield None
-    elif not isinstance(where, str):
-        yield where
-    elif where.startswith("dask://"):
-        with _dask(where.removeprefix("dask://")) as client:
+    elif hasattr(where, "submit"):
+        yield where  # pyright: ignore[reportReturnType]
+    elif name.startswith("dask://"):
+        with _dask(name.removeprefix("dask://")) as client:
             yield client.get_executor(pure=False)
-    elif where.isdecimal() and int(where):
-        with _processes(int(where)) as pool:
+    elif name.isdecimal() and int(name):
+        with _processes(int(name)) as pool:
             yield pool
     else:
         raise ConfigError(
@@ -52,32 +63,87 @@ def attempt(run: Callable[..., Row], *arguments: object) -> Row:
         return run(*arguments)
     except BrokenExecutor:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return {"error": f"{type(error).__name__}: {shortened(error)}"}
 
 
-def packed(run: Callable[[Any], Row], config: object) -> bytes:
-    """A cell for another process, with all that the user defined and registered in this one."""
+def measure(run: Callable[[Any], Row], config: object, own: Row) -> Row:
+    """What `run` gives, as JSON has it; `own` is what the sweep itself says of the cell."""
+    given = run(config)
+    try:
+        measures = plain(dict(given), json.JSONEncoder().default)
+    except (TypeError, ValueError) as error:
+        text, expected = shortened(repr(given)), "a dictionary of JSON data, as {'accuracy': 0.9}"
+        raise InputError(f"run gave {text} ({error}); expected {expected}.") from error
+    if clash := [k for k, x in measures.items() if k == "error" or own.get(k, x) != x]:
+        raise InputError(f"run gave {clash[0]!r}, a column of sweep's own; expected another name.")
+    return measures
+
+
+def plain(value: Any, other: Callable[[Any], Any] = describe) -> Any:
+    """A value as JSON gives it back: tuples as lists, dataclasses as dictionaries, NaN as None."""
+
+    def simpler(x: Any) -> Any:
+        if isinstance(x, np.ndarray | np.generic | jax.Array):
+            return x.tolist()
+        with contextlib.suppress(TypeError):
+            return dataclasses.asdict(x)
+        return other(x)
+
+    return json.loads(json.dumps(value, default=simpler), parse_constant=lambda _: None)
+
+
+def results(
+    run: Callable[[Any], Row], cells: Mapping[str, tuple[Any, Row]], pool: Executor | None
+) -> Generator[tuple[str, Row]]:
+    """Keys of cells and what `measure` gives for them, as they end."""
+    if pool is None:
+        for key, cell in cells.items():
+            yield key, attempt(measure, run, *cell)
+        return
+    own = [{k: x for k, x in table.items() if not table.is_protected(k)} for table in _TABLES]
+    shared, ahead, waiting = _packed(run, own), iter(cells.items()), {}
+    workers = getattr(pool, "_max_workers", None) or len(cells)  # a cluster does not tell
+    try:
+        while True:
+            # Few at a time: what waits, and all that it holds, takes memory.
+            for key, cell in itertools.islice(ahead, 2 * workers - len(waiting)):
+                waiting[pool.submit(_attempt_packed, shared, _packed(*cell))] = key
+            if not waiting:
+                break
+            # Looked at in turn: jobs of submitit are no futures of the standard library.
+            for future in [x for x in waiting if x.done()]:
+                yield waiting.pop(future), attempt(future.result)
+            time.sleep(0.05)
+    except BrokenExecutor as error:
+        raise EDLError(
+            f"a process that ran cells is gone ({shortened(error)}), perhaps for lack of memory. "
+            "What had ended is kept: the same command, with fewer processes (--executor), resumes "
+            "from there."
+        ) from error
+    finally:
+        for future in waiting:
+            if "loky" not in type(future).__module__:  # its pool has begun all that it was given
+                future.cancel()
+
+
+def _packed(*parts: object) -> bytes:
+    """Parts for another process, with the definitions of what it cannot import."""
     import cloudpickle
 
     for name, module in list(sys.modules.items()):
-        if name.startswith("edl_config_"):  # a file for --config, which others cannot import
+        if name.startswith("edl_config_"):  # a file for --config
             cloudpickle.register_pickle_by_value(module)
-    registered = [
-        {name: table[name] for name in table if not table.is_protected(name)} for table in _TABLES
-    ]
-    return cloudpickle.dumps((run, config, registered))
+    return cloudpickle.dumps(parts)
 
 
-def attempt_packed(cell: bytes) -> Row:
-    """`attempt` a cell in the process that it was packed for."""
-    import cloudpickle
-
-    run, config, registered = cloudpickle.loads(cell)
+def _attempt_packed(shared: bytes, cell: bytes) -> Row:
+    """`attempt` a cell in another process, with all that the user registered in the first."""
+    run, registered = pickle.loads(shared)
     for table, parts in zip(_TABLES, registered, strict=True):
         for name, part in parts.items():
             table.register(name)(part)
-    return attempt(run, config)
+    return attempt(measure, run, *pickle.loads(cell))
 
 
 @contextlib.contextmanager
@@ -91,17 +157,25 @@ def _processes(count: int) -> Iterator[Executor]:
     env["NPROC"] = "1"  # read by XLA's CPU backend
     if cache := jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
         env["JAX_COMPILATION_CACHE_DIR"] = cache
-    pool = ProcessPoolExecutor(count, timeout=None, env=env, initializer=_leave_signals)
+    pool = ProcessPoolExecutor(count, env=env, initializer=_serve, initargs=(os.getpid(),))
     try:
         yield pool
     finally:
         pool.shutdown(kill_workers=True)
 
 
-def _leave_signals() -> None:
-    """Ctrl-C and a batch system's SIGTERM go to all processes: the first one ends the others."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+def _serve(first: int) -> None:
+    """Leave signals, which go to all processes, to the first one, and end when that has ended."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which outlives a process killed
+
+    def end() -> None:
+        while os.getppid() == first:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
 
 
 def _dask(address: str) -> Any:

@@ -14,8 +14,8 @@ from edl_jax.runs.storage import open_atomically, write_atomically
 
 PAGE = "README.md"
 
-# Colours of Okabe and Ito (2008), https://jfly.uni-koeln.de/color/; with dashes and markers, lines
-# differ for any colour vision and in grey, 28 of them.
+# Colors of Okabe and Ito (2008), https://jfly.uni-koeln.de/color/; with dashes and markers, lines
+# differ for any color vision and in gray, 28 of them.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 
 

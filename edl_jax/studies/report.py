@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from edl_jax.checked import check
 from edl_jax.errors import ConfigError, RunFolderError
 from edl_jax.runs.folder import writing
 from edl_jax.runs.storage import check_regular, user_path, write_atomically
@@ -29,6 +30,7 @@ img { max-width: 100%; }
 
 def write_report(runs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> None:
     """Write one HTML page about run folders, each with the README.md of a finished command."""
+    runs = check("runs", runs, tuple[str, ...])
     if not runs:
         raise ConfigError("runs is empty; expected one or more run folders.")
     check_libraries("markdown_it")

@@ -9,13 +9,12 @@ import json
 import operator
 import os
 import re
-import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import BrokenExecutor, Executor
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from numbers import Integral
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import numpy as np
 import tyro
 from flax.traverse_util import unflatten_dict
 from tqdm import tqdm
@@ -23,9 +22,9 @@ from tqdm import tqdm
 from edl_jax.checked import config_or_default
 from edl_jax.errors import ConfigError, EDLError, shortened
 from edl_jax.runs.describing import describe
-from edl_jax.runs.folder import Row, RunFolder, as_finite, open_run
+from edl_jax.runs.folder import Row, RunFolder, open_run
 from edl_jax.runs.storage import user_path
-from edl_jax.studies.executors import attempt, attempt_packed, open_executor, packed
+from edl_jax.studies.executors import open_executor, plain, results
 from edl_jax.studies.figures import check_libraries
 from edl_jax.studies.tables import Study
 
@@ -40,7 +39,7 @@ def sweep(
     grid: Mapping[str, Sequence[Any]] | Sequence[Point],
     seeds: Sequence[int],
     run: Callable[[Any], Row],
-    executor: Executor | str | None = None,
+    executor: Executor | str | int | None = None,
     *,
     seed_field: str = "seed",
     folder: RunFolder | None = None,
@@ -59,7 +58,7 @@ def sweep(
       run: `(config) -> row`: a dictionary of JSON data. Other processes are sent it by cloudpickle,
         and what you registered, such as a severity.
       executor: any `concurrent.futures.Executor`, or submitit's, which is left open; a number of
-        processes, such as "4", of which "1" is this one; a Dask scheduler, "dask://HOST:PORT"; or
+        processes, such as 4, of which 1 is this one; a Dask scheduler, "dask://HOST:PORT"; or
         None: this process on an accelerator, one a core on a CPU.
       seed_field: dotted name of the field that takes the seeds.
       folder: where rows are kept; nothing is written by default. Sweeps of one
@@ -75,30 +74,36 @@ def sweep(
       RunFolderError: if `cells.jsonl` is damaged or cannot be written.
       EDLError: if a process of the executor is gone, or every cell failed.
     """
-    keys, cells, combinations = [], dict[str, tuple[Row, Any]](), points(grid)
+    _check_arguments(base, grid, seeds, folder)
+    cells, combinations = dict[str, tuple[Any, Row]](), points(grid)
+    if any(seed_field in point for point in combinations):
+        raise ConfigError(f"{seed_field!r} is in the grid; expected its values as `seeds`.")
     for seed in seeds:  # outermost: what runs at the same time is not compiled twice
         for point in combinations:
             config = with_fields(base, {**point, seed_field: seed})
             # All of the configuration: a sweep of another base may share the folder.
-            key = hashlib.sha256(describe(config).encode()).hexdigest()[:16]
-            keys.append(key)
-            cells[key] = {"key": key, **plain(point), "seed": plain(seed)}, config
+            text = describe(config)
+            key = hashlib.sha256(text.encode()).hexdigest()[:16]
+            if key in cells:
+                expected = "each once, and functions that differ under different names"
+                raise ConfigError(f"two cells are {shortened(text)}; expected {expected}.")
+            cells[key] = config, {"key": key, **plain(point), "seed": plain(seed)}
     kept = [] if folder is None else folder.resume_rows(name=CELLS, check=_check)
     finished: dict[str, Row] = {row["key"]: row for row in kept if "error" not in row}
-    missing = {key: config for key, (_, config) in cells.items() if key not in finished}
+    missing = {key: cell for key, cell in cells.items() if key not in finished}
     with (
         open_executor(executor) as pool,
-        contextlib.closing(_results(run, missing, pool)) as results,
+        contextlib.closing(results(run, missing, pool)) as ended,
         tqdm(total=len(missing), desc="cells", unit="cell", disable=not progress) as bar,
     ):
-        for key, measures in results:
-            row = {**cells[key][0], **plain(as_finite(measures))}
+        for key, measures in ended:
+            row = {**cells[key][1], **measures}
             if folder is not None:
                 folder.append_rows([row], CELLS)
             finished[key] = row
             bar.update()
     count = len(combinations)
-    rows = [finished[key] for place in range(count) for key in keys[place::count]]
+    rows = [finished[key] for place in range(count) for key in [*cells][place::count]]
     failures = [row["error"] for row in rows if "error" in row]
     if failures and len(failures) == len(rows):
         raise EDLError(f"all {len(rows)} cells failed, the first with {failures[0]}")
@@ -122,7 +127,7 @@ def as_study(kind: type[Config], seed_field: str):
             config: Config | None = None,
             *,
             run_dir: str | os.PathLike[str] | None = None,
-            executor: Executor | str | None = None,
+            executor: Executor | str | int | None = None,
             progress: bool = False,
         ) -> Study:
             config, run_dir = asked(config, kind, run_dir)
@@ -142,37 +147,24 @@ def as_study(kind: type[Config], seed_field: str):
     return lift
 
 
+def _check_arguments(base: Any, grid: Any, seeds: Any, folder: Any) -> None:
+    def each(values: Any, kind: type) -> bool:
+        return isinstance(values, Collection) and all(isinstance(x, kind) for x in values)
+
+    by_field = each(grid.values(), Iterable) if isinstance(grid, Mapping) else each(grid, Mapping)
+    for name, value, fits, expected in (
+        ("base", base, dataclasses.is_dataclass(type(base)), "a dataclass, such as TrainConfig()"),
+        ("grid", grid, by_field, "values by field, such as {'width': (8, 16)}, or a list of such"),
+        ("seeds", seeds, each(seeds, Integral), "whole numbers, such as range(5)"),
+        ("folder", folder, isinstance(folder, RunFolder | None), "an open RunFolder, or None"),
+    ):
+        if not fits:
+            raise ConfigError(f"{name} is {shortened(repr(value))}; expected {expected}.")
+
+
 def _check(row: Row) -> None:
     if not isinstance(row["key"], str) or not isinstance(row["seed"], int):
         raise ValueError(f"key and seed are {row['key']!r} and {row['seed']!r}")
-
-
-def _results(
-    run: Callable[[Any], Row], configs: Mapping[str, Any], pool: Executor | None
-) -> Generator[tuple[str, Row]]:
-    """Keys of cells and what they give, as they end."""
-    if pool is None:
-        for key, config in configs.items():
-            yield key, attempt(run, config)
-        return
-    waiting = {}
-    try:
-        for key, config in configs.items():
-            waiting[pool.submit(attempt_packed, packed(run, config))] = key
-        # Looked at in turn: jobs of submitit are no futures of the standard library.
-        while waiting:
-            for future in [x for x in waiting if x.done()]:
-                yield waiting.pop(future), attempt(future.result)
-            time.sleep(0.05)
-    except BrokenExecutor as error:
-        raise EDLError(
-            f"a process that ran cells is gone ({shortened(error)}), perhaps for lack of memory. "
-            "What had ended is kept: the same command, with fewer processes (--executor), resumes "
-            "from there."
-        ) from error
-    finally:
-        for future in waiting:
-            future.cancel()
 
 
 def points(grid: Mapping[str, Sequence[Any]] | Sequence[Point]) -> list[Point]:
@@ -207,15 +199,6 @@ def check_grid(config: Any, base: Any, fixed: Mapping[str, Sequence[Any]]) -> No
             raise ConfigError(f"{where} is {values!r}; expected different values, at least one.")
     for point in points({**config.grid, **fixed}):
         with_fields(base, point)
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON gives it back: tuples as lists, dataclasses as dictionaries."""
-
-    def simpler(x: Any) -> Any:
-        return x.tolist() if isinstance(x, np.ndarray | np.generic) else dataclasses.asdict(x)
-
-    return json.loads(json.dumps(value, default=simpler))
 
 
 def _grid_of(words: Sequence[str]) -> dict[str, tuple[Any, ...]]:

@@ -76,7 +76,8 @@ class Learner:
         self.steps_per_epoch = num_train // size
         self.total_steps = config.epochs * self.steps_per_epoch
         warmup = round(config.warmup_epochs * self.steps_per_epoch)
-        self.learning_rate: Any = make_schedule(config.learning_rate, warmup, self.total_steps)
+        schedule = make_schedule(config.learning_rate, warmup, self.total_steps)
+        self.learning_rate: Any = jax.jit(schedule)  # one program for the rows too
         self.optimizer = make_optimizer(config.optimizer, self.learning_rate, optimizer)
         self.method = as_method(loss)
         self.validates = check_loss(loss, dataset.num_classes, soft=mixes)

@@ -188,7 +188,7 @@ def test_sets_without_images_are_refused_with_what_they_have(prepared):
 
 @pytest.mark.parametrize("name", ["tiny_words", "tiny_photos/plain"])
 def test_what_will_be_refused_is_not_prepared_first(tmp_path, name):
-    with pytest.raises(ConfigError, match=r"no set of labelled images|no fixed size"):
+    with pytest.raises(ConfigError, match=r"no set of labeled images|no fixed size"):
         load_dataset(DataConfig(name, data_dir=tmp_path / "fresh"))
     assert not (tmp_path / "fresh").exists()
 

@@ -120,16 +120,16 @@ def log_tempered_softmax(x: jax.Array, t: float, mask: jax.Array | None) -> jax.
     if mask is not None:  # where no class takes part, any finite answer will do
         mask |= ~jnp.any(mask, axis=-1, keepdims=True)
 
-    def newton(x: jax.Array, normaliser: jax.Array) -> jax.Array:
-        # Mass^(1 - t) is concave in the normaliser, and linear where all logits are equal, so that
+    def newton(x: jax.Array, normalizer: jax.Array) -> jax.Array:
+        # Mass^(1 - t) is concave in the normalizer, and linear where all logits are equal, so that
         # steps from below converge at once there and never overshoot elsewhere.
-        log_p = _log_exp_t(x - normaliser, t)
+        log_p = _log_exp_t(x - normalizer, t)
         mass = jax.nn.logsumexp(log_p, axis=-1, where=mask, keepdims=True)
         slope = jnp.sum(jnp.exp(t * log_p - mass), axis=-1, where=mask, keepdims=True)
-        return normaliser + jnp.expm1((t - 1) * mass) / ((t - 1) * jax.lax.stop_gradient(slope))
+        return normalizer + jnp.expm1((t - 1) * mass) / ((t - 1) * jax.lax.stop_gradient(slope))
 
     # At the largest logit the mass is at least 1. Only the last step has a gradient, in which the
-    # normaliser is the solution already: that of the equation.
+    # normalizer is the solution already: that of the equation.
     fixed = jax.lax.stop_gradient(x)
     start = jnp.max(fixed, axis=-1, keepdims=True)
     solution = jax.lax.fori_loop(0, _NEWTON_STEPS, lambda _, value: newton(fixed, value), start)

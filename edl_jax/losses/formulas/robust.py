@@ -34,7 +34,7 @@ def mae(c: Candidates) -> jax.Array:
 
 @formula
 def gce(c: Candidates, *, q: Annotated[float, Gt(0), Le(1)] = 0.7) -> jax.Array:
-    """Generalised cross-entropy, `(1 - p_y^q) / q`.
+    """Generalized cross-entropy, `(1 - p_y^q) / q`.
 
     Args:
       q: in (0, 1]: cross-entropy near 0, half of mean absolute error at 1; the paper's 0.7.
@@ -63,7 +63,7 @@ def sce(c: Candidates, *, alpha: NotNegative = 0.1, beta: NotNegative = 1.0) -> 
 
 @formula
 def nce_mae(c: Candidates, *, alpha: NotNegative = 1.0, beta: NotNegative = 1.0) -> jax.Array:
-    """Normalised cross-entropy with mean absolute error, an active and a passive loss.
+    """Normalized cross-entropy with mean absolute error, an active and a passive loss.
 
     `alpha log p_y / sum_k log p_k + beta (1 - p_y)`, as in the authors' code.
 
@@ -74,12 +74,12 @@ def nce_mae(c: Candidates, *, alpha: NotNegative = 1.0, beta: NotNegative = 1.0)
     References:
       Ma et al., 2020. https://arxiv.org/abs/2006.13554
     """
-    return alpha * _normalised(-c.every_log_p, c) + beta * c.miss()
+    return alpha * _normalized(-c.every_log_p, c) + beta * c.miss()
 
 
 @formula
 def nce_rce(c: Candidates, *, alpha: NotNegative = 1.0, beta: NotNegative = 1.0) -> jax.Array:
-    """Normalised cross-entropy with reverse cross-entropy, an active and a passive loss.
+    """Normalized cross-entropy with reverse cross-entropy, an active and a passive loss.
 
     `alpha log p_y / sum_k log p_k + 4 beta (1 - p_y)`.
 
@@ -90,14 +90,14 @@ def nce_rce(c: Candidates, *, alpha: NotNegative = 1.0, beta: NotNegative = 1.0)
     References:
       Ma et al., 2020. https://arxiv.org/abs/2006.13554
     """
-    return alpha * _normalised(-c.every_log_p, c) - beta * _LOG_ZERO * c.miss()
+    return alpha * _normalized(-c.every_log_p, c) - beta * _LOG_ZERO * c.miss()
 
 
 @formula
 def nfl_rce(
     c: Candidates, *, alpha: NotNegative = 1.0, beta: NotNegative = 1.0, gamma: NotNegative = 0.5
 ) -> jax.Array:
-    """Normalised focal loss with reverse cross-entropy, an active and a passive loss.
+    """Normalized focal loss with reverse cross-entropy, an active and a passive loss.
 
     `alpha F_y / sum_k F_k + 4 beta (1 - p_y)` with `F_k = -(1 - p_k)^gamma log p_k`.
 
@@ -109,11 +109,11 @@ def nfl_rce(
     References:
       Ma et al., 2020. https://arxiv.org/abs/2006.13554
     """
-    active = _normalised(focal_of_every_class(c.every_log_p, gamma), c)
+    active = _normalized(focal_of_every_class(c.every_log_p, gamma), c)
     return alpha * active - beta * _LOG_ZERO * c.miss()
 
 
-def _normalised(every: jax.Array, c: Candidates) -> jax.Array:
+def _normalized(every: jax.Array, c: Candidates) -> jax.Array:
     """The candidates' share `[..., n]` of the losses of all classes, `[..., num_classes]`."""
     total = jnp.sum(every, axis=-1, where=c.where, keepdims=True)
     # All are 0 where one class alone takes part.
@@ -177,9 +177,9 @@ class AdaptiveBarron(nnx.Module):
     ) -> jax.Array:
         """The loss of each example, called as `barron` is."""
         alpha, scale = self.alpha(), self.scale()
-        normaliser = jnp.log(scale) + log_partition(alpha)
+        normalizer = jnp.log(scale) + log_partition(alpha)
         return of_candidates(
-            lambda c: _rho(c.miss() / scale, alpha) + normaliser, logits, labels, axis, where
+            lambda c: _rho(c.miss() / scale, alpha) + normalizer, logits, labels, axis, where
         )
 
 
