@@ -143,9 +143,7 @@ class LossProblem(Summand, abc.ABC):
     def score(self, network: LossNetwork, drawn: Any) -> jax.Array:
         """The score of a network on what was drawn, a scalar: lower is better."""
 
-    def eval(  # pyright: ignore[reportIncompatibleVariableOverride] - it is no one program
-        self, key: jax.Array, solutions: Population, state: Any
-    ) -> Evaluated:
+    def eval(self, key: jax.Array, solutions: Population, state: Any) -> Evaluated:  # pyright: ignore
         """The scores, `[population]`, as a metric too if it has a name.
 
         Called from Python it runs the program that draws, then the one that scores.
@@ -213,8 +211,8 @@ class SlopeProblem(LossProblem):
 
     metric = "slope_violation"
 
-    @static_self  # pyright: ignore[reportIncompatibleMethodOverride]
-    def draw(self, key: jax.Array) -> tuple[Pairs, ...]:
+    @static_self
+    def draw(self, key: jax.Array) -> tuple[Pairs, ...]:  # pyright: ignore
         """Pairs, as many of each class count."""
         each = -(-self.config.slope.pairs // len(self.config.class_counts))
         return jax.tree.map(lambda x: x[:each], self.pairs(key))
@@ -235,8 +233,8 @@ class TaskProblem(LossProblem):
 
     metric = "task_error"
 
-    @static_self  # pyright: ignore[reportIncompatibleMethodOverride]
-    def draw(self, key: jax.Array) -> Tasks:
+    @static_self
+    def draw(self, key: jax.Array) -> Tasks:  # pyright: ignore
         """Fresh tasks."""
         return objective.draw_tasks(key, self.config.tasks, self.config.mixture)
 
