@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -22,6 +21,7 @@ import pytest
 from edl_jax import pretrain
 from edl_jax.errors import RunFolderError
 from edl_jax.runs.checkpoints import Checkpoints
+from tests.full_disk import full_disk
 from tests.kill_and_resume import ROOT, differences, kill_until_done
 from tests.test_evolution import TINY
 
@@ -259,14 +259,12 @@ def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path, caplog):
     """A limit on the size of files makes writes fail as a full disk does."""
     saved(tmp_path)
     big = {"a": np.random.default_rng(0).normal(size=200_000)}
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with Checkpoints(tmp_path, keep=3) as checkpoints:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
-        try:
-            with pytest.raises(RunFolderError, match=r"step 4 could not be written.*make room"):
-                checkpoints.save(4, big)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with (
+        Checkpoints(tmp_path, keep=3) as checkpoints,
+        full_disk(50_000),
+        pytest.raises(RunFolderError, match=r"step 4 could not be written.*make room"),
+    ):
+        checkpoints.save(4, big)
     assert not [x for x in caplog.records if x.exc_info]  # Orbax's tracebacks
     step, found = restored(tmp_path)
     assert step == 3
@@ -279,12 +277,10 @@ def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path, caplog):
 @pytest.mark.filterwarnings("ignore:Error writing persistent compilation cache:UserWarning")
 def test_a_run_on_a_full_disk_ends_with_an_error_and_resumes_when_there_is_room(tmp_path, short):
     """Some way into the run no file may grow any more: what comes first fails."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2_500, hard))
-    try:
-        with pytest.raises(RunFolderError, match=r"could not be written.*(make|is) room"):
-            pretrain(TINY, run_dir=tmp_path / "run")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with (
+        full_disk(2_500),
+        pytest.raises(RunFolderError, match=r"could not be written.*(make|is) room"),
+    ):
+        pretrain(TINY, run_dir=tmp_path / "run")
     pretrain(TINY, run_dir=tmp_path / "run")
     assert differences(short, tmp_path / "run") == []

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from edl_jax.runs.checkpoints import Checkpoints
 from edl_jax.runs.folder import RunFolder, read_json
 from edl_jax.training.trainer import Trainer
 from tests.event_files import shown
+from tests.full_disk import full_disk
 from tests.test_processes import finish, free_port
 from tests.test_training import CROSS_ENTROPY, DIGITS, PLAIN, assert_close
 
@@ -174,13 +174,11 @@ def test_two_processes_train_as_one_and_the_first_alone_writes(tmp_path):
 
 
 def test_a_full_disk_ends_the_training_and_it_resumes_when_there_is_room(tmp_path, whole):
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2_500, hard))
-    try:
-        with pytest.raises(RunFolderError, match=r"could not be written.*(make|is) room"):
-            train(CONFIG, run_dir=tmp_path / "run")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with (
+        full_disk(2_500),
+        pytest.raises(RunFolderError, match=r"could not be written.*(make|is) room"),
+    ):
+        train(CONFIG, run_dir=tmp_path / "run")
     train(CONFIG, run_dir=tmp_path / "run")
     assert_same(tmp_path / "run", whole)
 
