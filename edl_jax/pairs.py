@@ -238,8 +238,10 @@ def _regimes(key: jax.Array, num_pairs: int, mixture: Mixture) -> jax.Array:
     places = np.cumsum(mixture.shares())[:-1] * num_pairs
     whole = np.floor(places)
     draw = jax.random.uniform(key, (), jnp.float32)
-    begins = whole.astype(np.int32) + (draw < (places - whole).astype(np.float32))
-    return jnp.sum(jnp.arange(num_pairs)[:, None] >= begins, axis=-1, dtype=jnp.int32)
+    is_up = draw < (places - whole).astype(np.float32)
+    begins = whole.astype(np.int32) + is_up.astype(jnp.int32)
+    rows = jnp.arange(num_pairs, dtype=jnp.int32)
+    return jnp.sum(rows[:, None] >= begins[None], axis=-1, dtype=jnp.int32)
 
 
 def log_probabilities(probabilities: jax.Array) -> jax.Array:

@@ -5,7 +5,6 @@ four passes: for the largest logits, exponentials, sums, and the gradient. A sin
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -50,12 +49,11 @@ def _largest(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array
 
     As one reduction of two arrays they take one pass, and no array of the others is kept.
     """
-    low = jnp.finfo(logits.dtype).min
+    low = jnp.asarray(jnp.finfo(logits.dtype).min, logits.dtype)
     index = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
-    start = jnp.asarray(-math.inf, logits.dtype)
     found = jax.lax.reduce(
         (logits, jnp.where(index == labels, low, logits)),
-        (start, start),
+        (low, low),
         lambda x, y: (jnp.maximum(x[0], y[0]), jnp.maximum(x[1], y[1])),
         (logits.ndim - 1,),
     )

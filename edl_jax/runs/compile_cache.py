@@ -48,8 +48,9 @@ def keep_compiled() -> None:
         )
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    # Of the programs that it keeps; a default run has many that take less than its second.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    if jax.config.jax_persistent_cache_min_compile_time_secs == 1:  # pyright: ignore
+        # JAX's default, which a default run has many programs below.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     _replace_unreadable(folder)
 
 
