@@ -98,7 +98,8 @@ def inputs(num_classes: int = 5) -> tuple[jax.Array, dict[str, tuple[jax.Array, 
     where = (jnp.arange(num_classes) != 3)[None]
     masked = jnp.where(where, soft, 0)
     masked /= masked.sum(-1, keepdims=True)
-    return x, {"hard": (hard, None), "soft": (soft, None), "masked": (masked, where)}
+    kinds = {"hard": (hard, None), "soft": (soft, None), "masked": (masked, where)}
+    return x, kinds | {"hard, masked": (hard, where)}
 
 
 def of_loss(loss: Callable[..., jax.Array], num_classes: int = 5) -> dict[str, Any]:

@@ -141,10 +141,11 @@ def _known(value: ArrayLike) -> np.ndarray | None:
 
 
 def masked(logits: jax.Array, where: jax.Array | None) -> jax.Array:
-    """Logits `[..., num_classes]`, -inf for masked classes unless no class takes part."""
+    """Logits `[..., num_classes]`, least for masked classes unless no class takes part."""
     if where is None:
         return logits
-    return jnp.where(where | ~jnp.any(where, axis=-1, keepdims=True), logits, -jnp.inf)
+    is_seen = where | ~jnp.any(where, axis=-1, keepdims=True)
+    return jnp.where(is_seen, logits, jnp.finfo(logits.dtype).min)
 
 
 def stable_logits(logits: jax.Array, where: jax.Array | None) -> jax.Array:
