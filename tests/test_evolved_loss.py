@@ -66,6 +66,21 @@ def test_of_logits_is_the_network_on_their_log_probabilities(name, num_classes):
     np.testing.assert_allclose(gradient, vjp(jnp.ones(6))[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("num_classes", [2, 9])
+def test_second_derivatives_of_integer_labels_are_those_of_one_hot_labels(num_classes):
+    loss, logits = LOSSES["random"], logits_of((num_classes,))
+    tied = logits.at[1].set(logits.max())
+
+    @jax.jit
+    def hessians(x):
+        return [jax.hessian(loss)(x, y) for y in (jnp.asarray(0), jnp.eye(num_classes)[0])]
+
+    for x in (logits, tied):
+        by_class, by_one_hot = hessians(x)
+        np.testing.assert_allclose(by_class, by_one_hot, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(by_class, by_class.T, rtol=1e-4, atol=1e-5)
+
+
 def test_integer_labels_need_one_array_of_the_logits_size():
     """The gradient; and partial sums, which are half of one."""
     shape = (128, 5003)

@@ -136,6 +136,12 @@ def test_pytorch_module_gives_nan_where_it_cannot_look_at_labels(twin):
             assert found.isnan().tolist() == (Y == 2).tolist()
 
 
+@pytest.mark.parametrize("labels", [Y, SOFT])
+def test_pytorch_module_has_a_gradient_for_each_example(twin, labels):
+    each = torch.func.vmap(torch.func.grad(twin))(X, labels)
+    torch.testing.assert_close(each, torch.func.grad(lambda x: twin(x, labels).sum())(X))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("labels", [Y, SOFT])
 def test_pytorch_module_computes_in_float32_under_autocast_and_in_a_narrow_module(

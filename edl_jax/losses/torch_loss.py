@@ -143,7 +143,8 @@ class EvolvedLoss(nn.Module):
         """The losses `[..., n]` of `_features`."""
         features: tuple[Any, ...] = of_classes, of_prediction
         if self.num_classes is not None:
-            one_hot = functional.one_hot(of_classes, self.num_classes)
+            every = torch.arange(self.num_classes, device=of_classes.device)
+            one_hot = of_classes.unsqueeze(-1) == every  # `functional.one_hot` stops `vmap`
             features = of_prediction, one_hot.to(of_prediction)
         for index in range(self.num_layers):  # the first layer is a sum over two parts
             kernel, bias = (

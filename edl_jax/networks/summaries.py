@@ -93,4 +93,5 @@ def _(primals, tangents):
     value, logits, own, ties = primals
     _, of_logits, of_own, _ = tangents
     slope = _sum(jnp.where(logits == value, of_logits, 0))
-    return value, (slope - jnp.where(own == value, of_own, 0)) / ties
+    # Not `value`, which has no slope: a second derivative is that of what stands here.
+    return _shared(*primals), (slope - jnp.where(own == value, of_own, 0)) / ties
