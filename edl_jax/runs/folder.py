@@ -123,10 +123,10 @@ class RunFolder:
             path = path / "environment.json"
             if noted := environment.noted(path, read_bytes(path) or b"{}"):
                 self.write_json(path.name, noted)
-        elif kept := sorted(x.name for x in path.iterdir() if x.name in ("checkpoints", METRICS)):
+        elif left := [*path.glob("checkpoints/[0-9]*"), *path.glob(METRICS)]:
             raise RunFolderError(
-                f"{path} holds {' and '.join(kept)} of a run, but not its config.json, which says "
-                "of which: put it back, or choose another folder."
+                f"{path} holds {left[0].name} of a run, but not its config.json, which says of which: "
+                "put it back, or choose another folder."
             )
         else:
             self.write_json("environment.json", environment.described())
