@@ -48,7 +48,7 @@ def test_what_a_run_left_without_its_configuration_is_no_other_runs(tmp_path, ke
     RunFolder(tmp_path, {"seed": 0})
     (tmp_path / kept).mkdir(parents=True)
     (tmp_path / "config.json").unlink()
-    with pytest.raises(RunFolderError, match="of a run, but not its config.json"):
+    with pytest.raises(RunFolderError, match="of a run, but not its config"):
         RunFolder(tmp_path, {"seed": 1})
     (tmp_path / kept).rmdir()
     RunFolder(tmp_path, {"seed": 1})
