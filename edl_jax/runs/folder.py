@@ -125,8 +125,8 @@ class RunFolder:
                 self.write_json(path.name, noted)
         elif left := [*path.glob("checkpoints/[0-9]*"), *path.glob(METRICS)]:
             raise RunFolderError(
-                f"{path} holds {left[0].name} of a run, but not its config.json, which says of which: "
-                "put it back, or choose another folder."
+                f"{path} holds {left[0].name} of a run, but not its config.json, which says of "
+                "which: put it back, or choose another folder."
             )
         else:
             self.write_json("environment.json", environment.described())
