@@ -121,6 +121,7 @@ def test_pytorch_module_refuses_logits_that_do_not_fit(twin, logits):
         twin(logits, Y)
 
 
+@pytest.mark.filterwarnings("ignore:dynamo_pgo")  # of the first to compile in a process
 def test_pytorch_module_gives_nan_where_it_cannot_look_at_labels(twin):
     compiled = torch.compile(twin, fullgraph=True, backend="eager")
     exported = torch.export.export(twin, (X, Y)).module()
