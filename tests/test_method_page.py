@@ -8,12 +8,11 @@ import jax
 import numpy as np
 import pytest
 from safetensors import safe_open
-from scipy.special import expit, softmax
+from scipy.special import expit
 from scipy.stats import entropy
 
-from edl_jax import Mixture, sample_pairs
 from edl_jax.losses import PRETRAINED, load_pretrained
-from edl_jax.pairs import REGIMES
+from tests.test_pairs import dirichlet, only
 
 NUM_PAIRS = 100_000
 PAGE = " ".join((Path(__file__).parents[1] / "docs" / "method.md").read_text("utf-8").split())
@@ -38,16 +37,10 @@ def test_the_page_says_what_is_computed_here(quote):
 def sparse_predictions(draws, num_classes):
     """Predictions of version 0.1.0, whose draws were Gamma's, or of now, float64."""
     if draws == "now":
-        mixture = Mixture(**dict.fromkeys(REGIMES, 0.0) | {"sparse": 1.0})
-        pairs = sample_pairs(jax.random.key(0), NUM_PAIRS, num_classes, mixture=mixture)
+        pairs = only("sparse", num_classes, num_pairs=NUM_PAIRS, seed=0)
         return np.asarray(pairs.probabilities, np.float64)
     rng = np.random.default_rng(0)
-    a = 0.03 ** rng.random((NUM_PAIRS, 1))
-    shape = (NUM_PAIRS, num_classes)
-    # Gamma draws of a small concentration round to 0; their logarithms do not.
-    return softmax(
-        np.log(rng.standard_gamma(a + 1, shape)) + np.log(rng.random(shape)) / a, axis=-1
-    )
+    return dirichlet(rng, 0.03 ** rng.random((NUM_PAIRS, 1)), num_classes)
 
 
 def sparse_row(draws, num_classes):

@@ -100,16 +100,13 @@ def test_sparse_regime_covers_what_its_dirichlet_does(num_classes):
     """By quantiles of the largest probability, of the entropy and of a class's surprisal."""
     drawn = np.asarray(only("sparse", num_classes).probabilities, np.float64)
     rng = np.random.default_rng(0)
-    a = np.geomspace(0.03, 1.0, NUM_PAIRS)[:, None]
-    # Gamma draws of a small concentration round to 0; their logarithms do not.
-    log_gamma = np.log(rng.standard_gamma(a + 1, drawn.shape)) + np.log(rng.random(drawn.shape)) / a
-    dirichlet = special.softmax(log_gamma, axis=-1)
+    reference = dirichlet(rng, np.geomspace(0.03, 1.0, NUM_PAIRS)[:, None], num_classes)
     for of in (
         lambda p: p.max(axis=-1),
         lambda p: stats.entropy(p, axis=-1),
         lambda p: np.log1p(-np.log(p[:, 0] + 1e-12)),
     ):
-        ours, theirs = of(drawn), of(dirichlet)
+        ours, theirs = of(drawn), of(reference)
         gap = np.quantile(ours, LEVELS) - np.quantile(theirs, LEVELS)
         assert (np.abs(gap) < 0.2 * theirs.std()).all()
 
@@ -134,10 +131,18 @@ def test_ambiguous_regime_ties_at_the_top():
     assert among.mean() == pytest.approx(0.5 + 0.5 * 2 / 10, abs=0.03)
 
 
-def only(regime: str, num_classes: int):
+def only(regime: str, num_classes: int, *, num_pairs: int = NUM_PAIRS, seed: int = 2):
     """Pairs of one regime, in any number of classes."""
     mixture = Mixture(**dict.fromkeys(REGIMES, 0.0) | {regime: 1.0})
-    return sample_pairs(jax.random.key(2), NUM_PAIRS, num_classes, mixture=mixture)
+    return sample_pairs(jax.random.key(seed), num_pairs, num_classes, mixture=mixture)
+
+
+def dirichlet(rng: np.random.Generator, concentrations: np.ndarray, num_classes: int):
+    """Draws for concentrations `[n, 1]` of at most 1, float64."""
+    shape = (len(concentrations), num_classes)
+    # Gamma draws of a small concentration round to 0; their logarithms do not.
+    log_gamma = np.log(rng.standard_gamma(concentrations + 1, shape))
+    return special.softmax(log_gamma + np.log(rng.random(shape)) / concentrations, axis=-1)
 
 
 def test_ambiguous_regime_leads_by_up_to_6_nats_and_every_two_classes_tie_as_often():

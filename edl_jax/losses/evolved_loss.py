@@ -198,6 +198,7 @@ def calibrated(loss: EvolvedLoss, pairs_sets: Sequence[Pairs]) -> EvolvedLoss:
     Evolution leaves the scale free, and it acts as a learning rate. A loss that is flat on the
     pairs is an InputError.
     """
+    # By the program that measures the loss, which needs none of its own then.
     samples = [responses(loss, pairs, SEVERITIES["surprisal"])[2] for pairs in pairs_sets]
     norms = [(sample.norms, sample.reference_norms) for sample in jax.device_get(samples)]
     own, reference = np.concatenate(norms, axis=1).sum(axis=1, dtype=np.float64).tolist()

@@ -1,5 +1,6 @@
 """Miniature TFDS builders; importing this needs tensorflow_datasets."""
 
+import abc
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -42,8 +43,9 @@ class _Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         for index in range(number):
             yield index, self.example(split, index)
 
+    @abc.abstractmethod
     def example(self, split: str, index: int) -> dict[str, Any]:
-        raise NotImplementedError
+        """One example."""
 
 
 class TinyCells(_Tiny):
