@@ -54,7 +54,10 @@ def evolve(
     params: Any = None,
     population_size: int = PretrainConfig.population_size,
     draws: int = 1,
+    generations_per_chunk: int = PretrainConfig.generations_per_chunk,
+    run_dir: str | os.PathLike[str] | None = None,
     devices: Sequence[Any] | None = None,
+    progress: bool = False,
 ) -> Evolved:
     """Evolve solutions of any evosax problem with any evosax strategy.
 
@@ -66,10 +69,15 @@ def evolve(
       params: parameters of the strategy; its own defaults if None.
       population_size: of a strategy that is named.
       draws: evaluations by fresh keys that choose the best of the last; more where it is noisy.
+      generations_per_chunk: generations between two checkpoints.
+      run_dir: where to keep metrics and checkpoints; an evolution that was stopped there resumes.
+        Nothing is written by default.
       devices: some of `jax.devices()`, among which the population is divided; all by default.
+      progress: whether to tell how far it is.
 
     Raises:
       ConfigError: if an argument is none of these, or a population of that size cannot be served.
+      RunFolderError: if `run_dir` holds another run, is in use or damaged, or cannot be written.
       EDLError: if every solution of a generation fails.
 
     >>> from evosax.problems import BBOBProblem
@@ -89,8 +97,24 @@ def evolve(
         params = own if params is None else params
     check("params", params, type(strategy.default_params) | None)
     mesh = device_mesh(AXIS, devices)
-    evolution = Evolution(problem, strategy, params, generations=generations, mesh=mesh)
-    return _evolved(evolution, checked_key(key), draws)[0]
+    chunk = check("generations_per_chunk", generations_per_chunk, Count)
+    options = {"generations": generations, "chunk": chunk, "mesh": mesh}
+    evolution = Evolution(problem, strategy, params, **options)
+    identity = lambda: {  # noqa: E731
+        "key": jax.random.key_data(checked_key(key)).tolist(),
+        "generations": generations,
+        "parts": {
+            name: describe(part)
+            for name, part in (("problem", problem), ("strategy", strategy), ("params", params))
+        },
+    }
+    with contextlib.ExitStack() as stack:
+        folder = first_does(
+            lambda: None if run_dir is None else stack.enter_context(open_run(run_dir, identity())),
+            share=False,
+        )
+        kept = {"folder": folder, "progress": progress and is_first()}
+        return _evolved(evolution, checked_key(key), draws, **kept)[0]
 
 
 def _evolved(

@@ -14,6 +14,8 @@ import numpy as np
 from edl_jax.errors import ConfigError
 from edl_jax.losses.evolved_loss import EvolvedLoss
 from edl_jax.losses.lift import LOSSES
+from edl_jax.losses.method import METHODS, LossMethod
+from edl_jax.losses.searched import SearchedLoss
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -69,7 +71,7 @@ def scale_of(name: str) -> str | None:
 
 def check_loss_name(name: str, *groups: str) -> None:
     """Refuse a name that is none of `resolve_loss` or `groups`, without reading a file."""
-    names = [*dict.fromkeys(["cross_entropy", *PRETRAINED, *LOSSES, *groups])]
+    names = [*dict.fromkeys(["cross_entropy", *PRETRAINED, *LOSSES, *METHODS, *groups])]
     name, _ = split_loss_name(name)
     if name not in names and not str(name).endswith(".safetensors"):
         known = ", ".join(names)
@@ -81,8 +83,8 @@ def resolve_loss(
     options: Mapping[str, Any] | None = None,
     *,
     class_counts: Sequence[int] | np.ndarray | None = None,
-) -> Loss:
-    """The loss of a name: logits and labels to per-example losses.
+) -> Loss | LossMethod | SearchedLoss:
+    """The loss of a name: logits and labels to per-example losses; or a method of `METHODS`.
 
     `options` are keyword arguments of a loss of `LOSSES`, where the name, such as
     `focal(gamma=1.0)`, says nothing else; `class_counts` the number of training examples of each
@@ -91,6 +93,12 @@ def resolve_loss(
     check_loss_name(name)
     name, own = split_loss_name(name)
     options = {**(options or {}), **own}
+    if name in METHODS and (own or name not in PRETRAINED):
+        try:
+            return METHODS[name](**own)
+        except TypeError as error:
+            fields = ", ".join(inspect.signature(METHODS[name]).parameters) or "none"
+            raise ConfigError(f"the method {name!r}, with options {fields}: {error}") from error
     if name not in LOSSES:
         if options:
             raise ConfigError(f"{name!r} is an evolved loss and has no options; got {options}.")

@@ -9,6 +9,11 @@ import jax.numpy as jnp
 from flax import nnx, struct
 
 from edl_jax.errors import ConfigError, EDLError, shortened
+from edl_jax.losses.searched import Losses
+from edl_jax.registry import Registry
+
+# Of learned losses: subclasses of `LossMethod` or `SearchedLoss`; `edl_jax.methods` fills it.
+METHODS: Registry[Any] = Registry("method")
 
 
 class Student(NamedTuple):
@@ -22,6 +27,10 @@ class Student(NamedTuple):
       validation: `() -> (logits, labels)`, as above but of the next `batch_size` validation images
         in turn, the same on every device, as the classifier sees them now. Computed only where
         it is called; needs `val_examples`, and images in memory.
+      lookahead: `(losses, steps) -> (logits, labels)`: what `validation` would give so many steps
+        on, had the classifier been trained with `losses(logits, labels) -> [batch]` on the batches
+        that come next (after an epoch's last its first again), by its own optimizer. Differentiable
+        in all that `losses` reads; a device's derivatives are averaged as its losses are.
     """
 
     step: jax.Array
@@ -29,6 +38,7 @@ class Student(NamedTuple):
     logits: jax.Array
     labels: jax.Array
     validation: Callable[[], tuple[jax.Array, jax.Array]]
+    lookahead: Callable[[Losses, int], tuple[jax.Array, jax.Array]]
 
 
 class LossMethod(abc.ABC):
@@ -145,9 +155,13 @@ def check_loss(loss: Any, num_classes: int, *, soft: bool) -> bool:
             asked.append(True)
             return held_out
 
+        def lookahead(losses: Losses, steps: int) -> tuple[jax.Array, jax.Array]:
+            losses(logits, labels)
+            return validation()
+
         state = method.init(jax.random.key(0), num_classes)
         losses = method.losses(state, logits, labels)
-        student = Student(jnp.int32(1), jnp.float32(0.5), logits, labels, validation)
+        student = Student(jnp.int32(1), jnp.float32(0.5), logits, labels, validation, lookahead)
         return losses, take_apart(state), take_apart(method.update(state, student))
 
     labels = logits if soft else classes

@@ -10,6 +10,7 @@ from edl_jax.data.augmentation import Augmentation
 from edl_jax.data.config import DataConfig
 from edl_jax.errors import ConfigError
 from edl_jax.losses.by_name import check_loss_name, scale_of
+from edl_jax.methods import METHODS  # noqa: F401 - so that they have names
 from edl_jax.models import MODELS
 from edl_jax.training.optimizers import OptimizerConfig
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -15,8 +16,9 @@ from edl_jax.data.augmentation import normalize, prepare
 from edl_jax.data.datasets import Dataset
 from edl_jax.errors import ConfigError
 from edl_jax.losses import LossMethod, Student
-from edl_jax.losses.by_name import Loss
-from edl_jax.losses.method import as_method, check_loss, put_together, take_apart
+from edl_jax.losses.by_name import Loss, resolve_loss
+from edl_jax.losses.method import Losses, as_method, check_loss, put_together, take_apart
+from edl_jax.losses.searched import SearchedLoss
 from edl_jax.models import MODELS, ModelFactory
 from edl_jax.runs.describing import describe
 from edl_jax.runs.folder import own_parts
@@ -55,13 +57,14 @@ class Learner:
         self,
         config: TrainConfig,
         dataset: Dataset,
-        loss: Loss | LossMethod,
+        loss: Loss | LossMethod | SearchedLoss,
         mesh: Mesh,
         *,
         model: ModelFactory | None = None,
         optimizer: Optimizer | None = None,
+        total_steps: int | None = None,
     ):
-        """Refuse what cannot be trained; `model` and `optimizer` replace those of `config`."""
+        """Refuse what cannot be trained; the optional arguments replace what `config` says."""
         self.config, self.dataset, self.mesh = config, dataset, mesh
         self._parts = {"loss": loss, "model": model, "optimizer": optimizer}
         num_train, size = len(dataset.train_labels), config.batch_size
@@ -74,13 +77,16 @@ class Learner:
                 f"multiple of {multiple}{', as images are mixed two and two' if mixes else ''}."
             )
         self.steps_per_epoch = num_train // size
-        self.total_steps = config.epochs * self.steps_per_epoch
+        self.total_steps = total_steps or config.epochs * self.steps_per_epoch
         warmup = round(config.warmup_epochs * self.steps_per_epoch)
         schedule = make_schedule(config.learning_rate, warmup, self.total_steps)
         self.learning_rate: Any = jax.jit(schedule)  # one program for the rows too
         self.optimizer = make_optimizer(config.optimizer, self.learning_rate, optimizer)
+        # A loss that is still to be found has all checked but itself.
+        self.is_searched = isinstance(loss, SearchedLoss)
+        loss = resolve_loss("cross_entropy") if self.is_searched else loss
         self.method = as_method(loss)
-        self.validates = check_loss(loss, dataset.num_classes, soft=mixes)
+        self.validates = check_loss(loss, dataset.num_classes, soft=mixes) or self.is_searched
         self.on_cpu = on_cpu(mesh)
         auto = jnp.float32 if self.on_cpu else jnp.bfloat16
         self.dtype = auto if config.precision == "auto" else jnp.dtype(config.precision)
@@ -89,10 +95,21 @@ class Learner:
         self.graph = nnx.split(abstract, nnx.Param, ...)[0]
         if self.validates and (dataset.streamed or not config.data.val_examples):
             raise ConfigError(
-                f"the loss {type(loss).__qualname__} looks at validation images, of which there "
+                f"the loss {type(self._parts['loss']).__qualname__} looks at validation images, of which there "
                 f"are {config.data.val_examples}{', streamed' if dataset.streamed else ''}; "
                 "expected TrainConfig.data with val_examples of at least 1, and stream False."
             )
+
+    def found(self, run_dir: Path | None = None, *, progress: bool = False) -> "Learner":
+        """Itself, or with the loss that a search finds, kept in a folder where it resumes."""
+        if not self.is_searched:
+            return self
+        from edl_jax.training.search import search  # loads matplotlib, by evosax's problems
+
+        parts = {name: part for name, part in self._parts.items() if name != "loss"}
+        given, task = (self.config, self.dataset), {"run_dir": run_dir, "progress": progress}
+        loss = search(self._parts["loss"], *given, **task, **parts)
+        return Learner(*given, loss, self.mesh, **parts)
 
     def identity(self) -> dict[str, Any]:
         """What is trained besides the configuration; hashes the images."""
@@ -118,16 +135,61 @@ class Learner:
         )
 
     def step(
-        self, state: TrainState, key: jax.Array, batch: Batch, held_out: Batch | None = None
+        self,
+        state: TrainState,
+        key: jax.Array,
+        batch_at: Callable[[jax.Array], Batch],
+        held_out: Batch | None = None,
     ) -> TrainState:
-        """The state after a step; `held_out` is for a loss that looks at validation images."""
+        """The state after a step on `batch_at(state.step)`.
+
+        A loss that looks ahead asks for the batches of later steps too, and for `held_out`; one
+        that looks at validation images asks for `held_out` alone.
+        """
+        method = self.method
+
+        def losses(params: Any, logits: jax.Array, targets: jax.Array) -> jax.Array:
+            return method.losses(put_together(params, state.loss_state), logits, targets)
+
+        batch = batch_at(state.step)
+        after, logits, targets = self._descended(state, key, batch, losses)
+
+        def validation(at: TrainState = after) -> Batch:
+            assert held_out is not None  # refused above
+            images, labels = held_out
+            size = min(self.config.batch_size, len(labels))
+            rows = (state.step % len(labels) * size + jnp.arange(size)) % len(labels)
+            return self.evaluated_logits(at, images[rows]), labels[rows]
+
+        def lookahead(losses: Losses, steps: int) -> Batch:
+            def further(at: TrainState, _: None) -> tuple[TrainState, None]:
+                of_batch = lambda params, *batch: losses(*batch)  # noqa: E731
+                return self._descended(at, key, batch_at(at.step), of_batch)[0], None
+
+            # Activations are computed again on the way back: a step keeps its state alone.
+            at, _ = jax.lax.scan(jax.checkpoint(further), after, length=steps)
+            return validation(at)
+
+        progress = after.step.astype(jnp.float32) / self.total_steps
+        student = Student(after.step, progress, logits, targets, validation, lookahead)
+        loss_state = put_together(after.params[LOSS], state.loss_state)
+        updated = take_apart(method.update(loss_state, student))
+        loss_params, loss_state = jax.tree.map(_mean_of_floats, updated)
+        return after._replace(params={**after.params, LOSS: loss_params}, loss_state=loss_state)
+
+    def _descended(
+        self, state: TrainState, key: jax.Array, batch: Batch, losses: Callable[..., jax.Array]
+    ) -> tuple[TrainState, jax.Array, jax.Array]:
+        """The state after an optimizer's step, and the logits and targets that its loss was of.
+
+        `losses` maps the loss's parameters, logits and targets to `[batch]`; differentiable.
+        """
         images, targets = self._prepared(state, key, batch)
 
         def objective(params: dict[str, Any]) -> tuple[jax.Array, tuple[jax.Array, nnx.State]]:
             logits, statistics = self._forward((params[MODEL], state.statistics), images)
-            loss_state = put_together(params[LOSS], state.loss_state)
-            losses = self.method.losses(loss_state, logits, targets)
-            return losses.mean(dtype=jnp.float32), (logits, statistics)
+            values = losses(params[LOSS], logits, targets)
+            return values.mean(dtype=jnp.float32), (logits, statistics)
 
         value_and_grad = jax.value_and_grad(objective, has_aux=True)
         (value, (logits, statistics)), gradient = value_and_grad(state.params)
@@ -152,20 +214,7 @@ class Learner:
             correct=jnp.where(going, state.correct, 0) + right,
             failed_step=jnp.where(failed_now, state.step, state.failed_step),
         )
-
-        def validation() -> Batch:
-            assert held_out is not None  # refused above
-            images, labels = held_out
-            size = min(self.config.batch_size, len(labels))
-            rows = (state.step % len(labels) * size + jnp.arange(size)) % len(labels)
-            return self.evaluated_logits(after, images[rows]), labels[rows]
-
-        progress = after.step.astype(jnp.float32) / self.total_steps
-        student = Student(after.step, progress, logits, targets, validation)
-        loss_state = put_together(params[LOSS], state.loss_state)
-        updated = take_apart(self.method.update(loss_state, student))
-        loss_params, loss_state = jax.tree.map(_mean_of_floats, updated)
-        return after._replace(params={**params, LOSS: loss_params}, loss_state=loss_state)
+        return after, logits, targets
 
     def _prepared(self, state: TrainState, key: jax.Array, batch: Batch) -> Batch:
         """Images and labels of a step as the model and the loss see them."""

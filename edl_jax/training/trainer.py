@@ -49,7 +49,8 @@ class Trainer:
         self._one = compiled(self._step_of, donate_argnums=(0,))
         self._several = compiled(self._steps_of, donate_argnums=(1,))
         keyed = (_WHOLE, _WHOLE, _DIVIDED)
-        self._streamed = compiled(learner.step, in_specs=keyed, donate_argnums=(0,))
+        streamed = lambda state, key, batch: learner.step(state, key, lambda step: batch)  # noqa: E731
+        self._streamed = compiled(streamed, in_specs=keyed, donate_argnums=(0,))
         self._sums = compiled(learner.sums, in_specs=(_WHOLE, _DIVIDED))
         divided = functools.partial(jax.shard_map, mesh=mesh, out_specs=_DIVIDED, check_vma=False)
         self._seen = jax.jit(divided(learner.seen, in_specs=keyed))
@@ -114,11 +115,14 @@ class Trainer:
     ) -> TrainState:
         """A step of images that are all on every device."""
         share = self.batch_size // self.mesh.size
-        first = state.step % self.period * self.batch_size
-        first += share * jax.lax.axis_index(AXIS)
-        rows = jax.lax.dynamic_slice_in_dim(order, first, share)
         images, labels = train
-        return self.learner.step(state, key, (images[rows], labels[rows]), held)
+
+        def batch_at(step: jax.Array) -> Batch:
+            first = step % self.period * self.batch_size + share * jax.lax.axis_index(AXIS)
+            rows = jax.lax.dynamic_slice_in_dim(order, first, share)
+            return images[rows], labels[rows]
+
+        return self.learner.step(state, key, batch_at, held)
 
     def _steps_of(self, count: jax.Array, state: TrainState, *data: Any) -> TrainState:
         return jax.lax.fori_loop(0, count, lambda _, state: self._step_of(state, *data), state)

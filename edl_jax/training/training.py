@@ -16,6 +16,7 @@ from edl_jax.data.datasets import Dataset, load_dataset
 from edl_jax.data.sources import ArraySource
 from edl_jax.losses.by_name import Loss, resolve_loss, scale_of
 from edl_jax.losses.method import LossMethod
+from edl_jax.losses.searched import SearchedLoss
 from edl_jax.models import ModelFactory
 from edl_jax.runs.devices import device_mesh
 from edl_jax.runs.fit import fit
@@ -63,7 +64,7 @@ class TrainResult:
 def train(
     config: TrainConfig | None = None,
     *,
-    loss: Loss | LossMethod | str | os.PathLike[str] | None = None,
+    loss: Loss | LossMethod | SearchedLoss | str | os.PathLike[str] | None = None,
     model: ModelFactory | str | None = None,
     data: ArraySource | DataConfig | str | None = None,
     optimizer: Optimizer | None = None,
@@ -113,7 +114,9 @@ def train(
             share=False,
         )
         options = {"folder": folder, "progress": progress and is_first()}
-        result = run_training(Trainer(learner), learner.config.seed, **options)
+        search_dir = None if folder is None else folder.path / "search"
+        found = learner.found(search_dir, progress=options["progress"])
+        result = run_training(Trainer(found), learner.config.seed, **options)
         if folder is not None:
             measured = as_finite({f"test_{x}": getattr(result, f"test_{x}") for x in METRICS})
             folder.write_json("results.json", {**measured, "data": result.source})
@@ -123,7 +126,7 @@ def train(
 def make_trainer(
     config: TrainConfig | None = None,
     *,
-    loss: Loss | LossMethod | str | os.PathLike[str] | None = None,
+    loss: Loss | LossMethod | SearchedLoss | str | os.PathLike[str] | None = None,
     model: ModelFactory | str | None = None,
     data: ArraySource | DataConfig | str | None = None,
     optimizer: Optimizer | None = None,
@@ -143,7 +146,7 @@ def make_trainer(
       EDLError: as `train`; so does the function, and for a seed that is given twice, or is not a
         whole number of at least 0 and below 2^32.
     """
-    trainer = Trainer(_prepare(config, loss, model, data, optimizer, devices))
+    trainer = Trainer(_prepare(config, loss, model, data, optimizer, devices).found())
 
     def run(
         seeds: Sequence[int],
@@ -229,7 +232,7 @@ def load_shared(config: DataConfig, source: ArraySource | None = None) -> Datase
     return all_do(lambda: prepared or load_dataset(config, source))
 
 
-def resolve_config_loss(config: TrainConfig, dataset: Dataset) -> Loss:
+def resolve_config_loss(config: TrainConfig, dataset: Dataset) -> Loss | LossMethod | SearchedLoss:
     """The loss that `config` names, with the scale of the head's cosines if it takes that."""
     options = {}
     if scale_of(config.loss):

@@ -1,0 +1,54 @@
+"""Losses that are searched for on the task before a classifier is trained with them."""
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from edl_jax.checked import Checked, Seed
+
+Losses = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a search may use of the task that its loss is for.
+
+    Attributes:
+      num_classes: the number of classes.
+      trainings: `(sample, loss, steps) -> Problem`: an evosax problem whose solutions are like
+        `sample(key)`, pytrees of arrays. The fitness of one is the error on validation images of a
+        classifier that `loss(solution)`, a function of logits and labels, has trained for so many
+        steps; a `TrainingProblem`.
+      run_dir: a folder in which the search may keep what it needs to resume, or None.
+      progress: whether to show it.
+    """
+
+    num_classes: int
+    trainings: Callable[[Callable[..., Any], Callable[[Any], Losses], int], Any]
+    run_dir: Path | None = None
+    progress: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchedLoss(Checked, abc.ABC):
+    """Base class of the losses that a search finds on the task; frozen while they train.
+
+    A subclass is a configuration: its fields are the options of its name. `train` runs the search
+    on its own data first, and then trains with the loss that was found.
+    """
+
+    seed: Seed = 0
+    """Seed of the search. One search serves the trainings of all seeds."""
+
+    @abc.abstractmethod
+    def search(self, key: jax.Array, task: Task) -> Losses:
+        """The loss that is found: a function of logits `[batch, num_classes]` and labels."""
+
+    @property
+    @abc.abstractmethod
+    def num_trainings(self) -> int:
+        """How many short trainings the search takes."""

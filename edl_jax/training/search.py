@@ -1,0 +1,135 @@
+"""Search for a loss on the task itself: its fitness is what short trainings come to."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from evosax.types import Population, Solution
+
+from edl_jax.data.datasets import Dataset
+from edl_jax.errors import ConfigError
+from edl_jax.evolution.problems import Evaluated, Summand, static_self
+from edl_jax.losses.method import Losses, LossMethod
+from edl_jax.losses.searched import SearchedLoss, Task
+from edl_jax.models import ModelFactory
+from edl_jax.runs.describing import describe
+from edl_jax.runs.devices import device_mesh
+from edl_jax.training.config import TrainConfig
+from edl_jax.training.learner import AXIS, Batch, Learner
+from edl_jax.training.optimizers import Optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class _Candidate(LossMethod):
+    """The loss of a solution, which is its state."""
+
+    sample: Callable[[jax.Array], Solution]
+    loss: Callable[[Solution], Losses]
+
+    def init(self, key: jax.Array, num_classes: int) -> Solution:
+        return self.sample(key)
+
+    def losses(self, state: Solution, logits: jax.Array, labels: jax.Array) -> jax.Array:
+        return self.loss(state)(logits, labels)
+
+
+class TrainingProblem(Summand):
+    """Error on validation images after a short training with each loss (in [0, 1]).
+
+    In a generation all losses train from the same initial weights on the same batches, and are
+    measured on the same images: the key draws them. A training that diverged has an error of 1. The
+    whole population is trained by one program, vectorized over its losses.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        dataset: Dataset,
+        sample: Callable[[jax.Array], Solution],
+        loss: Callable[[Solution], Losses],
+        steps: int,
+        *,
+        model: ModelFactory | None = None,
+        optimizer: Optimizer | None = None,
+    ):
+        """`config` says how to train, for `steps` steps in all; its loss is not used."""
+        per_epoch = len(dataset.train_labels) // config.batch_size
+        if dataset.streamed or not config.data.val_examples:
+            raise ConfigError(
+                f"TrainConfig.data has {config.data.val_examples} validation images"
+                f"{', streamed' if dataset.streamed else ''}; expected val_examples of at least 1, "
+                "and stream False, for a search of a loss."
+            )
+        share = steps / max(1, config.epochs * per_epoch)  # of the whole training
+        short = dataclasses.replace(
+            config, warmup_epochs=min(share * config.warmup_epochs, config.epochs)
+        )
+        self.steps, self._sample, self._dataset = steps, sample, dataset
+        mesh = device_mesh(AXIS, jax.local_devices()[:1])
+        parts = {"model": model, "optimizer": optimizer}
+        candidate = _Candidate(sample, loss)
+        self.learner = Learner(short, dataset, candidate, mesh, total_steps=steps, **parts)
+
+    @property
+    def described_as(self) -> str:
+        """What tells it from other problems."""
+        return f"{self.steps} steps of {describe(self.learner.identity())}"
+
+    @static_self
+    def sample(self, key: jax.Array) -> Solution:
+        """A fresh solution."""
+        return self._sample(key)
+
+    @static_self
+    def eval(self, key: jax.Array, solutions: Population, state: Any) -> Evaluated:  # pyright: ignore
+        """The errors `[population]`, and as metrics too."""
+        dataset = self._dataset
+        data = dataset.train_images, dataset.train_labels, dataset.val_images, dataset.val_labels
+        images, labels, val_images, val_labels = map(jnp.asarray, data)
+        key_init, key_order, key_steps = jax.random.split(key, 3)
+        size, epochs = (
+            self.learner.config.batch_size,
+            -(-self.steps // self.learner.steps_per_epoch),
+        )
+        order = jax.vmap(partial(jax.random.permutation, x=len(labels)))
+        rows = order(jax.random.split(key_order, epochs))
+        rows = rows[:, : self.learner.steps_per_epoch * size].reshape(-1, size)
+
+        def batch_at(step: jax.Array) -> Batch:
+            return images[rows[step]], labels[rows[step]]
+
+        begun = self.learner.init(key_init)
+
+        def error(solution: Solution) -> jax.Array:
+            at = begun._replace(loss_state=solution)
+            step = lambda _, at: self.learner.step(at, key_steps, batch_at)  # noqa: E731
+            at = jax.lax.fori_loop(0, self.steps, step, at)
+            logits = self.learner.evaluated_logits(at, val_images)
+            wrong = jnp.mean(jnp.argmax(logits, axis=-1) != val_labels, dtype=jnp.float32)
+            return jnp.where(at.failed_step >= 0, 1.0, wrong)
+
+        # The learner is written for one device of the axis "data": here an axis of one.
+        of_device = jax.vmap(error, axis_name=AXIS, axis_size=1, in_axes=None)
+        errors = jax.vmap(of_device)(solutions)[:, 0]
+        return errors, state.replace(counter=state.counter + 1), {"error": errors}
+
+
+def search(
+    method: SearchedLoss,
+    config: TrainConfig,
+    dataset: Dataset,
+    *,
+    run_dir: Path | None = None,
+    progress: bool = False,
+    **parts: Any,
+) -> Losses:
+    """The loss that a method finds for the training that `config` describes."""
+    problem = lambda sample, loss, steps: TrainingProblem(  # noqa: E731
+        config, dataset, sample, loss, steps, **parts
+    )
+    task = Task(dataset.num_classes, problem, run_dir, progress)
+    return method.search(jax.random.key(method.seed), task)
