@@ -51,6 +51,7 @@ class ELF(SearchedLoss):
     """Number of trainings by which the best of the last generation is chosen."""
 
     def search(self, key: jax.Array, task: Task) -> EvolvedLoss:
+        """The best network of the last generation, by fresh trainings."""
         from edl_jax.evolution.pretraining import evolve  # loads matplotlib, by evosax's problems
 
         architecture = Architecture("class_agnostic", self.hidden, self.activation)
@@ -77,6 +78,6 @@ class ELF(SearchedLoss):
 
     @property
     def num_trainings(self) -> int:
-        return self.population_size * self.generations + self.draws * (
-            self.population_size // 4 + 1
-        )
+        """Of all generations, and of the choice at the end."""
+        chosen_from = self.population_size // 4 + 1
+        return self.population_size * self.generations + self.draws * chosen_from

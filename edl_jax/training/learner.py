@@ -93,12 +93,8 @@ class Learner:
         self.build = make_build(config, dataset, self.dtype, model)
         abstract = nnx.eval_shape(lambda: self.build(jax.random.key(0)))
         self.graph = nnx.split(abstract, nnx.Param, ...)[0]
-        if self.validates and (dataset.streamed or not config.data.val_examples):
-            raise ConfigError(
-                f"the loss {type(self._parts['loss']).__qualname__} looks at validation images, of which there "
-                f"are {config.data.val_examples}{', streamed' if dataset.streamed else ''}; "
-                "expected TrainConfig.data with val_examples of at least 1, and stream False."
-            )
+        if self.validates:
+            check_validation(config, dataset, f"the loss {type(self._parts['loss']).__qualname__}")
 
     def found(self, run_dir: Path | None = None, *, progress: bool = False) -> "Learner":
         """Itself, or with the loss that a search finds, kept in a folder where it resumes."""
@@ -253,6 +249,16 @@ class Learner:
         """The logits that the loss would see in a step."""
         images, _ = self._prepared(state, key, batch)
         return self._forward((state.params[MODEL], state.statistics), images)[0]
+
+
+def check_validation(config: TrainConfig, dataset: Dataset, who: str) -> None:
+    """Refuse data without validation images in memory."""
+    if dataset.streamed or not config.data.val_examples:
+        raise ConfigError(
+            f"{who} looks at validation images, of which there are {config.data.val_examples}"
+            f"{', streamed' if dataset.streamed else ''}; expected TrainConfig.data with "
+            "val_examples of at least 1, and stream False."
+        )
 
 
 def make_build(

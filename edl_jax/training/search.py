@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from evosax.types import Population, Solution
 
 from edl_jax.data.datasets import Dataset
-from edl_jax.errors import ConfigError
 from edl_jax.evolution.problems import Evaluated, Summand, static_self
 from edl_jax.losses.method import Losses, LossMethod
 from edl_jax.losses.searched import SearchedLoss, Task
@@ -19,7 +18,7 @@ from edl_jax.models import ModelFactory
 from edl_jax.runs.describing import describe
 from edl_jax.runs.devices import device_mesh
 from edl_jax.training.config import TrainConfig
-from edl_jax.training.learner import AXIS, Batch, Learner
+from edl_jax.training.learner import AXIS, Batch, Learner, check_validation
 from edl_jax.training.optimizers import Optimizer
 
 
@@ -58,12 +57,7 @@ class TrainingProblem(Summand):
     ):
         """`config` says how to train, for `steps` steps in all; its loss is not used."""
         per_epoch = len(dataset.train_labels) // config.batch_size
-        if dataset.streamed or not config.data.val_examples:
-            raise ConfigError(
-                f"TrainConfig.data has {config.data.val_examples} validation images"
-                f"{', streamed' if dataset.streamed else ''}; expected val_examples of at least 1, "
-                "and stream False, for a search of a loss."
-            )
+        check_validation(config, dataset, "a search for a loss")
         share = steps / max(1, config.epochs * per_epoch)  # of the whole training
         short = dataclasses.replace(
             config, warmup_epochs=min(share * config.warmup_epochs, config.epochs)
@@ -91,13 +85,10 @@ class TrainingProblem(Summand):
         data = dataset.train_images, dataset.train_labels, dataset.val_images, dataset.val_labels
         images, labels, val_images, val_labels = map(jnp.asarray, data)
         key_init, key_order, key_steps = jax.random.split(key, 3)
-        size, epochs = (
-            self.learner.config.batch_size,
-            -(-self.steps // self.learner.steps_per_epoch),
-        )
+        size, per_epoch = self.learner.config.batch_size, self.learner.steps_per_epoch
         order = jax.vmap(partial(jax.random.permutation, x=len(labels)))
-        rows = order(jax.random.split(key_order, epochs))
-        rows = rows[:, : self.learner.steps_per_epoch * size].reshape(-1, size)
+        rows = order(jax.random.split(key_order, -(-self.steps // per_epoch)))
+        rows = rows[:, : per_epoch * size].reshape(-1, size)
 
         def batch_at(step: jax.Array) -> Batch:
             return images[rows[step]], labels[rows[step]]
