@@ -20,6 +20,7 @@ from edl_jax.losses.by_name import Loss, resolve_loss
 from edl_jax.losses.method import Losses, as_method, check_loss, put_together, take_apart
 from edl_jax.losses.searched import SearchedLoss
 from edl_jax.models import MODELS, ModelFactory
+from edl_jax.models.convolution import for_loops
 from edl_jax.runs.describing import describe
 from edl_jax.runs.folder import own_parts
 from edl_jax.training.config import TrainConfig
@@ -63,8 +64,12 @@ class Learner:
         model: ModelFactory | None = None,
         optimizer: Optimizer | None = None,
         total_steps: int | None = None,
+        in_loops: bool = False,
     ):
-        """Refuse what cannot be trained; the optional arguments replace what `config` says."""
+        """Refuse what cannot be trained; the optional arguments replace what `config` says.
+
+        `in_loops` says that `step` will run in a loop, or vectorized over losses.
+        """
         self.config, self.dataset, self.mesh = config, dataset, mesh
         self._parts = {"loss": loss, "model": model, "optimizer": optimizer}
         num_train, size = len(dataset.train_labels), config.batch_size
@@ -93,6 +98,11 @@ class Learner:
         self.build = make_build(config, dataset, self.dtype, model)
         abstract = nnx.eval_shape(lambda: self.build(jax.random.key(0)))
         self.graph = nnx.split(abstract, nnx.Param, ...)[0]
+        if self.on_cpu:
+            for_loops(abstract)
+        self.graph_in_loops = nnx.split(abstract, nnx.Param, ...)[0]
+        if in_loops:
+            self.graph = self.graph_in_loops
         if self.validates:
             check_validation(config, dataset, f"the loss {type(self._parts['loss']).__qualname__}")
 
@@ -150,21 +160,25 @@ class Learner:
         batch = batch_at(state.step)
         after, logits, targets = self._descended(state, key, batch, losses)
 
-        def validation(at: TrainState = after) -> Batch:
+        def validation(at: TrainState = after, graph: Any = self.graph) -> Batch:
             assert held_out is not None  # refused above
             images, labels = held_out
             size = min(self.config.batch_size, len(labels))
             rows = (state.step % len(labels) * size + jnp.arange(size)) % len(labels)
-            return self.evaluated_logits(at, images[rows]), labels[rows]
+            return self._evaluated((at.params[MODEL], at.statistics), images[rows], graph), labels[
+                rows
+            ]
 
         def lookahead(losses: Losses, steps: int) -> Batch:
+            in_loops = self.graph_in_loops
+
             def further(at: TrainState, _: None) -> tuple[TrainState, None]:
                 of_batch = lambda params, *batch: losses(*batch)  # noqa: E731
-                return self._descended(at, key, batch_at(at.step), of_batch)[0], None
+                return self._descended(at, key, batch_at(at.step), of_batch, in_loops)[0], None
 
             # Activations are computed again on the way back: a step keeps its state alone.
             at, _ = jax.lax.scan(jax.checkpoint(further), after, length=steps)
-            return validation(at)
+            return validation(at, in_loops)
 
         progress = after.step.astype(jnp.float32) / self.total_steps
         student = Student(after.step, progress, logits, targets, validation, lookahead)
@@ -174,7 +188,12 @@ class Learner:
         return after._replace(params={**after.params, LOSS: loss_params}, loss_state=loss_state)
 
     def _descended(
-        self, state: TrainState, key: jax.Array, batch: Batch, losses: Callable[..., jax.Array]
+        self,
+        state: TrainState,
+        key: jax.Array,
+        batch: Batch,
+        losses: Callable[..., jax.Array],
+        graph: nnx.GraphDef[Any] | None = None,
     ) -> tuple[TrainState, jax.Array, jax.Array]:
         """The state after an optimizer's step, and the logits and targets that its loss was of.
 
@@ -183,7 +202,7 @@ class Learner:
         images, targets = self._prepared(state, key, batch)
 
         def objective(params: dict[str, Any]) -> tuple[jax.Array, tuple[jax.Array, nnx.State]]:
-            logits, statistics = self._forward((params[MODEL], state.statistics), images)
+            logits, statistics = self._forward((params[MODEL], state.statistics), images, graph)
             values = losses(params[LOSS], logits, targets)
             return values.mean(dtype=jnp.float32), (logits, statistics)
 
@@ -218,10 +237,12 @@ class Learner:
         in_batch = share * jax.lax.axis_index(AXIS) + jnp.arange(share, dtype=jnp.int32)
         return prepare(key, *batch, in_batch, self.dataset, self.config.augmentation, self.dtype)
 
-    def _forward(self, weights: Weights, images: jax.Array) -> tuple[jax.Array, nnx.State]:
+    def _forward(
+        self, weights: Weights, images: jax.Array, graph: nnx.GraphDef[Any] | None = None
+    ) -> tuple[jax.Array, nnx.State]:
         """Logits of the model in training mode, and its statistics after."""
         # Copied, because a model may only update variables made at its own level of tracing.
-        model: Any = nnx.merge(self.graph, *weights, copy=True)
+        model: Any = nnx.merge(graph or self.graph, *weights, copy=True)
         model.train()
         logits = model(images)
         return logits, nnx.state(model, nnx.Not(nnx.Param))
@@ -235,8 +256,11 @@ class Learner:
         return optax.tree.update_moment(new, state.average, decay, 1)
 
     def evaluated_logits(self, state: TrainState, images: jax.Array) -> jax.Array:
-        """Logits of the model in evaluation mode."""
-        model: Any = nnx.merge(self.graph, *evaluated(state))
+        """Logits of the model in evaluation mode, with averaged weights where there are some."""
+        return self._evaluated(evaluated(state), images, self.graph)
+
+    def _evaluated(self, weights: Weights, images: jax.Array, graph: Any) -> jax.Array:
+        model: Any = nnx.merge(graph, *weights)
         model.eval()
         return model(normalize(images, self.dataset.mean, self.dataset.std, self.dtype))
 

@@ -66,7 +66,9 @@ class TrainingProblem(Summand):
         mesh = device_mesh(AXIS, jax.local_devices()[:1])
         parts = {"model": model, "optimizer": optimizer}
         candidate = _Candidate(sample, loss)
-        self.learner = Learner(short, dataset, candidate, mesh, total_steps=steps, **parts)
+        self.learner = Learner(
+            short, dataset, candidate, mesh, total_steps=steps, in_loops=True, **parts
+        )
 
     @property
     def described_as(self) -> str:
