@@ -15,7 +15,7 @@ from edl_jax.data.config import DataConfig
 from edl_jax.data.datasets import Dataset, load_dataset
 from edl_jax.data.sources import ArraySource
 from edl_jax.losses.by_name import Loss, resolve_loss, scale_of
-from edl_jax.losses.method import LossMethod
+from edl_jax.losses.method import LossMethod, as_keys
 from edl_jax.models import ModelFactory
 from edl_jax.runs.devices import device_mesh
 from edl_jax.runs.fit import fit
@@ -191,7 +191,7 @@ def run_training(
         params=params,
         statistics=statistics,
         loss_params=state.params[LOSS],
-        loss_state=state.loss_state,
+        loss_state=as_keys(state.loss_state),
     )
 
 
