@@ -16,7 +16,7 @@ from edl_jax.data.datasets import Dataset
 from edl_jax.errors import ConfigError
 from edl_jax.losses import LossMethod, Student
 from edl_jax.losses.by_name import Loss
-from edl_jax.losses.method import as_method, check_loss, put_together, take_apart
+from edl_jax.losses.method import as_keys, as_method, as_words, check_loss, put_together, take_apart
 from edl_jax.models import MODELS, ModelFactory
 from edl_jax.runs.describing import describe
 from edl_jax.runs.folder import own_parts
@@ -34,7 +34,7 @@ class TrainState(NamedTuple):
     """All that a step changes, equal on all devices."""
 
     params: dict[str, Any]  # "model", and "loss" of a loss that has some, float32
-    statistics: nnx.State  # of batch norm, float32
+    statistics: nnx.State  # of batch norm, float32, and all else that the classifier carries
     loss_state: Any  # what a loss holds besides parameters and updates itself
     average: Weights | tuple[()]  # of the classifier's; empty without `ema_decay`
     optimizer: optax.OptState
@@ -102,6 +102,7 @@ class Learner:
     def init(self, key: jax.Array) -> TrainState:
         """The state before the first step."""
         _, params, statistics = nnx.split(self.build(key), nnx.Param, ...)
+        statistics = as_words(statistics)
         key_loss = jax.random.fold_in(key, _OF_LOSS)
         loss_params, loss_state = take_apart(self.method.init(key_loss, self.dataset.num_classes))
         trained = {MODEL: params, LOSS: loss_params}
@@ -175,11 +176,17 @@ class Learner:
 
     def _forward(self, weights: Weights, images: jax.Array) -> tuple[jax.Array, nnx.State]:
         """Logits of the model in training mode, and its statistics after."""
+        params, statistics = weights
+        keys, others = nnx.split_state(as_keys(statistics), nnx.RngKey, ...)
+        # Each device draws its own noise. Keys stay as they are, and the counts beside them grow.
+        fold = jax.vmap(partial(jax.random.fold_in, data=jax.lax.axis_index(AXIS)))
+        own = jax.tree.map(lambda key: fold(key.ravel()).reshape(key.shape), keys)
         # Copied, because a model may only update variables made at its own level of tracing.
-        model: Any = nnx.merge(self.graph, *weights, copy=True)
+        model: Any = nnx.merge(self.graph, params, own, others, copy=True)
         model.train()
         logits = model(images)
-        return logits, nnx.state(model, nnx.Not(nnx.Param))
+        others = nnx.state(model, nnx.Not(nnx.Any(nnx.Param, nnx.RngKey)))
+        return logits, as_words(nnx.merge_state(keys, others))
 
     def _averaged(self, state: TrainState, new: Weights) -> Weights | tuple[()]:
         """The moving average; it follows closely at first and so forgets the initial weights."""
@@ -187,7 +194,8 @@ class Learner:
             return ()
         step = state.step.astype(jnp.float32)
         decay = jnp.minimum(self.config.ema_decay, (1 + step) / (10 + step))  # as in TensorFlow
-        return optax.tree.update_moment(new, state.average, decay, 1)
+        mean = lambda x, y: (1 - decay) * x + decay * y if _is_floating(x) else x  # noqa: E731
+        return jax.tree.map(mean, new, state.average)
 
     def evaluated_logits(self, state: TrainState, images: jax.Array) -> jax.Array:
         """Logits of the model in evaluation mode."""
@@ -241,13 +249,17 @@ def make_build(
     return build
 
 
+def _is_floating(x: jax.Array) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.floating)
+
+
 def _mean_of_floats(x: jax.Array) -> jax.Array:
-    return jax.lax.pmean(x, AXIS) if jnp.issubdtype(x.dtype, jnp.floating) else x
+    return jax.lax.pmean(x, AXIS) if _is_floating(x) else x
 
 
 def evaluated(state: TrainState) -> Weights:
     """The classifier's parameters and statistics that are evaluated: averages where there are."""
-    return state.average or (state.params[MODEL], state.statistics)
+    return as_keys(state.average or (state.params[MODEL], state.statistics))
 
 
 def on_cpu(mesh: Mesh) -> bool:

@@ -44,7 +44,8 @@ class TrainResult:
       source: a sentence that says which data was used.
       params: the classifier's parameters that were evaluated, an NNX state: trained, or their
         moving average.
-      statistics: batch-norm statistics likewise.
+      statistics: batch-norm statistics likewise, and all else that the classifier carries, such as
+        random streams, as it was after the last step.
       loss_params: trained parameters of the loss: its state with None for all else; empty for most.
       loss_state: the rest of the loss's state after the last step, likewise.
     """
