@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import inspect
 import io
+import re
 import shutil
 import sys
 import textwrap
@@ -16,7 +17,7 @@ from edl_jax.arguments import Arguments, SweepArguments, parse
 from edl_jax.errors import ConfigError, EDLError, Preempted, ProcessError, RunFolderError
 from edl_jax.evolution import PretrainConfig
 from edl_jax.losses import PRETRAINED, EvolvedLoss
-from edl_jax.losses.by_name import list_losses, resolve_loss
+from edl_jax.losses.by_name import list_losses, list_methods, resolve_loss
 from edl_jax.losses.export import export_loss
 from edl_jax.runs.compile_cache import keep_compiled
 from edl_jax.runs.folder import default_run_dir, locked
@@ -53,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if config_type is None:
             command(argparse.ArgumentParser(prog=prog, description=about), rest)
             return 0
+        # A learned loss is a loss.
+        rest = [re.sub("^--method(?==|$)", "--loss", word) for word in rest]
         kind: Any = SweepArguments if "executor" in takes else Arguments
         arguments = parse(kind, config_type, rest, prog, about)
         is_chosen = arguments.run_dir is None  # by this command, which tells it then
@@ -162,13 +165,24 @@ def _export(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 def _losses(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     """List the losses that --loss and --losses take, with their references."""
     parser.parse_args(argv)
+    _list(list_losses())
+    print("Or with options: focal(gamma=3). Or a loss file: mine.safetensors.")
+
+
+def _methods(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    """List the learned losses that --method and --methods take, with their references."""
+    parser.parse_args(argv)
+    _list(list_methods())
+    print("Or with options: elf(generations=5).")
+
+
+def _list(entries: Sequence[Sequence[str]]) -> None:
     columns = shutil.get_terminal_size().columns
     wrapper = textwrap.TextWrapper(  # a link that is cut is none
         columns, "    ", "    ", break_on_hyphens=False, break_long_words=False
     )
-    for name, *texts in list_losses():
+    for name, *texts in entries:
         print("\n".join([name, *map(wrapper.fill, texts)]), end="\n\n")
-    print("Or with options: focal(gamma=3). Or a loss file: mine.safetensors.")
 
 
 def _show(study: studies.Study, run_dir: Path) -> None:
@@ -218,6 +232,7 @@ _COMMANDS: dict[str, tuple[type | None, Callable[..., Any]]] = {
     "report": (None, _report),
     "export": (None, _export),
     "losses": (None, _losses),
+    "methods": (None, _methods),
 }
 
 

@@ -15,7 +15,8 @@ from edl_jax.pairs import REGIMES, Mixture, log_probabilities
 from edl_jax.runs.devices import device_mesh
 from edl_jax.studies import CoverageConfig, coverage
 from edl_jax.studies.coverage import compare_outputs, draw_references, rank_outputs, record
-from edl_jax.training.learner import AXIS, Learner
+from edl_jax.training.classifier import AXIS
+from edl_jax.training.learner import Learner
 from edl_jax.training.trainer import Trainer
 from tests.test_training import CROSS_ENTROPY, DIGITS, load_shared, order_of
 
@@ -138,6 +139,11 @@ def test_ranking_is_that_of_held_out_pairs(references):
         assert found[name] == pytest.approx(expected[name], abs=2e-3), name
     worse = rank_outputs(pairs, loss.replace(params=jax.tree.map(jnp.negative, loss.params)))
     assert worse["pairwise_accuracy"] < 0.9
+    broken = rank_outputs(
+        pairs, loss.replace(params=jax.tree.map(lambda x: x + jnp.nan, loss.params))
+    )
+    assert {*broken} == {*found}
+    assert np.isnan([*broken.values()]).all()
     unknown = Pairs(pairs.probabilities, pairs.labels, np.full_like(pairs.regimes, -1))
     assert rank_outputs(unknown, loss) == pytest.approx(found)
 

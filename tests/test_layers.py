@@ -14,7 +14,7 @@ from edl_jax.data.datasets import load_dataset
 from edl_jax.models import MODELS
 from edl_jax.models.layers import NormalizedHead
 from edl_jax.training import TrainConfig
-from edl_jax.training.learner import AXIS, make_build
+from edl_jax.training.classifier import AXIS, make_build
 from tests.network_tools import logits_of
 
 SCALE = 30.0

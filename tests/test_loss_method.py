@@ -14,7 +14,7 @@ from edl_jax.data import Augmentation
 from edl_jax.errors import ConfigError, InputError
 from edl_jax.losses import LOSSES, load_pretrained
 from edl_jax.losses.formulas.robust import AdaptiveBarron
-from edl_jax.losses.method import check_loss
+from edl_jax.losses.method import as_words, check_loss
 from edl_jax.runs.checkpoints import Checkpoints
 from edl_jax.runs.describing import describe
 from edl_jax.training import make_trainer, training
@@ -88,7 +88,7 @@ def test_a_training_that_was_stopped_resumes_with_the_state_of_its_loss(
         train(config, loss=loss, run_dir=tmp_path / "parts")
     monkeypatch.undo()
     parts = train(config, loss=loss, run_dir=tmp_path / "parts")
-    both = [(x.params, x.loss_params, x.loss_state) for x in (whole, parts)]
+    both = [(x.params, x.loss_params, as_words(x.loss_state)) for x in (whole, parts)]
     assert_close(*both, rtol=0)
     if kind == "module":
         assert int(parts.loss_state["calls"][...]) == 4
@@ -148,6 +148,14 @@ def test_a_temperature_follows_the_validation_accuracy(monkeypatch):
     measured = [row["accuracy"] for row in result.history]
     np.testing.assert_allclose(seen["accuracy"][1::2], measured, rtol=1e-6)
     assert len({*measured}) > 1
+    key = jax.random.fold_in(jax.random.split(jax.random.key(VALIDATED.seed))[0], 2**32 - 1)
+    for _ in range(6):
+        key = jax.random.split(key)[0]
+    averaged = train(dataclasses.replace(VALIDATED, ema_decay=0.9), loss=Following(6))
+    np.testing.assert_array_equal(averaged.loss_state["seen"]["accuracy"], seen["accuracy"])
+    assert averaged.history[-1]["accuracy"] != measured[-1]
+    kept = result.loss_state["key"]  # a key, as the method made it
+    np.testing.assert_array_equal(*map(jax.random.key_data, (kept, key)))
     # Trained by the classifier's optimizer; the gradient of a softmax sums to 0.
     bias = np.asarray(result.loss_params["bias"][...])
     assert np.abs(bias).max() > 1e-4

@@ -15,7 +15,8 @@ from edl_jax.errors import ConfigError
 from edl_jax.losses import LossMethod, load_pretrained
 from edl_jax.losses.method import as_method
 from edl_jax.runs.devices import device_mesh
-from edl_jax.training.learner import AXIS, Learner
+from edl_jax.training.classifier import AXIS
+from edl_jax.training.learner import Learner
 from edl_jax.training.trainer import Trainer
 from edl_jax.training.training import load_shared
 from tests.test_loss_method import Watched

@@ -24,7 +24,8 @@ from edl_jax.runs.folder import read_json
 from edl_jax.studies import CompareConfig
 from edl_jax.studies.sweep import with_fields
 from edl_jax.training import learner, make_trainer, trainer as programs, training
-from edl_jax.training.learner import AXIS, Learner
+from edl_jax.training.classifier import AXIS
+from edl_jax.training.learner import Learner
 from edl_jax.training.metrics import METRICS
 from edl_jax.training.trainer import Trainer
 from edl_jax.training.training import load_shared, run_training

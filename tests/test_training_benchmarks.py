@@ -14,8 +14,8 @@ from benchmarks.report import number
 from benchmarks.training_work import TrainWork, our_run, our_training, trainer_of
 from edl_jax.models import MODELS, layers
 from edl_jax.models.resnet import ResNet
-from edl_jax.training.learner import TrainState
 from edl_jax.training.optimizers import MODEL
+from edl_jax.training.state import TrainState
 
 # One block only: compiling takes most of these tests' time.
 TINY = TrainWork("tiny", 8, width=4, image_size=8)

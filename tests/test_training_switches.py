@@ -17,7 +17,8 @@ from edl_jax.models import MODELS
 from edl_jax.models.resnet import ResNet
 from edl_jax.models.vit import VisionTransformer
 from edl_jax.runs.devices import device_mesh, on_every_device
-from edl_jax.training.learner import AXIS, Learner
+from edl_jax.training.classifier import AXIS
+from edl_jax.training.learner import Learner
 from edl_jax.training.optimizers import OptimizerConfig
 from edl_jax.training.training import load_shared
 from tests.test_training import DIGITS
@@ -72,7 +73,8 @@ def test_a_step_and_an_evaluation_of_every_model_with_switches_on(model, precisi
 
     shapes, _ = traced()
     assert shapes[0] == shapes[1]
-    with jax.enable_x64(True), jax.numpy_rank_promotion("raise"):
+    ranks, dtypes = jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict")
+    with jax.enable_x64(True), ranks, dtypes:
         switched, arrays = traced()
     assert switched == shapes
     assert not re.search(r"f64\[\d", arrays)  # single numbers there are, such as the learning rate
@@ -83,6 +85,7 @@ def test_a_training_is_the_same_with_all_switches_on():
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.enable_x64(True))
         stack.enter_context(jax.numpy_rank_promotion("raise"))
+        stack.enter_context(jax.numpy_dtype_promotion("strict"))
         stack.enter_context(jax.debug_nans(True))
         switched = train(SMALL, loss=loss)
     assert {x.dtype for x in jax.tree.leaves(switched.params)} == {np.dtype(np.float32)}

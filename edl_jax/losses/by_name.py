@@ -41,12 +41,25 @@ def list_losses() -> list[tuple[str, str, str]]:
     """Of every loss its name, the first line of its docstring, its references on one line."""
     listed = []
     for name, part in {**LOSSES, **dict.fromkeys(PRETRAINED, EvolvedLoss)}.items():
-        summary, _, rest = (inspect.getdoc(part) or "").partition("\n")
-        references = rest.partition("\nReferences:\n")[2].partition("\n\n")[0]
+        summary, references = _summary(part)
         if name in PRETRAINED:
             summary = f"An evolved loss, {PRETRAINED[name]}."
-        listed.append((name, summary, " ".join(references.split())))
+        listed.append((name, summary, references))
     return listed
+
+
+def list_methods() -> list[tuple[str, str, str, str]]:
+    """Of every learned loss its name, what it is, what data it looks at, its references."""
+    return [
+        (name, *_summary(part), f"It looks at {part.looks_at}.") for name, part in METHODS.items()
+    ]
+
+
+def _summary(part: Any) -> tuple[str, str]:
+    """The first line of a docstring, and its references on one line."""
+    summary, _, rest = (inspect.getdoc(part) or "").partition("\n")
+    references = rest.partition("\nReferences:\n")[2].partition("\n\n")[0]
+    return summary, " ".join(references.split())
 
 
 def split_loss_name(name: str) -> tuple[str, dict[str, Any]]:
@@ -55,12 +68,14 @@ def split_loss_name(name: str) -> tuple[str, dict[str, Any]]:
         return name, {}
     try:
         match ast.parse(name, mode="eval").body:
-            case ast.Call(ast.Name(alone), [], options) if all(x.arg for x in options):
-                return alone, {str(x.arg): ast.literal_eval(x.value) for x in options}
+            case ast.Call(ast.Name(alone), [], given):
+                options = {str(x.arg): ast.literal_eval(x.value) for x in given if x.arg}
+                if len(options) == len(given):  # none with ** and none twice
+                    return alone, options
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         pass
     raise ConfigError(
-        f"loss is {name!r}; expected a name and options with their values, such as gce(q=0.5)."
+        f"loss is {name!r}; expected a name and options with their values, each once: gce(q=0.5)."
     )
 
 

@@ -113,30 +113,41 @@ class _Key(struct.PyTreeNode):
     kind: Any = struct.field(pytree_node=False)
 
 
-def take_apart(state: Any) -> tuple[Any, Any]:
-    """A state as training holds it: `nnx.Param`, and the rest, keys as words; None elsewhere."""
+def as_words(state: Any) -> Any:
+    """A state as training holds it, random keys as their words."""
 
     def held(x: Any) -> Any:
         is_key = jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
         return _Key(jax.random.key_data(x), jax.random.key_impl(x)) if is_key else jnp.asarray(x)
+
+    return jax.tree.map(held, state)
+
+
+def as_keys(state: Any) -> Any:
+    """The state that `as_words` was given."""
+
+    def given(x: Any) -> Any:
+        return jax.random.wrap_key_data(x.words, impl=x.kind) if isinstance(x, _Key) else x
+
+    return jax.tree.map(given, state, is_leaf=lambda x: isinstance(x, _Key))
+
+
+def take_apart(state: Any) -> tuple[Any, Any]:
+    """A state as training holds it: `nnx.Param`, and the rest, keys as words; None elsewhere."""
 
     def those(trained: bool) -> Any:
         return jax.tree.map(
             lambda x: x if isinstance(x, nnx.Param) == trained else None, state, is_leaf=_is_leaf
         )
 
-    state = jax.tree.map(held, state)
+    state = as_words(state)
     return those(True), those(False)
 
 
 def put_together(params: Any, rest: Any) -> Any:
     """The state that `take_apart` took apart."""
-
-    def restored(x: Any) -> Any:
-        return jax.random.wrap_key_data(x.words, impl=x.kind) if isinstance(x, _Key) else x
-
     whole = jax.tree.map(lambda x, y: y if x is None else x, params, rest, is_leaf=_is_leaf)
-    return jax.tree.map(restored, whole, is_leaf=lambda x: isinstance(x, _Key))
+    return as_keys(whole)
 
 
 def _is_leaf(x: object) -> bool:

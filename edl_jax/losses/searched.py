@@ -4,7 +4,7 @@ import abc
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 
@@ -40,6 +40,9 @@ class SearchedLoss(Checked, abc.ABC):
     A subclass is a configuration: its fields are the options of its name. `train` runs the search
     on its own data first, and then trains with the loss that was found.
     """
+
+    looks_at: ClassVar[str]  # what of the task the search looks at, in words
+    validates: ClassVar[bool] = True  # whether validation images are needed
 
     seed: Seed = 0
     """Seed of the search. One search serves the trainings of all seeds."""

@@ -53,6 +53,9 @@ class CompareConfig(Checked):
     """Losses to compare, each named as in TrainConfig.loss; the first one is the reference.
     `static` stands for all losses that work with a linear head and have no parameters of their
     own."""
+    methods: Annotated[tuple[str, ...], Distinct()] = ()
+    """Learned losses to compare, after the others: names listed by `edl methods`, with options if
+    needed, such as elf(generations=5)."""
     grid: Grid = dataclasses.field(default_factory=dict)
     """Settings to compare the losses in, in all combinations. Give the values of each field by its
     flag name, such as train.model=resnet8,resnet20 train.data.noise_rate=0,0.4."""
@@ -74,7 +77,7 @@ class CompareConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in self.losses:
+        for name in (*self.losses, *self.methods):
             check_loss_name(name, STATIC)
         if len(self.learning_rates) == 1:
             raise ConfigError(
@@ -91,7 +94,7 @@ class CompareConfig(Checked):
     def loss_names(self) -> tuple[str, ...]:
         """The losses, each once, with all that `static` stands for."""
         static = [x for x, part in LOSSES.items() if not (isinstance(part, type) or scale_of(x))]
-        listed = [static if name == STATIC else [name] for name in self.losses]
+        listed = [static if name == STATIC else [name] for name in (*self.losses, *self.methods)]
         return tuple(dict.fromkeys(itertools.chain.from_iterable(listed)))
 
 
@@ -174,7 +177,8 @@ def _study(
         row[LOSS] = names[row[LOSS]]
     cells = frame(compared, by)
     title = f"{split[config.split]} accuracy, %, after the last epoch"
-    tables = {title: comparison_table(cells, by)}
+    reference, *_ = names.values()
+    tables = {title: comparison_table(cells, by, reference)}
     drawn = plot_curves(cells, LOSS, by[:-1], "epochs", "epoch", "accuracy, share")
     figures = {"accuracy": ("Accuracy after each epoch, mean over the seeds.", drawn)}
     notes = [
@@ -184,6 +188,8 @@ def _study(
         METHOD,
         other_settings(config.train, but=["loss"]),
     ]
+    if reference not in {*cells[LOSS]}:
+        notes.append(f"Nothing is compared: each training with {reference}, the reference, failed.")
     if tuned:
         rates = summary(frame(tuned, by), [*by, RATE], ["accuracy"])
         tables["Learning rates on validation images"] = rates
@@ -194,12 +200,12 @@ def _study(
     return Study("Comparison of losses", notes, tables, figures, [*compared, *tuned])
 
 
-def comparison_table(cells: Frame, by: list[str]) -> Frame:
-    """Each loss in each setting, and its difference to the first loss there, with a verdict."""
-    first, *others = cells[LOSS].unique()
+def comparison_table(cells: Frame, by: list[str], reference: str) -> Frame:
+    """Each loss in each setting, and its difference to the reference there, with a verdict."""
     table = summary(cells, [*by, RATE] if RATE in cells else by, ["accuracy"])
     table["diverged"] = cells.groupby(by, sort=False, dropna=False)["diverged"].sum().to_numpy()
-    tests = contrast(cells, by, [("accuracy", LOSS, [(name, first) for name in others])])
+    pairs = [(name, reference) for name in cells[LOSS].unique() if name != reference]
+    tests = contrast(cells, by, [("accuracy", LOSS, pairs)])
     if len(tests):
         tests = tests.drop(columns=["axis", "baseline", "measure", "n"])
         table = table.merge(tests.rename(columns={"value": LOSS}), on=by, how="left")

@@ -21,7 +21,8 @@ class TrainConfig(Checked):
 
     loss: str = "edl"
     """Loss to train with: a name listed by `edl losses`, with options if needed, such as
-    `focal(gamma=3)`, or the path of a loss file."""
+    `focal(gamma=3)`; a learned loss listed by `edl methods`, such as `elf(generations=5)` (--method
+    is the same flag); or the path of a loss file."""
     data: DataConfig = DataConfig()
     """The images and labels."""
     augmentation: Augmentation = Augmentation()

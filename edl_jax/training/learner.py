@@ -1,50 +1,32 @@
-"""What is trained, and the step that trains it: pure functions of a state."""
+"""The step that trains a classifier with a loss: pure functions of a state."""
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jax.typing import DTypeLike
 
-from edl_jax.data.augmentation import normalize, prepare
+from edl_jax.data.augmentation import prepare
 from edl_jax.data.datasets import Dataset
 from edl_jax.errors import ConfigError
 from edl_jax.losses import LossMethod, Student
 from edl_jax.losses.by_name import Loss, resolve_loss
 from edl_jax.losses.method import Losses, as_method, check_loss, put_together, take_apart
 from edl_jax.losses.searched import SearchedLoss
-from edl_jax.models import MODELS, ModelFactory
-from edl_jax.models.convolution import for_loops
+from edl_jax.models import ModelFactory
 from edl_jax.runs.describing import describe
 from edl_jax.runs.folder import own_parts
+from edl_jax.training.classifier import AXIS, Classifier, Weights, on_cpu
 from edl_jax.training.config import TrainConfig
 from edl_jax.training.metrics import Sums, sums_of
 from edl_jax.training.optimizers import LOSS, MODEL, Optimizer, make_optimizer, make_schedule
+from edl_jax.training.state import Batch, TrainState, evaluated
 
-AXIS = "data"  # the mapped axis of the devices that share a batch
 _OF_LOSS = 2**32 - 1  # folded into the key of the initial state
-Weights = tuple[nnx.State, nnx.State]  # a classifier's parameters and statistics
-Batch = tuple[jax.Array, jax.Array]  # images `[n, h, w, c]` uint8, and labels `[n]` int32
-
-
-class TrainState(NamedTuple):
-    """All that a step changes, equal on all devices."""
-
-    params: dict[str, Any]  # "model", and "loss" of a loss that has some, float32
-    statistics: nnx.State  # of batch norm, float32
-    loss_state: Any  # what a loss holds besides parameters and updates itself
-    average: Weights | tuple[()]  # of the classifier's; empty without `ema_decay`
-    optimizer: optax.OptState
-    step: jax.Array  # steps taken, int32
-    loss_sum: jax.Array  # sum of the steps' mean losses since the epoch began, float32
-    correct: jax.Array  # training images classified correctly since then, int32
-    failed_step: jax.Array  # first step whose loss or gradient was not finite, int32; -1 if none
 
 
 class Learner:
@@ -71,7 +53,7 @@ class Learner:
         `in_loops` says that `step` will run in a loop, or vectorized over losses.
         """
         self.config, self.dataset, self.mesh = config, dataset, mesh
-        self._parts = {"loss": loss, "model": model, "optimizer": optimizer}
+        self.parts = {"loss": loss, "model": model, "optimizer": optimizer}
         num_train, size = len(dataset.train_labels), config.batch_size
         mixes = config.augmentation.mixes
         multiple = mesh.size * (2 if mixes else 1)
@@ -86,45 +68,34 @@ class Learner:
         warmup = round(config.warmup_epochs * self.steps_per_epoch)
         schedule = make_schedule(config.learning_rate, warmup, self.total_steps)
         self.learning_rate: Any = jax.jit(schedule)  # one program for the rows too
-        self.optimizer = make_optimizer(config.optimizer, self.learning_rate, optimizer)
         # A loss that is still to be found has all checked but itself.
         self.is_searched = isinstance(loss, SearchedLoss)
-        loss = resolve_loss("cross_entropy") if self.is_searched else loss
-        self.method = as_method(loss)
-        self.validates = check_loss(loss, dataset.num_classes, soft=mixes) or self.is_searched
+        checked = resolve_loss("cross_entropy") if self.is_searched else loss
+        self.method = as_method(checked)
+        asked = check_loss(checked, dataset.num_classes, soft=mixes)
+        self.validates = asked
+        if asked or (self.is_searched and loss.validates):
+            check_validation(config, dataset, f"the loss {type(loss).__qualname__}")
         self.on_cpu = on_cpu(mesh)
         auto = jnp.float32 if self.on_cpu else jnp.bfloat16
         self.dtype = auto if config.precision == "auto" else jnp.dtype(config.precision)
-        self.build = make_build(config, dataset, self.dtype, model)
-        abstract = nnx.eval_shape(lambda: self.build(jax.random.key(0)))
-        self.graph = nnx.split(abstract, nnx.Param, ...)[0]
-        if self.on_cpu:
-            for_loops(abstract)
-        self.graph_in_loops = nnx.split(abstract, nnx.Param, ...)[0]
+        self.classifier = Classifier(config, dataset, self.dtype, model)
+        self.in_loops = self.classifier.in_loops(mesh)
         if in_loops:
-            self.graph = self.graph_in_loops
-        if self.validates:
-            check_validation(config, dataset, f"the loss {type(self._parts['loss']).__qualname__}")
-
-    def found(self, run_dir: Path | None = None, *, progress: bool = False) -> "Learner":
-        """Itself, or with the loss that a search finds, kept in a folder where it resumes."""
-        if not self.is_searched:
-            return self
-        from edl_jax.training.search import search  # loads matplotlib, by evosax's problems
-
-        parts = {name: part for name, part in self._parts.items() if name != "loss"}
-        given, task = (self.config, self.dataset), {"run_dir": run_dir, "progress": progress}
-        loss = search(self._parts["loss"], *given, **task, **parts)
-        return Learner(*given, loss, self.mesh, **parts)
+            self.classifier = self.in_loops
+        state = partial(self.method.init, jax.random.key(0), dataset.num_classes)
+        loss_params = jax.eval_shape(lambda: take_apart(state())[0])
+        trained = {MODEL: self.classifier.params, LOSS: loss_params}
+        self.optimizer = make_optimizer(config.optimizer, self.learning_rate, optimizer, trained)
 
     def identity(self) -> dict[str, Any]:
         """What is trained besides the configuration; hashes the images."""
-        parts = {name: describe(part) for name, part in self._parts.items() if part is not None}
+        parts = {name: describe(part) for name, part in self.parts.items() if part is not None}
         return {"data": self.dataset.identity, **own_parts(self.config), **parts}
 
     def init(self, key: jax.Array) -> TrainState:
         """The state before the first step."""
-        _, params, statistics = nnx.split(self.build(key), nnx.Param, ...)
+        params, statistics = self.classifier.init(key)
         key_loss = jax.random.fold_in(key, _OF_LOSS)
         loss_params, loss_state = take_apart(self.method.init(key_loss, self.dataset.num_classes))
         trained = {MODEL: params, LOSS: loss_params}
@@ -158,27 +129,26 @@ class Learner:
             return method.losses(put_together(params, state.loss_state), logits, targets)
 
         batch = batch_at(state.step)
-        after, logits, targets = self._descended(state, key, batch, losses)
+        after, logits, targets = self._descended(state, key, batch, losses, self.classifier)
 
-        def validation(at: TrainState = after, graph: Any = self.graph) -> Batch:
+        def validation(at: TrainState = after, classifier: Classifier = self.classifier) -> Batch:
             assert held_out is not None  # refused above
             images, labels = held_out
             size = min(self.config.batch_size, len(labels))
-            rows = (state.step % len(labels) * size + jnp.arange(size)) % len(labels)
-            return self._evaluated((at.params[MODEL], at.statistics), images[rows], graph), labels[
-                rows
-            ]
+            rows = state.step % len(labels) * size + jnp.arange(size, dtype=jnp.int32)
+            rows %= len(labels)
+            weights = at.params[MODEL], at.statistics
+            return classifier.evaluated(weights, images[rows]), labels[rows]
 
         def lookahead(losses: Losses, steps: int) -> Batch:
-            in_loops = self.graph_in_loops
-
             def further(at: TrainState, _: None) -> tuple[TrainState, None]:
                 of_batch = lambda params, *batch: losses(*batch)  # noqa: E731
-                return self._descended(at, key, batch_at(at.step), of_batch, in_loops)[0], None
+                batch = batch_at(at.step)
+                return self._descended(at, key, batch, of_batch, self.in_loops)[0], None
 
             # Activations are computed again on the way back: a step keeps its state alone.
             at, _ = jax.lax.scan(jax.checkpoint(further), after, length=steps)
-            return validation(at, in_loops)
+            return validation(at, self.in_loops)
 
         progress = after.step.astype(jnp.float32) / self.total_steps
         student = Student(after.step, progress, logits, targets, validation, lookahead)
@@ -193,7 +163,7 @@ class Learner:
         key: jax.Array,
         batch: Batch,
         losses: Callable[..., jax.Array],
-        graph: nnx.GraphDef[Any] | None = None,
+        classifier: Classifier,
     ) -> tuple[TrainState, jax.Array, jax.Array]:
         """The state after an optimizer's step, and the logits and targets that its loss was of.
 
@@ -202,7 +172,7 @@ class Learner:
         images, targets = self._prepared(state, key, batch)
 
         def objective(params: dict[str, Any]) -> tuple[jax.Array, tuple[jax.Array, nnx.State]]:
-            logits, statistics = self._forward((params[MODEL], state.statistics), images, graph)
+            logits, statistics = classifier.trained((params[MODEL], state.statistics), images)
             values = losses(params[LOSS], logits, targets)
             return values.mean(dtype=jnp.float32), (logits, statistics)
 
@@ -210,10 +180,11 @@ class Learner:
         (value, (logits, statistics)), gradient = value_and_grad(state.params)
         gradient, value = jax.lax.pmean((gradient, value), AXIS)
         statistics = jax.tree.map(_mean_of_floats, statistics)
-        right = jnp.sum(jnp.argmax(logits, axis=-1) == batch[1], dtype=jnp.int32)
-        right = jax.lax.psum(right, AXIS)
+        predicted = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        right = jax.lax.psum(jnp.sum(predicted == batch[1], dtype=jnp.int32), AXIS)
 
-        updates, optimizer_state = self.optimizer.update(gradient, state.optimizer, state.params)
+        given = gradient, state.optimizer, state.params
+        updates, optimizer_state = self.optimizer.update(*given, value=value)
         params: Any = optax.apply_updates(state.params, updates)
         is_finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(gradient))
         failed_now = ~is_finite & (state.failed_step < 0)
@@ -237,32 +208,18 @@ class Learner:
         in_batch = share * jax.lax.axis_index(AXIS) + jnp.arange(share, dtype=jnp.int32)
         return prepare(key, *batch, in_batch, self.dataset, self.config.augmentation, self.dtype)
 
-    def _forward(
-        self, weights: Weights, images: jax.Array, graph: nnx.GraphDef[Any] | None = None
-    ) -> tuple[jax.Array, nnx.State]:
-        """Logits of the model in training mode, and its statistics after."""
-        # Copied, because a model may only update variables made at its own level of tracing.
-        model: Any = nnx.merge(graph or self.graph, *weights, copy=True)
-        model.train()
-        logits = model(images)
-        return logits, nnx.state(model, nnx.Not(nnx.Param))
-
     def _averaged(self, state: TrainState, new: Weights) -> Weights | tuple[()]:
         """The moving average; it follows closely at first and so forgets the initial weights."""
         if not self.config.ema_decay:
             return ()
         step = state.step.astype(jnp.float32)
         decay = jnp.minimum(self.config.ema_decay, (1 + step) / (10 + step))  # as in TensorFlow
-        return optax.tree.update_moment(new, state.average, decay, 1)
+        mean = lambda x, y: (1 - decay) * x + decay * y if _is_floating(x) else x  # noqa: E731
+        return jax.tree.map(mean, new, state.average)
 
     def evaluated_logits(self, state: TrainState, images: jax.Array) -> jax.Array:
-        """Logits of the model in evaluation mode, with averaged weights where there are some."""
-        return self._evaluated(evaluated(state), images, self.graph)
-
-    def _evaluated(self, weights: Weights, images: jax.Array, graph: Any) -> jax.Array:
-        model: Any = nnx.merge(graph, *weights)
-        model.eval()
-        return model(normalize(images, self.dataset.mean, self.dataset.std, self.dtype))
+        """Logits in evaluation mode, of the averaged weights where there are some."""
+        return self.classifier.evaluated(evaluated(state), images)
 
     def sums(self, state: TrainState, batch: Batch) -> Sums:
         """What the metrics are made of, over all devices; a label of -1 takes no part."""
@@ -272,7 +229,7 @@ class Learner:
     def seen(self, state: TrainState, key: jax.Array, batch: Batch) -> jax.Array:
         """The logits that the loss would see in a step."""
         images, _ = self._prepared(state, key, batch)
-        return self._forward((state.params[MODEL], state.statistics), images)[0]
+        return self.classifier.trained((state.params[MODEL], state.statistics), images)[0]
 
 
 def check_validation(config: TrainConfig, dataset: Dataset, who: str) -> None:
@@ -285,50 +242,9 @@ def check_validation(config: TrainConfig, dataset: Dataset, who: str) -> None:
         )
 
 
-def make_build(
-    config: TrainConfig, dataset: Dataset, dtype: DTypeLike, model: ModelFactory | None = None
-) -> Callable[[jax.Array], nnx.Module]:
-    """The function that makes the classifier from a key; a model of a user's own is checked."""
-    shape, num_classes = dataset.train_images.shape[1:], dataset.num_classes
-    factory = model or partial(MODELS[config.model], image_size=shape[0], dtype=dtype)
-    settings = {"width": config.width, "head_scale": config.head_scale}
-    options = {name: value for name, value in settings.items() if value is not None}
-    options |= {"num_classes": num_classes, "in_channels": shape[-1]}
-
-    def build(key: jax.Array) -> nnx.Module:
-        module = factory(rngs=nnx.Rngs(key), **options)
-        if config.sync_batch_norm:
-            module.set_attributes(nnx.BatchNorm, axis_name=AXIS, raise_if_not_found=False)
-        return module
-
-    def logits() -> jax.Array:
-        module = factory(rngs=nnx.Rngs(0), **options)
-        module.train()
-        return module(jnp.zeros((2, *shape), dtype))  # pyright: ignore[reportCallIssue]
-
-    if model is not None:
-        try:
-            of_two = nnx.eval_shape(logits)
-            if of_two.shape != (2, num_classes):
-                raise ValueError(f"it gives {of_two.shape} for 2 images")
-        except (AttributeError, TypeError, ValueError) as error:
-            raise ConfigError(
-                f"model {model!r} cannot be used ({error}); expected a function or class that "
-                f"takes {', '.join(['rngs', *options])} and gives an nnx.Module, which maps images "
-                f"[batch, {', '.join(map(str, shape))}] to logits [batch, {num_classes}]."
-            ) from error
-    return build
+def _is_floating(x: jax.Array) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.floating)
 
 
 def _mean_of_floats(x: jax.Array) -> jax.Array:
-    return jax.lax.pmean(x, AXIS) if jnp.issubdtype(x.dtype, jnp.floating) else x
-
-
-def evaluated(state: TrainState) -> Weights:
-    """The classifier's parameters and statistics that are evaluated: averages where there are."""
-    return state.average or (state.params[MODEL], state.statistics)
-
-
-def on_cpu(mesh: Mesh) -> bool:
-    """Whether the devices are CPUs."""
-    return mesh.devices.flat[0].platform == "cpu"
+    return jax.lax.pmean(x, AXIS) if _is_floating(x) else x

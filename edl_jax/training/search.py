@@ -13,13 +13,15 @@ from evosax.types import Population, Solution
 from edl_jax.data.datasets import Dataset
 from edl_jax.evolution.problems import Evaluated, Summand, static_self
 from edl_jax.losses.method import Losses, LossMethod
-from edl_jax.losses.searched import SearchedLoss, Task
+from edl_jax.losses.searched import Task
 from edl_jax.models import ModelFactory
 from edl_jax.runs.describing import describe
 from edl_jax.runs.devices import device_mesh
+from edl_jax.training.classifier import AXIS
 from edl_jax.training.config import TrainConfig
-from edl_jax.training.learner import AXIS, Batch, Learner, check_validation
+from edl_jax.training.learner import Learner, check_validation
 from edl_jax.training.optimizers import Optimizer
+from edl_jax.training.state import Batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,18 +113,11 @@ class TrainingProblem(Summand):
         return errors, state.replace(counter=state.counter + 1), {"error": errors}
 
 
-def search(
-    method: SearchedLoss,
-    config: TrainConfig,
-    dataset: Dataset,
-    *,
-    run_dir: Path | None = None,
-    progress: bool = False,
-    **parts: Any,
-) -> Losses:
-    """The loss that a method finds for the training that `config` describes."""
-    problem = lambda sample, loss, steps: TrainingProblem(  # noqa: E731
-        config, dataset, sample, loss, steps, **parts
-    )
-    task = Task(dataset.num_classes, problem, run_dir, progress)
-    return method.search(jax.random.key(method.seed), task)
+def found(learner: Learner, run_dir: Path | None = None, *, progress: bool = False) -> Learner:
+    """A learner with the loss that its search finds; the search resumes in its folder."""
+    config, dataset, parts = learner.config, learner.dataset, {**learner.parts}
+    method = parts.pop("loss")
+    trainings = partial(TrainingProblem, config, dataset, **parts)
+    task = Task(dataset.num_classes, trainings, run_dir, progress)
+    loss = method.search(jax.random.key(method.seed), task)
+    return Learner(config, dataset, loss, learner.mesh, **parts)

@@ -16,8 +16,10 @@ from edl_jax.data.datasets import Dataset
 from edl_jax.errors import DivergedError
 from edl_jax.runs.devices import on_every_device, rows_divided, to_every_device
 from edl_jax.runs.folder import METRICS, Row
-from edl_jax.training.learner import AXIS, Batch, Learner, TrainState
+from edl_jax.training.classifier import AXIS
+from edl_jax.training.learner import Learner
 from edl_jax.training.metrics import metrics_of
+from edl_jax.training.state import Batch, TrainState
 
 # For what runs once: otherwise compiling the initial weights takes as long as compiling the step.
 _COMPILED_QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}

@@ -5,6 +5,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -15,17 +16,19 @@ from edl_jax.data.config import DataConfig
 from edl_jax.data.datasets import Dataset, load_dataset
 from edl_jax.data.sources import ArraySource
 from edl_jax.losses.by_name import Loss, resolve_loss, scale_of
-from edl_jax.losses.method import LossMethod
+from edl_jax.losses.method import LossMethod, as_keys
 from edl_jax.losses.searched import SearchedLoss
 from edl_jax.models import ModelFactory
 from edl_jax.runs.devices import device_mesh
 from edl_jax.runs.fit import fit
 from edl_jax.runs.folder import Row, RunFolder, as_finite, as_json, open_run
 from edl_jax.runs.processes import agree, all_do, first_does, is_first
+from edl_jax.training.classifier import AXIS
 from edl_jax.training.config import TrainConfig
-from edl_jax.training.learner import AXIS, Learner, evaluated
+from edl_jax.training.learner import Learner
 from edl_jax.training.metrics import METRICS
 from edl_jax.training.optimizers import LOSS, Optimizer
+from edl_jax.training.state import evaluated
 from edl_jax.training.trainer import Trainer
 
 
@@ -45,7 +48,8 @@ class TrainResult:
       source: a sentence that says which data was used.
       params: the classifier's parameters that were evaluated, an NNX state: trained, or their
         moving average.
-      statistics: batch-norm statistics likewise.
+      statistics: batch-norm statistics likewise, and all else that the classifier carries, such as
+        random streams, as it was after the last step.
       loss_params: trained parameters of the loss: its state with None for all else; empty for most.
       loss_state: the rest of the loss's state after the last step, likewise.
     """
@@ -115,8 +119,8 @@ def train(
         )
         options = {"folder": folder, "progress": progress and is_first()}
         search_dir = None if folder is None else folder.path / "search"
-        found = learner.found(search_dir, progress=options["progress"])
-        result = run_training(Trainer(found), learner.config.seed, **options)
+        trained = _with_loss(learner, search_dir, progress=options["progress"])
+        result = run_training(Trainer(trained), learner.config.seed, **options)
         if folder is not None:
             measured = as_finite({f"test_{x}": getattr(result, f"test_{x}") for x in METRICS})
             folder.write_json("results.json", {**measured, "data": result.source})
@@ -146,7 +150,7 @@ def make_trainer(
       EDLError: as `train`; so does the function, and for a seed that is given twice, or is not a
         whole number of at least 0 and below 2^32.
     """
-    trainer = Trainer(_prepare(config, loss, model, data, optimizer, devices).found())
+    trainer = Trainer(_with_loss(_prepare(config, loss, model, data, optimizer, devices)))
 
     def run(
         seeds: Sequence[int],
@@ -185,7 +189,7 @@ def run_training(
         last = rows[-1]  # measured already, after the last epoch
     else:
         last = trainer.evaluate(state, "test") if test else {}
-    params, statistics = evaluated(state)
+    params, statistics = as_keys(evaluated(state))
     return TrainResult(
         # None is what JSON has in place of NaN.
         **{f"test_{x}": math.nan if last.get(x) is None else last[x] for x in METRICS},
@@ -194,7 +198,7 @@ def run_training(
         params=params,
         statistics=statistics,
         loss_params=state.params[LOSS],
-        loss_state=state.loss_state,
+        loss_state=as_keys(state.loss_state),
     )
 
 
@@ -224,6 +228,15 @@ def _prepare(
     learner = Learner(config, dataset, loss, mesh, model=model, optimizer=optimizer)
     agree(learner.identity)
     return learner
+
+
+def _with_loss(learner: Learner, run_dir: Path | None = None, **options: bool) -> Learner:
+    """The learner, or one with the loss that is to be found first."""
+    if not learner.is_searched:
+        return learner
+    from edl_jax.training.search import found  # loads matplotlib, by evosax's problems
+
+    return found(learner, run_dir, **options)
 
 
 def load_shared(config: DataConfig, source: ArraySource | None = None) -> Dataset:

@@ -1,0 +1,155 @@
+"""Losses as solutions, scored by short trainings; and the searches on them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from edl_jax import TrainConfig, train
+from edl_jax.checked import Count
+from edl_jax.errors import ConfigError, EDLError
+from edl_jax.evolution.pretraining import evolve
+from edl_jax.losses.by_name import list_methods, resolve_loss
+from edl_jax.losses.method import METHODS
+from edl_jax.losses.searched import SearchedLoss
+from edl_jax.methods.elf import ELF
+from edl_jax.runs.devices import device_mesh
+from edl_jax.training.classifier import AXIS
+from edl_jax.training.learner import Learner
+from edl_jax.training.search import TrainingProblem
+from edl_jax.training.training import load_shared
+from tests.test_training import CROSS_ENTROPY, DIGITS, PLAIN
+
+CONFIG = dataclasses.replace(
+    DIGITS,
+    batch_size=32,
+    augmentation=PLAIN,
+    data=dataclasses.replace(DIGITS.data, train_examples=96, test_examples=50, val_examples=100),
+)
+STEPS = 5  # of 3 an epoch: two orders of the images
+
+
+def scaled(solution):
+    """Cross-entropy times a number, which acts as the learning rate does."""
+    return lambda logits, labels: solution * CROSS_ENTROPY(logits, labels)
+
+
+def sample(key):
+    return jax.random.uniform(key)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return load_shared(CONFIG.data)
+
+
+@pytest.fixture(scope="module")
+def problem(dataset):
+    return TrainingProblem(CONFIG, dataset, sample, scaled, STEPS)
+
+
+@pytest.fixture(scope="module")
+def errors(problem):
+    """Of no learning, little and much, of what diverges, and of little once more."""
+    factors = jnp.asarray([0.0, 0.1, 1.0, jnp.nan, 0.1])
+    key = jax.random.key(3)
+    return np.asarray(problem.eval(key, factors, problem.init(key))[0])
+
+
+def test_fitness_is_the_error_after_a_training_with_each_loss(dataset, problem, errors):
+    mesh = device_mesh(AXIS, jax.devices()[:1])
+    short = dataclasses.replace(CONFIG, warmup_epochs=CONFIG.warmup_epochs * STEPS / 9)
+    key_init, key_order, key_steps = jax.random.split(jax.random.key(3), 3)
+    orders = [jax.random.permutation(k, 96) for k in jax.random.split(key_order, 2)]
+    rows = np.concatenate(orders).reshape(-1, 32)
+    for index, factor in ((1, 0.1), (2, 1.0)):
+        learner = Learner(short, dataset, scaled(factor), mesh, total_steps=STEPS)
+        step = jax.jit(
+            jax.vmap(
+                lambda state, *batch: learner.step(state, key_steps, lambda _: batch),  # noqa: B023
+                in_axes=(None, None, None),
+                axis_name=AXIS,
+                axis_size=1,
+                out_axes=None,
+            )
+        )
+        state = learner.init(key_init)
+        for batch in rows[:STEPS]:
+            state = step(state, dataset.train_images[batch], dataset.train_labels[batch])
+        predicted = np.argmax(learner.evaluated_logits(state, dataset.val_images), axis=-1)
+        wrong = np.mean(predicted != dataset.val_labels)
+        # Rounding differs between the two forms of a convolution: an image or two near a tie.
+        np.testing.assert_allclose(errors[index], wrong, atol=0.021)
+
+
+def test_all_losses_of_a_generation_have_the_same_draw_and_what_diverges_is_worst(problem, errors):
+    assert errors[1] == errors[4]
+    assert errors[3] == 1.0
+    assert errors[2] < errors[0] - 0.1  # learning helps
+    other = problem.eval(jax.random.key(4), jnp.ones(1), problem.init(jax.random.key(0)))[0]
+    assert other[0] != errors[2]
+
+
+def test_a_search_finds_what_trains_better(problem):
+    found = evolve(
+        problem,
+        "ChaoticES",
+        jax.random.key(0),
+        generations=2,
+        population_size=8,
+        devices=jax.devices()[:1],
+    )
+    assert found.history["best_fitness"][-1] < 0.8
+    assert found.fitness < 0.8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Steepest(SearchedLoss):
+    """Of some factors of cross-entropy the one with the least error."""
+
+    looks_at = "labels of validation images"
+
+    count: Count = 3
+
+    def search(self, key, task):
+        assert task.num_classes == 10
+        problem = task.trainings(sample, scaled, STEPS)
+        factors = jnp.linspace(0.0, 1.0, self.count)
+        fitness, _, _ = problem.eval(key, factors, problem.init(key))
+        return scaled(factors[jnp.argmin(fitness)])
+
+    @property
+    def num_trainings(self):
+        return self.count
+
+
+def test_train_searches_first(dataset, tmp_path):
+    found = train(CONFIG, loss=Steepest(), run_dir=tmp_path / "run")
+    given = train(CONFIG, loss=scaled(jnp.float32(1.0)))
+    assert found.test_nll == pytest.approx(given.test_nll, rel=1e-4)
+    again = train(CONFIG, loss=Steepest(), run_dir=tmp_path / "run")
+    assert again.test_nll == found.test_nll
+    with pytest.raises(EDLError, match="another configuration"):
+        train(CONFIG, loss=Steepest(count=4), run_dir=tmp_path / "run")
+
+
+def test_a_search_needs_validation_images():
+    config = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, val_examples=0))
+    with pytest.raises(ConfigError, match="Steepest looks at validation images, of which there"):
+        train(config, loss=Steepest())
+
+
+def test_methods_have_names_and_options():
+    assert resolve_loss("elf(generations=3, seed=2)") == ELF(generations=3, seed=2)
+    assert TrainConfig(loss="elf(steps=5)").loss == "elf(steps=5)"
+    with pytest.raises(ConfigError, match="'elf', with options seed, population_size"):
+        resolve_loss("elf(epochs=3)")
+    with pytest.raises(ConfigError, match="generations is 0; expected"):
+        resolve_loss("elf(generations=0)")
+    for name, summary, references, looks_at in list_methods():
+        assert name in METHODS
+        assert summary.endswith(".")
+        assert references
+        assert looks_at.startswith("It looks at ")
