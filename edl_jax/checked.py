@@ -81,7 +81,9 @@ def checked_key(key: Any) -> jax.Array:
 @functools.cache
 def hints(config_type: type) -> dict[str, Any]:
     """The annotations of a configuration's fields, with their bounds and notes."""
-    return get_type_hints(config_type, include_extras=True)
+    of_all = get_type_hints(config_type, include_extras=True)
+    fields: Any = config_type
+    return {field.name: of_all[field.name] for field in dataclasses.fields(fields)}
 
 
 def _plain(value: Any) -> Any:

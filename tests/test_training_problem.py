@@ -24,11 +24,14 @@ from tests.test_training import CROSS_ENTROPY, DIGITS, PLAIN
 
 CONFIG = dataclasses.replace(
     DIGITS,
+    model="small",
+    epochs=10,
+    learning_rate=0.5,
     batch_size=32,
     augmentation=PLAIN,
-    data=dataclasses.replace(DIGITS.data, train_examples=96, test_examples=50, val_examples=100),
+    data=dataclasses.replace(DIGITS.data, train_examples=288, test_examples=50, val_examples=100),
 )
-STEPS = 5  # of 3 an epoch: two orders of the images
+STEPS = 40  # of 9 an epoch: five orders of the images
 
 
 def scaled(solution):
@@ -60,9 +63,9 @@ def errors(problem):
 
 def test_fitness_is_the_error_after_a_training_with_each_loss(dataset, problem, errors):
     mesh = device_mesh(AXIS, jax.devices()[:1])
-    short = dataclasses.replace(CONFIG, warmup_epochs=CONFIG.warmup_epochs * STEPS / 9)
+    short = dataclasses.replace(CONFIG, warmup_epochs=CONFIG.warmup_epochs * STEPS / 90)
     key_init, key_order, key_steps = jax.random.split(jax.random.key(3), 3)
-    orders = [jax.random.permutation(k, 96) for k in jax.random.split(key_order, 2)]
+    orders = [jax.random.permutation(k, 288) for k in jax.random.split(key_order, 5)]
     rows = np.concatenate(orders).reshape(-1, 32)
     for index, factor in ((1, 0.1), (2, 1.0)):
         learner = Learner(short, dataset, scaled(factor), mesh, total_steps=STEPS)
@@ -92,6 +95,7 @@ def test_all_losses_of_a_generation_have_the_same_draw_and_what_diverges_is_wors
     assert other[0] != errors[2]
 
 
+@pytest.mark.slow
 def test_a_search_finds_what_trains_better(problem):
     found = evolve(
         problem,
@@ -111,7 +115,7 @@ class Steepest(SearchedLoss):
 
     looks_at = "labels of validation images"
 
-    count: Count = 3
+    count: Count = 2
 
     def search(self, key, task):
         assert task.num_classes == 10
@@ -125,6 +129,7 @@ class Steepest(SearchedLoss):
         return self.count
 
 
+@pytest.mark.slow
 def test_train_searches_first(dataset, tmp_path):
     found = train(CONFIG, loss=Steepest(), run_dir=tmp_path / "run")
     given = train(CONFIG, loss=scaled(jnp.float32(1.0)))

@@ -51,7 +51,7 @@ def convolve_in_loops(
 
 def for_loops(module: nnx.Module) -> None:
     """Make the convolutions of a module quick in loops."""
-    for _, part in module.iter_modules():
+    for _, part in nnx.iter_graph(module):
         if isinstance(part, nnx.Conv) and part.conv_general_dilated is convolve:
             part.conv_general_dilated = convolve_in_loops
 
