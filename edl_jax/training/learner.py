@@ -159,7 +159,7 @@ class Learner:
             images, labels = held_out
             size = min(self.config.batch_size, len(labels))
             rows = (state.step % len(labels) * size + jnp.arange(size)) % len(labels)
-            return self.evaluated_logits(after, images[rows]), labels[rows]
+            return self.evaluated_logits(after._replace(average=()), images[rows]), labels[rows]
 
         progress = after.step.astype(jnp.float32) / self.total_steps
         student = Student(after.step, progress, logits, targets, validation)
