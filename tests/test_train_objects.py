@@ -121,11 +121,40 @@ def test_an_optimizer_is_taken_as_it_is_or_made_of_the_schedule():
     params = {MODEL: jnp.ones(2), LOSS: jnp.ones(2)}
 
     def updated(given):
-        optimizer = make_optimizer(OptimizerConfig(), lambda step: 0.5, given)
+        optimizer = make_optimizer(OptimizerConfig(), lambda step: 0.5, given, params)
         return optimizer.update(params, optimizer.init(params), params)[0][MODEL]
 
     np.testing.assert_allclose(updated(optax.sgd), -0.5)
     np.testing.assert_allclose(updated(optax.sgd(0.1)), -0.1)
+
+
+def following_the_value():
+    """Takes the parameters to what they were and the value of the loss."""
+    init = lambda params: optax.EmptyState()  # noqa: E731
+    return optax.GradientTransformationExtraArgs(
+        init,
+        lambda updates, state, params, *, value, **_: (
+            jax.tree.map(lambda x: jnp.full_like(x, value), updates),
+            state,
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        following_the_value(),
+        optax.chain(optax.adam(1e-3), optax.contrib.reduce_on_plateau()),
+        optax.polyak_sgd(),
+    ],
+)
+def test_an_optimizer_is_told_the_mean_loss_of_the_step(optimizer):
+    """Of all devices; a single step is taken, of which it is the row's."""
+    config = dataclasses.replace(CONFIG, batch_size=32)
+    result = train(config, model=Linear, data=source(), optimizer=optimizer)
+    if optimizer.update.__module__ == __name__:
+        value = result.history[0]["train_loss"]
+        np.testing.assert_allclose(result.params["head"]["bias"][...], value, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -141,6 +170,10 @@ def test_an_optimizer_is_taken_as_it_is_or_made_of_the_schedule():
         ({"data": 3}, "data is 3; expected an instance of DataConfig"),
         ({"optimizer": 3}, "optimizer is 3; expected a GradientTransformation"),
         ({"optimizer": lambda schedule: 3}, "expected a GradientTransformation"),
+        ({"optimizer": lambda: optax.sgd(0.1)}, r"optimizer is <.*positional argument.*\)\.$"),
+        ({"optimizer": optax.lbfgs}, "optimizer is <function lbfgs .*'grad' and 'value_fn'"),
+        ({"optimizer": optax.scale_by_adam}, "<function scale_by_adam .*expected a Gradient"),
+        ({"optimizer": optax.add_noise(0.1, 0.1, jax.random.key(0))}, "it keeps a random key"),
     ],
 )
 def test_what_cannot_be_used_is_refused(given, message):

@@ -78,7 +78,6 @@ class Learner:
         warmup = round(config.warmup_epochs * self.steps_per_epoch)
         schedule = make_schedule(config.learning_rate, warmup, self.total_steps)
         self.learning_rate: Any = jax.jit(schedule)  # one program for the rows too
-        self.optimizer = make_optimizer(config.optimizer, self.learning_rate, optimizer)
         self.method = as_method(loss)
         self.validates = check_loss(loss, dataset.num_classes, soft=mixes)
         self.on_cpu = on_cpu(mesh)
@@ -86,7 +85,10 @@ class Learner:
         self.dtype = auto if config.precision == "auto" else jnp.dtype(config.precision)
         self.build = make_build(config, dataset, self.dtype, model)
         abstract = nnx.eval_shape(lambda: self.build(jax.random.key(0)))
-        self.graph = nnx.split(abstract, nnx.Param, ...)[0]
+        self.graph, params, _ = nnx.split(abstract, nnx.Param, ...)
+        state = partial(self.method.init, jax.random.key(0), dataset.num_classes)
+        trained = {MODEL: params, LOSS: jax.eval_shape(lambda: take_apart(state())[0])}
+        self.optimizer = make_optimizer(config.optimizer, self.learning_rate, optimizer, trained)
         if self.validates and (dataset.streamed or not config.data.val_examples):
             raise ConfigError(
                 f"the loss {type(loss).__qualname__} looks at validation images, of which there "
@@ -137,7 +139,8 @@ class Learner:
         right = jnp.sum(jnp.argmax(logits, axis=-1) == batch[1], dtype=jnp.int32)
         right = jax.lax.psum(right, AXIS)
 
-        updates, optimizer_state = self.optimizer.update(gradient, state.optimizer, state.params)
+        given = gradient, state.optimizer, state.params
+        updates, optimizer_state = self.optimizer.update(*given, value=value)
         params: Any = optax.apply_updates(state.params, updates)
         is_finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(gradient))
         failed_now = ~is_finite & (state.failed_step < 0)

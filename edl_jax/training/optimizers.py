@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import optax
 
 from edl_jax.checked import Checked, NotNegative, Positive
-from edl_jax.errors import ConfigError
+from edl_jax.errors import ConfigError, shortened
 
 # What is trained: the classifier, and a loss that has parameters of its own.
 MODEL, LOSS = "model", "loss"
 _DECAYED = {MODEL: True, LOSS: False}
+_TOY = dict.fromkeys((MODEL, LOSS), jax.ShapeDtypeStruct((2,), jnp.float32))
 Optimizer = optax.GradientTransformation | Callable[[optax.Schedule], Any]
 
 
@@ -60,7 +61,7 @@ class OptimizerConfig(Checked):
         super().__post_init__()
         self.make(0.1)
 
-    def make(self, learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    def make(self, learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
         """Return the optimizer for parameters `{"model": ..., "loss": ...}`."""
         options: dict[str, Any] = self.options or {}
         if self.options is None and self.name == "sgd":
@@ -75,31 +76,38 @@ class OptimizerConfig(Checked):
                 arguments |= {"weight_decay": self.weight_decay, **masks}
             elif self.weight_decay:
                 parts.append(optax.add_decayed_weights(self.weight_decay, mask=_DECAYED))
-            optimizer = optax.chain(*parts, make(**arguments, **options))
-            toy = dict.fromkeys((MODEL, LOSS), jax.ShapeDtypeStruct((2,), jnp.float32))
-            # What a strict promotion of dtypes would refuse is no option's fault.
-            with jax.numpy_dtype_promotion("standard"):
-                _, state = jax.eval_shape(lambda x: optimizer.update(x, optimizer.init(x), x), toy)
-            if any(jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in jax.tree.leaves(state)):
-                raise ValueError("it keeps a random key, which checkpoints cannot hold")
+            return _usable(optax.chain(*parts, make(**arguments, **options)), _TOY)
         except (AttributeError, TypeError, ValueError, NotImplementedError) as error:
             raise ConfigError(
                 f"OptimizerConfig.name is {self.name!r} with options {options}, which cannot be "
                 f"used ({error}); expected an optimizer of optax that needs gradients and "
                 "parameters alone, such as sgd, adamw, lion or rmsprop, and options that it takes."
             ) from error
-        return optimizer
 
 
 def make_optimizer(
-    config: OptimizerConfig, schedule: optax.Schedule, optimizer: Optimizer | None = None
-) -> optax.GradientTransformation:
+    config: OptimizerConfig, schedule: optax.Schedule, optimizer: Optimizer | None, params: Any
+) -> optax.GradientTransformationExtraArgs:
     """The optimizer that is given, or made with the schedule, or else that of the configuration."""
-    made = config.make(schedule) if optimizer is None else optimizer
-    made = made(schedule) if callable(made) else made
-    if not isinstance(made, optax.GradientTransformation):
+    if optimizer is None:
+        return config.make(schedule)
+    try:
+        return _usable(optimizer(schedule) if callable(optimizer) else optimizer, params)
+    except Exception as error:  # it may be the user's own code
         raise ConfigError(
-            f"optimizer is {optimizer!r}; expected a GradientTransformation of optax, or a "
-            "function that makes one of the learning rate's schedule, such as optax.adam."
-        )
-    return made
+            f"optimizer is {shortened(repr(optimizer), 100)}; expected a GradientTransformation of "
+            "optax that needs gradients, parameters and the loss's value alone, or a function that "
+            f"makes one of the learning rate's schedule, such as optax.adam ({shortened(error)})."
+        ) from error
+
+
+def _usable(optimizer: Any, params: Any) -> optax.GradientTransformationExtraArgs:
+    """The optimizer, once it is traced with what a step gives it for parameters of such shapes."""
+    optimizer = optax.with_extra_args_support(optimizer)
+    # What a strict promotion of dtypes would refuse is no option's fault.
+    with jax.numpy_dtype_promotion("standard"):
+        update = lambda x, y: optimizer.update(x, optimizer.init(x), x, value=y)  # noqa: E731
+        _, state = jax.eval_shape(update, params, jax.ShapeDtypeStruct((), jnp.float32))
+    if any(jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in jax.tree.leaves(state)):
+        raise ValueError("it keeps a random key, which checkpoints cannot hold")
+    return optimizer
