@@ -100,6 +100,7 @@ def test_options_and_class_counts_reach_the_loss():
         ("edl(scale=2)", {}, "'edl' is an evolved loss and has no options"),
         ("gce(0.5)", {}, r"loss is 'gce\(0.5\)'; expected a name and options"),
         ("gce(q=exit())", {}, "expected a name and options with their values"),
+        ("poly(epsilon=1,epsilon=2)", {}, "options with their values, each once"),
         ("gce(**{})", {}, "expected a name and options"),
         ("gce(q=0.5)(q=0.5)", {}, "expected a name and options"),
         ("gce(q=", {}, "loss is 'gce"),

@@ -53,12 +53,14 @@ def split_loss_name(name: str) -> tuple[str, dict[str, Any]]:
         return name, {}
     try:
         match ast.parse(name, mode="eval").body:
-            case ast.Call(ast.Name(alone), [], options) if all(x.arg for x in options):
-                return alone, {str(x.arg): ast.literal_eval(x.value) for x in options}
+            case ast.Call(ast.Name(alone), [], given):
+                options = {str(x.arg): ast.literal_eval(x.value) for x in given if x.arg}
+                if len(options) == len(given):  # none with ** and none twice
+                    return alone, options
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         pass
     raise ConfigError(
-        f"loss is {name!r}; expected a name and options with their values, such as gce(q=0.5)."
+        f"loss is {name!r}; expected a name and options with their values, each once: gce(q=0.5)."
     )
 
 
