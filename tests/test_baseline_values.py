@@ -263,3 +263,13 @@ def test_baikal_is_finite_at_its_least_epsilon():
 def test_bi_tempered_in_forward_mode():
     loss = jax.jit(lambda x: LOSSES["bi_tempered"](x, LABELS))
     check_grads(loss, (logits_of(7),), order=1, modes=["fwd"], eps=1e-2, rtol=2e-3)
+
+
+@pytest.mark.parametrize("labels", ["hard", "soft", "hard, masked"])
+def test_bi_tempered_has_the_derivatives_of_its_equation(labels):
+    """Also the second and third ones, which a single Newton step at the solution has not."""
+    where = jnp.arange(5)[None] != 3 if "masked" in labels else None
+    with jax.enable_x64(True):
+        given = special.softmax(np.eye(5)[LABELS], -1) if labels == "soft" else LABELS % 3
+        loss = jax.jit(lambda x: LOSSES["bi_tempered"](x, given, where=where).sum())
+        check_grads(loss, (np.asarray(logits_of(7), float),), order=3, eps=1e-4, rtol=1e-6)
