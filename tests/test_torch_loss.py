@@ -94,6 +94,9 @@ NO_LABELS = {
     "floats": (Y.float(), r"labels \(6,\) and torch.float32"),
     "truth values": (Y > 1, r"labels \(6,\) and torch.bool"),
     "complex numbers": (SOFT + 0j, r"labels \(6, 5\) and torch.complex64"),
+    "a list": (Y.tolist(), "labels are of type list; expected a tensor"),
+    "a number": (0, "labels are of type int; expected a tensor"),
+    "an array of NumPy": (Y.numpy(), "labels are of type ndarray; expected a tensor"),
     "too few": (Y[:3], r"labels \(3,\)"),
     "soft, infinite": (SOFT / torch.tensor([1.0, 1, 0, 1, 1]), "soft labels"),
     "soft, NaN": (SOFT.where(SOFT > 0.5, torch.nan), "soft labels"),
@@ -193,7 +196,8 @@ def test_pytorch_module_takes_soft_labels_in_blocks_of_classes(exported):
         x = X.clone().requires_grad_()
         value = twin(x, SOFT)
         value.sum().backward()
-        found[block] = value.detach(), x.grad
+        transformed = torch.func.grad(lambda x: twin(x, SOFT).sum())(X)  # which has no checkpoints
+        found[block] = value.detach(), x.grad, transformed
     torch.testing.assert_close(found[12], found[65536])
 
 

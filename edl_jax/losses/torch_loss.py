@@ -79,6 +79,8 @@ class EvolvedLoss(nn.Module):
           labels: classes `[...]`, any integer dtype; or soft labels `[..., num_classes]`. Those
             that do not fit are a ValueError, or NaN where `torch.compile` cannot look at them.
         """
+        if not isinstance(labels, Tensor):
+            raise ValueError(f"labels are of type {type(labels).__name__}; expected a tensor.")
         is_soft = labels.shape == logits.shape and not labels.is_complex()
         is_hard = labels.shape == logits.shape[:-1] and not (
             labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool
@@ -127,7 +129,7 @@ class EvolvedLoss(nn.Module):
         """The weighted sum of the losses of all classes, `[...]`.
 
         In blocks of classes, whose hidden layers are computed again for the gradient: with many
-        classes they take too much memory.
+        classes they take too much memory. Under transforms of `torch.func`, which cannot, all stay.
         """
         size = max(1, _BLOCK // max(1, weights[..., 0].numel()))
         if weights.shape[-1] <= size:
@@ -135,7 +137,10 @@ class EvolvedLoss(nn.Module):
         blocks = of_classes.split(size, -2 if self.num_classes is None else -1)
         losses = torch.zeros_like(weights[..., 0])
         for block, some in zip(blocks, weights.split(size, -1), strict=True):
-            of_block = checkpoint(self._losses, block, of_prediction, use_reentrant=False)
+            if torch._C._are_functorch_transforms_active():
+                of_block = self._losses(block, of_prediction)
+            else:
+                of_block = checkpoint(self._losses, block, of_prediction, use_reentrant=False)
             losses = losses + (some * of_block).sum(-1)
         return losses
 
