@@ -150,7 +150,8 @@ def cutmix_box(key: jax.Array, height: int, width: int, weight: jax.Array) -> ja
 def _in_box(height: int, width: int, center: jax.Array, sides: jax.Array) -> jax.Array:
     """Where a box lies that the border cuts short; of even sides more lies before the center."""
     first = center - sides // 2
-    rows, columns = jnp.arange(height) - first[0], jnp.arange(width) - first[1]
+    rows = jnp.arange(height, dtype=jnp.int32) - first[0]
+    columns = jnp.arange(width, dtype=jnp.int32) - first[1]
     in_rows = (rows >= 0) & (rows < sides[0])
     in_columns = (columns >= 0) & (columns < sides[1])
     return in_rows[:, None] & in_columns[None, :]

@@ -136,8 +136,8 @@ class Learner:
         (value, (logits, statistics)), gradient = value_and_grad(state.params)
         gradient, value = jax.lax.pmean((gradient, value), AXIS)
         statistics = jax.tree.map(_mean_of_floats, statistics)
-        right = jnp.sum(jnp.argmax(logits, axis=-1) == batch[1], dtype=jnp.int32)
-        right = jax.lax.psum(right, AXIS)
+        predicted = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        right = jax.lax.psum(jnp.sum(predicted == batch[1], dtype=jnp.int32), AXIS)
 
         given = gradient, state.optimizer, state.params
         updates, optimizer_state = self.optimizer.update(*given, value=value)
@@ -161,7 +161,8 @@ class Learner:
             assert held_out is not None  # refused above
             images, labels = held_out
             size = min(self.config.batch_size, len(labels))
-            rows = (state.step % len(labels) * size + jnp.arange(size)) % len(labels)
+            rows = state.step % len(labels) * size + jnp.arange(size, dtype=jnp.int32)
+            rows %= len(labels)
             return self.evaluated_logits(after._replace(average=()), images[rows]), labels[rows]
 
         progress = after.step.astype(jnp.float32) / self.total_steps

@@ -28,10 +28,11 @@ def sums_of(logits: jax.Array, labels: jax.Array) -> Sums:
     log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
     log_p = jnp.take_along_axis(log_probabilities, jnp.maximum(labels, 0)[:, None], axis=-1)[:, 0]
     confidence = jnp.exp(jnp.max(log_probabilities, axis=-1))
-    correct = (jnp.argmax(logits, axis=-1) == labels) & counted
+    predicted = jnp.argmax(logits, axis=-1).astype(labels.dtype)
+    correct = (predicted == labels) & counted
     bins = jnp.clip(jnp.ceil(NUM_BINS * confidence).astype(jnp.int32) - 1, 0, NUM_BINS - 1)
     # Not a product of matrices, which an accelerator would round.
-    in_bin = (bins[:, None] == jnp.arange(NUM_BINS)[None, :]) & counted[:, None]
+    in_bin = (bins[:, None] == jnp.arange(NUM_BINS, dtype=jnp.int32)[None, :]) & counted[:, None]
     return Sums(
         jnp.sum(correct, dtype=jnp.int32),
         -jnp.sum(log_p, where=counted),
