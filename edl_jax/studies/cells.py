@@ -92,5 +92,5 @@ def for_all_seeds(make: Callable[[TrainConfig], Any], config: TrainConfig) -> An
 
 @functools.lru_cache(maxsize=2)  # each holds compiled programs
 def kept(make: Callable[[TrainConfig], Any], pickled: bytes, identity: str) -> Any:
-    """What is made of a configuration, as long as `told` says the same of its loss and data."""
+    """What is made of a configuration, as long as `identity` says the same of its loss and data."""
     return make(pickle.loads(pickled))
