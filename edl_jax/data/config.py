@@ -51,7 +51,7 @@ class DataConfig(Checked):
     imbalance: Literal["none", "exponential", "step"] = "none"
     """Class imbalance of the training images."""
     imbalance_factor: Annotated[float, Ge(1)] = 100.0
-    """Ratio of the largest training class to the smallest; used with imbalance."""
+    """Ratio of the largest training class to the smallest; needs imbalance."""
     noise_seed: Seed = 0
     """Seed of label noise and imbalance."""
 
@@ -61,4 +61,9 @@ class DataConfig(Checked):
             raise ConfigError(
                 f"DataConfig.noise_rate is {self.noise_rate!r} without noise; expected 0, or "
                 "label_noise to be symmetric or asymmetric."
+            )
+        if self.imbalance == "none" and self.imbalance_factor != DataConfig.imbalance_factor:
+            raise ConfigError(
+                f"DataConfig.imbalance_factor is {self.imbalance_factor!r} without imbalance; "
+                "expected 100, or imbalance to be exponential or step."
             )

@@ -111,6 +111,7 @@ def test_asymmetric_noise_is_refused_where_no_classes_are_alike():
         ({"label_noise": "symmetric", "noise_rate": 1.1}, "noise_rate is 1.1"),
         ({"noise_rate": 0.1}, "noise_rate is 0.1 without noise"),
         ({"imbalance": "linear"}, "imbalance is 'linear'.*none, exponential, step"),
+        ({"imbalance_factor": 10}, "imbalance_factor is 10.0 without imbalance; expected 100, or"),
         ({"imbalance": "step", "imbalance_factor": 0.5}, "imbalance_factor is 0.5"),
         ({"imbalance": "step", "imbalance_factor": 500.0}, "factor is 500.0 where.* has 1.. train"),
         ({"noise_seed": -1}, "seed is -1"),
