@@ -87,6 +87,37 @@ class Own:
     k: Any = 1
 
 
+@dataclasses.dataclass(frozen=True)
+class Later(Own):
+    """What `Own` is in a later version."""
+
+    added: Any = None
+
+
+Later.__qualname__ = "Own"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "runs"),
+    [
+        (BASE, dataclasses.replace(BASE, data=DataConfig("digits", data_dir="/elsewhere")), 0),
+        (BASE, dataclasses.replace(BASE, data=DataConfig("digits", split_seed=1)), 1),
+        (BASE, dataclasses.replace(BASE, epochs=BASE.epochs + 1), 1),
+        (Own(), Later(), 0),
+        (Own(), Later(added={"x": 1}), 1),
+        (Own(k=BASE), Later(k=dataclasses.replace(BASE, data=DataConfig("digits", "/there"))), 0),
+        (Own(k=BASE), Own(k=None), 1),
+    ],
+)
+def test_a_cell_is_known_by_what_its_run_folder_is_known_by(before, after, runs, tmp_path):
+    """Not by where data lies, nor by fields that are at their defaults, which there may be more."""
+    folder, ran = RunFolder(tmp_path, {}), []
+    run = lambda config: ran.append(config) or {}  # noqa: E731
+    for base in (before, after):
+        sweep(base, {}, (3,), run, "1", folder=folder)
+    assert len(ran) == 1 + runs
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

@@ -1,6 +1,7 @@
 """What tells a user's loss, severity or strategy from another, for the run folders."""
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import inspect
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+PLACE = "data_dir"  # a setting that says where something lies, not what it is
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 _WRAPPERS = (type(jax.jit(abs)), type(functools.cache(abs)))  # which change no result
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")  # whose functions have their names alone
@@ -60,6 +62,16 @@ def describe(part: Any) -> str:
         return f"{name}({', '.join(key + text_of(x) for key, x in given)})" if given else name
 
     return text_of(part)
+
+
+def describe_config(config: Any) -> str:
+    """A configuration as text, of the fields that are not at their defaults, but no place."""
+    if not dataclasses.is_dataclass(type(config)) or hasattr(config, "described_as"):
+        return describe(config)
+    fields = [x for x in dataclasses.fields(config) if x.name != PLACE]
+    told = {x.name: describe_config(getattr(config, x.name)) for x in fields}
+    given = {x.name: told[x.name] for x in fields if told[x.name] != describe_config(x.default)}
+    return f"{type(config).__qualname__}{given}"
 
 
 def _digest(data: bytes) -> str:

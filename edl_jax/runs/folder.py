@@ -17,7 +17,7 @@ from edl_jax.checked import OneOf, hints
 from edl_jax.errors import EDLError, RunFolderError, shortened
 from edl_jax.registry import Registry
 from edl_jax.runs import environment
-from edl_jax.runs.describing import describe
+from edl_jax.runs.describing import PLACE, describe
 from edl_jax.runs.storage import (
     append,
     check_regular,
@@ -31,7 +31,6 @@ from edl_jax.runs.storage import (
 METRICS = "metrics.jsonl"
 Row = dict[str, Any]
 _LOCK = ".lock"  # the name of the file that is locked, which says by whom
-_PLACE = "data_dir"  # a setting that says where something lies, not what it is
 
 
 def default_run_dir(command: str) -> Path:
@@ -227,7 +226,7 @@ def _identity(config: Any) -> Any:
     """A configuration as it reads back from JSON; the data has a digest, and may be moved."""
 
     def placeless(values: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in values.items() if name != _PLACE}
+        return {name: value for name, value in values.items() if name != PLACE}
 
     return json.loads(json.dumps(config, default=dataclasses.asdict), object_hook=placeless)
 

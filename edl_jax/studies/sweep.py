@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from edl_jax.checked import config_or_default
 from edl_jax.errors import ConfigError, EDLError, shortened
-from edl_jax.runs.describing import describe
+from edl_jax.runs.describing import describe, describe_config
 from edl_jax.runs.folder import Row, RunFolder, open_run
 from edl_jax.runs.storage import user_path
 from edl_jax.studies.executors import open_executor, plain, results
@@ -81,12 +81,12 @@ def sweep(
     for seed in seeds:  # outermost: what runs at the same time is not compiled twice
         for point in combinations:
             config = with_fields(base, {**point, seed_field: seed})
-            # All of the configuration: a sweep of another base may share the folder.
-            text = describe(config)
-            key = hashlib.sha256(text.encode()).hexdigest()[:16]
+            # Of all of the configuration: a sweep of another base may share the folder.
+            key = hashlib.sha256(describe_config(config).encode()).hexdigest()[:16]
             if key in cells:
+                text = shortened(describe(config))
                 expected = "each once, and functions that differ under different names"
-                raise ConfigError(f"two cells are {shortened(text)}; expected {expected}.")
+                raise ConfigError(f"two cells are {text}; expected {expected}.")
             cells[key] = config, {"key": key, **plain(point), "seed": plain(seed)}
     kept = [] if folder is None else folder.resume_rows(name=CELLS, check=_check)
     finished: dict[str, Row] = {row["key"]: row for row in kept if "error" not in row}
