@@ -13,6 +13,7 @@ from edl_jax.strategies import StrategyConfig
 from edl_jax.studies import AblateConfig, ablate
 from edl_jax.studies.ablate import ACCURACY, MUTATION, contrasts, correlations, is_of_objective
 from edl_jax.studies.cells import AREA, FINAL, GRADIENT, RANKING, Cell
+from edl_jax.studies.sweep import plain
 from edl_jax.studies.tables import frame
 from tests.test_evolution import TINY
 from tests.test_training import DIGITS
@@ -139,18 +140,38 @@ def test_settings_are_compared_within_the_others_and_what_ranks_otherwise_is_not
     assert set(of_layers["value"]) == {"8"}
     assert set(of_layers["baseline"]) == {"4, 4"}
     cells = frame(study.cells, list(grid))
-    assert contrasts(cells, list(grid))["pretrain.severity"] == [("brier", "surprisal")]
+    assert contrasts(cells, grid)["pretrain.severity"] == [("brier", "surprisal")]
     figure = study.figures["curves"][1]
     assert figure.axes[0].get_title() == "selection plus, severity surprisal, hidden 4, 4"
 
 
-def test_the_contrasts_of_mutations_that_are_there_are_kept():
-    for values, expected in (
-        (("logistic", "tent", "gaussian"), [("logistic", "gaussian")]),
-        (("chebyshev", "tent", "sine"), [("tent", "chebyshev"), ("sine", "chebyshev")]),
-    ):
-        cells = frame([{"seed": 0, MUTATION: value} for value in values], [MUTATION])
-        assert contrasts(cells, [MUTATION]) == {MUTATION: expected}
+@pytest.mark.parametrize(
+    ("axis", "asked", "failed", "expected"),
+    [
+        (MUTATION, ("logistic", "tent", "gaussian"), (), [("logistic", "gaussian")]),
+        (
+            MUTATION,
+            ("chebyshev", "tent", "sine"),
+            (),
+            [("tent", "chebyshev"), ("sine", "chebyshev")],
+        ),
+        (
+            MUTATION,
+            ("chebyshev", "tent", "sine"),
+            ("chebyshev",),
+            [("tent", "chebyshev"), ("sine", "chebyshev")],
+        ),
+        (MUTATION, ("chebyshev", "tent", "sine"), ("tent",), [("sine", "chebyshev")]),
+        ("pretrain.hidden", ((4, 4), (8,)), (), [("8", "4, 4")]),
+        ("pretrain.hidden", ((4, 4), (8,)), ((4, 4),), [("8", "4, 4")]),
+        ("train.width", (None, 8), (), [(8, "None")]),
+    ],
+)
+def test_the_contrasts_of_mutations_that_are_there_are_kept_else_with_the_first_asked_for(
+    axis, asked, failed, expected
+):
+    rows = [{"seed": 0, axis: plain(value)} for value in asked if value not in failed]
+    assert contrasts(frame(rows, [axis]), {axis: asked}) == {axis: expected}
 
 
 # Of each field of `PretrainConfig` another value, but of those that set sizes.

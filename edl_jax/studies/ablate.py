@@ -1,7 +1,7 @@
 """Ablate the evolution: any fields of `PretrainConfig`, in all combinations, over many seeds."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, get_args
 
 from annotated_types import Ge
@@ -16,7 +16,7 @@ from edl_jax.strategies import MUTATIONS
 from edl_jax.studies.cells import AREA, FINAL, GRADIENT, RANKING, Cell
 from edl_jax.studies.figures import plot_curves
 from edl_jax.studies.statistics import METHOD, holm, rank_correlation
-from edl_jax.studies.sweep import Grid, Plan, as_study, check_grid, points, with_fields
+from edl_jax.studies.sweep import Grid, Plan, as_study, check_grid, plain, points, with_fields
 from edl_jax.studies.tables import Frame, Pairs, Study, contrast, frame, other_settings, summary
 from edl_jax.training import TrainConfig
 
@@ -101,12 +101,12 @@ def ablate(config: AblateConfig) -> Plan:
     return identity, lambda sweep: _study(config, sweep(config.base(), config.grid, run=Cell.run))
 
 
-def contrasts(cells: Frame, grid: Sequence[str]) -> dict[str, Pairs]:
+def contrasts(cells: Frame, grid: Mapping[str, Sequence[Any]]) -> dict[str, Pairs]:
     """What is compared along each axis: `MUTATION_CONTRASTS`, else each value with the first."""
     pairs: dict[str, Pairs] = {}
-    for axis in grid:
-        first, *others = cells[axis].unique()
-        pairs[axis] = [(value, first) for value in others]
+    for axis, values in grid.items():
+        (first,) = frame([{axis: plain(values[0])}], [axis])[axis]
+        pairs[axis] = [(value, first) for value in cells[axis].unique() if value != first]
     known = [pair for pair in MUTATION_CONTRASTS if {*pair} <= {*cells.get(MUTATION, ())}]
     return pairs | ({MUTATION: known} if known else {})
 
@@ -120,7 +120,7 @@ def is_of_objective(axis: str) -> bool:
 def _study(config: AblateConfig, rows: list[Row]) -> Study:
     by = list(config.grid)
     cells = frame(rows, by)
-    pairs = contrasts(cells, by)
+    pairs = contrasts(cells, config.grid)
     ranked = [axis for axis in by if not is_of_objective(axis)]
     wanted = [(name, axis, pairs[axis]) for name in (FINAL, AREA) for axis in ranked]
     measures = [FINAL, AREA, "pairwise_accuracy"]
@@ -133,6 +133,9 @@ def _study(config: AblateConfig, rows: list[Row]) -> Study:
         METHOD,
         other_settings(config.pretrain),
     ]
+    for axis in by:
+        if gone := {first for _, first in pairs[axis]} - {*cells[axis]}:
+            notes.append(f"Nothing is compared with {axis} {gone.pop()}: each cell failed.")
     if config.downstream:
         measures.append(ACCURACY)
         wanted += [(ACCURACY, axis, pairs[axis]) for axis in by]

@@ -174,7 +174,8 @@ def _study(
         row[LOSS] = names[row[LOSS]]
     cells = frame(compared, by)
     title = f"{split[config.split]} accuracy, %, after the last epoch"
-    tables = {title: comparison_table(cells, by)}
+    reference, *_ = names.values()
+    tables = {title: comparison_table(cells, by, reference)}
     drawn = plot_curves(cells, LOSS, by[:-1], "epochs", "epoch", "accuracy, share")
     figures = {"accuracy": ("Accuracy after each epoch, mean over the seeds.", drawn)}
     notes = [
@@ -184,6 +185,8 @@ def _study(
         METHOD,
         other_settings(config.train, but=["loss"]),
     ]
+    if reference not in {*cells[LOSS]}:
+        notes.append(f"Nothing is compared: each training with {reference}, the reference, failed.")
     if tuned:
         rates = summary(frame(tuned, by), [*by, RATE], ["accuracy"])
         tables["Learning rates on validation images"] = rates
@@ -194,12 +197,12 @@ def _study(
     return Study("Comparison of losses", notes, tables, figures, [*compared, *tuned])
 
 
-def comparison_table(cells: Frame, by: list[str]) -> Frame:
-    """Each loss in each setting, and its difference to the first loss there, with a verdict."""
-    first, *others = cells[LOSS].unique()
+def comparison_table(cells: Frame, by: list[str], reference: str) -> Frame:
+    """Each loss in each setting, and its difference to the reference there, with a verdict."""
     table = summary(cells, [*by, RATE] if RATE in cells else by, ["accuracy"])
     table["diverged"] = cells.groupby(by, sort=False, dropna=False)["diverged"].sum().to_numpy()
-    tests = contrast(cells, by, [("accuracy", LOSS, [(name, first) for name in others])])
+    pairs = [(name, reference) for name in cells[LOSS].unique() if name != reference]
+    tests = contrast(cells, by, [("accuracy", LOSS, pairs)])
     if len(tests):
         tests = tests.drop(columns=["axis", "baseline", "measure", "n"])
         table = table.merge(tests.rename(columns={"value": LOSS}), on=by, how="left")

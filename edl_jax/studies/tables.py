@@ -60,9 +60,11 @@ def frame(rows: Sequence[Mapping[str, Any]], by: Sequence[str] = ()) -> Frame:
     """Rows that did not fail, accuracies in percent; what is no number in columns `by` is text."""
     import pandas as pd
 
-    cells = pd.DataFrame([row for row in rows if "error" not in row])
+    kept = [row for row in rows if "error" not in row]
+    cells = pd.DataFrame(kept)
     for name in by:  # lists, and None, would make no groups
-        cells[name] = [x if isinstance(x, int | float) else str(x).strip("[]") for x in cells[name]]
+        values = [row[name] for row in kept]
+        cells[name] = [x if isinstance(x, int | float) else str(x).strip("[]") for x in values]
     for name in cells.columns.intersection(["accuracy", "calibration_error"]):
         cells[name] = 100 * cells[name].astype(float)
     return cells
