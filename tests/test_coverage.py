@@ -138,6 +138,11 @@ def test_ranking_is_that_of_held_out_pairs(references):
         assert found[name] == pytest.approx(expected[name], abs=2e-3), name
     worse = rank_outputs(pairs, loss.replace(params=jax.tree.map(jnp.negative, loss.params)))
     assert worse["pairwise_accuracy"] < 0.9
+    broken = rank_outputs(
+        pairs, loss.replace(params=jax.tree.map(lambda x: x + jnp.nan, loss.params))
+    )
+    assert {*broken} == {*found}
+    assert np.isnan([*broken.values()]).all()
     unknown = Pairs(pairs.probabilities, pairs.labels, np.full_like(pairs.regimes, -1))
     assert rank_outputs(unknown, loss) == pytest.approx(found)
 

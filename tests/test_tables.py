@@ -26,7 +26,14 @@ from edl_jax.studies import (
     coverage,
     demo,
 )
-from edl_jax.studies.figures import line_styles, panels, plot_training, short_names
+from edl_jax.studies.figures import (
+    line_styles,
+    panels,
+    plot_curves,
+    plot_evolution,
+    plot_training,
+    short_names,
+)
 from edl_jax.studies.tables import contrast, frame, markdown, other_settings, readable, summary
 from edl_jax.training.optimizers import OptimizerConfig
 from tests.data.conftest import NO_SERVER, name_archive
@@ -134,6 +141,32 @@ def test_a_page_shows_all_and_is_written_last(tmp_path):
     with pytest.raises(RunFolderError, match=r"could not be written in .*toy"):
         study.written(folder)
     assert not (folder.path / "README.md").exists()
+
+
+def test_a_line_looks_the_same_in_all_panels_and_one_legend_holds_all_lines():
+    """Also where the first panel has not all of them, or not all seeds of one."""
+    rows = [
+        {"loss": loss, "size": size, "curve": [0.1, 0.2]}
+        for size, losses in ((1, "bc"), (2, "abcc"))
+        for loss in losses
+    ]
+    figure = plot_curves(pd.DataFrame(rows), "loss", ["size"], "curve", "epoch", "accuracy")
+    small, large = ([line.get_color() for line in axis.get_lines()] for axis in figure.axes)
+    assert large == [large[0], *small]
+    assert len({*large}) == 3
+    (legend,) = figure.legends
+    texts = [text.get_text() for text in legend.get_texts()]
+    colors = dict(zip(texts, [line.get_color() for line in legend.get_lines()], strict=True))
+    of = dict(zip("abc", large, strict=True))
+    two = {"c, n = 1": of["c"], "c, n = 2": of["c"]}
+    assert colors == {"b, n = 1": of["b"], "a, n = 1": of["a"], **two}
+
+
+def test_an_evolution_of_losses_that_are_not_finite_has_a_figure():
+    history = {name: np.ones(4) for name in ("best_fitness", "mean_fitness", "step_size")}
+    figure = plot_evolution(history, {"generation": np.asarray([1.0, 3.0])})
+    (curve,) = figure.axes[1].get_lines()
+    assert np.isnan(np.asarray(curve.get_ydata())).all()
 
 
 def test_lines_differ_by_colour_dash_and_marker():

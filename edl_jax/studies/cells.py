@@ -59,7 +59,7 @@ def evolve_once(config: PretrainConfig) -> tuple[Row, Loss]:
     prefix = f"{config.class_counts[len(config.class_counts) // 2]} classes: "
     row: Row = {name: result.metrics.get(name) for name in RANKING}
     row |= {name: result.metrics.get(prefix + name) for name in GRADIENT}
-    curve = result.held_out[FINAL]
+    curve = result.held_out.get(FINAL, np.nan * result.held_out["generation"])  # if none is finite
     row["curve"] = [x if np.isfinite(x) else None for x in curve.tolist()]
     return row | {AREA: float(curve.mean())}, result.loss
 

@@ -222,12 +222,12 @@ def compare_outputs(
 
 
 def rank_outputs(pairs: Pairs, loss: EvolvedLoss) -> dict[str, float]:
-    """Ranking of a loss's network, whose scale is that of the margins, and its gradient."""
+    """Ranking of a loss's network, of the margins' scale, and its gradient; NaN where undefined."""
     severity = SEVERITIES[loss.provenance.config.get("severity", "surprisal")]
     margin = MARGINS[loss.provenance.config.get("margin", "proportional")]
     network = loss.replace(scale=np.float32(1))
     metrics = measure(network, pairs, severity=severity, margin=margin, scale=loss.scale)
-    return {name: metrics[name] for name in RANKING}
+    return {name: metrics.get(name, np.nan) for name in RANKING}
 
 
 def coordinates(pairs: Pairs) -> np.ndarray:

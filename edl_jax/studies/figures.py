@@ -93,18 +93,21 @@ def plot_curves(
     """Mean curves over the seeds, at `x` or 1, 2, ...: lines by one column, panels `by` others."""
     groups = list(cells.groupby(list(by), sort=False)) if by else [((), cells)]
     figure, axes = panels(len(groups))
+    looks = dict(zip(dict.fromkeys(cells[line]), line_styles()(), strict=False))
+    lines = {}  # of all panels, in which a line looks the same, by label
     for axis, (setting, group) in zip(axes, groups, strict=True):
         for name, rows in group.groupby(line, sort=False):
             longest = max(map(len, rows[values]))
             curves = [[*y, *y[-1:] * (longest - len(y))] or [None] for y in rows[values]]
             mean = np.ma.masked_invalid(np.asarray(curves, float)).mean(axis=0)
             at = range(1, 1 + len(mean)) if x is None else x
-            axis.plot(at, mean, markersize=4, label=f"{name}, n = {len(rows)}")
+            (drawn,) = axis.plot(at, mean, markersize=4, **looks[name])
+            lines.setdefault(f"{name}, n = {len(rows)}", drawn)
         named = zip(by, setting, strict=True)
         title = ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in named)
         axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
         axis.xaxis.get_major_locator().set_params(integer=True)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=4)
     return figure
 
 
@@ -116,7 +119,8 @@ def plot_evolution(history: Mapping[str, np.ndarray], held_out: Mapping[str, np.
     left.plot(generations, history["mean_fitness"], marker="", label="mean")
     left.legend()
     left.set(yscale="log", title="Fitness on fresh pairs (lower is better)")
-    middle.plot(1 + held_out["generation"], held_out["pairwise_accuracy"], markersize=4)
+    at = held_out["generation"]  # the rest is not there if no loss was finite
+    middle.plot(1 + at, held_out.get("pairwise_accuracy", np.nan * at), markersize=4)
     middle.set(title="Pairwise accuracy of the best, held-out pairs")
     right.plot(generations, history["step_size"], marker="")
     right.set(yscale="log", title="Mutation step size (standard deviation)")
