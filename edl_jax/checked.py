@@ -42,7 +42,7 @@ class Checked:
     A field's annotation holds its type and bounds: `Ge`, `Gt`, `Le`, `Lt` and `MinLen(1)` of
     `annotated_types`, `OneOf` and `Distinct`. All numbers have to be finite. A value that means the
     same is turned into the type: a list into a tuple, a path into a string, a NumPy number into
-    Python's. A whole number may stand for a float; True and False are not numbers. A `ConfigError`
+    Python's, a whole number into a float. True and False are not numbers. A `ConfigError`
     names the first field that cannot work, its value and what was expected.
     """
 
@@ -57,7 +57,7 @@ def check(name: str, value: Any, hint: Any) -> Any:
     plain, (fits, words) = _plain(value), _rule(hint)
     if not fits(plain):
         raise ConfigError(f"{name} is {value!r}; expected {words}.")
-    return plain
+    return _typed(plain, hint)
 
 
 def config_or_default(config: Config | None, kind: type[Config]) -> Config:
@@ -92,6 +92,18 @@ def _plain(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     return value.item() if isinstance(value, np.generic) else value
+
+
+def _typed(value: Any, hint: Any) -> Any:
+    """A value that fits an annotation, with floats where whole numbers stand for them."""
+    kind, parts = get_origin(hint), get_args(hint)
+    if kind in (Union, types.UnionType):
+        return _typed(value, next(part for part in parts if _rule(part)[0](value)))
+    if kind is tuple:
+        return tuple(_typed(x, parts[0]) for x in value)
+    if kind is Annotated:
+        return _typed(value, parts[0])
+    return float(value) if hint is float else value
 
 
 _Rule = tuple[Callable[[Any], bool], str]

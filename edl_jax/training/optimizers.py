@@ -49,7 +49,7 @@ class OptimizerConfig(Checked):
 
     name: str = "sgd"
     """Name of an optax optimizer that takes a learning_rate, such as sgd, adamw or lion."""
-    options: dict[str, float | bool | str | None] | None = None
+    options: dict[str, int | float | bool | str | None] | None = None
     """Other arguments of the optimizer; default: momentum 0.9 and nesterov for sgd, optax's
     defaults for others."""
     weight_decay: NotNegative = 5e-4
