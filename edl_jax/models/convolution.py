@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 
@@ -121,5 +122,5 @@ def _by_taps(images: jax.Array, gradient: jax.Array, size: int, stride: int) -> 
 def _product(x: jax.Array, y: jax.Array) -> jax.Array:
     """`sum x y^T` over all axes but the last, in float32 at least."""
     x, y = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    dtype = np.promote_types(x.dtype, np.float32)
     return lax.dot_general(x, y, (((0,), (0,)), ((), ())), preferred_element_type=dtype)
