@@ -115,8 +115,7 @@ class PretrainResult:
 
     Attributes:
       loss: the winner, calibrated and frozen.
-      history: as of `evolve`, with the best network's `task_error` and `slope_violation` where
-        these have a weight.
+      history: as of `evolve`, with the best network's `task_error` where tasks have a weight.
       held_out: by name, one value for each chunk of generations, `[chunks]` float64: `generation`,
         its last, and the metrics of the best on held-out pairs (NaN where undefined).
       metrics: of the winner on held-out pairs that nothing was chosen on, by name: of its ranking

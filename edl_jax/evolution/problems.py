@@ -206,28 +206,6 @@ class RankingProblem(LossProblem):
         )
 
 
-class SlopeProblem(LossProblem):
-    """The `SlopeViolations` of losses on fresh pairs, weighted by `config.slope` and summed."""
-
-    metric = "slope_violation"
-
-    @static_self
-    def draw(self, key: jax.Array) -> tuple[Pairs, ...]:  # pyright: ignore
-        """Pairs, as many of each class count."""
-        each = -(-self.config.slope.pairs // len(self.config.class_counts))
-        return jax.tree.map(lambda x: x[:each], self.pairs(key))
-
-    def score(self, network: LossNetwork, drawn: tuple[Pairs, ...]) -> jax.Array:
-        """The weighted violations."""
-
-        def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
-            return network(jax.nn.log_softmax(logits), labels)
-
-        weights = jnp.asarray([self.config.slope.weights()], jnp.float32)
-        found = [objective.slope_violations(loss, pairs, self.severity) for pairs in drawn]
-        return jnp.mean(jnp.sum(jnp.asarray(found) * weights, axis=-1))
-
-
 class TaskProblem(LossProblem):
     """Mean error of small classifiers on fresh tasks, each loss at its best learning rate."""
 
@@ -249,6 +227,4 @@ def problem_of(config: PretrainConfig) -> RankingProblem | WeightedSum:
     problem = RankingProblem(config)
     if config.task_weight:
         problem += config.task_weight * TaskProblem(config)
-    if any(config.slope.weights()):
-        problem += SlopeProblem(config)
     return problem
