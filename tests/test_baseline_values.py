@@ -63,8 +63,6 @@ def focals(p, gamma):
     return -((1 - p) ** gamma) * np.log(p)
 
 
-K1 = special.k1(1.0)  # Bessel function, of Barron's partition function at a shape of 1
-
 # name: (logits of one example, probabilities, label) -> loss, at the default options
 FORMULAS = {
     "cross_entropy": lambda x, p, y: -np.log(p[y]),
@@ -84,7 +82,6 @@ FORMULAS = {
     "ldam": lambda x, p, y: replaced(x, y, x[y] - 30 * 0.5 * (1 / COUNTS[y]) ** 0.25),
     "additive_margin_softmax": lambda x, p, y: replaced(x, y, x[y] - 30 * 0.35),
     "barron": lambda x, p, y: np.sqrt((1 - p[y]) ** 2 + 1) - 1,
-    "adaptive_barron": lambda x, p, y: np.sqrt((1 - p[y]) ** 2 + 1) - 1 + np.log(2 * np.e * K1),
     "baikal": lambda x, p, y: -np.log(p).mean() + 1 / p[y] / 5,
     "taylor_glo": lambda x, p, y: taylor_glo_of(x, np.eye(5)[y]),
 }

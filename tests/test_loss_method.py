@@ -13,12 +13,12 @@ from edl_jax import LossMethod, train
 from edl_jax.data import Augmentation
 from edl_jax.errors import ConfigError, InputError
 from edl_jax.losses import LOSSES, load_pretrained
-from edl_jax.losses.formulas.robust import AdaptiveBarron
 from edl_jax.losses.method import check_loss
 from edl_jax.runs.checkpoints import Checkpoints
 from edl_jax.runs.describing import describe
 from edl_jax.training import make_trainer, training
 from edl_jax.training.training import load_shared
+from tests.baseline_losses import Tempered
 from tests.test_training import DIGITS, PLAIN, assert_close
 
 SMALL = dataclasses.replace(
@@ -235,7 +235,7 @@ class Growing(Counter):
         (lambda z, y: z[:, 0] if z[0, 0] > 0 else y, HARD, r"\(TracerBoolConversionError: "),
         (optax.losses.softmax_cross_entropy, HARD, r"softmax_cross_entropy cannot be called"),
         (Watched.inner, SOFT, r"integer_labels cannot .* labels float32\[11, 10\]"),
-        (AdaptiveBarron, HARD, r"AdaptiveBarron cannot be called"),
+        (Tempered, HARD, r"Tempered cannot be called"),
         (Growing(), HARD, r"leaves a state of .*float32\[3\].*instead of.*int32\[\]"),
     ],
 )
@@ -248,7 +248,7 @@ def test_what_is_no_loss_is_refused(loss, soft, named):
 @pytest.mark.parametrize("soft", [HARD, SOFT])
 def test_what_is_a_loss_is_taken_and_left_as_it_was(soft):
     counter = Counter()
-    own = (load_pretrained(), LOSSES["gce"], AdaptiveBarron(), jax.jit(LOSSES["mae"]))
+    own = (load_pretrained(), LOSSES["gce"], Tempered(), jax.jit(LOSSES["mae"]))
     for loss in (*own, counter):
         check_loss(loss, 10, soft=soft)
     assert int(counter.calls[...]) == 0
