@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from edl_jax import LOSSES, EvolvedLoss, LossMethod, load_pretrained
+from edl_jax.checked import Positive, check
 from edl_jax.networks import Architecture
 
 COUNTS = (50, 40, 1, 7, 30)
@@ -43,14 +44,23 @@ def takes_counts(name):
     return name in NAMES and "class_counts" in inspect.signature(LOSSES[name]).parameters
 
 
+class Tempered(nnx.Module):
+    """A module as a loss: cross-entropy at a temperature that is trained."""
+
+    def __init__(self, *, temperature: float = 2.0):
+        temperature = check("temperature", float(temperature), Positive)
+        self.temperature = nnx.Param(jnp.asarray(temperature, jnp.float32))
+
+    def __call__(self, logits, labels):
+        return LOSSES["cross_entropy"](logits / self.temperature[...], labels)
+
+
 def loss_of(name, counts=COUNTS):
     if name == "edl":
         return load_pretrained()
     if name == "pair":
         return random_loss(1, len(counts))
     part = LOSSES[name]
-    if isinstance(part, type):
-        return part()
     return functools.partial(part, class_counts=counts) if takes_counts(name) else part
 
 

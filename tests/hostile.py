@@ -38,7 +38,6 @@ from edl_jax import EDLError, EvolvedLoss, Mixture, cli
 from edl_jax.data.augmentation import Augmentation
 from edl_jax.data.config import DataConfig
 from edl_jax.data.datasets import load_dataset
-from edl_jax.evolution import SlopeConfig
 from edl_jax.losses import evolved_loss
 from edl_jax.losses.by_name import resolve_loss
 from edl_jax.networks import Architecture
@@ -110,7 +109,6 @@ _COMMANDS = {name: kind for name, (kind, _) in cli._COMMANDS.items() if kind is 
 CONFIGS = (
     Augmentation,
     Mixture,
-    SlopeConfig,
     TaskConfig,
     StrategyConfig,
     DataConfig,

@@ -39,7 +39,6 @@ from edl_jax import (
     train,
 )
 from edl_jax.data.config import DataConfig
-from edl_jax.evolution import SlopeConfig
 from edl_jax.losses import PRETRAINED
 from edl_jax.losses.export import to_stablehlo
 from edl_jax.models import MODELS
@@ -52,7 +51,6 @@ from edl_jax.objective import (
     draw_tasks,
     margin_violation,
     rank_metrics,
-    slope_violations,
     task_errors,
 )
 from edl_jax.objective.measure import gradient_metrics, logit_gradients
@@ -146,8 +144,7 @@ def ranking() -> Any:
         found[f"{name} metrics"] = rank_metrics(losses, found["brier"], drawn.regimes, **options)
     severity = SEVERITIES["surprisal"]
     sample = quick_jit(lambda: logit_gradients(loss, drawn, severity))()
-    slope = quick_jit(lambda: slope_violations(loss, drawn, severity))()
-    return found, sample, gradient_metrics(sample), slope
+    return found, sample, gradient_metrics(sample)
 
 
 for _name in MUTATIONS:
@@ -215,8 +212,7 @@ def tasks() -> Any:
 
 @workload("shapes of a generation with every term")
 def every_term() -> Any:
-    slope = SlopeConfig(descent=1.0, norm=1.0, convexity=1.0, pairs=16)
-    config = dataclasses.replace(EVOLUTION, slope=slope, task_weight=1.0, tasks=TASKS)
+    config = dataclasses.replace(EVOLUTION, task_weight=1.0, tasks=TASKS)
     evolution = evolution_of(config)
 
     def run(key: jax.Array) -> Any:

@@ -8,7 +8,6 @@ import pytest
 
 from edl_jax import Mixture, PretrainConfig, RankingProblem, pretrain
 from edl_jax.errors import ConfigError, RunFolderError
-from edl_jax.evolution import SlopeConfig
 from edl_jax.strategies import StrategyConfig
 from edl_jax.studies import AblateConfig, ablate
 from edl_jax.studies.ablate import ACCURACY, MUTATION, contrasts, correlations, is_of_objective
@@ -181,7 +180,6 @@ OTHER = {
     "severity": "brier",
     "margin": "constant",
     "num_opponents": 2,
-    "slope": SlopeConfig(descent=1.0, pairs=8),
     "task_weight": 1.0,
     "strategy": StrategyConfig("SNES"),
     "population_size": 8,

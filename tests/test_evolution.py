@@ -12,9 +12,8 @@ from evosax.algorithms.population_based.base import PopulationBasedAlgorithm
 from edl_jax import Mixture, PretrainConfig, TrainConfig
 from edl_jax.data.config import DataConfig
 from edl_jax.errors import ConfigError, EDLError
-from edl_jax.evolution import SlopeConfig
 from edl_jax.evolution.problems import ORDER, RankingProblem, problem_of, static_self
-from edl_jax.evolution.run import AXIS, Evolution
+from edl_jax.evolution.run import POPULATION, Evolution
 from edl_jax.evolution.search import Search, without_failures
 from edl_jax.objective import MARGINS, SEVERITIES, TaskConfig, margin_violation
 from edl_jax.pairs import log_probabilities
@@ -39,9 +38,9 @@ TINY = PretrainConfig(
 def evolution_of(config, problem=None, **options):
     """What a configuration evolves, on one device unless told otherwise."""
     strategy, params = build_strategy(config, RankingProblem(config).sample)
-    options = {"mesh": device_mesh(AXIS, jax.devices()[:1]), **options}
+    options = {"mesh": device_mesh(POPULATION, jax.devices()[:1]), **options}
     return Evolution(
-        problem or problem_of(config),
+        problem or problem_of(RankingProblem(config)),
         strategy,
         params,
         generations=config.generations,
@@ -300,7 +299,6 @@ def test_the_best_is_the_candidate_that_is_best_on_fresh_draws(evolution):
         {},
         {"strategy": StrategyConfig("SNES")},
         {
-            "slope": SlopeConfig(1.0, 1.0, 1.0, pairs=20),
             "task_weight": 1.0,
             "tasks": TaskConfig(num_tasks=2, train_examples=64, test_examples=64),
         },

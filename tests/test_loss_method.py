@@ -1,6 +1,8 @@
 """Losses given as objects: what is refused, and what those that change while they are used keep."""
 
 import dataclasses
+from functools import partial
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +14,13 @@ from flax import nnx
 from edl_jax import LossMethod, train
 from edl_jax.data import Augmentation
 from edl_jax.errors import ConfigError, InputError
-from edl_jax.losses import LOSSES, load_pretrained
-from edl_jax.losses.formulas.robust import AdaptiveBarron
+from edl_jax.losses import LOSSES, formula, load_pretrained
 from edl_jax.losses.method import as_words, check_loss
 from edl_jax.runs.checkpoints import Checkpoints
 from edl_jax.runs.describing import describe
 from edl_jax.training import make_trainer, training
 from edl_jax.training.training import load_shared
+from tests.baseline_losses import Tempered
 from tests.test_training import DIGITS, PLAIN, assert_close
 
 SMALL = dataclasses.replace(
@@ -243,7 +245,7 @@ class Growing(Counter):
         (lambda z, y: z[:, 0] if z[0, 0] > 0 else y, HARD, r"\(TracerBoolConversionError: "),
         (optax.losses.softmax_cross_entropy, HARD, r"softmax_cross_entropy cannot be called"),
         (Watched.inner, SOFT, r"integer_labels cannot .* labels float32\[11, 10\]"),
-        (AdaptiveBarron, HARD, r"AdaptiveBarron cannot be called"),
+        (Tempered, HARD, r"Tempered cannot be called"),
         (Growing(), HARD, r"leaves a state of .*float32\[3\].*instead of.*int32\[\]"),
     ],
 )
@@ -256,7 +258,7 @@ def test_what_is_no_loss_is_refused(loss, soft, named):
 @pytest.mark.parametrize("soft", [HARD, SOFT])
 def test_what_is_a_loss_is_taken_and_left_as_it_was(soft):
     counter = Counter()
-    own = (load_pretrained(), LOSSES["gce"], AdaptiveBarron(), jax.jit(LOSSES["mae"]))
+    own = (load_pretrained(), LOSSES["gce"], Tempered(), jax.jit(LOSSES["mae"]))
     for loss in (*own, counter):
         check_loss(loss, 10, soft=soft)
     assert int(counter.calls[...]) == 0
@@ -279,6 +281,10 @@ def test_a_loss_of_whole_labels_is_refused_where_labels_are_mixed():
         train(dataclasses.replace(SMALL, augmentation=Augmentation(mixup=1.0)), loss=Watched())
 
 
+def of_cosines(c, *, scale=1.0):
+    return scale * c.miss()
+
+
 def test_a_loss_may_be_given_by_name_or_path(monkeypatch, tmp_path):
     made = []
     monkeypatch.setattr(training, "Trainer", made.append)
@@ -292,5 +298,7 @@ def test_a_loss_may_be_given_by_name_or_path(monkeypatch, tmp_path):
     train(SMALL, loss=path)
     loss = made[2].identity()["loss"]
     assert (made[2].config.loss, loss) == (str(path), describe(load_pretrained()))
-    with pytest.raises(ConfigError, match="expected a head_scale"):
-        train(SMALL, loss="additive_margin_softmax")
+    with mock.patch.dict(LOSSES):
+        partial(formula, scale_of="cosines")(of_cosines)
+        with pytest.raises(ConfigError, match="expected a head_scale"):
+            train(SMALL, loss="of_cosines")

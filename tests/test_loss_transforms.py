@@ -135,8 +135,7 @@ def in_float64():
 @pytest.mark.parametrize("name", NAMES)
 def test_float64_logits_give_the_precision_of_float64(name):
     values, _ = in_float64()[name]
-    tolerance = 1e-6 if name == "adaptive_barron" else 1e-12  # of float32 parameters
-    np.testing.assert_allclose(values, by_formula(name, logits_of(), LABELS), rtol=tolerance)
+    np.testing.assert_allclose(values, by_formula(name, logits_of(), LABELS), rtol=1e-12)
 
 
 def test_no_loss_makes_a_nan_on_its_way():

@@ -12,11 +12,11 @@ from flax import nnx
 
 from edl_jax.data import Augmentation
 from edl_jax.errors import ConfigError
-from edl_jax.losses.formulas.robust import AdaptiveBarron
 from edl_jax.models import MODELS
 from edl_jax.models.vit import VisionTransformer
 from edl_jax.training.optimizers import OptimizerConfig, make_schedule
 from edl_jax.training.training import load_shared
+from tests.baseline_losses import Tempered
 from tests.test_training import CROSS_ENTROPY, DIGITS, PLAIN, assert_close, trainer_of
 
 TREE = {"model": {"w": np.float32([3, -4])}, "loss": {"shape": np.float32([2])}}
@@ -126,14 +126,14 @@ def test_the_average_is_evaluated_and_follows_the_weights(small_vit, dataset):
 
 
 def test_parameters_of_a_loss_are_trained_too(small_vit, dataset):
-    loss = AdaptiveBarron()
+    loss = Tempered()
     trainer, key = trainer_of(small_vit, dataset, loss), jax.random.key(0)
     state = trainer.take_steps(trainer.init(key), key, 4)
     before, after = nnx.state(loss), state.params["loss"]
     assert all(
         np.any(a != b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
     )
-    assert_close(nnx.state(loss), nnx.state(AdaptiveBarron()), rtol=0)  # given, and left as it was
+    assert_close(nnx.state(loss), nnx.state(Tempered()), rtol=0)  # given, and left as it was
 
 
 class ShiftedCrossEntropy(nnx.Module):

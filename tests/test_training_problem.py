@@ -11,9 +11,10 @@ from edl_jax import TrainConfig, train
 from edl_jax.checked import Count
 from edl_jax.errors import ConfigError, EDLError
 from edl_jax.evolution.pretraining import evolve
-from edl_jax.losses.by_name import list_methods, resolve_loss
+from edl_jax.losses.by_name import list_methods, resolve_loss, resolve_method
 from edl_jax.losses.method import METHODS
 from edl_jax.losses.searched import SearchedLoss
+from edl_jax.methods.edl import EDL
 from edl_jax.methods.elf import ELF
 from edl_jax.runs.devices import device_mesh
 from edl_jax.training.classifier import AXIS
@@ -147,12 +148,16 @@ def test_a_search_needs_validation_images():
 
 
 def test_methods_have_names_and_options():
-    assert resolve_loss("elf(generations=3, seed=2)") == ELF(generations=3, seed=2)
+    assert resolve_method("elf(generations=3, seed=2)") == ELF(generations=3, seed=2)
+    assert resolve_method("edl") is None  # the shipped loss
+    assert resolve_method("edl(seed=1)") == EDL(seed=1)
+    with pytest.raises(ConfigError, match="'elf' is learned by a training; expected a loss"):
+        resolve_loss("elf")
     assert TrainConfig(loss="elf(steps=5)").loss == "elf(steps=5)"
     with pytest.raises(ConfigError, match="'elf', with options seed, population_size"):
-        resolve_loss("elf(epochs=3)")
+        resolve_method("elf(epochs=3)")
     with pytest.raises(ConfigError, match="generations is 0; expected"):
-        resolve_loss("elf(generations=0)")
+        resolve_method("elf(generations=0)")
     for name, summary, references, looks_at in list_methods():
         assert name in METHODS
         assert summary.endswith(".")

@@ -1,5 +1,5 @@
 """Evolution: problems, the generation, and the pretraining of a loss."""
 
-from edl_jax.evolution.config import PretrainConfig, SlopeConfig
+from edl_jax.evolution.config import PretrainConfig
 
-__all__ = ["PretrainConfig", "SlopeConfig"]
+__all__ = ["PretrainConfig"]

@@ -19,25 +19,6 @@ OBJECTIVE = "objective"
 
 
 @dataclasses.dataclass(frozen=True)
-class SlopeConfig(Checked):
-    """Weights of the slope penalties in the fitness (`edl_jax.objective.slope_violations`)."""
-
-    descent: NotNegative = 0.0
-    """Weight of the penalty on descent steps that raise the severity; 0 disables it."""
-    norm: NotNegative = 0.0
-    """Weight of the penalty on gradients more than twice, or less than half, as long as
-    cross-entropy's; 0 disables it."""
-    convexity: NotNegative = 0.0
-    """Weight of the penalty on negative curvature along the true class's logit; 0 disables it."""
-    pairs: Count = 512
-    """Number of additional pairs per generation used to measure the slope."""
-
-    def weights(self) -> tuple[float, float, float]:
-        """The weights in the order of `SlopeViolations`."""
-        return self.descent, self.norm, self.convexity
-
-
-@dataclasses.dataclass(frozen=True)
 class PretrainConfig(Checked):
     """How to evolve a loss. Raises ConfigError, which names the invalid field."""
 
@@ -62,8 +43,6 @@ class PretrainConfig(Checked):
     proportional or constant."""
     num_opponents: Count = 4
     """Number of other pairs drawn for each pair to be compared with."""
-    slope: SlopeConfig = SlopeConfig()
-    """Penalties on the loss's slope, added to the ranking objective; all 0 by default."""
     task_weight: NotNegative = 0.0
     """Weight of the task error, added to the ranking objective (0 disables tasks). The task error
     is that of small classifiers trained on synthetic tasks. A constant loss has a ranking objective
@@ -98,8 +77,6 @@ class PretrainConfig(Checked):
             field, expected = "pairs_per_generation", f"two or more for each of {num_counts} counts"
         elif self.num_opponents >= pairs:
             field, expected = "num_opponents", f"fewer than pairs_per_generation, {pairs}"
-        elif any(self.slope.weights()) and self.slope.pairs > pairs:
-            field, expected = "slope.pairs", f"no more than pairs_per_generation, {pairs}"
         elif not self.task_weight and tasks != TaskConfig():
             field, expected = "task_weight", "more than 0, such as 1, where tasks are configured"
         elif self.task_weight and only and tasks.num_classes != only:

@@ -16,7 +16,7 @@ from edl_jax.checked import Count, check, checked_key, config_or_default
 from edl_jax.errors import ConfigError
 from edl_jax.evolution.config import PretrainConfig
 from edl_jax.evolution.problems import TASKS, RankingProblem, problem_of
-from edl_jax.evolution.run import AXIS, Evolution, run_keys
+from edl_jax.evolution.run import POPULATION, Evolution, run_keys
 from edl_jax.losses import EvolvedLoss, Provenance
 from edl_jax.objective import SEVERITIES, draw_tasks, measure, task_errors
 from edl_jax.pairs import Pairs
@@ -96,7 +96,7 @@ def evolve(
         strategy, own = build_strategy(config, problem.sample)
         params = own if params is None else params
     check("params", params, type(strategy.default_params) | None)
-    mesh = device_mesh(AXIS, devices)
+    mesh = device_mesh(POPULATION, devices)
     chunk = check("generations_per_chunk", generations_per_chunk, Count)
     options = {"generations": generations, "chunk": chunk, "mesh": mesh}
     evolution = Evolution(problem, strategy, params, **options)
@@ -139,8 +139,7 @@ class PretrainResult:
 
     Attributes:
       loss: the winner, calibrated and frozen.
-      history: as of `evolve`, with the best network's `task_error` and `slope_violation` where
-        these have a weight.
+      history: as of `evolve`, with the best network's `task_error` where tasks have a weight.
       held_out: by name, one value for each chunk of generations, `[chunks]` float64: `generation`,
         its last, and the metrics of the best on held-out pairs (NaN where undefined).
       metrics: of the winner on held-out pairs that nothing was chosen on, by name: of its ranking
@@ -190,7 +189,7 @@ def pretrain(
     check("strategy (by name it is config.strategy)", strategy, EvolutionaryAlgorithm | None)
     check("problem", problem, Problem | None)
     key = jax.random.key(config.seed) if key is None else checked_key(key)
-    mesh = device_mesh(AXIS, devices)
+    mesh = device_mesh(POPULATION, devices)
     identity: dict[str, Any] = {"pretrain": config, "key": jax.random.key_data(key).tolist()}
     given = {"strategy": strategy, "problem": problem}
     given = {kind: describe(part) for kind, part in given.items() if part is not None}
@@ -204,7 +203,7 @@ def pretrain(
     _, _, key_choice, key_measurement, _ = run_keys(key)
     watched = ranking.pairs(key_measurement)
     evolution = Evolution(
-        problem or problem_of(config),
+        problem or problem_of(ranking),
         strategy,
         params,
         generations=config.generations,

@@ -164,7 +164,7 @@ class LossProblem(Summand, abc.ABC):
         return jax.lax.map(of_block, jax.tree.map(lambda x: x[rows], solutions)).reshape(-1)[:size]
 
 
-class Batch(NamedTuple):
+class PairFeatures(NamedTuple):
     """Pairs as a population sees them: `[num_features, num_pairs]` and `[num_pairs]` float32."""
 
     features: jax.Array
@@ -178,25 +178,25 @@ class RankingProblem(LossProblem):
     the same for all solutions.
     """
 
-    def draw(self, key: jax.Array) -> Batch:
+    def draw(self, key: jax.Array) -> PairFeatures:
         """Fresh pairs as the population sees them."""
         return self.batch(key, self.pairs(key))
 
     @static_self
-    def batch(self, key: jax.Array, pairs_of_counts: tuple[Pairs, ...]) -> Batch:
+    def batch(self, key: jax.Array, pairs_of_counts: tuple[Pairs, ...]) -> PairFeatures:
         """Pairs as the population sees them, in an order that the key draws."""
         network = self.network(self.config.architecture().abstract()[1])  # no parameters are used
         parts = []
         for pairs in pairs_of_counts:
             log_p = log_probabilities(pairs.probabilities)
             severities = objective.apply_severity(self.severity, log_p, pairs.labels)
-            parts.append(Batch(network.features(log_p, pairs.labels), severities))
-        whole = Batch(*(jnp.concatenate(part, axis=-1) for part in zip(*parts, strict=True)))
+            parts.append(PairFeatures(network.features(log_p, pairs.labels), severities))
+        whole = PairFeatures(*(jnp.concatenate(part, axis=-1) for part in zip(*parts, strict=True)))
         # Class counts come in blocks, and the objective takes opponents by position: mix them.
         order = jax.random.permutation(jax.random.fold_in(key, ORDER), whole.severities.size)
         return jax.tree.map(lambda x: x[..., order], whole)
 
-    def score(self, network: LossNetwork, drawn: Batch) -> jax.Array:
+    def score(self, network: LossNetwork, drawn: PairFeatures) -> jax.Array:
         """The violations."""
         return objective.margin_violation(
             network.from_features(drawn.features),
@@ -204,28 +204,6 @@ class RankingProblem(LossProblem):
             margin=self.margin,
             num_opponents=self.config.num_opponents,
         )
-
-
-class SlopeProblem(LossProblem):
-    """The `SlopeViolations` of losses on fresh pairs, weighted by `config.slope` and summed."""
-
-    metric = "slope_violation"
-
-    @static_self
-    def draw(self, key: jax.Array) -> tuple[Pairs, ...]:  # pyright: ignore
-        """Pairs, as many of each class count."""
-        each = -(-self.config.slope.pairs // len(self.config.class_counts))
-        return jax.tree.map(lambda x: x[:each], self.pairs(key))
-
-    def score(self, network: LossNetwork, drawn: tuple[Pairs, ...]) -> jax.Array:
-        """The weighted violations."""
-
-        def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
-            return network(jax.nn.log_softmax(logits), labels)
-
-        weights = jnp.asarray([self.config.slope.weights()], jnp.float32)
-        found = [objective.slope_violations(loss, pairs, self.severity) for pairs in drawn]
-        return jnp.mean(jnp.sum(jnp.asarray(found) * weights, axis=-1))
 
 
 class TaskProblem(LossProblem):
@@ -244,11 +222,7 @@ class TaskProblem(LossProblem):
         return jnp.min(jnp.mean(errors, axis=-1))
 
 
-def problem_of(config: PretrainConfig) -> RankingProblem | WeightedSum:
-    """What a configuration asks for: the ranking objective, and the terms that have a weight."""
-    problem = RankingProblem(config)
-    if config.task_weight:
-        problem += config.task_weight * TaskProblem(config)
-    if any(config.slope.weights()):
-        problem += SlopeProblem(config)
-    return problem
+def problem_of(ranking: RankingProblem) -> RankingProblem | WeightedSum:
+    """What a configuration asks for: the ranking objective, and the tasks if they have a weight."""
+    weight = ranking.config.task_weight
+    return ranking + weight * TaskProblem(ranking.config) if weight else ranking

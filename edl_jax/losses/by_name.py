@@ -93,27 +93,35 @@ def check_loss_name(name: str, *groups: str) -> None:
         raise ConfigError(f"loss is {name!r}; expected one of {known}, or a file *.safetensors.")
 
 
+def resolve_method(name: str) -> LossMethod | SearchedLoss | None:
+    """The learned loss that a name and options stand for, `elf(generations=5)`; None if none."""
+    name, options = split_loss_name(name)
+    if name not in METHODS or (name in PRETRAINED and not options):
+        return None
+    try:
+        return METHODS[name](**options)
+    except TypeError as error:
+        known = ", ".join(inspect.signature(METHODS[name]).parameters)
+        raise ConfigError(f"the learned loss {name!r}, with options {known}: {error}") from error
+
+
 def resolve_loss(
     name: str,
     options: Mapping[str, Any] | None = None,
     *,
     class_counts: Sequence[int] | np.ndarray | None = None,
-) -> Loss | LossMethod | SearchedLoss:
-    """The loss of a name: logits and labels to per-example losses; or a method of `METHODS`.
+) -> Loss:
+    """The loss of a name: logits and labels to per-example losses.
 
     `options` are keyword arguments of a loss of `LOSSES`, where the name, such as
     `focal(gamma=1.0)`, says nothing else; `class_counts` the number of training examples of each
     class, for the losses that take it. What cannot work is a ConfigError, or a LossFileError.
     """
     check_loss_name(name)
+    if resolve_method(name) is not None:
+        raise ConfigError(f"{name!r} is learned by a training; expected a loss that is, or a file.")
     name, own = split_loss_name(name)
     options = {**(options or {}), **own}
-    if name in METHODS and (own or name not in PRETRAINED):
-        try:
-            return METHODS[name](**own)
-        except TypeError as error:
-            fields = ", ".join(inspect.signature(METHODS[name]).parameters) or "none"
-            raise ConfigError(f"the method {name!r}, with options {fields}: {error}") from error
     if name not in LOSSES:
         if options:
             raise ConfigError(f"{name!r} is an evolved loss and has no options; got {options}.")

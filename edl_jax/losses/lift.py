@@ -77,7 +77,7 @@ def formula(function: Formula, scale_of: Literal["logits", "cosines"] | None = N
     With `scale_of`, also an attribute of the loss, training sets the option `scale` to its
     `head_scale`, or without one to 1; a loss of "cosines" needs one. docs/extend.md has an example.
     """
-    loss = _registered(function, of_candidates)
+    loss = _registered(function, _of_candidates)
     loss.scale_of = scale_of  # pyright: ignore[reportFunctionMemberAccess]
     return loss
 
@@ -91,7 +91,7 @@ def formula_of_weights(function: Formula) -> Formula:
     return _registered(function, _of_distributions)
 
 
-def of_candidates(function: Formula, *arguments: Any) -> jax.Array:
+def _of_candidates(function: Formula, *arguments: Any) -> jax.Array:
     """Losses `[...]` of a formula of candidates; arguments as of `per_example`."""
 
     def at(x: jax.Array, label: jax.Array | None, mask: jax.Array | None) -> jax.Array:

@@ -1,6 +1,6 @@
 """Stage 3: the ranking-consistency objective, its metrics, and synthetic tasks (docs/method.md)."""
 
-from edl_jax.objective.measure import measure, slope_violations
+from edl_jax.objective.measure import measure
 from edl_jax.objective.ranking import margin_violation, rank_metrics
 from edl_jax.objective.severity import MARGINS, SEVERITIES, apply_severity
 from edl_jax.objective.tasks import TaskConfig, draw_tasks, task_errors
@@ -15,7 +15,6 @@ __all__ = [
     "margin_violation",
     "measure",
     "rank_metrics",
-    "slope_violations",
     "task_errors",
 ]
 load_parts(__name__, SEVERITIES, MARGINS)

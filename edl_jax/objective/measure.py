@@ -74,13 +74,26 @@ def responses(
     return loss(log_p, pairs.labels), severities, logit_gradients(loss, pairs, severity)
 
 
+def gradients(loss: LogitLoss, pairs: Pairs) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Losses `[num_pairs]`; by the logits, their gradient and cross-entropy's, `p - onehot(y)`."""
+    logits = log_probabilities(pairs.probabilities)
+    losses, pullback = jax.vjp(lambda x: loss(x, pairs.labels), logits)
+    one_hot = jax.nn.one_hot(pairs.labels, logits.shape[-1], dtype=logits.dtype)
+    return losses, pullback(jnp.ones_like(losses))[0], pairs.probabilities - one_hot
+
+
 def logit_gradients(loss: LogitLoss, pairs: Pairs, severity: Severity) -> GradientSample:
     """Measure a loss's gradient with respect to the logits, pair by pair."""
-    logits, gradient = _logits_and_gradient(loss, pairs)
-    _, change = jax.jvp(lambda x: _severities(severity, x, pairs), (logits,), (-gradient,))
+    _, gradient, reference = gradients(loss, pairs)
+
+    def severities(logits: jax.Array) -> jax.Array:
+        return apply_severity(severity, jax.nn.log_softmax(logits), pairs.labels)
+
+    logits = log_probabilities(pairs.probabilities)
+    _, change = jax.jvp(severities, (logits,), (-gradient,))
     own = jnp.take_along_axis(pairs.probabilities, pairs.labels[:, None], axis=-1)[:, 0]
-    norms, reference = jnp.linalg.norm(gradient, axis=-1), _reference_norms(pairs)
-    return GradientSample(change < 0, norms, reference, own, pairs.regimes)
+    norms, references = (jnp.linalg.norm(x, axis=-1) for x in (gradient, reference))
+    return GradientSample(change < 0, norms, references, own, pairs.regimes)
 
 
 def gradient_metrics(sample: GradientSample) -> dict[str, float]:
@@ -95,63 +108,3 @@ def gradient_metrics(sample: GradientSample) -> dict[str, float]:
         if total := reference[mine].sum(dtype=np.float64):
             metrics[f"gradient_ratio{suffix}"] = float(norms[mine].sum(dtype=np.float64) / total)
     return metrics
-
-
-def gradient_norms(loss: LogitLoss, pairs: Pairs) -> tuple[jax.Array, jax.Array]:
-    """Norms `[num_pairs]` of a loss's logit gradient and of cross-entropy's, `|p - onehot(y)|`."""
-    return jnp.linalg.norm(_logits_and_gradient(loss, pairs)[1], axis=-1), _reference_norms(pairs)
-
-
-def _logits_and_gradient(loss: LogitLoss, pairs: Pairs) -> tuple[jax.Array, jax.Array]:
-    logits = log_probabilities(pairs.probabilities)
-    return logits, jax.grad(lambda x: jnp.sum(loss(x, pairs.labels)))(logits)
-
-
-def _reference_norms(pairs: Pairs) -> jax.Array:
-    probabilities = pairs.probabilities
-    one_hot = jax.nn.one_hot(pairs.labels, probabilities.shape[-1], dtype=probabilities.dtype)
-    return jnp.linalg.norm(probabilities - one_hot, axis=-1)
-
-
-def _severities(severity: Severity, logits: jax.Array, pairs: Pairs) -> jax.Array:
-    return apply_severity(severity, jax.nn.log_softmax(logits), pairs.labels)
-
-
-class SlopeViolations(NamedTuple):
-    """How far a loss's slope is from one that trains well; scalars of at least 0, which is best.
-
-    `descent`: mean of `max(0, -cos)` of the angle between the logit gradients of the loss and of
-    the severity, 1 where a descent step on the logits raises the severity straight;
-    `norm`: how far the gradient is longer than twice, or shorter than half of cross-entropy's,
-    `max(0, |log r| - log 2)` with `r` the ratio of the two norms, scaled to a mean of 1 as
-    calibration does; the mean over the pairs, each weighted by cross-entropy's norm;
-    `convexity`: share of the loss's curvature along the true class's logit that is negative,
-    `sum max(0, -L'') / sum |L''|`.
-    """
-
-    descent: jax.Array
-    norm: jax.Array
-    convexity: jax.Array
-
-
-def slope_violations(loss: LogitLoss, pairs: Pairs, severity: Severity) -> SlopeViolations:
-    """Measure the slope of a loss on pairs, which ordering leaves free; its scale has no effect."""
-    logits = log_probabilities(pairs.probabilities)
-    tiny = jnp.finfo(logits.dtype).tiny
-    one_hot = jax.nn.one_hot(pairs.labels, logits.shape[-1], dtype=logits.dtype)
-    gradient_of = jax.grad(lambda x: jnp.sum(loss(x, pairs.labels)))
-    gradient, along = jax.jvp(gradient_of, (logits,), (one_hot,))
-    upwards = jax.grad(lambda x: jnp.sum(_severities(severity, x, pairs)))(logits)
-    norm, length = (jnp.linalg.norm(x, axis=-1)[:, None] for x in (gradient, upwards))
-    units = gradient / jnp.maximum(norm, tiny), upwards / jnp.maximum(length, tiny)
-    cosine, norm = jnp.sum(units[0] * units[1], axis=-1), norm[:, 0]
-    reference = _reference_norms(pairs)
-    scaled = norm / jnp.maximum(jnp.sum(norm), tiny) * jnp.sum(reference)
-    ratio = jnp.maximum(scaled, 1e-6) / jnp.maximum(reference, 1e-6)  # at most e^14 of a flat loss
-    beyond = jax.nn.relu(jnp.abs(jnp.log(ratio)) - jnp.log(2.0))
-    curvature = jnp.sum(along * one_hot, axis=-1)
-    return SlopeViolations(
-        descent=jnp.mean(jnp.clip(-cosine, 0, 1)),
-        norm=jnp.sum(reference * beyond) / jnp.maximum(jnp.sum(reference), tiny),
-        convexity=jnp.sum(jax.nn.relu(-curvature)) / jnp.maximum(jnp.sum(jnp.abs(curvature)), tiny),
-    )

@@ -1,7 +1,9 @@
 """Ablate the evolution: any fields of `PretrainConfig`, in all combinations, over many seeds."""
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from typing import Annotated, Any, get_args
 
 from annotated_types import Ge
@@ -14,10 +16,19 @@ from edl_jax.evolution.config import OBJECTIVE, PretrainConfig
 from edl_jax.runs.folder import Row, own_parts
 from edl_jax.strategies import MUTATIONS
 from edl_jax.studies.cells import AREA, FINAL, GRADIENT, RANKING, Cell
+from edl_jax.studies.executors import jsonable
 from edl_jax.studies.figures import plot_curves
 from edl_jax.studies.statistics import METHOD, holm, rank_correlation
-from edl_jax.studies.sweep import Grid, Plan, as_study, check_grid, plain, points, with_fields
-from edl_jax.studies.tables import Frame, Pairs, Study, contrast, frame, other_settings, summary
+from edl_jax.studies.sweep import (
+    Grid,
+    asked,
+    check_grid,
+    points,
+    study_folder,
+    sweep,
+    with_fields,
+)
+from edl_jax.studies.tables import Frame, Study, Versus, contrast, frame, other_settings, summary
 from edl_jax.training import TrainConfig
 
 MUTATION = "pretrain.strategy.mutation"
@@ -80,12 +91,18 @@ class AblateConfig(Checked):
         return Cell(self.pretrain, self.train if self.downstream else None)
 
 
-@as_study(AblateConfig, "pretrain.seed")
-def ablate(config: AblateConfig) -> Plan:
+def ablate(
+    config: AblateConfig | None = None,
+    *,
+    run_dir: str | os.PathLike[str] | None = None,
+    executor: Executor | str | int | None = None,
+    progress: bool = False,
+) -> Study:
     """Evolve every combination of a grid over all seeds, and compare.
 
     The arguments, and what is raised, are those of `compare`.
     """
+    config, run_dir = asked(config, AblateConfig, run_dir)
     cells: Any = [with_fields(config.base(), point) for point in points(config.grid)]
     datasets = {}
     for cell in cells if config.downstream else ():
@@ -98,14 +115,19 @@ def ablate(config: AblateConfig) -> Plan:
             )
     identity = {"ablate": config, "parts": own_parts(*cells)}
     identity["data"] = list(datasets.values())
-    return identity, lambda sweep: _study(config, sweep(config.base(), config.grid, run=Cell.run))
+    first = config.pretrain.seed
+    seeds = range(first, first + config.num_seeds)
+    with study_folder(run_dir, identity) as folder:
+        options = {"seed_field": "pretrain.seed", "folder": folder, "progress": progress}
+        rows = sweep(config.base(), config.grid, seeds, Cell.run, executor, **options)
+        return _study(config, rows).written(folder)
 
 
-def contrasts(cells: Frame, grid: Mapping[str, Sequence[Any]]) -> dict[str, Pairs]:
+def contrasts(cells: Frame, grid: Mapping[str, Sequence[Any]]) -> dict[str, Versus]:
     """What is compared along each axis: `MUTATION_CONTRASTS`, else each value with the first."""
-    pairs: dict[str, Pairs] = {}
+    pairs: dict[str, Versus] = {}
     for axis, values in grid.items():
-        (first,) = frame([{axis: plain(values[0])}], [axis])[axis]
+        (first,) = frame([{axis: jsonable(values[0])}], [axis])[axis]
         pairs[axis] = [(value, first) for value in cells[axis].unique() if value != first]
     known = [pair for pair in MUTATION_CONTRASTS if {*pair} <= {*cells.get(MUTATION, ())}]
     return pairs | ({MUTATION: known} if known else {})

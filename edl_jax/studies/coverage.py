@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from typing import Annotated, Any
 
 import jax
@@ -13,7 +15,7 @@ from annotated_types import Ge, MinLen
 
 from edl_jax.checked import Checked, Count, Distinct, OneOf, check
 from edl_jax.data.datasets import Dataset, load_dataset
-from edl_jax.errors import ConfigError, DivergedError
+from edl_jax.errors import ConfigError
 from edl_jax.losses import EvolvedLoss
 from edl_jax.losses.by_name import check_loss_name, load_pretrained
 from edl_jax.objective import MARGINS, SEVERITIES, measure
@@ -24,7 +26,7 @@ from edl_jax.runs.folder import Row, as_finite
 from edl_jax.studies.cells import for_all_seeds, kept
 from edl_jax.studies.figures import plot_curves, short_names
 from edl_jax.studies.statistics import is_covered, mmd
-from edl_jax.studies.sweep import Plan, as_study
+from edl_jax.studies.sweep import asked, study_folder, sweep
 from edl_jax.studies.tables import Frame, Study, frame, other_settings, summary
 from edl_jax.training import TrainConfig
 from edl_jax.training.classifier import AXIS
@@ -35,7 +37,7 @@ from edl_jax.training.training import resolve_config_loss
 CONTROL, MIXTURE = "fresh synthetic pairs", "mixture"
 BY = ["loss", "part", "epoch"]
 DISTANCES = {"coverage": "share of outputs covered", "mmd": "squared maximum mean discrepancy"}
-RANKING = ("pairwise_accuracy", "violated_margins", "gradient_ratio")
+OF_EVOLVED = ("pairwise_accuracy", "violated_margins", "gradient_ratio")
 _LEAST_PROBABILITY = 1e-6  # below it, and above 1 minus it, pairs count as equally sure
 
 
@@ -102,12 +104,18 @@ class CoverageConfig(Checked):
         return loss
 
 
-@as_study(CoverageConfig, "train.seed")
-def coverage(config: CoverageConfig) -> Plan:
+def coverage(
+    config: CoverageConfig | None = None,
+    *,
+    run_dir: str | os.PathLike[str] | None = None,
+    executor: Executor | str | int | None = None,
+    progress: bool = False,
+) -> Study:
     """Record outputs of real trainings and compare them with the synthetic pairs.
 
     The arguments, and what is raised, are those of `compare`.
     """
+    config, run_dir = asked(config, CoverageConfig, run_dir)
     kept.cache_clear()  # the code of the user's own losses may have changed
     dataset, evolved = load_dataset(config.train.data), config.ranked()
     one = jax.ShapeDtypeStruct((1, dataset.num_classes), jnp.float32)
@@ -116,8 +124,12 @@ def coverage(config: CoverageConfig) -> Plan:
     for name in config.losses:
         train = dataclasses.replace(config.train, loss=name)
         identity[f"loss {name}"] = describe(resolve_config_loss(train, dataset))
-    grid, run = {"train.loss": config.losses}, CoverageConfig.run
-    return identity, lambda sweep: _study(config, dataset, sweep(config, grid, run=run))
+    seeds = range(config.train.seed, config.train.seed + config.num_seeds)
+    with study_folder(run_dir, identity) as folder:
+        options = {"seed_field": "train.seed", "folder": folder, "progress": progress}
+        grid = {"train.loss": config.losses}
+        rows = sweep(config, grid, seeds, CoverageConfig.run, executor, **options)
+        return _study(config, dataset, rows).written(folder)
 
 
 def _study(config: CoverageConfig, dataset: Dataset, rows: list[Row]) -> Study:
@@ -152,7 +164,7 @@ def _study(config: CoverageConfig, dataset: Dataset, rows: list[Row]) -> Study:
 def overview(cells: Frame) -> Frame:
     """For each loss, part and epoch, and for the control: the mixture, and the nearest regime."""
     is_mixture = cells["reference"] == MIXTURE
-    table = summary(cells[is_mixture], BY, [*DISTANCES, "correct", *RANKING])
+    table = summary(cells[is_mixture], BY, [*DISTANCES, "correct", *OF_EVOLVED])
     regimes = summary(cells[~is_mixture], [*BY, "reference"], ["mmd"])
     nearest = regimes.loc[regimes.groupby(BY, sort=False)["mmd_mean"].idxmin()]
     table.insert(len(BY), "nearest regime", nearest["reference"].to_numpy())
@@ -170,17 +182,15 @@ def record(
     batches = min(num_outputs, len(data.train_labels)) // train.batch_size
     counts = {"train": max(batches, 1) * train.batch_size}
     counts["val" if train.data.val_examples else "test"] = num_outputs
-    key_init, key = jax.random.split(jax.random.key(train.seed))
-    state, outputs = trainer.init(key_init), {}
+    run, key = trainer.of_seed(train.seed)
+    state, outputs = run.init(key), {}
     for epoch in range(epochs[-1] + 1):
         if epoch:
-            state = trainer.take_steps(state, key, trainer.period)
-            if np.any(jax.device_get(state.failed_step) >= 0):
-                raise DivergedError(f"training diverged in epoch {epoch}; lower the learning rate.")
+            state, _ = run.advance(state, run.period)
         for split, count in counts.items() if epoch in epochs else ():
             labels = getattr(data, f"{split}_labels")
             rows = np.random.default_rng(0).permutation(len(labels))[:count]
-            logits = trainer.outputs(state, key, split, rows).astype(np.float32)
+            logits = run.outputs(state, run.key, split, rows).astype(np.float32)
             probabilities: Any = np.asarray(jax.nn.softmax(logits))
             pairs = Pairs(probabilities, labels[rows], np.full_like(labels[rows], -1))  # no regime
             outputs.setdefault(epoch, {})[split] = pairs
@@ -228,7 +238,7 @@ def rank_outputs(pairs: Pairs, loss: EvolvedLoss) -> dict[str, float]:
     margin = MARGINS[loss.provenance.config.get("margin", "proportional")]
     network = loss.replace(scale=np.float32(1))
     metrics = measure(network, pairs, severity=severity, margin=margin, scale=loss.scale)
-    return {name: metrics.get(name, np.nan) for name in RANKING}
+    return {name: metrics.get(name, np.nan) for name in OF_EVOLVED}
 
 
 def coordinates(pairs: Pairs) -> np.ndarray:

@@ -2,15 +2,14 @@
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import itertools
 import json
-import operator
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import AbstractContextManager
 from numbers import Integral
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -24,14 +23,12 @@ from edl_jax.errors import ConfigError, EDLError, shortened
 from edl_jax.runs.describing import describe, describe_config
 from edl_jax.runs.folder import Row, RunFolder, open_run
 from edl_jax.runs.storage import user_path
-from edl_jax.studies.executors import open_executor, plain, results
+from edl_jax.studies.executors import jsonable, open_executor, results
 from edl_jax.studies.figures import check_libraries
-from edl_jax.studies.tables import Study
 
 CELLS = "cells.jsonl"
 Config = TypeVar("Config")
 Point = Mapping[str, Any]  # values of some fields by dotted name
-Plan = tuple[dict[str, Any], Callable[..., Study]]  # identity, and what a sweep comes to
 
 
 def sweep(
@@ -87,7 +84,7 @@ def sweep(
                 text = shortened(describe(config))
                 expected = "each once, and functions that differ under different names"
                 raise ConfigError(f"two cells are {text}; expected {expected}.")
-            cells[key] = config, {"key": key, **plain(point), "seed": plain(seed)}
+            cells[key] = config, {"key": key, **jsonable(point), "seed": jsonable(seed)}
     kept = [] if folder is None else folder.resume_rows(name=CELLS, check=_check)
     finished: dict[str, Row] = {row["key"]: row for row in kept if "error" not in row}
     missing = {key: cell for key, cell in cells.items() if key not in finished}
@@ -118,33 +115,9 @@ def asked(
     return config_or_default(config, kind), None if run_dir is None else user_path(run_dir)
 
 
-def as_study(kind: type[Config], seed_field: str):
-    """Make a study of `(config) -> (identity of its folder, (sweep) -> Study)`."""
-
-    def lift(plan: Callable[[Config], Plan]):
-        @functools.wraps(plan, ("__module__", "__name__", "__qualname__", "__doc__"))
-        def run(
-            config: Config | None = None,
-            *,
-            run_dir: str | os.PathLike[str] | None = None,
-            executor: Executor | str | int | None = None,
-            progress: bool = False,
-        ) -> Study:
-            config, run_dir = asked(config, kind, run_dir)
-            identity, find = plan(config)
-            first = operator.attrgetter(seed_field)(config)
-            seeds = range(first, first + config.num_seeds)  # pyright: ignore
-            held = contextlib.nullcontext() if run_dir is None else open_run(run_dir, identity)
-            with held as folder, open_executor(executor) as pool:
-                shared = {"seed_field": seed_field, "folder": folder, "progress": progress}
-                run_cells = functools.partial(sweep, seeds=seeds, executor=pool or "1", **shared)
-                return find(run_cells).written(folder)
-
-        del run.__wrapped__  # the signature is that of `run`, with the type of its configuration
-        run.__annotations__["config"] = kind | None
-        return run
-
-    return lift
+def study_folder(run_dir: Path | None, identity: Mapping[str, Any]) -> AbstractContextManager[Any]:
+    """The folder of a study, open; None where nothing is to be kept."""
+    return contextlib.nullcontext() if run_dir is None else open_run(run_dir, identity)
 
 
 def _check_arguments(base: Any, grid: Any, seeds: Any, folder: Any) -> None:
@@ -195,7 +168,7 @@ def check_grid(config: Any, base: Any, fixed: Mapping[str, Sequence[Any]]) -> No
         where = f"{type(config).__name__}.grid[{name!r}]"
         if name in fixed:
             raise ConfigError(f"{where} is given; expected it left out: another field sets it.")
-        if not values or len({json.dumps(plain(x)) for x in values}) < len(values):
+        if not values or len({json.dumps(jsonable(x)) for x in values}) < len(values):
             raise ConfigError(f"{where} is {values!r}; expected different values, at least one.")
     for point in points({**config.grid, **fixed}):
         with_fields(base, point)

@@ -74,7 +74,7 @@ class Learner:
         self.method = as_method(checked)
         asked = check_loss(checked, dataset.num_classes, soft=mixes)
         self.validates = asked
-        if asked or (self.is_searched and loss.validates):
+        if asked or (isinstance(loss, SearchedLoss) and loss.validates):
             check_validation(config, dataset, f"the loss {type(loss).__qualname__}")
         self.on_cpu = on_cpu(mesh)
         auto = jnp.float32 if self.on_cpu else jnp.bfloat16

@@ -15,7 +15,7 @@ from edl_jax.checked import Distinct, Seed, check, config_or_default
 from edl_jax.data.config import DataConfig
 from edl_jax.data.datasets import Dataset, load_dataset
 from edl_jax.data.sources import ArraySource
-from edl_jax.losses.by_name import Loss, resolve_loss, scale_of
+from edl_jax.losses.by_name import Loss, resolve_loss, resolve_method, scale_of
 from edl_jax.losses.method import LossMethod, as_keys
 from edl_jax.losses.searched import SearchedLoss
 from edl_jax.models import ModelFactory
@@ -26,7 +26,7 @@ from edl_jax.runs.processes import agree, all_do, first_does, is_first
 from edl_jax.training.classifier import AXIS
 from edl_jax.training.config import TrainConfig
 from edl_jax.training.learner import Learner
-from edl_jax.training.metrics import METRICS
+from edl_jax.training.metrics import MEASURES
 from edl_jax.training.optimizers import LOSS, Optimizer
 from edl_jax.training.state import evaluated
 from edl_jax.training.trainer import Trainer
@@ -122,7 +122,7 @@ def train(
         trained = _with_loss(learner, search_dir, progress=options["progress"])
         result = run_training(Trainer(trained), learner.config.seed, **options)
         if folder is not None:
-            measured = as_finite({f"test_{x}": getattr(result, f"test_{x}") for x in METRICS})
+            measured = as_finite({f"test_{x}": getattr(result, f"test_{x}") for x in MEASURES})
             folder.write_json("results.json", {**measured, "data": result.source})
         return result
 
@@ -192,7 +192,7 @@ def run_training(
     params, statistics = as_keys(evaluated(state))
     return TrainResult(
         # None is what JSON has in place of NaN.
-        **{f"test_{x}": math.nan if last.get(x) is None else last[x] for x in METRICS},
+        **{f"test_{x}": math.nan if last.get(x) is None else last[x] for x in MEASURES},
         history=rows,
         source=trainer.dataset.source,
         params=params,
@@ -216,7 +216,7 @@ def _prepare(
     if data is not None:
         is_name = isinstance(data, str)
         named["data"] = dataclasses.replace(config.data, name=data) if is_name else data
-    config = dataclasses.replace(config, **named)
+    config = dataclasses.replace(config, **named) if named else config
 
     mesh = device_mesh(AXIS, devices)
     # Where the data lies may differ from host to host.
@@ -247,6 +247,8 @@ def load_shared(config: DataConfig, source: ArraySource | None = None) -> Datase
 
 def resolve_config_loss(config: TrainConfig, dataset: Dataset) -> Loss | LossMethod | SearchedLoss:
     """The loss that `config` names, with the scale of the head's cosines if it takes that."""
+    if (method := resolve_method(config.loss)) is not None:
+        return method
     options = {}
     if scale_of(config.loss):
         options["scale"] = 1.0 if config.head_scale is None else config.head_scale

@@ -1,25 +1,16 @@
 """Losses made to resist wrong labels."""
 
-import math
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from annotated_types import Gt, Le, Lt
-from flax import nnx
-from jax.typing import ArrayLike
+from annotated_types import Gt, Le
 
-from edl_jax.checked import NotNegative, Positive, check
+from edl_jax.checked import NotNegative, Positive
 from edl_jax.losses.formulas.cross_entropies import focal_of_every_class
-from edl_jax.losses.lift import LOSSES, Candidates, formula, of_candidates
+from edl_jax.losses.lift import Candidates, formula
 
 _LOG_ZERO = -4.0  # the A of both papers, for the logarithm of 0 in reverse cross-entropy
-# Points of the trapezoidal rule in log x, over which the distribution's integral is taken.
-_STEP = 0.25
-_LOG_X = np.arange(-20.0, 20.0, _STEP)
-# Where the authors' code keeps what it learns.
-_LOW, _HIGH, _SMALLEST_SCALE = 0.001, 1.999, 1e-5
 
 
 @formula
@@ -136,64 +127,9 @@ def barron(
     References:
       Barron, "A General and Adaptive Robust Loss Function", 2019. https://arxiv.org/abs/1701.03077
     """
-    return _rho(c.miss() / scale, alpha)
-
-
-@LOSSES.register("adaptive_barron")
-class AdaptiveBarron(nnx.Module):
-    """Barron's robust loss of `1 - p_y` with a learned shape and scale.
-
-    The negative log-likelihood `rho(x, alpha, scale) + log(scale) + log Z(alpha)` of a residual
-    under the distribution whose density is `exp(-rho) / (scale Z)`; negative where the scale is
-    small. `Z(alpha)`, the integral of `exp(-rho(x, alpha, 1))` over all x, is the trapezoidal
-    rule's in `log x`, not the authors' table: `log Z` is within 1e-6, its derivative within 1e-3.
-
-    Args:
-      alpha: shape to begin with, in (0.001, 1.999), where the authors' code keeps it.
-      scale: scale to begin with, more than 1e-5; likewise.
-
-    References:
-      Barron, "A General and Adaptive Robust Loss Function", 2019. https://arxiv.org/abs/1701.03077
-    """
-
-    def __init__(self, *, alpha: float = 1.0, scale: float = 1.0):
-        alpha = check("alpha", float(alpha), Annotated[float, Gt(_LOW), Lt(_HIGH)])
-        scale = check("scale", float(scale), Annotated[float, Gt(_SMALLEST_SCALE)])
-        share, excess = (alpha - _LOW) / (_HIGH - _LOW), scale - _SMALLEST_SCALE
-        inverse_softplus = excess + math.log(-math.expm1(-excess))
-        self.latent_alpha = nnx.Param(jnp.asarray(math.log(share / (1 - share)), jnp.float32))
-        self.latent_scale = nnx.Param(jnp.asarray(inverse_softplus, jnp.float32))
-
-    def alpha(self) -> jax.Array:
-        """The present shape, a float32 scalar: a sigmoid of `latent_alpha`."""
-        return _LOW + (_HIGH - _LOW) * jax.nn.sigmoid(self.latent_alpha[...])
-
-    def scale(self) -> jax.Array:
-        """The present scale, a float32 scalar: a softplus of `latent_scale`."""
-        return _SMALLEST_SCALE + jax.nn.softplus(self.latent_scale[...])
-
-    def __call__(
-        self, logits: ArrayLike, labels: ArrayLike, *, axis: int = -1, where: Any = None
-    ) -> jax.Array:
-        """The loss of each example, called as `barron` is."""
-        alpha, scale = self.alpha(), self.scale()
-        normalizer = jnp.log(scale) + log_partition(alpha)
-        return of_candidates(
-            lambda c: _rho(c.miss() / scale, alpha) + normalizer, logits, labels, axis, where
-        )
-
-
-def log_partition(alpha: jax.Array) -> jax.Array:
-    """`log` of the integral of `exp(-rho(x, alpha, 1))` over all x, for shapes in [0, 2]."""
-    x = jnp.asarray(np.exp(_LOG_X), jnp.float32)
-    return jnp.log(2 * _STEP * jnp.sum(x * jnp.exp(-_rho(x, alpha))))
-
-
-def _rho(x: jax.Array, alpha: ArrayLike) -> jax.Array:
-    """The general loss of residuals in units of the scale."""
-    alpha = jnp.asarray(alpha, x.dtype)
-    half = x**2 / 2
-    shape = jnp.where(alpha == 2, 1.0, alpha)  # where the formula can be computed
+    half = (c.miss() / scale) ** 2 / 2
+    a = jnp.asarray(alpha, half.dtype)
+    shape = jnp.where(a == 2, 1.0, a)  # where the formula can be computed
     width = jnp.abs(shape - 2)
     # |a - 2| / a ((1 + u)^(a / 2) - 1) as |a - 2| / 2 log(1 + u) (e^t - 1) / t, smooth at a = 0.
     log_term = jnp.log1p(2 * half / width)
@@ -201,4 +137,4 @@ def _rho(x: jax.Array, alpha: ArrayLike) -> jax.Array:
     is_small = jnp.abs(t) < 1e-3
     safe = jnp.where(is_small, 1.0, t)
     ratio = jnp.where(is_small, 1 + t / 2 + t**2 / 6, jnp.expm1(safe) / safe)
-    return jnp.where(alpha == 2, half, width / 2 * log_term * ratio)
+    return jnp.where(a == 2, half, width / 2 * log_term * ratio)
