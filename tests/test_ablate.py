@@ -12,7 +12,7 @@ from edl_jax.strategies import StrategyConfig
 from edl_jax.studies import AblateConfig, ablate
 from edl_jax.studies.ablate import ACCURACY, MUTATION, contrasts, correlations, is_of_objective
 from edl_jax.studies.cells import AREA, FINAL, GRADIENT, RANKING, Cell
-from edl_jax.studies.sweep import plain
+from edl_jax.studies.executors import jsonable
 from edl_jax.studies.tables import frame
 from tests.test_evolution import TINY
 from tests.test_training import DIGITS
@@ -169,7 +169,7 @@ def test_settings_are_compared_within_the_others_and_what_ranks_otherwise_is_not
 def test_the_contrasts_of_mutations_that_are_there_are_kept_else_with_the_first_asked_for(
     axis, asked, failed, expected
 ):
-    rows = [{"seed": 0, axis: plain(value)} for value in asked if value not in failed]
+    rows = [{"seed": 0, axis: jsonable(value)} for value in asked if value not in failed]
     assert contrasts(frame(rows, [axis]), {axis: asked}) == {axis: expected}
 
 
