@@ -65,7 +65,8 @@ def test_a_step_and_an_evaluation_of_every_model_with_switches_on(model, precisi
     def traced():
         """The shapes and dtypes of the state before and after and of the sums; and all arrays."""
         learner = Learner(config, dataset, loss, mesh)
-        step, sums = (on_every_device(x, mesh) for x in (learner.step, learner.sums))
+        of_batch = lambda state, key, batch: learner.step(state, key, lambda step: batch)  # noqa: E731
+        step, sums = (on_every_device(x, mesh) for x in (of_batch, learner.sums))
         before = jax.eval_shape(learner.init, jax.random.key(0))
         key = jax.random.key(1)
         step, after = jax.make_jaxpr(step, return_shape=True)(before, key, (images, labels))
