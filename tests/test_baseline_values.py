@@ -80,7 +80,6 @@ FORMULAS = {
     "multiclass_hinge": lambda x, p, y: max(0, 1 + np.delete(x, y).max() - x[y]),
     "smoothed_zero_one": lambda x, p, y: 1 / (1 + np.exp(x[y] - np.delete(x, y).max())),
     "ldam": lambda x, p, y: replaced(x, y, x[y] - 30 * 0.5 * (1 / COUNTS[y]) ** 0.25),
-    "additive_margin_softmax": lambda x, p, y: replaced(x, y, x[y] - 30 * 0.35),
     "barron": lambda x, p, y: np.sqrt((1 - p[y]) ** 2 + 1) - 1,
     "baikal": lambda x, p, y: -np.log(p).mean() + 1 / p[y] / 5,
     "taylor_glo": lambda x, p, y: taylor_glo_of(x, np.eye(5)[y]),
@@ -132,7 +131,6 @@ LIMITS = [  # (loss, options, what it then is, factor, tolerance)
     ("bi_tempered", {"t1": 0.9999, "t2": 1.0001}, "cross_entropy", 1, 2e-3),
     ("bi_tempered", {"t1": 0.0, "t2": 1.0}, "brier", 0.5, 1e-5),
     ("ldam", {"max_margin": 0.0, "class_counts": COUNTS}, "cross_entropy", 1, 1e-6),
-    ("additive_margin_softmax", {"margin": 0.0}, "cross_entropy", 1, 1e-6),
     ("barron", {"alpha": 2.0, "scale": 0.5}, "squared_miss", 2, 1e-6),
 ]
 
@@ -215,8 +213,6 @@ def test_like_torch():
         ("bi_tempered", {"t2": 0.8}, "t2 is 0.8"),
         ("smoothed_zero_one", {"sharpness": True}, "sharpness is True"),
         ("ldam", {"class_counts": (1, 2, 3, 0, 5)}, "at least 1"),
-        ("additive_margin_softmax", {"margin": -1}, "margin is -1"),
-        ("additive_margin_softmax", {"scale": -1.0}, "scale is -1.0"),
         ("barron", {"alpha": 3.0}, "alpha is 3.0"),
         (
             "baikal",

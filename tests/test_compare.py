@@ -315,7 +315,7 @@ def test_static_stands_for_the_losses_without_parameters_and_margins():
     names = CompareConfig(losses=("cross_entropy", "edl", "static")).loss_names()
     assert names[:2] == ("cross_entropy", "edl")
     assert len(names) == len({*names})
-    assert {*LOSSES} - {*names} == {"ldam", "additive_margin_softmax"}
+    assert {*LOSSES} - {*names} == {"ldam"}
 
 
 @pytest.mark.parametrize(

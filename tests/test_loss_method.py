@@ -1,6 +1,8 @@
 """Losses given as objects: what is refused, and what those that change while they are used keep."""
 
 import dataclasses
+from functools import partial
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ from flax import nnx
 from edl_jax import LossMethod, train
 from edl_jax.data import Augmentation
 from edl_jax.errors import ConfigError, InputError
-from edl_jax.losses import LOSSES, load_pretrained
+from edl_jax.losses import LOSSES, formula, load_pretrained
 from edl_jax.losses.method import check_loss
 from edl_jax.runs.checkpoints import Checkpoints
 from edl_jax.runs.describing import describe
@@ -271,6 +273,10 @@ def test_a_loss_of_whole_labels_is_refused_where_labels_are_mixed():
         train(dataclasses.replace(SMALL, augmentation=Augmentation(mixup=1.0)), loss=Watched())
 
 
+def of_cosines(c, *, scale=1.0):
+    return scale * c.miss()
+
+
 def test_a_loss_may_be_given_by_name_or_path(monkeypatch, tmp_path):
     made = []
     monkeypatch.setattr(training, "Trainer", made.append)
@@ -284,5 +290,7 @@ def test_a_loss_may_be_given_by_name_or_path(monkeypatch, tmp_path):
     train(SMALL, loss=path)
     loss = made[2].identity()["loss"]
     assert (made[2].config.loss, loss) == (str(path), describe(load_pretrained()))
-    with pytest.raises(ConfigError, match="expected a head_scale"):
-        train(SMALL, loss="additive_margin_softmax")
+    with mock.patch.dict(LOSSES):
+        partial(formula, scale_of="cosines")(of_cosines)
+        with pytest.raises(ConfigError, match="expected a head_scale"):
+            train(SMALL, loss="of_cosines")

@@ -26,7 +26,7 @@ SWITCHES = {
 # Of these switches, what has shown to hang on them; evosax's state holds infinities by design.
 FEW = {
     "strict dtypes": (
-        *("the loss additive_margin_softmax", "the loss edl", "tasks", "train"),
+        *("the loss ldam", "the loss edl", "tasks", "train"),
         *("shapes of a generation with every term", "pretrain with ChaoticES"),
     ),
     "infinities": ("the loss edl", "the loss edl-paper", "ranking", "train"),

@@ -1,7 +1,7 @@
 """Losses that ask for a margin between the label's logit and the others.
 
-`ldam` and `additive_margin_softmax` are for a head whose logits are cosines times a scale,
-`x_k = scale cos(theta_k)`, of the angles between the features and the weights of the classes.
+`ldam` is for a head whose logits are cosines times a scale, `x_k = scale cos(theta_k)`, of the
+angles between the features and the weights of the classes.
 """
 
 import functools
@@ -71,22 +71,6 @@ def ldam(
     fewest = jnp.min(n, axis=-1, where=c.where, initial=float(counts.max()), keepdims=True)
     margins = max_margin * (fewest / n) ** 0.25
     return _with_label_logit(c, c.at(c.logits - scale * margins))
-
-
-@functools.partial(formula, scale_of="cosines")
-def additive_margin_softmax(
-    c: Candidates, *, margin: NotNegative = 0.35, scale: Positive = 30.0
-) -> jax.Array:
-    """Additive-margin softmax: cross-entropy with `x_y - scale margin` for `x_y`.
-
-    Args:
-      margin: what is taken from the label's cosine, at least 0; the paper's 0.35.
-      scale: scale of the logits, more than 0; the paper's 30.
-
-    References:
-      Wang et al., 2018. https://arxiv.org/abs/1801.05599
-    """
-    return _with_label_logit(c, c.at(c.logits) - scale * margin)
 
 
 def _with_label_logit(c: Candidates, value: jax.Array) -> jax.Array:
