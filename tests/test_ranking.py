@@ -73,7 +73,6 @@ def float64_severities(log_p, y):
     return {
         "surprisal": -log_p[rows, y],
         "miss_probability": 1 - own,
-        "runner_up_margin": np.where(one_hot == 1, -1, p).max(-1) - own,
         "brier": ((p - one_hot) ** 2).sum(-1),
         "smoothed_surprisal": -((0.9 * one_hot + 0.1 / num_classes) * log_p).sum(-1),
         "generalised_surprisal": (1 - own**0.7) / 0.7,

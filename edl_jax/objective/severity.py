@@ -33,15 +33,6 @@ def miss_probability(log_probabilities: jax.Array, labels: jax.Array) -> jax.Arr
     return -jnp.expm1(_of_label(log_probabilities, labels))
 
 
-@SEVERITIES.register("runner_up_margin")
-def runner_up_margin(log_probabilities: jax.Array, labels: jax.Array) -> jax.Array:
-    """`max_{j != y} p_j - p_y`, in [-1, 1]."""
-    probabilities = jnp.exp(log_probabilities)
-    is_label = jax.nn.one_hot(labels, log_probabilities.shape[-1], dtype=bool)
-    runner_up = jnp.max(jnp.where(is_label, 0.0, probabilities), axis=-1)
-    return runner_up - _of_label(probabilities, labels)
-
-
 @SEVERITIES.register("brier")
 def brier(log_probabilities: jax.Array, labels: jax.Array) -> jax.Array:
     """The Brier score `sum_j (p_j - [j = y])^2`, in [0, 2] (Brier 1950)."""
