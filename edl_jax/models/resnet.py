@@ -113,10 +113,6 @@ class ResNet(nnx.Module):
 
 MODELS.register("resnet8")(partial(ResNet, (1, 1, 1)))
 MODELS.register("resnet20")(partial(ResNet, (3, 3, 3)))
-MODELS.register("resnet32")(partial(ResNet, (5, 5, 5)))
-MODELS.register("resnet44")(partial(ResNet, (7, 7, 7)))
-MODELS.register("resnet56")(partial(ResNet, (9, 9, 9)))
 _of_imagenet = partial(ResNet, width=64, projection=True)
 MODELS.register("resnet18")(partial(_of_imagenet, (2, 2, 2, 2)))
-MODELS.register("resnet34")(partial(_of_imagenet, (3, 4, 6, 3)))
 MODELS.register("resnet50")(partial(_of_imagenet, (3, 4, 6, 3), bottleneck=True))
