@@ -23,8 +23,8 @@ def well(x, labels):
 
 @pytest.fixture(scope="module")
 def on_path():
-    logits = shape.paths(2)["one other"]
-    return {loss: shape.respond(loss, logits) for loss in (cross_entropy, well)}
+    pairs = shape.paths(2)["one other"]
+    return {loss: shape.respond(loss, pairs) for loss in (cross_entropy, well)}
 
 
 def test_cross_entropy_is_its_own_reference(on_path):
@@ -47,8 +47,9 @@ def test_where_a_planted_loss_turns_and_vanishes(on_path):
 
 @pytest.mark.parametrize("num_classes", [2, 3, 10])
 def test_paths_lead_where_they_say(num_classes):
-    for name, logits in shape.paths(num_classes).items():
-        p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    for name, pairs in shape.paths(num_classes).items():
+        p = pairs.probabilities
+        np.testing.assert_allclose(p.sum(axis=1), 1, rtol=1e-6)
         np.testing.assert_allclose(p[:, 0], shape.path_probabilities(), rtol=1e-5)
         rest = 0 if name == "one other" else p[:, 1]
         np.testing.assert_allclose(p[:, -1] if num_classes > 2 else 0, rest, atol=1e-7)

@@ -74,13 +74,26 @@ def responses(
     return loss(log_p, pairs.labels), severities, logit_gradients(loss, pairs, severity)
 
 
+def gradients(loss: LogitLoss, pairs: Pairs) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Losses `[num_pairs]`; by the logits, their gradient and cross-entropy's, `p - onehot(y)`."""
+    logits = log_probabilities(pairs.probabilities)
+    losses, pullback = jax.vjp(lambda x: loss(x, pairs.labels), logits)
+    one_hot = jax.nn.one_hot(pairs.labels, logits.shape[-1], dtype=logits.dtype)
+    return losses, pullback(jnp.ones_like(losses))[0], pairs.probabilities - one_hot
+
+
 def logit_gradients(loss: LogitLoss, pairs: Pairs, severity: Severity) -> GradientSample:
     """Measure a loss's gradient with respect to the logits, pair by pair."""
-    logits, gradient = _logits_and_gradient(loss, pairs)
-    _, change = jax.jvp(lambda x: _severities(severity, x, pairs), (logits,), (-gradient,))
+    _, gradient, reference = gradients(loss, pairs)
+
+    def severities(logits: jax.Array) -> jax.Array:
+        return apply_severity(severity, jax.nn.log_softmax(logits), pairs.labels)
+
+    logits = log_probabilities(pairs.probabilities)
+    _, change = jax.jvp(severities, (logits,), (-gradient,))
     own = jnp.take_along_axis(pairs.probabilities, pairs.labels[:, None], axis=-1)[:, 0]
-    norms, reference = jnp.linalg.norm(gradient, axis=-1), _reference_norms(pairs)
-    return GradientSample(change < 0, norms, reference, own, pairs.regimes)
+    norms, references = (jnp.linalg.norm(x, axis=-1) for x in (gradient, reference))
+    return GradientSample(change < 0, norms, references, own, pairs.regimes)
 
 
 def gradient_metrics(sample: GradientSample) -> dict[str, float]:
@@ -95,23 +108,3 @@ def gradient_metrics(sample: GradientSample) -> dict[str, float]:
         if total := reference[mine].sum(dtype=np.float64):
             metrics[f"gradient_ratio{suffix}"] = float(norms[mine].sum(dtype=np.float64) / total)
     return metrics
-
-
-def gradient_norms(loss: LogitLoss, pairs: Pairs) -> tuple[jax.Array, jax.Array]:
-    """Norms `[num_pairs]` of a loss's logit gradient and of cross-entropy's, `|p - onehot(y)|`."""
-    return jnp.linalg.norm(_logits_and_gradient(loss, pairs)[1], axis=-1), _reference_norms(pairs)
-
-
-def _logits_and_gradient(loss: LogitLoss, pairs: Pairs) -> tuple[jax.Array, jax.Array]:
-    logits = log_probabilities(pairs.probabilities)
-    return logits, jax.grad(lambda x: jnp.sum(loss(x, pairs.labels)))(logits)
-
-
-def _reference_norms(pairs: Pairs) -> jax.Array:
-    probabilities = pairs.probabilities
-    one_hot = jax.nn.one_hot(pairs.labels, probabilities.shape[-1], dtype=probabilities.dtype)
-    return jnp.linalg.norm(probabilities - one_hot, axis=-1)
-
-
-def _severities(severity: Severity, logits: jax.Array, pairs: Pairs) -> jax.Array:
-    return apply_severity(severity, jax.nn.log_softmax(logits), pairs.labels)

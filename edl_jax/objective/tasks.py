@@ -13,7 +13,7 @@ import optax
 from annotated_types import Ge, Le, MinLen
 
 from edl_jax.checked import Checked, Count, Positive
-from edl_jax.objective.measure import LogitLoss, gradient_norms
+from edl_jax.objective.measure import LogitLoss, gradients
 from edl_jax.pairs import Mixture, Pairs, sample_pairs
 
 # Examples are normalised by one another's statistics: one alone would be all zeros.
@@ -156,7 +156,8 @@ def task_errors(loss: LogitLoss, tasks: Tasks, config: TaskConfig) -> jax.Array:
     def on_logits(logits: jax.Array, labels: jax.Array) -> jax.Array:
         return loss(jax.nn.log_softmax(logits), labels)
 
-    own, reference = map(jnp.sum, gradient_norms(on_logits, tasks.pairs))
+    _, *both = gradients(on_logits, tasks.pairs)
+    own, reference = (jnp.sum(jnp.linalg.norm(x, axis=-1)) for x in both)
     scale = reference / jnp.maximum(own, jnp.finfo(own.dtype).tiny)
 
     def error(rate: jax.Array, problem: Problem, weights: Any, batches: jax.Array) -> jax.Array:

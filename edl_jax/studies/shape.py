@@ -2,13 +2,11 @@
 
 import contextlib
 import dataclasses
-import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
@@ -16,16 +14,14 @@ import tyro
 from edl_jax.checked import Checked
 from edl_jax.errors import ConfigError
 from edl_jax.losses import EvolvedLoss, LossMethod
-from edl_jax.losses.by_name import check_loss_name, resolve_loss
-from edl_jax.pairs import REGIMES, log_probabilities, sample_pairs
+from edl_jax.losses.by_name import Loss, check_loss_name, resolve_loss
+from edl_jax.objective.measure import gradients
+from edl_jax.pairs import REGIMES, Pairs, sample_pairs
 from edl_jax.runs.describing import describe
 from edl_jax.runs.folder import open_run
 from edl_jax.studies.figures import panels, short_names
 from edl_jax.studies.sweep import asked
 from edl_jax.studies.tables import Frame, Study, frame
-
-Loss = Callable[[jax.Array, jax.Array], jax.Array]
-Array = np.ndarray | jax.Array
 
 _VANISHING = 0.01  # of cross-entropy's gradient: below it, descent would hardly move
 _FEWEST = 1e-12  # probability of a class that is to have none: its logarithm stays finite
@@ -33,7 +29,7 @@ _FEWEST = 1e-12  # probability of a class that is to have none: its logarithm st
 _LOGITS = np.linspace(-1, 1, 368) * np.log(0.9999 / 0.0001)
 CLASS_COUNTS = (2, 10, 100)
 _PAIRS = 1000 * len(REGIMES)
-_CROSS_ENTROPY = {"cross-entropy": optax.losses.softmax_cross_entropy_with_integer_labels}
+_CROSS_ENTROPY = optax.losses.softmax_cross_entropy_with_integer_labels
 _TICKS = (0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
 _POINTS = (0.01, 0.1, 0.5, 0.9, 0.99)  # of the true class's probability
 
@@ -88,14 +84,14 @@ def card(
 def _tables(losses: Mapping[int, Loss]) -> dict[str, Frame]:
     along, on_pairs = [], []
     for count, loss in losses.items():
-        for path, logits in paths(count).items():
-            response = respond(loss, logits)
+        for path, pairs in paths(count).items():
+            response = respond(loss, pairs)
             ratios = np.interp(_POINTS, path_probabilities(), response.norms / response.reference)
             row = {"classes": count, "the rest goes to": path}
             row |= {f"gradient ratio at p = {p:g}": x for p, x in zip(_POINTS, ratios, strict=True)}
             along.append(row | _shares(response, slice(None)))
         pairs = sample_pairs(jax.random.key(0), _PAIRS, count)
-        response = respond(loss, log_probabilities(pairs.probabilities), pairs.labels)
+        response = respond(loss, pairs)
         # Below this, float32 leaves too little of cross-entropy's gradient to judge.
         judged, regimes = response.reference >= 1e-4, np.asarray(pairs.regimes)
         names = [name.replace("_", " ") for name in REGIMES]
@@ -112,7 +108,7 @@ def _tables(losses: Mapping[int, Loss]) -> dict[str, Frame]:
 
 
 class Response(NamedTuple):
-    """A loss on some predictions and its logit gradient, all `[n]`."""
+    """A loss on some pairs and its logit gradient, all `[n]`."""
 
     losses: np.ndarray
     of_label: np.ndarray  # the gradient by the true class's logit
@@ -122,23 +118,18 @@ class Response(NamedTuple):
     turns: np.ndarray  # whether it does not vanish, and descent does not raise the true class's
 
 
-def respond(loss: Loss, logits: Array, labels: Array | None = None) -> Response:
-    """A loss and its gradient on logits `[n, num_classes]`; all labels are 0 by default."""
-    labels = np.zeros(len(logits), np.int32) if labels is None else labels
-    measured = _measure(loss, jnp.asarray(logits), labels)
-    losses, of_label, norms, reference = (np.asarray(x, np.float64) for x in measured)
+_gradients = jax.jit(gradients, static_argnums=0)  # one program serves both paths
+
+
+def respond(loss: Loss, pairs: Pairs) -> Response:
+    """What a loss does on pairs."""
+    losses, gradient, _ = (np.asarray(x, np.float64) for x in _gradients(loss, pairs))
+    of_label = np.take_along_axis(gradient, np.asarray(pairs.labels)[:, None], axis=-1)[:, 0]
+    # By the same program: so both round alike, as `p - 1` does not.
+    of_reference = np.asarray(_gradients(_CROSS_ENTROPY, pairs)[1], np.float64)
+    norms, reference = (np.linalg.norm(x, axis=-1) for x in (gradient, of_reference))
     vanishes = norms < _VANISHING * reference
     return Response(losses, of_label, norms, reference, vanishes, (of_label >= 0) & ~vanishes)
-
-
-@functools.partial(jax.jit, static_argnums=0)  # one program serves both paths
-def _measure(loss: Loss, x: jax.Array, labels: jax.Array) -> tuple[jax.Array, ...]:
-    losses, pullback = jax.vjp(lambda x: loss(x, labels), x)
-    (gradient,) = pullback(jnp.ones_like(losses))
-    one_hot = jax.nn.one_hot(labels, x.shape[-1])
-    of_label = jnp.sum(gradient * one_hot, axis=-1)
-    both = (gradient, jax.nn.softmax(x) - one_hot)
-    return losses, of_label, *(jnp.linalg.norm(g, axis=-1) for g in both)
 
 
 def _shares(response: Response, mask: np.ndarray | slice) -> dict[str, float]:
@@ -151,26 +142,27 @@ def path_probabilities() -> np.ndarray:
     return 1 / (1 + np.exp(-_LOGITS))
 
 
-def paths(num_classes: int) -> dict[str, np.ndarray]:
-    """Logits `[n, num_classes]` along which class 0 gains, evenly in its log-odds.
+def paths(num_classes: int) -> dict[str, Pairs]:
+    """Predictions along which class 0, the label, gains, evenly in its log-odds.
 
     The rest of the probability goes to one other class, or is spread evenly over all others.
     """
-    one = np.full((len(_LOGITS), num_classes), np.log(_FEWEST) if num_classes > 2 else 0.0)
-    one[:, 0], one[:, 1] = _LOGITS, 0.0
-    even = np.full((len(_LOGITS), num_classes), -np.log(num_classes - 1))
-    even[:, 0] = _LOGITS
-    logits = {"one other": one} | ({"all alike": even} if num_classes > 2 else {})
-    return {name: x.astype(np.float32) for name, x in logits.items()}
+    p, none = path_probabilities()[:, None], np.zeros(len(_LOGITS), np.int32)
+    shares = {"one other": np.full(num_classes - 1, _FEWEST)}
+    shares["one other"][0] = 1
+    if num_classes > 2:
+        shares["all alike"] = np.full(num_classes - 1, 1 / (num_classes - 1))
+    rows = {name: np.hstack([p, (1 - p) * share]) for name, share in shares.items()}
+    return {name: Pairs(x.astype(np.float32), none, none) for name, x in rows.items()}  # pyright: ignore
 
 
 def plot_loss(losses: Mapping[str, Loss], num_classes: int = 10) -> Any:
     """Loss, pull on the true class and gradient's size, by name, beside cross-entropy's."""
     figure, axes = panels(3, width=4.6)
     probabilities = path_probabilities()
-    for name, loss in {**losses, **_CROSS_ENTROPY}.items():
-        for path, logits in paths(num_classes).items():
-            response = respond(loss, logits)
+    for name, loss in {**losses, "cross-entropy": _CROSS_ENTROPY}.items():
+        for path, pairs in paths(num_classes).items():
+            response = respond(loss, pairs)
             rows = (response.losses, -response.of_label, response.norms / response.reference)
             for axis, values in zip(axes, rows, strict=True):
                 axis.plot(probabilities, values, marker="", label=f"{name}, the rest to {path}")
