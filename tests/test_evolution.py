@@ -40,7 +40,7 @@ def evolution_of(config, problem=None, **options):
     strategy, params = build_strategy(config, RankingProblem(config).sample)
     options = {"mesh": device_mesh(AXIS, jax.devices()[:1]), **options}
     return Evolution(
-        problem or problem_of(config),
+        problem or problem_of(RankingProblem(config)),
         strategy,
         params,
         generations=config.generations,

@@ -67,8 +67,8 @@ def test_a_weighted_sum_adds_fitness_and_metrics_and_draws_by_a_key_for_each():
     np.testing.assert_allclose(fitness, expected, rtol=1e-5)
     np.testing.assert_allclose(metrics["task_error"], of_tasks, rtol=1e-6)
     assert [part.counter for part in state] == [1, 1, 1]
-    assert problem_of(CONFIG) == ranking + 2.0 * tasks
-    assert problem_of(TINY) == RankingProblem(TINY)
+    assert problem_of(ranking) == ranking + 2.0 * tasks
+    assert problem_of(other) is other
 
 
 def test_evosax_problems_of_others_are_summed_too():

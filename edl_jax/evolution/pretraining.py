@@ -179,7 +179,7 @@ def pretrain(
     _, _, key_choice, key_measurement, _ = run_keys(key)
     watched = ranking.pairs(key_measurement)
     evolution = Evolution(
-        problem or problem_of(config),
+        problem or problem_of(ranking),
         strategy,
         params,
         generations=config.generations,

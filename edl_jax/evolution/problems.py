@@ -222,9 +222,7 @@ class TaskProblem(LossProblem):
         return jnp.min(jnp.mean(errors, axis=-1))
 
 
-def problem_of(config: PretrainConfig) -> RankingProblem | WeightedSum:
-    """What a configuration asks for: the ranking objective, and the terms that have a weight."""
-    problem = RankingProblem(config)
-    if config.task_weight:
-        problem += config.task_weight * TaskProblem(config)
-    return problem
+def problem_of(ranking: RankingProblem) -> RankingProblem | WeightedSum:
+    """What a configuration asks for: the ranking objective, and the tasks if they have a weight."""
+    weight = ranking.config.task_weight
+    return ranking + weight * TaskProblem(ranking.config) if weight else ranking

@@ -209,7 +209,7 @@ def _prepare(
     if data is not None:
         is_name = isinstance(data, str)
         named["data"] = dataclasses.replace(config.data, name=data) if is_name else data
-    config = dataclasses.replace(config, **named)
+    config = dataclasses.replace(config, **named) if named else config
 
     mesh = device_mesh(AXIS, devices)
     # Where the data lies may differ from host to host.
