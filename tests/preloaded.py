@@ -14,7 +14,7 @@ with mock.patch("jax.numpy.asarray", np.asarray):  # a constant of evosax starts
 
 import orbax.checkpoint  # noqa: F401
 from tensorboardX import event_file_writer, summary  # noqa: F401
-from tensorboardX.proto import event_pb2, summary_pb2  # noqa: F401
+from tensorboardX.proto import event_pb2  # noqa: F401
 
 import edl_jax.evolution.pretraining  # noqa: F401
 import tests.test_evolution  # noqa: F401
