@@ -1,7 +1,9 @@
 """Ablate the evolution: any fields of `PretrainConfig`, in all combinations, over many seeds."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from typing import Annotated, Any, get_args
 
 from annotated_types import Ge
@@ -16,7 +18,15 @@ from edl_jax.strategies import MUTATIONS
 from edl_jax.studies.cells import AREA, FINAL, GRADIENT, RANKING, Cell
 from edl_jax.studies.figures import plot_curves
 from edl_jax.studies.statistics import METHOD, holm, rank_correlation
-from edl_jax.studies.sweep import Grid, Plan, as_study, check_grid, points, with_fields
+from edl_jax.studies.sweep import (
+    Grid,
+    asked,
+    check_grid,
+    points,
+    study_folder,
+    sweep,
+    with_fields,
+)
 from edl_jax.studies.tables import Frame, Pairs, Study, contrast, frame, other_settings, summary
 from edl_jax.training import TrainConfig
 
@@ -80,12 +90,18 @@ class AblateConfig(Checked):
         return Cell(self.pretrain, self.train if self.downstream else None)
 
 
-@as_study(AblateConfig, "pretrain.seed")
-def ablate(config: AblateConfig) -> Plan:
+def ablate(
+    config: AblateConfig | None = None,
+    *,
+    run_dir: str | os.PathLike[str] | None = None,
+    executor: Executor | str | int | None = None,
+    progress: bool = False,
+) -> Study:
     """Evolve every combination of a grid over all seeds, and compare.
 
     The arguments, and what is raised, are those of `compare`.
     """
+    config, run_dir = asked(config, AblateConfig, run_dir)
     cells: Any = [with_fields(config.base(), point) for point in points(config.grid)]
     datasets = {}
     for cell in cells if config.downstream else ():
@@ -98,7 +114,12 @@ def ablate(config: AblateConfig) -> Plan:
             )
     identity = {"ablate": config, "parts": own_parts(*cells)}
     identity["data"] = list(datasets.values())
-    return identity, lambda sweep: _study(config, sweep(config.base(), config.grid, run=Cell.run))
+    first = config.pretrain.seed
+    seeds = range(first, first + config.num_seeds)
+    with study_folder(run_dir, identity) as folder:
+        options = {"seed_field": "pretrain.seed", "folder": folder, "progress": progress}
+        rows = sweep(config.base(), config.grid, seeds, Cell.run, executor, **options)
+        return _study(config, rows).written(folder)
 
 
 def contrasts(cells: Frame, grid: Sequence[str]) -> dict[str, Pairs]:

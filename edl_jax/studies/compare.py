@@ -1,35 +1,35 @@
 """Compare losses: train with each over the same seeds, each at its own best learning rate."""
 
 import dataclasses
+import functools
 import itertools
 import os
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import MinLen
 
 from edl_jax.checked import Checked, Count, Distinct
-from edl_jax.data.config import DataConfig
 from edl_jax.data.datasets import Dataset, load_dataset
 from edl_jax.errors import ConfigError
-from edl_jax.evolution import PretrainConfig
 from edl_jax.losses import LOSSES
 from edl_jax.losses.by_name import check_loss_name, scale_of
 from edl_jax.runs.describing import describe
-from edl_jax.runs.folder import Row, locked, own_parts, writing
+from edl_jax.runs.folder import Row, own_parts
 from edl_jax.studies.cells import MEASURES, Cell, kept
-from edl_jax.studies.figures import plot_curves, plot_evolution, save, short_names
-from edl_jax.studies.shape import plot_loss
+from edl_jax.studies.executors import open_executor
+from edl_jax.studies.figures import plot_curves, short_names
 from edl_jax.studies.statistics import METHOD
 from edl_jax.studies.sweep import (
     Grid,
-    Plan,
-    as_study,
     asked,
     check_grid,
     plain,
     points,
+    study_folder,
+    sweep,
     with_fields,
 )
 from edl_jax.studies.tables import Frame, Study, contrast, frame, other_settings, summary
@@ -95,8 +95,13 @@ class CompareConfig(Checked):
         return tuple(dict.fromkeys(itertools.chain.from_iterable(listed)))
 
 
-@as_study(CompareConfig, "train.seed")
-def compare(config: CompareConfig) -> Plan:
+def compare(
+    config: CompareConfig | None = None,
+    *,
+    run_dir: str | os.PathLike[str] | None = None,
+    executor: Executor | str | int | None = None,
+    progress: bool = False,
+) -> Study:
     """Train with every loss over every seed and compare accuracies after the last epoch.
 
     Args:
@@ -109,6 +114,7 @@ def compare(config: CompareConfig) -> Plan:
     Raises:
       EDLError: naming what cannot be used: a field, the data, a loss, the run folder or a library.
     """
+    config, run_dir = asked(config, CompareConfig, run_dir)
     kept.cache_clear()  # the code of the user's own losses may have changed
     base, data, losses, parts = Cell(train=config.train, split=config.split), {}, {}, {}
     cells = points({**config.grid, LOSS: config.loss_names()})
@@ -121,22 +127,23 @@ def compare(config: CompareConfig) -> Plan:
     identity = {"compare": config, "losses": losses, **parts}
     identity["data"] = [dataset.identity for dataset in data.values()]
 
-    def find(sweep: Callable[..., list[Row]]) -> Study:
-        best, tuned = _tuned(config, base, cells, sweep) if config.learning_rates else (cells, [])
-        return _study(config, data.values(), sweep(base, best, run=Cell.run), tuned)
-
-    return identity, find
+    with study_folder(run_dir, identity) as folder, open_executor(executor) as pool:
+        options = {"seed_field": "train.seed", "folder": folder, "progress": progress}
+        run = functools.partial(sweep, run=Cell.run, executor=pool or 1, **options)
+        best, tuned = _tuned(config, base, cells, run) if config.learning_rates else (cells, [])
+        seeds = range(config.train.seed, config.train.seed + config.num_seeds)
+        return _study(config, data.values(), run(base, best, seeds), tuned).written(folder)
 
 
 def _tuned(
-    config: CompareConfig, base: Cell, cells: Sequence[Any], sweep: Callable[..., list[Row]]
+    config: CompareConfig, base: Cell, cells: Sequence[Any], run: Callable[..., list[Row]]
 ) -> tuple[Sequence[Any], list[Row]]:
     """Each cell with its best learning rate, and all rows that were looked at."""
     rows, tried, first = [], [], config.train.seed + config.num_seeds
-    options = {"seeds": range(first, first + config.tuning_seeds), "run": Cell.run}
+    seeds = range(first, first + config.tuning_seeds)
     wanted = [{**cell, RATE: rate} for cell in cells for rate in config.learning_rates]
     for _ in range(1 + MAX_EXTENSIONS):
-        rows += sweep(dataclasses.replace(base, split="val"), wanted, **options)
+        rows += run(dataclasses.replace(base, split="val"), wanted, seeds)
         tried = [[row for row in rows if plain(cell).items() <= row.items()] for cell in cells]
         beyond = zip(cells, map(next_rates, tried), strict=True)
         wanted = [{**cell, RATE: rate} for cell, rates in beyond for rate in rates]
@@ -204,57 +211,3 @@ def comparison_table(cells: Frame, by: list[str]) -> Frame:
         tests = tests.drop(columns=["axis", "baseline", "measure", "n"])
         table = table.merge(tests.rename(columns={"value": LOSS}), on=by, how="left")
     return table.merge(summary(cells, by, MEASURES[1:]).drop(columns="n"), on=by)
-
-
-@dataclasses.dataclass(frozen=True)
-class DemoConfig(Checked):
-    """Settings of the demo."""
-
-    data_dir: str | None = None
-    """TFDS directory that contains CIFAR-10; default: TFDS's own directory, otherwise a download,
-    otherwise digits."""
-    num_seeds: Count = 3
-    """Number of training runs per loss."""
-    pretrain: PretrainConfig = PretrainConfig()
-    """How the loss is evolved."""
-
-
-def demo(
-    config: DemoConfig,
-    run_dir: str | os.PathLike[str],
-    *,
-    progress: bool = False,
-    say: Callable[[str], None] = lambda line: None,
-) -> tuple[Any, Study]:
-    """Evolve a loss, train with cross-entropy and with it, and plot both; sized for two CPU cores.
-
-    `say` is called with a line about each stage as it begins. On SIGTERM the same call resumes.
-    Returns the `PretrainResult` and the comparison.
-    """
-    from edl_jax.evolution.pretraining import pretrain  # loads matplotlib, by evosax's problems
-
-    folder: Any
-    config, folder = asked(config, DemoConfig, run_dir)
-    with locked(folder):
-        # Before the evolution: a missing data set should not cost a minute of it.
-        few = DataConfig(data_dir=config.data_dir, train_examples=1, test_examples=1)
-        data = load_dataset(few)
-        losses = ("cross_entropy", str(folder / "evolved.safetensors"))
-        train = _small_training(data.name, config.data_dir)
-        comparison = CompareConfig(losses=losses, num_seeds=config.num_seeds, train=train)
-        say(f"Data: {data.source}.\nEvolving a loss on synthetic pairs ...")
-        evolved = pretrain(config.pretrain, run_dir=folder / "pretrain", progress=progress)
-        with writing("the loss and its figures", folder):
-            evolved.loss.save(losses[1])
-            save(plot_evolution(evolved.history, evolved.held_out), folder / "evolution.png")
-            save(plot_loss({"evolved": evolved.loss}), folder / "loss.png")
-        say(f"Training with cross-entropy and the evolved loss, {config.num_seeds} seeds each ...")
-        return evolved, compare(comparison, run_dir=folder / "compare", progress=progress)
-
-
-def _small_training(dataset: str, data_dir: str | None) -> TrainConfig:
-    """About half a minute on two cores with CIFAR-10, a few seconds with digits."""
-    if dataset == "digits":
-        return TrainConfig(data=DataConfig(name="digits"), epochs=10, batch_size=64)
-    data = DataConfig(name=dataset, data_dir=data_dir, train_examples=5000, test_examples=2000)
-    return TrainConfig(data=data, epochs=4)

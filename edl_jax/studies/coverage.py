@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from typing import Annotated, Any
 
 import jax
@@ -24,7 +26,7 @@ from edl_jax.runs.folder import Row, as_finite
 from edl_jax.studies.cells import for_all_seeds, kept
 from edl_jax.studies.figures import plot_curves, short_names
 from edl_jax.studies.statistics import is_covered, mmd
-from edl_jax.studies.sweep import Plan, as_study
+from edl_jax.studies.sweep import asked, study_folder, sweep
 from edl_jax.studies.tables import Frame, Study, frame, other_settings, summary
 from edl_jax.training import TrainConfig
 from edl_jax.training.learner import AXIS, Learner
@@ -101,12 +103,18 @@ class CoverageConfig(Checked):
         return loss
 
 
-@as_study(CoverageConfig, "train.seed")
-def coverage(config: CoverageConfig) -> Plan:
+def coverage(
+    config: CoverageConfig | None = None,
+    *,
+    run_dir: str | os.PathLike[str] | None = None,
+    executor: Executor | str | int | None = None,
+    progress: bool = False,
+) -> Study:
     """Record outputs of real trainings and compare them with the synthetic pairs.
 
     The arguments, and what is raised, are those of `compare`.
     """
+    config, run_dir = asked(config, CoverageConfig, run_dir)
     kept.cache_clear()  # the code of the user's own losses may have changed
     dataset, evolved = load_dataset(config.train.data), config.ranked()
     one = jax.ShapeDtypeStruct((1, dataset.num_classes), jnp.float32)
@@ -115,8 +123,12 @@ def coverage(config: CoverageConfig) -> Plan:
     for name in config.losses:
         train = dataclasses.replace(config.train, loss=name)
         identity[f"loss {name}"] = describe(resolve_config_loss(train, dataset))
-    grid, run = {"train.loss": config.losses}, CoverageConfig.run
-    return identity, lambda sweep: _study(config, dataset, sweep(config, grid, run=run))
+    seeds = range(config.train.seed, config.train.seed + config.num_seeds)
+    with study_folder(run_dir, identity) as folder:
+        options = {"seed_field": "train.seed", "folder": folder, "progress": progress}
+        grid = {"train.loss": config.losses}
+        rows = sweep(config, grid, seeds, CoverageConfig.run, executor, **options)
+        return _study(config, dataset, rows).written(folder)
 
 
 def _study(config: CoverageConfig, dataset: Dataset, rows: list[Row]) -> Study:

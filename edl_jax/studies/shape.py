@@ -1,6 +1,5 @@
 """One loss on one page: what it and its gradient do as the prediction changes."""
 
-import contextlib
 import dataclasses
 import os
 from collections.abc import Mapping
@@ -18,9 +17,8 @@ from edl_jax.losses.by_name import Loss, check_loss_name, resolve_loss
 from edl_jax.objective.measure import gradients
 from edl_jax.pairs import REGIMES, Pairs, sample_pairs
 from edl_jax.runs.describing import describe
-from edl_jax.runs.folder import open_run
 from edl_jax.studies.figures import panels, short_names
-from edl_jax.studies.sweep import asked
+from edl_jax.studies.sweep import asked, study_folder
 from edl_jax.studies.tables import Frame, Study, frame
 
 _VANISHING = 0.01  # of cross-entropy's gradient: below it, descent would hardly move
@@ -76,7 +74,7 @@ def card(
         notes.append(f"Evolved with {', '.join(f'{k} {v}' for k, v in made.items()) or 'nothing'}.")
         notes.append(f"Calibration multiplies the network's output by {float(loss.scale):.4g}.")
     caption = "Loss and gradient beside cross-entropy, against the probability of the true class."
-    with contextlib.nullcontext() if run_dir is None else open_run(run_dir, identity) as folder:
+    with study_folder(run_dir, identity) as folder:
         figures = {"curves": (caption, plot_loss({name: loss}, drawn))}
         return Study(f"The loss {name}", notes, _tables(losses), figures).written(folder)
 

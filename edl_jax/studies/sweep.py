@@ -2,15 +2,14 @@
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import itertools
 import json
-import operator
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import AbstractContextManager
 from numbers import Integral
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -26,12 +25,10 @@ from edl_jax.runs.folder import Row, RunFolder, open_run
 from edl_jax.runs.storage import user_path
 from edl_jax.studies.executors import open_executor, plain, results
 from edl_jax.studies.figures import check_libraries
-from edl_jax.studies.tables import Study
 
 CELLS = "cells.jsonl"
 Config = TypeVar("Config")
 Point = Mapping[str, Any]  # values of some fields by dotted name
-Plan = tuple[dict[str, Any], Callable[..., Study]]  # identity, and what a sweep comes to
 
 
 def sweep(
@@ -118,33 +115,9 @@ def asked(
     return config_or_default(config, kind), None if run_dir is None else user_path(run_dir)
 
 
-def as_study(kind: type[Config], seed_field: str):
-    """Make a study of `(config) -> (identity of its folder, (sweep) -> Study)`."""
-
-    def lift(plan: Callable[[Config], Plan]):
-        @functools.wraps(plan, ("__module__", "__name__", "__qualname__", "__doc__"))
-        def run(
-            config: Config | None = None,
-            *,
-            run_dir: str | os.PathLike[str] | None = None,
-            executor: Executor | str | int | None = None,
-            progress: bool = False,
-        ) -> Study:
-            config, run_dir = asked(config, kind, run_dir)
-            identity, find = plan(config)
-            first = operator.attrgetter(seed_field)(config)
-            seeds = range(first, first + config.num_seeds)  # pyright: ignore
-            held = contextlib.nullcontext() if run_dir is None else open_run(run_dir, identity)
-            with held as folder, open_executor(executor) as pool:
-                shared = {"seed_field": seed_field, "folder": folder, "progress": progress}
-                run_cells = functools.partial(sweep, seeds=seeds, executor=pool or "1", **shared)
-                return find(run_cells).written(folder)
-
-        del run.__wrapped__  # the signature is that of `run`, with the type of its configuration
-        run.__annotations__["config"] = kind | None
-        return run
-
-    return lift
+def study_folder(run_dir: Path | None, identity: Mapping[str, Any]) -> AbstractContextManager[Any]:
+    """The folder of a study, open; None where nothing is to be kept."""
+    return contextlib.nullcontext() if run_dir is None else open_run(run_dir, identity)
 
 
 def _check_arguments(base: Any, grid: Any, seeds: Any, folder: Any) -> None:
