@@ -9,8 +9,8 @@ from flax import nnx
 
 from benchmarks.common import Contestant, Layers, Work
 from benchmarks.timing import Run
-from edl_jax.evolution.problems import Batch, RankingProblem
-from edl_jax.evolution.run import AXIS, Evolution
+from edl_jax.evolution.problems import PairFeatures, RankingProblem
+from edl_jax.evolution.run import POPULATION, Evolution
 from edl_jax.runs.devices import device_mesh
 from edl_jax.strategies import build_strategy
 
@@ -32,7 +32,7 @@ def population_of(work: Work, layers: Layers) -> nnx.State:
 def evaluation(work: Work, layers: Layers, features: np.ndarray, severities: np.ndarray) -> Run:
     """Runs of `RankingProblem.scores`."""
     population = population_of(work, layers)
-    batch = Batch(jnp.asarray(features), jnp.asarray(severities))
+    batch = PairFeatures(jnp.asarray(features), jnp.asarray(severities))
     score = RankingProblem(work.config()).scores
 
     def run(count: int) -> jax.Array:
@@ -53,7 +53,7 @@ def generations(work: Work, seed: int = 0) -> Run:
     """Runs of a chunk of generations; between two of them scalars alone go to the host."""
     problem = RankingProblem(work.config())
     strategy, params = build_strategy(problem.config, problem.sample)
-    mesh = device_mesh(AXIS, jax.devices()[:1])
+    mesh = device_mesh(POPULATION, jax.devices()[:1])
     chunk = unit(work)
     evolution = Evolution(problem, strategy, params, generations=0, chunk=chunk, mesh=mesh)
     state = evolution.init(jax.random.key(seed))

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import against, against_worker, gpu, ours, population_throughput
 from benchmarks.common import Work, flattened, random_layers, unflattened
 from benchmarks.peers import PEERS, evosax_loop, torch_loops
-from edl_jax.evolution.problems import Batch, RankingProblem
+from edl_jax.evolution.problems import PairFeatures, RankingProblem
 from edl_jax.objective import SEVERITIES
 from edl_jax.pairs import log_probabilities
 
@@ -38,7 +38,7 @@ def skip_if_missing(peer):
 
 
 def fitness_of_ours(work, layers, features, severities):
-    batch = Batch(jnp.asarray(features), jnp.asarray(severities))
+    batch = PairFeatures(jnp.asarray(features), jnp.asarray(severities))
     problem = RankingProblem(work.config())
     return np.asarray(problem.scores(ours.population_of(work, layers), batch))
 

@@ -13,7 +13,7 @@ from edl_jax import Mixture, PretrainConfig, TrainConfig
 from edl_jax.data.config import DataConfig
 from edl_jax.errors import ConfigError, EDLError
 from edl_jax.evolution.problems import ORDER, RankingProblem, problem_of, static_self
-from edl_jax.evolution.run import AXIS, Evolution
+from edl_jax.evolution.run import POPULATION, Evolution
 from edl_jax.evolution.search import Search, without_failures
 from edl_jax.objective import MARGINS, SEVERITIES, TaskConfig, margin_violation
 from edl_jax.pairs import log_probabilities
@@ -38,7 +38,7 @@ TINY = PretrainConfig(
 def evolution_of(config, problem=None, **options):
     """What a configuration evolves, on one device unless told otherwise."""
     strategy, params = build_strategy(config, RankingProblem(config).sample)
-    options = {"mesh": device_mesh(AXIS, jax.devices()[:1]), **options}
+    options = {"mesh": device_mesh(POPULATION, jax.devices()[:1]), **options}
     return Evolution(
         problem or problem_of(RankingProblem(config)),
         strategy,

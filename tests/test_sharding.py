@@ -8,7 +8,7 @@ import pytest
 
 from edl_jax import StrategyConfig, pretrain
 from edl_jax.errors import ConfigError
-from edl_jax.evolution.run import AXIS
+from edl_jax.evolution.run import POPULATION
 from edl_jax.runs.devices import check_share, device_mesh
 from tests.test_evolution import TINY, evolution_of
 
@@ -35,7 +35,7 @@ def test_so_they_do_with_several_class_counts(strategy):
 
 
 def test_fitness_is_all_that_crosses_between_devices():
-    mesh = device_mesh(AXIS)
+    mesh = device_mesh(POPULATION)
     evolution = evolution_of(MANY, mesh=mesh)
     arguments = jax.eval_shape(evolution.begin, jax.random.key(0)), np.int32(2)
     lowered = evolution._advance.lower(*arguments).as_text()

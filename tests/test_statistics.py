@@ -8,10 +8,10 @@ from scipy import stats
 from edl_jax.studies import statistics
 from edl_jax.studies.statistics import (
     compare_paired,
-    describe,
     holm,
     minimum_detectable_effect,
     rank_correlation,
+    summarize,
     verdict,
 )
 
@@ -36,8 +36,8 @@ def few_resamples(monkeypatch):
     monkeypatch.setattr(statistics, "_RANK_RESAMPLES", 200)
 
 
-def test_describe_by_hand():
-    found = describe(np.asarray([1.0, 2, 3, 6]))
+def test_summarize_by_hand():
+    found = summarize(np.asarray([1.0, 2, 3, 6]))
     assert found[:3] == pytest.approx((4, 3, math.sqrt(14 / 3)))
     # 97.5 % of Student's t with 3 degrees of freedom are below 3.18245.
     assert found[3:] == pytest.approx((3 - 3.437435, 3 + 3.437435), rel=1e-5)
@@ -49,12 +49,12 @@ def test_an_interval_depends_on_the_values_alone(n, few_resamples):
     rng = np.random.default_rng(n)
     values, others = rng.normal(57, 2, (2, n))
     order = rng.permutation(n)
-    found = describe(values)
-    assert describe(values[order]) == found
-    assert describe(values[::-1]) == found
+    found = summarize(values)
+    assert summarize(values[order]) == found
+    assert summarize(values[::-1]) == found
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(statistics, "_RESAMPLES", 300)
-        assert (describe(values) == found) == (n < 10)
+        assert (summarize(values) == found) == (n < 10)
     if n > 2:
         related = rank_correlation(values, others)
         assert related == rank_correlation(values[order], others[order])
@@ -64,7 +64,7 @@ def test_an_interval_depends_on_the_values_alone(n, few_resamples):
 def test_an_interval_holds_the_mean_as_often_as_told(n, rate, monkeypatch):
     monkeypatch.setattr(statistics, "_RESAMPLES", 1000)
     draws = np.random.default_rng(0).normal(7, 2, (300, n))
-    held = sum(found.low <= 7 <= found.high for found in map(describe, draws))
+    held = sum(found.low <= 7 <= found.high for found in map(summarize, draws))
     assert in_binomial_bounds(held, 300, rate), held
 
 
@@ -161,10 +161,10 @@ def test_unrelated_numbers_have_no_order(few_resamples):
 
 def test_what_is_not_defined_is_nan():
     for values in ([], [3.0]):
-        found = describe(np.asarray(values))
+        found = summarize(np.asarray(values))
         assert found.n == len(values)
         assert np.isnan(found[2:]).all()
-    assert np.isnan(describe(np.asarray([1, math.nan, 2]))[1:]).all()
+    assert np.isnan(summarize(np.asarray([1, math.nan, 2]))[1:]).all()
     same = compare_paired(np.asarray([0.3, 0.7, 57.1]), np.asarray([0.2, 0.6, 57.0]))
     assert same.difference.mean == pytest.approx(0.1)
     for found in (same, compare_paired(np.ones(1), np.zeros(1)), compare_paired([], [])):
@@ -177,4 +177,4 @@ def test_what_is_not_defined_is_nan():
 
 
 def test_constant_values_have_an_interval_without_length():
-    assert describe(np.full(5, 57.1))[2:] == pytest.approx((0, 57.1, 57.1))
+    assert summarize(np.full(5, 57.1))[2:] == pytest.approx((0, 57.1, 57.1))

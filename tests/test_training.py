@@ -25,7 +25,7 @@ from edl_jax.studies import CompareConfig
 from edl_jax.studies.sweep import with_fields
 from edl_jax.training import learner, make_trainer, trainer as programs, training
 from edl_jax.training.learner import AXIS, Learner
-from edl_jax.training.metrics import METRICS
+from edl_jax.training.metrics import MEASURES
 from edl_jax.training.trainer import Trainer
 from edl_jax.training.training import load_shared, run_training
 from tests.test_training_metrics import reference
@@ -218,7 +218,7 @@ def test_validation_images_are_watched_and_test_images_reported():
 def test_without_test_nothing_looks_at_the_test_images(trainer):
     def evaluate(state, split):
         assert split == "val"
-        return dict(zip(METRICS, (0.5, 1.0, 0.1), strict=True))
+        return dict(zip(MEASURES, (0.5, 1.0, 0.1), strict=True))
 
     config = dataclasses.replace(
         DIGITS, epochs=1, data=dataclasses.replace(DIGITS.data, val_examples=1)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from edl_jax.errors import DataError
-from edl_jax.runs.storage import make_folder, open_atomically, sweep
+from edl_jax.runs.storage import make_folder, open_atomically, remove_temporary
 
 _THREADS = min(os.cpu_count() or 1, 16)
 _logger = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ def read_rows(array: Array, rows: np.ndarray) -> np.ndarray:
         try:
             # Private, or `keep_compiled` would not trust the folder, under some umasks.
             make_folder(array.cache.parents[1], 0o700)
-            sweep(array.cache.parent)  # another process that is writing too will do without
+            remove_temporary(array.cache.parent)  # another process that writes does without
             with open_atomically(array.cache) as file:
                 np.save(file, whole)
         except OSError as error:

@@ -16,7 +16,7 @@ from edl_jax.checked import Count, check, checked_key, config_or_default
 from edl_jax.errors import ConfigError
 from edl_jax.evolution.config import PretrainConfig
 from edl_jax.evolution.problems import TASKS, RankingProblem, problem_of
-from edl_jax.evolution.run import AXIS, Evolution, run_keys
+from edl_jax.evolution.run import POPULATION, Evolution, run_keys
 from edl_jax.losses import EvolvedLoss, Provenance
 from edl_jax.objective import SEVERITIES, draw_tasks, measure, task_errors
 from edl_jax.pairs import Pairs
@@ -88,7 +88,7 @@ def evolve(
         strategy, own = build_strategy(config, problem.sample)
         params = own if params is None else params
     check("params", params, type(strategy.default_params) | None)
-    mesh = device_mesh(AXIS, devices)
+    mesh = device_mesh(POPULATION, devices)
     evolution = Evolution(problem, strategy, params, generations=generations, mesh=mesh)
     return _evolved(evolution, checked_key(key), draws)[0]
 
@@ -165,7 +165,7 @@ def pretrain(
     check("strategy (by name it is config.strategy)", strategy, EvolutionaryAlgorithm | None)
     check("problem", problem, Problem | None)
     key = jax.random.key(config.seed) if key is None else checked_key(key)
-    mesh = device_mesh(AXIS, devices)
+    mesh = device_mesh(POPULATION, devices)
     identity: dict[str, Any] = {"pretrain": config, "key": jax.random.key_data(key).tolist()}
     given = {"strategy": strategy, "problem": problem}
     given = {kind: describe(part) for kind, part in given.items() if part is not None}

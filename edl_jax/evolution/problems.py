@@ -164,7 +164,7 @@ class LossProblem(Summand, abc.ABC):
         return jax.lax.map(of_block, jax.tree.map(lambda x: x[rows], solutions)).reshape(-1)[:size]
 
 
-class Batch(NamedTuple):
+class PairFeatures(NamedTuple):
     """Pairs as a population sees them: `[num_features, num_pairs]` and `[num_pairs]` float32."""
 
     features: jax.Array
@@ -178,25 +178,25 @@ class RankingProblem(LossProblem):
     the same for all solutions.
     """
 
-    def draw(self, key: jax.Array) -> Batch:
+    def draw(self, key: jax.Array) -> PairFeatures:
         """Fresh pairs as the population sees them."""
         return self.batch(key, self.pairs(key))
 
     @static_self
-    def batch(self, key: jax.Array, pairs_of_counts: tuple[Pairs, ...]) -> Batch:
+    def batch(self, key: jax.Array, pairs_of_counts: tuple[Pairs, ...]) -> PairFeatures:
         """Pairs as the population sees them, in an order that the key draws."""
         network = self.network(self.config.architecture().abstract()[1])  # no parameters are used
         parts = []
         for pairs in pairs_of_counts:
             log_p = log_probabilities(pairs.probabilities)
             severities = objective.apply_severity(self.severity, log_p, pairs.labels)
-            parts.append(Batch(network.features(log_p, pairs.labels), severities))
-        whole = Batch(*(jnp.concatenate(part, axis=-1) for part in zip(*parts, strict=True)))
+            parts.append(PairFeatures(network.features(log_p, pairs.labels), severities))
+        whole = PairFeatures(*(jnp.concatenate(part, axis=-1) for part in zip(*parts, strict=True)))
         # Class counts come in blocks, and the objective takes opponents by position: mix them.
         order = jax.random.permutation(jax.random.fold_in(key, ORDER), whole.severities.size)
         return jax.tree.map(lambda x: x[..., order], whole)
 
-    def score(self, network: LossNetwork, drawn: Batch) -> jax.Array:
+    def score(self, network: LossNetwork, drawn: PairFeatures) -> jax.Array:
         """The violations."""
         return objective.margin_violation(
             network.from_features(drawn.features),

@@ -22,7 +22,7 @@ from edl_jax.evolution.search import Search, without_failures
 from edl_jax.runs.devices import check_share, device_mesh, on_every_device, to_every_device
 from edl_jax.runs.folder import METRICS, Row
 
-AXIS = "pop"
+POPULATION = "pop"
 
 
 def run_keys(key: jax.Array) -> jax.Array:
@@ -62,7 +62,7 @@ class Evolution:
         params = strategy.default_params if params is None else params
         self.problem, self.search = problem, Search(strategy, params, problem.sample)
         self.population_size = self.search.population_size
-        self.mesh = device_mesh(AXIS) if mesh is None else mesh
+        self.mesh = device_mesh(POPULATION) if mesh is None else mesh
         check_share(self.population_size, self.mesh.size)
         self.total, self.watch = generations, watch
         self.period = self.chunk = chunk
@@ -78,8 +78,8 @@ class Evolution:
         return State(
             key=jax.random.key_data(key_run),
             generation=jnp.zeros((), jnp.int32),
-            strategy=jax.tree.map(_plain, strategy),
-            problem=jax.tree.map(_plain, problem),
+            strategy=jax.tree.map(_strong, strategy),
+            problem=jax.tree.map(_strong, problem),
             population=population,
             fitness=jnp.full((self.population_size,), jnp.inf, jnp.float32),
             impl=jax.random.key_impl(key),
@@ -180,15 +180,15 @@ class Evolution:
         if self.mesh.size == 1:
             return population
         size = self.population_size // self.mesh.size
-        first = jax.lax.axis_index(AXIS) * size
+        first = jax.lax.axis_index(POPULATION) * size
         return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, size), population)
 
     def _of_all(self, values: jax.Array) -> jax.Array:
         """Values of the whole population, from each device's share."""
-        return values if self.mesh.size == 1 else jax.lax.all_gather(values, AXIS, tiled=True)
+        return values if self.mesh.size == 1 else jax.lax.all_gather(values, POPULATION, tiled=True)
 
 
-def _plain(value: Any) -> jax.Array:
+def _strong(value: Any) -> jax.Array:
     """An array of a strong type: Python's numbers and weak types would retrace, or vary by x64."""
     dtype = jnp.result_type(value)
     return jnp.asarray(value, jnp.int32 if jnp.issubdtype(dtype, jnp.signedinteger) else dtype)

@@ -23,7 +23,7 @@ from edl_jax.runs.storage import (
     check_regular,
     make_folder,
     refused,
-    sweep,
+    remove_temporary,
     user_path,
     write_atomically,
 )
@@ -90,7 +90,7 @@ def open_run(run_dir: str | os.PathLike[str], config: Mapping[str, Any]) -> Iter
             # But in no run folder within, which another run may have now.
             within = [x for x in path.iterdir() if x.is_dir() and not (x / _LOCK).exists()]
             for each in (path, *within):
-                sweep(each)
+                remove_temporary(each)
         try:
             yield folder
         except Exception as error:

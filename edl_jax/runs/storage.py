@@ -123,7 +123,7 @@ def sync_tree(path: Path) -> None:
     sync(path.parent)
 
 
-def sweep(path: Path) -> None:
+def remove_temporary(path: Path) -> None:
     """Remove what killed processes were writing or removing in a folder, not in those in it."""
     for left in path.glob(f".*{TEMPORARY}"):
         shutil.rmtree(left) if left.is_dir() else left.unlink()

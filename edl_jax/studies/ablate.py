@@ -27,7 +27,7 @@ from edl_jax.studies.sweep import (
     sweep,
     with_fields,
 )
-from edl_jax.studies.tables import Frame, Pairs, Study, contrast, frame, other_settings, summary
+from edl_jax.studies.tables import Frame, Study, Versus, contrast, frame, other_settings, summary
 from edl_jax.training import TrainConfig
 
 MUTATION = "pretrain.strategy.mutation"
@@ -122,9 +122,9 @@ def ablate(
         return _study(config, rows).written(folder)
 
 
-def contrasts(cells: Frame, grid: Sequence[str]) -> dict[str, Pairs]:
+def contrasts(cells: Frame, grid: Sequence[str]) -> dict[str, Versus]:
     """What is compared along each axis: `MUTATION_CONTRASTS`, else each value with the first."""
-    pairs: dict[str, Pairs] = {}
+    pairs: dict[str, Versus] = {}
     for axis in grid:
         first, *others = cells[axis].unique()
         pairs[axis] = [(value, first) for value in others]

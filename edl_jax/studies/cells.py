@@ -16,12 +16,12 @@ from edl_jax.losses.by_name import Loss
 from edl_jax.runs.describing import describe
 from edl_jax.runs.folder import Row
 from edl_jax.training import TrainConfig, make_trainer
+from edl_jax.training.metrics import MEASURES
 from edl_jax.training.training import resolve_config_loss
 
 FINAL, AREA = "violated_margins", "area"
 RANKING = (FINAL, "pairwise_accuracy", "kendall_tau", "spearman_rho")
 GRADIENT = ("descent_rate", "gradient_ratio/0.0-0.1", "gradient_ratio/0.9-1.0")
-MEASURES = ("accuracy", "nll", "calibration_error")
 
 
 @dataclasses.dataclass(frozen=True)

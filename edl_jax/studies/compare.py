@@ -18,15 +18,14 @@ from edl_jax.losses import LOSSES
 from edl_jax.losses.by_name import check_loss_name, scale_of
 from edl_jax.runs.describing import describe
 from edl_jax.runs.folder import Row, own_parts
-from edl_jax.studies.cells import MEASURES, Cell, kept
-from edl_jax.studies.executors import open_executor
+from edl_jax.studies.cells import Cell, kept
+from edl_jax.studies.executors import jsonable, open_executor
 from edl_jax.studies.figures import plot_curves, short_names
 from edl_jax.studies.statistics import METHOD
 from edl_jax.studies.sweep import (
     Grid,
     asked,
     check_grid,
-    plain,
     points,
     study_folder,
     sweep,
@@ -34,6 +33,7 @@ from edl_jax.studies.sweep import (
 )
 from edl_jax.studies.tables import Frame, Study, contrast, frame, other_settings, summary
 from edl_jax.training import TrainConfig
+from edl_jax.training.metrics import MEASURES
 from edl_jax.training.training import resolve_config_loss
 
 STATIC = "static"
@@ -144,7 +144,7 @@ def _tuned(
     wanted = [{**cell, RATE: rate} for cell in cells for rate in config.learning_rates]
     for _ in range(1 + MAX_EXTENSIONS):
         rows += run(dataclasses.replace(base, split="val"), wanted, seeds)
-        tried = [[row for row in rows if plain(cell).items() <= row.items()] for cell in cells]
+        tried = [[row for row in rows if jsonable(cell).items() <= row.items()] for cell in cells]
         beyond = zip(cells, map(next_rates, tried), strict=True)
         wanted = [{**cell, RATE: rate} for cell, rates in beyond for rate in rates]
         if not wanted:

@@ -36,7 +36,7 @@ from edl_jax.training.training import resolve_config_loss
 CONTROL, MIXTURE = "fresh synthetic pairs", "mixture"
 BY = ["loss", "part", "epoch"]
 DISTANCES = {"coverage": "share of outputs covered", "mmd": "squared maximum mean discrepancy"}
-RANKING = ("pairwise_accuracy", "violated_margins", "gradient_ratio")
+OF_EVOLVED = ("pairwise_accuracy", "violated_margins", "gradient_ratio")
 _LEAST_PROBABILITY = 1e-6  # below it, and above 1 minus it, pairs count as equally sure
 
 
@@ -163,7 +163,7 @@ def _study(config: CoverageConfig, dataset: Dataset, rows: list[Row]) -> Study:
 def overview(cells: Frame) -> Frame:
     """For each loss, part and epoch, and for the control: the mixture, and the nearest regime."""
     is_mixture = cells["reference"] == MIXTURE
-    table = summary(cells[is_mixture], BY, [*DISTANCES, "correct", *RANKING])
+    table = summary(cells[is_mixture], BY, [*DISTANCES, "correct", *OF_EVOLVED])
     regimes = summary(cells[~is_mixture], [*BY, "reference"], ["mmd"])
     nearest = regimes.loc[regimes.groupby(BY, sort=False)["mmd_mean"].idxmin()]
     table.insert(len(BY), "nearest regime", nearest["reference"].to_numpy())
@@ -239,7 +239,7 @@ def rank_outputs(pairs: Pairs, loss: EvolvedLoss) -> dict[str, float]:
     margin = MARGINS[loss.provenance.config.get("margin", "proportional")]
     network = loss.replace(scale=np.float32(1))
     metrics = measure(network, pairs, severity=severity, margin=margin, scale=loss.scale)
-    return {name: metrics[name] for name in RANKING}
+    return {name: metrics[name] for name in OF_EVOLVED}
 
 
 def coordinates(pairs: Pairs) -> np.ndarray:

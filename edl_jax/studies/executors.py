@@ -67,11 +67,11 @@ def attempt(run: Callable[..., Row], *arguments: object) -> Row:
         return {"error": f"{type(error).__name__}: {shortened(error)}"}
 
 
-def measure(run: Callable[[Any], Row], config: object, own: Row) -> Row:
+def row_of(run: Callable[[Any], Row], config: object, own: Row) -> Row:
     """What `run` gives, as JSON has it; `own` is what the sweep itself says of the cell."""
     given = run(config)
     try:
-        measures = plain(dict(given), json.JSONEncoder().default)
+        measures = jsonable(dict(given), json.JSONEncoder().default)
     except (TypeError, ValueError) as error:
         text, expected = shortened(repr(given)), "a dictionary of JSON data, as {'accuracy': 0.9}"
         raise InputError(f"run gave {text} ({error}); expected {expected}.") from error
@@ -80,7 +80,7 @@ def measure(run: Callable[[Any], Row], config: object, own: Row) -> Row:
     return measures
 
 
-def plain(value: Any, other: Callable[[Any], Any] = describe) -> Any:
+def jsonable(value: Any, other: Callable[[Any], Any] = describe) -> Any:
     """A value as JSON gives it back: tuples as lists, dataclasses as dictionaries, NaN as None."""
 
     def simpler(x: Any) -> Any:
@@ -96,10 +96,10 @@ def plain(value: Any, other: Callable[[Any], Any] = describe) -> Any:
 def results(
     run: Callable[[Any], Row], cells: Mapping[str, tuple[Any, Row]], pool: Executor | None
 ) -> Generator[tuple[str, Row]]:
-    """Keys of cells and what `measure` gives for them, as they end."""
+    """Keys of cells and what `row_of` gives for them, as they end."""
     if pool is None:
         for key, cell in cells.items():
-            yield key, attempt(measure, run, *cell)
+            yield key, attempt(row_of, run, *cell)
         return
     own = [{k: x for k, x in table.items() if not table.is_protected(k)} for table in _TABLES]
     shared, ahead, waiting = _packed(run, own), iter(cells.items()), {}
@@ -143,7 +143,7 @@ def _attempt_packed(shared: bytes, cell: bytes) -> Row:
     for table, parts in zip(_TABLES, registered, strict=True):
         for name, part in parts.items():
             table.register(name)(part)
-    return attempt(measure, run, *pickle.loads(cell))
+    return attempt(row_of, run, *pickle.loads(cell))
 
 
 @contextlib.contextmanager

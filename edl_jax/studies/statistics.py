@@ -39,7 +39,7 @@ class Paired(NamedTuple):
     detectable: float
 
 
-def describe(values: Numbers) -> Sample:
+def summarize(values: Numbers) -> Sample:
     """Mean, deviation and interval of values `[n]`; all but the mean are NaN below two values."""
     values = np.sort(np.asarray(values, float))  # their order has no effect on the resampling
     n = len(values)
@@ -61,7 +61,7 @@ def describe(values: Numbers) -> Sample:
 def compare_paired(values: Numbers, baseline: Numbers) -> Paired:
     """The paired t-test of `[n]` and `[n]`; p is NaN where all differences are the same."""
     values, baseline = np.asarray(values, float), np.asarray(baseline, float)
-    difference = describe(values - baseline)
+    difference = summarize(values - baseline)
     if math.isnan(difference.std) or _is_constant(values - baseline, values, baseline):
         return Paired(difference, math.nan, math.nan)
     p = float(scipy.stats.ttest_rel(values, baseline).pvalue)  # pyright: ignore

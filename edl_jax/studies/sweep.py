@@ -23,7 +23,7 @@ from edl_jax.errors import ConfigError, EDLError, shortened
 from edl_jax.runs.describing import describe
 from edl_jax.runs.folder import Row, RunFolder, open_run
 from edl_jax.runs.storage import user_path
-from edl_jax.studies.executors import open_executor, plain, results
+from edl_jax.studies.executors import jsonable, open_executor, results
 from edl_jax.studies.figures import check_libraries
 
 CELLS = "cells.jsonl"
@@ -84,7 +84,7 @@ def sweep(
             if key in cells:
                 expected = "each once, and functions that differ under different names"
                 raise ConfigError(f"two cells are {shortened(text)}; expected {expected}.")
-            cells[key] = config, {"key": key, **plain(point), "seed": plain(seed)}
+            cells[key] = config, {"key": key, **jsonable(point), "seed": jsonable(seed)}
     kept = [] if folder is None else folder.resume_rows(name=CELLS, check=_check)
     finished: dict[str, Row] = {row["key"]: row for row in kept if "error" not in row}
     missing = {key: cell for key, cell in cells.items() if key not in finished}
@@ -168,7 +168,7 @@ def check_grid(config: Any, base: Any, fixed: Mapping[str, Sequence[Any]]) -> No
         where = f"{type(config).__name__}.grid[{name!r}]"
         if name in fixed:
             raise ConfigError(f"{where} is given; expected it left out: another field sets it.")
-        if not values or len({json.dumps(plain(x)) for x in values}) < len(values):
+        if not values or len({json.dumps(jsonable(x)) for x in values}) < len(values):
             raise ConfigError(f"{where} is {values!r}; expected different values, at least one.")
     for point in points({**config.grid, **fixed}):
         with_fields(base, point)

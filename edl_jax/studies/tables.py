@@ -12,7 +12,7 @@ from edl_jax.studies.figures import write_page
 from edl_jax.studies.statistics import compare_paired, holm, verdict
 
 Frame = Any  # a pandas.DataFrame, whose stubs refuse half of what it can do
-Pairs = Sequence[tuple[Any, Any]]  # values of a column, each with the one it is compared to
+Versus = Sequence[tuple[Any, Any]]  # values of a column, each with the one it is compared to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ def summary(cells: Frame, by: Sequence[str], measures: Sequence[str]) -> Frame:
     return frame(rows)
 
 
-def contrast(cells: Frame, by: Sequence[str], wanted: Sequence[tuple[str, str, Pairs]]) -> Frame:
+def contrast(cells: Frame, by: Sequence[str], wanted: Sequence[tuple[str, str, Versus]]) -> Frame:
     """Differences paired by seed, with a verdict each; p is corrected for all tests of the table.
 
     `wanted`: measures, columns of `by` and pairs of their values, in each setting of the others.

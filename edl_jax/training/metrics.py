@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-METRICS = ("accuracy", "nll", "calibration_error")  # see `TrainResult`
+MEASURES = ("accuracy", "nll", "calibration_error")  # see `TrainResult`
 NUM_BINS = 15
 
 
@@ -48,4 +48,4 @@ def metrics_of(sums: Sums, count: int) -> dict[str, float]:
     """
     gap = np.abs(sums.bin_confidence - sums.bin_correct).sum()
     totals = (sums.correct, sums.nll, gap)
-    return {name: float(x) / count for name, x in zip(METRICS, totals, strict=True)}
+    return {name: float(x) / count for name, x in zip(MEASURES, totals, strict=True)}

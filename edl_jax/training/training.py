@@ -23,7 +23,7 @@ from edl_jax.runs.folder import Row, RunFolder, as_finite, as_json, open_run
 from edl_jax.runs.processes import agree, all_do, first_does, is_first
 from edl_jax.training.config import TrainConfig
 from edl_jax.training.learner import AXIS, Learner, evaluated
-from edl_jax.training.metrics import METRICS
+from edl_jax.training.metrics import MEASURES
 from edl_jax.training.optimizers import LOSS, Optimizer
 from edl_jax.training.trainer import Trainer
 
@@ -115,7 +115,7 @@ def train(
         options = {"folder": folder, "progress": progress and is_first()}
         result = run_training(Trainer(learner), learner.config.seed, **options)
         if folder is not None:
-            measured = as_finite({f"test_{x}": getattr(result, f"test_{x}") for x in METRICS})
+            measured = as_finite({f"test_{x}": getattr(result, f"test_{x}") for x in MEASURES})
             folder.write_json("results.json", {**measured, "data": result.source})
         return result
 
@@ -185,7 +185,7 @@ def run_training(
     params, statistics = evaluated(state)
     return TrainResult(
         # None is what JSON has in place of NaN.
-        **{f"test_{x}": math.nan if last.get(x) is None else last[x] for x in METRICS},
+        **{f"test_{x}": math.nan if last.get(x) is None else last[x] for x in MEASURES},
         history=rows,
         source=trainer.dataset.source,
         params=params,
