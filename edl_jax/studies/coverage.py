@@ -15,7 +15,7 @@ from annotated_types import Ge, MinLen
 
 from edl_jax.checked import Checked, Count, Distinct, OneOf, check
 from edl_jax.data.datasets import Dataset, load_dataset
-from edl_jax.errors import ConfigError, DivergedError
+from edl_jax.errors import ConfigError
 from edl_jax.losses import EvolvedLoss
 from edl_jax.losses.by_name import check_loss_name, load_pretrained
 from edl_jax.objective import MARGINS, SEVERITIES, measure
@@ -181,17 +181,15 @@ def record(
     batches = min(num_outputs, len(data.train_labels)) // train.batch_size
     counts = {"train": max(batches, 1) * train.batch_size}
     counts["val" if train.data.val_examples else "test"] = num_outputs
-    key_init, key = jax.random.split(jax.random.key(train.seed))
-    state, outputs = trainer.init(key_init), {}
+    run, key = trainer.of_seed(train.seed)
+    state, outputs = run.init(key), {}
     for epoch in range(epochs[-1] + 1):
         if epoch:
-            state = trainer.take_steps(state, key, trainer.period)
-            if np.any(jax.device_get(state.failed_step) >= 0):
-                raise DivergedError(f"training diverged in epoch {epoch}; lower the learning rate.")
+            state, _ = run.advance(state, run.period)
         for split, count in counts.items() if epoch in epochs else ():
             labels = getattr(data, f"{split}_labels")
             rows = np.random.default_rng(0).permutation(len(labels))[:count]
-            logits = trainer.outputs(state, key, split, rows).astype(np.float32)
+            logits = run.outputs(state, run.key, split, rows).astype(np.float32)
             probabilities: Any = np.asarray(jax.nn.softmax(logits))
             pairs = Pairs(probabilities, labels[rows], np.full_like(labels[rows], -1))  # no regime
             outputs.setdefault(epoch, {})[split] = pairs
