@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import signal
+import subprocess
 import sys
 
 import jax
@@ -135,3 +136,12 @@ class Gone(io.StringIO):
 def test_a_run_whose_progress_cannot_be_told_goes_on(stream, monkeypatch):
     monkeypatch.setattr(sys, "stderr", stream)
     assert numbers(fit(ToyRun(), KEY, progress=True)) == due(STEPS)
+
+
+@pytest.mark.slow
+def test_tensorboard_is_loaded_without_pytorch():
+    """Which takes seconds where it is installed; later it can be loaded as ever."""
+    pytest.importorskip("torch")
+    loads = "import sys; from edl_jax.runs.fit import _load_tensorboard as load; load()"
+    checks = "assert 'torch' not in sys.modules; import torch; torch.ones(1)"
+    subprocess.run([sys.executable, "-c", f"{loads}; {checks}"], check=True)

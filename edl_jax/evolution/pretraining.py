@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -201,7 +202,6 @@ def pretrain(
     if strategy is None:
         strategy, params = build_strategy(config, ranking.sample)
     _, _, key_choice, key_measurement, _ = run_keys(key)
-    watched = ranking.pairs(key_measurement)
     evolution = Evolution(
         problem or problem_of(ranking),
         strategy,
@@ -209,13 +209,16 @@ def pretrain(
         generations=config.generations,
         chunk=config.generations_per_chunk,
         mesh=mesh,
-        watch=lambda solution: _measured(ranking, ranking.loss(solution), watched),
+        watch=lambda solution: _measured(ranking, ranking.loss(solution), watched.result()),
     )
     with contextlib.ExitStack() as stack:
         folder = first_does(
             lambda: None if run_dir is None else stack.enter_context(open_run(run_dir, identity)),
             share=False,
         )
+        # XLA compiles a program on one core: those that measure beside that of the generations.
+        beside = stack.enter_context(ThreadPoolExecutor(1))
+        watched = beside.submit(_watched, ranking, key_measurement)
         evolved, measured = _evolved(
             evolution,
             key,
@@ -232,6 +235,14 @@ def pretrain(
             with writing("loss.safetensors", folder.path):
                 loss.save(folder.path / "loss.safetensors")
     return PretrainResult(loss, evolved.history, _columns(measured), metrics)
+
+
+def _watched(ranking: RankingProblem, key: jax.Array) -> tuple[Pairs, ...]:
+    """Pairs to measure on, once a network of zeros was: what measures is compiled then."""
+    pairs, shapes = ranking.pairs(key), ranking.config.architecture().abstract()[1]
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    _measured(ranking, ranking.loss(zeros), pairs)
+    return pairs
 
 
 def _metrics(ranking: RankingProblem, loss: EvolvedLoss, key: jax.Array) -> Row:

@@ -117,9 +117,9 @@ def _count_below(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         whole = size >> bit
         blocks = np.sort(ranks[: whole << bit].reshape(whole, 1 << bit))
         ordered = (blocks + size * np.arange(whole)[:, None]).ravel()
-        block = lengths >> bit + 1 << 1
-        found = np.searchsorted(ordered, ranks + size * block) - (block << bit)
-        below += np.where(lengths >> bit & 1, found, 0)
+        rows = np.flatnonzero(lengths >> bit & 1)
+        block = lengths[rows] >> bit + 1 << 1
+        below[rows] += np.searchsorted(ordered, ranks[rows] + size * block) - (block << bit)
     return below
 
 
@@ -136,7 +136,9 @@ def _comparisons(
         size = abs(loss) + abs(losses) + abs(severity) + abs(severities)
         # What rounding can cause is allowed. In this form, NaN and infinity keep no margin.
         is_kept = loss - losses + float(jnp.finfo(jnp.float32).eps) * size >= asked
-        both = jnp.stack([milder & ~is_kept, milder])
-        return jnp.stack([both.sum(axis=-1), (both & (regimes == regime)[None]).sum(axis=-1)])
+        # Two counts, each below 2^16, in one number: to sum it takes a third of the time.
+        both = ((milder & ~is_kept).astype(jnp.int32) << 16) + milder
+        sums = jnp.stack([both.sum(), both.sum(where=regimes == regime)])
+        return jnp.stack([sums >> 16, sums & 0xFFFF], axis=-1)
 
     return jax.lax.map(count, (losses, severities, regimes), batch_size=ROWS_AT_A_TIME)

@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 import time
+import types
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -147,6 +148,7 @@ class _Keeper:
         done, self.state = checkpoints.restore_latest(self.state)
         rows = [folder.read_rows(name) for name in run.files]
         first_step = next(iter(rows[0][-1].values())) + 1 if rows[0] else 0
+        _load_tensorboard()
         self._folder, self._board = folder, _TensorBoard(path, first_step)
         stack.callback(self._board.close)
         return done, rows
@@ -159,6 +161,18 @@ class _Keeper:
                 self._folder.append_rows(map(as_finite, rows), name)
                 self._board.write(name, rows)
         self._checkpoints.save(done, jax.device_get(state))
+
+
+def _load_tensorboard() -> None:
+    """Load tensorboardX without PyTorch, which it would load, for seconds, to annotate with."""
+    stub: Any = types.ModuleType("torch")
+    stub.Tensor = type("Tensor", (), {})
+    is_new = sys.modules.setdefault("torch", stub) is stub
+    try:
+        import tensorboardX  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    finally:
+        if is_new:
+            del sys.modules["torch"]
 
 
 class _TensorBoard:
