@@ -30,7 +30,7 @@ class Student(NamedTuple):
       lookahead: `(losses, steps) -> (logits, labels)`: what `validation` would give so many steps
         on, had the classifier been trained with `losses(logits, labels) -> [batch]` on the batches
         that come next (after an epoch's last its first again), by its own optimizer. Differentiable
-        in all that `losses` reads; a device's derivatives are averaged as its losses are.
+        in all that `losses` reads, which has to be equal on all devices, as the derivatives are.
     """
 
     step: jax.Array

@@ -141,8 +141,13 @@ class Learner:
             return classifier.evaluated(weights, images[rows]), labels[rows]
 
         def lookahead(losses: Losses, steps: int) -> Batch:
+            # What `losses` reads is equal on all devices. So its mean over them is the same, and
+            # has the mean of the devices' derivatives.
+            losses, read = jax.closure_convert(losses, logits, targets)
+            read = jax.lax.pmean(read, AXIS)
+
             def further(at: TrainState, _: None) -> tuple[TrainState, None]:
-                of_batch = lambda params, *batch: losses(*batch)  # noqa: E731
+                of_batch = lambda params, *batch: losses(*batch, *read)  # noqa: E731
                 batch = batch_at(at.step)
                 return self._descended(at, key, batch, of_batch, self.in_loops)[0], None
 
