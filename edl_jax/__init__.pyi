@@ -3,11 +3,8 @@
 from edl_jax.data import DATASETS as DATASETS, ArraySource as ArraySource, DataConfig as DataConfig
 from edl_jax.errors import EDLError as EDLError
 from edl_jax.evolution import PretrainConfig as PretrainConfig
-from edl_jax.evolution.pretraining import (
-    PretrainResult as PretrainResult,
-    evolve as evolve,
-    pretrain as pretrain,
-)
+from edl_jax.evolution.evolve import evolve as evolve
+from edl_jax.evolution.pretraining import PretrainResult as PretrainResult, pretrain as pretrain
 from edl_jax.evolution.problems import RankingProblem as RankingProblem, TaskProblem as TaskProblem
 from edl_jax.losses import (
     LOSSES as LOSSES,

@@ -10,7 +10,7 @@ import pytest
 from edl_jax import TrainConfig, train
 from edl_jax.checked import Count
 from edl_jax.errors import ConfigError, EDLError
-from edl_jax.evolution.pretraining import evolve
+from edl_jax.evolution.evolve import evolve
 from edl_jax.losses.by_name import list_methods, resolve_loss, resolve_method
 from edl_jax.losses.method import METHODS
 from edl_jax.losses.searched import SearchedLoss

@@ -52,7 +52,7 @@ class ELF(SearchedLoss):
 
     def search(self, key: jax.Array, task: Task) -> EvolvedLoss:
         """The best network of the last generation, by fresh trainings."""
-        from edl_jax.evolution.pretraining import evolve  # loads matplotlib, by evosax's problems
+        from edl_jax.evolution.evolve import evolve  # loads matplotlib, by evosax's problems
 
         architecture = Architecture("class_agnostic", self.hidden, self.activation)
 
