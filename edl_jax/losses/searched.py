@@ -48,8 +48,8 @@ class SearchedLoss(Checked, abc.ABC):
     """Seed of the search. One search serves the trainings of all seeds."""
 
     @abc.abstractmethod
-    def search(self, key: jax.Array, task: Task) -> Losses:
-        """The loss that is found: a function of logits `[batch, num_classes]` and labels."""
+    def search(self, key: jax.Array, task: Task) -> Any:
+        """The loss that is found: an `EvolvedLoss`, or its name and options, as `gce(q=0.5)`."""
 
     @property
     @abc.abstractmethod

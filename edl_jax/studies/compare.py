@@ -1,5 +1,6 @@
 """Compare losses: train with each over the same seeds, each at its own best learning rate."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -21,6 +22,7 @@ from edl_jax.runs.folder import Row, own_parts
 from edl_jax.studies.cells import Cell, kept
 from edl_jax.studies.executors import jsonable, open_executor
 from edl_jax.studies.figures import plot_curves, short_names
+from edl_jax.studies.searches import with_found_losses
 from edl_jax.studies.statistics import METHOD
 from edl_jax.studies.sweep import (
     Grid,
@@ -130,12 +132,18 @@ def compare(
     identity = {"compare": config, "losses": losses, **parts}
     identity["data"] = [dataset.identity for dataset in data.values()]
 
-    with study_folder(run_dir, identity) as folder, open_executor(executor) as pool:
+    with (
+        study_folder(run_dir, identity) as folder,
+        open_executor(executor) as pool,
+        contextlib.ExitStack() as stack,
+    ):
+        cells, searches = with_found_losses(stack, base, cells, LOSS, folder, progress=progress)
         options = {"seed_field": "train.seed", "folder": folder, "progress": progress}
         run = functools.partial(sweep, run=Cell.run, executor=pool or 1, **options)
         best, tuned = _tuned(config, base, cells, run) if config.learning_rates else (cells, [])
         seeds = range(config.train.seed, config.train.seed + config.num_seeds)
-        return _study(config, data.values(), run(base, best, seeds), tuned).written(folder)
+        rows = run(base, best, seeds)
+        return _study(config, data.values(), rows, tuned, searches).written(folder)
 
 
 def _tuned(
@@ -176,10 +184,15 @@ def next_rates(rows: Sequence[Row]) -> list[float]:
 
 
 def _study(
-    config: CompareConfig, data: Iterable[Dataset], compared: list[Row], tuned: list[Row]
+    config: CompareConfig,
+    data: Iterable[Dataset],
+    compared: list[Row],
+    tuned: list[Row],
+    searches: list[Row],
 ) -> Study:
     by, last = [*config.grid, LOSS], config.train.seed + config.num_seeds - 1
     split, names = {"test": "Test", "val": "Validation"}, short_names(config.loss_names())
+    names |= {row["found"]: names[row[LOSS]] for row in searches}
     for row in (*compared, *tuned):
         row[LOSS] = names[row[LOSS]]
     cells = frame(compared, by)
@@ -203,6 +216,14 @@ def _study(
         notes.append(
             f"Learning rates: the best by mean validation accuracy over {config.tuning_seeds} "
             "seeds that the comparison does not use. No test image was looked at for it."
+        )
+    if searches:
+        import pandas as pd
+
+        tables["What was searched for"] = pd.DataFrame(searches)
+        notes.append(
+            "A search is run once for a setting, at train.learning_rate; what it found is then a "
+            "loss like the others. Its validation images are those of the learning rates."
         )
     return Study("Comparison of losses", notes, tables, figures, [*compared, *tuned])
 

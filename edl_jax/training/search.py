@@ -1,6 +1,10 @@
 """Search for a loss on the task itself: its fitness is what short trainings come to."""
 
+import contextlib
 import dataclasses
+import json
+import tempfile
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,16 +16,22 @@ from evosax.types import Population, Solution
 
 from edl_jax.data.datasets import Dataset
 from edl_jax.evolution.problems import Evaluated, Summand, static_self
+from edl_jax.losses import EvolvedLoss
+from edl_jax.losses.by_name import resolve_loss
 from edl_jax.losses.method import Losses, LossMethod
-from edl_jax.losses.searched import Task
+from edl_jax.losses.searched import SearchedLoss, Task
 from edl_jax.models import ModelFactory
 from edl_jax.runs.describing import describe
 from edl_jax.runs.devices import device_mesh
+from edl_jax.runs.folder import read_json
+from edl_jax.runs.storage import write_atomically
 from edl_jax.training.classifier import AXIS
 from edl_jax.training.config import TrainConfig
 from edl_jax.training.learner import Learner, check_validation
 from edl_jax.training.optimizers import Optimizer
 from edl_jax.training.state import Batch
+
+RESULTS = "results.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,11 +123,44 @@ class TrainingProblem(Summand):
         return errors, state.replace(counter=state.counter + 1), {"error": errors}
 
 
-def found(learner: Learner, run_dir: Path | None = None, *, progress: bool = False) -> Learner:
-    """A learner with the loss that its search finds; the search resumes in its folder."""
-    config, dataset, parts = learner.config, learner.dataset, {**learner.parts}
-    method = parts.pop("loss")
+def search(
+    method: SearchedLoss,
+    config: TrainConfig,
+    dataset: Dataset,
+    run_dir: Path,
+    *,
+    progress: bool = False,
+    **parts: Any,
+) -> dict[str, Any]:
+    """Search for the loss of a training; a search that is finished in `run_dir` is not run again.
+
+    Returns:
+      `loss`, the name by which it can be chosen again: with options, or a file in `run_dir`; and
+      what it took: `trainings`, `images` seen by them, `validation_images`, and `cpu_seconds`.
+    """
+    if (run_dir / RESULTS).exists():
+        return read_json(run_dir / RESULTS)
+    began = time.process_time()
     trainings = partial(TrainingProblem, config, dataset, **parts)
     task = Task(dataset.num_classes, trainings, run_dir, progress)
     loss = method.search(jax.random.key(method.seed), task)
-    return Learner(config, dataset, loss, learner.mesh, **parts)
+    if isinstance(loss, EvolvedLoss):
+        loss.save(path := run_dir / "loss.safetensors")
+        loss = str(path)
+    looked = config.data.val_examples if method.validates else 0
+    images = method.num_trainings * getattr(method, "steps", 0) * config.batch_size
+    found = {"loss": loss, "trainings": method.num_trainings, "images": images}
+    found |= {"validation_images": looked, "cpu_seconds": round(time.process_time() - began, 1)}
+    write_atomically(run_dir / RESULTS, json.dumps(found).encode())
+    return found
+
+
+def found(learner: Learner, run_dir: Path | None = None, *, progress: bool = False) -> Learner:
+    """A learner with the loss that its search finds; the search resumes in its folder."""
+    parts = {**learner.parts}
+    given = parts.pop("loss"), learner.config, learner.dataset
+    with contextlib.ExitStack() as stack:
+        run_dir = run_dir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        name = search(*given, run_dir, progress=progress, **parts)["loss"]
+        loss = resolve_loss(name)
+    return Learner(*given[1:], loss, learner.mesh, **parts)
