@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from edl_jax import ClassAgnosticNetwork, PairNetwork
+from edl_jax import ClassAgnosticNetwork, PairNetwork, load_pretrained
 from tests.baseline_losses import (
     EVERY,
     NAMES,
@@ -205,3 +205,14 @@ def test_soft_labels_in_blocks_of_classes(num_classes, monkeypatch):
     blocks = both()
     for found, wanted in zip(jax.tree.leaves(blocks), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("classes", [5, 10])  # without and with lanes
+def test_a_call_outside_jit_compiles_nothing_after_the_first(classes, caplog):
+    logits, labels = np.zeros((4, classes), np.float32), np.zeros(4, np.int32)
+    loss = load_pretrained()
+    gradient = jax.grad(lambda x: loss(x, labels).sum())
+    loss(logits, labels), gradient(logits)
+    with jax.log_compiles(True):
+        loss(logits, labels), gradient(logits)
+    assert not [record for record in caplog.records if "ompil" in record.getMessage()]

@@ -165,6 +165,10 @@ def read_folder(root: Path, files: dict[str, list[Path]], image_size: int | None
 def decode_image(data: bytes, channels: int, size: int | None) -> np.ndarray:
     """An image file's pixels, `[height, width, channels]`, uint8; see `fit_square` for `size`."""
     with require("PIL.Image").open(io.BytesIO(data)) as image:
+        if image.mode.startswith("I;16"):  # which Pillow would cut off at 255
+            image = require("PIL.Image").fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        if image.mode in ("I", "F"):
+            raise ValueError(f"its mode is {image.mode!r}; expected 8 or 16 bits a channel")
         pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
         pixels = pixels.reshape(*pixels.shape[:2], channels)
         return pixels if size is None else fit_square(pixels, size)

@@ -5,6 +5,7 @@ four passes: for the largest logits, exponentials, sums, and the gradient. A sin
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,15 @@ def summaries(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.stack([jnp.exp(own), -own / 4, jnp.exp(other), entropy / 4, moment])[..., 0]
 
 
+# Functions of the module: outside `jit` a new one would be compiled in every call.
+def _larger(x: Any, y: Any) -> Any:
+    return tuple(map(jnp.maximum, x, y))
+
+
+def _added(x: Any, y: Any) -> Any:
+    return tuple(map(jnp.add, x, y))
+
+
 def _largest(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The largest logit and that of the classes other than the labels `[..., 1]`, each `[..., 1]`.
 
@@ -54,7 +64,7 @@ def _largest(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array
     found = jax.lax.reduce(
         (logits, jnp.where(index == labels, low, logits)),
         (low, low),
-        lambda x, y: (jnp.maximum(x[0], y[0]), jnp.maximum(x[1], y[1])),
+        _larger,
         (logits.ndim - 1,),
     )
     return found[0][..., None], found[1][..., None]
@@ -70,7 +80,7 @@ def _sums(*terms: jax.Array) -> tuple[jax.Array, ...]:
     partial = jax.lax.reduce(
         tuple(x[..., : _LANES * size].reshape(*lead, _LANES, size) for x in terms),
         (jnp.zeros((), terms[0].dtype),) * len(terms),
-        lambda x, y: tuple(a + b for a, b in zip(x, y, strict=True)),
+        _added,
         (len(lead),),
     )
     rest = (x[..., _LANES * size :] for x in terms)

@@ -65,3 +65,17 @@ def test_a_folder_that_cannot_be_used_is_refused(files, message, tmp_path):
             path.write_bytes(b"no image")
     with pytest.raises(DataError, match=message):
         loaded(tmp_path)
+
+
+def test_sixteen_bits_a_pixel_are_scaled_and_wider_ones_refused(tmp_path):
+    gray = np.arange(0, 65536, 16, np.int32).reshape(64, 64)
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            write(tmp_path / split / name / "x.png", 7, size=(64, 64))
+    image_of(gray.astype(np.uint16)).save(tmp_path / "train" / "a" / "x.png")
+    images, labels = (getattr(loaded(tmp_path), f"train_{kind}") for kind in ("images", "labels"))
+    (found,) = images[np.asarray(labels) == 0]
+    np.testing.assert_array_equal(found, np.repeat(gray[..., None] // 256, 3, axis=-1))
+    image_of(gray.astype(np.float32)).save(tmp_path / "train" / "a" / "x.tiff")
+    with pytest.raises(DataError, match=r"x\.tiff cannot be read as an image \(its mode is 'F'"):
+        loaded(tmp_path)
