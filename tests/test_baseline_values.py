@@ -82,9 +82,9 @@ FORMULAS = {
     "ldam": lambda x, p, y: replaced(x, y, x[y] - 30 * 0.5 * (1 / COUNTS[y]) ** 0.25),
     "barron": lambda x, p, y: np.sqrt((1 - p[y]) ** 2 + 1) - 1,
     "baikal": lambda x, p, y: -np.log(p).mean() + 1 / p[y] / 5,
-    "taylor_glo": lambda x, p, y: taylor_glo_of(x, np.eye(5)[y]),
+    "taylor_polynomial": lambda x, p, y: taylor_glo_of(x, np.eye(5)[y]),
 }
-PUBLISHED_SOFT = {"bi_tempered": bi_tempered_of, "taylor_glo": taylor_glo_of}
+PUBLISHED_SOFT = {"bi_tempered": bi_tempered_of, "taylor_polynomial": taylor_glo_of}
 
 
 def by_formula(name, logits, labels):
@@ -219,7 +219,7 @@ def test_like_torch():
             {"epsilon": 1e-40},
             "epsilon is 1e-40; expected a finite number, at least 1e-30",
         ),
-        ("taylor_glo", {"parameters": (1.0, 2.0)}, "expected 8 numbers"),
+        ("taylor_polynomial", {"parameters": (1.0, 2.0)}, "expected 8 numbers"),
     ],
 )
 def test_refuses_bad_options(name, options, message):
