@@ -82,9 +82,10 @@ FORMULAS = {
     "ldam": lambda x, p, y: replaced(x, y, x[y] - 30 * 0.5 * (1 / COUNTS[y]) ** 0.25),
     "barron": lambda x, p, y: np.sqrt((1 - p[y]) ** 2 + 1) - 1,
     "baikal": lambda x, p, y: -np.log(p).mean() + 1 / p[y] / 5,
-    "taylor_glo": lambda x, p, y: taylor_glo_of(x, np.eye(5)[y]),
+    "taylor_polynomial": lambda x, p, y: taylor_glo_of(x, np.eye(5)[y]),
+    "expression": lambda x, p, y: -np.log(p[y]) / 5,
 }
-PUBLISHED_SOFT = {"bi_tempered": bi_tempered_of, "taylor_glo": taylor_glo_of}
+PUBLISHED_SOFT = {"bi_tempered": bi_tempered_of, "taylor_polynomial": taylor_glo_of}
 
 
 def by_formula(name, logits, labels):
@@ -132,6 +133,9 @@ LIMITS = [  # (loss, options, what it then is, factor, tolerance)
     ("bi_tempered", {"t1": 0.0, "t2": 1.0}, "brier", 0.5, 1e-5),
     ("ldam", {"max_margin": 0.0, "class_counts": COUNTS}, "cross_entropy", 1, 1e-6),
     ("barron", {"alpha": 2.0, "scale": 0.5}, "squared_miss", 2, 1e-6),
+    ("expression", {"formula": "-log(p) + w / p"}, "baikal", 1, 1e-6),
+    ("expression", {"formula": "5 * w * square(1 - p)"}, "squared_miss", 1, 1e-6),
+    ("expression", {"formula": "5 * sqrt(square(w - p))"}, "mae", 1, 1e-6),
 ]
 
 
@@ -219,7 +223,16 @@ def test_like_torch():
             {"epsilon": 1e-40},
             "epsilon is 1e-40; expected a finite number, at least 1e-30",
         ),
-        ("taylor_glo", {"parameters": (1.0, 2.0)}, "expected 8 numbers"),
+        ("taylor_polynomial", {"parameters": (1.0, 2.0)}, "expected 8 numbers"),
+        ("expression", {"formula": "exp(p)"}, r"formula is .exp\(p\).; expected numbers, w and p"),
+        ("expression", {"formula": "p.real"}, "formula is .p.real"),
+        ("expression", {"formula": "log(p, 2)"}, "formula is .log"),
+        ("expression", {"formula": "w < p"}, "formula is .w < p"),
+        ("expression", {"formula": "1e999 * p"}, "formula is .1e999"),
+        ("expression", {"formula": f"{10**400} * p"}, "formula is .1000"),
+        ("expression", {"formula": "(" * 3000 + ")" * 3000}, "formula is"),
+        ("expression", {"formula": "p" + " + p" * 3000}, "formula is"),
+        ("expression", {"formula": 1.0}, "formula is 1.0"),
     ],
 )
 def test_refuses_bad_options(name, options, message):

@@ -24,7 +24,7 @@ from tests.baseline_losses import (
 
 LABELS = jnp.asarray([0, 1, 2, 3, 4, 0])
 SHAPE = (6, 5)
-SIGNED = {"taylor_glo"}  # the losses that may be negative
+SIGNED = {"taylor_polynomial"}  # the losses that may be negative
 NARROW = ["cross_entropy", "poly", "bi_tempered", "smoothed_zero_one", "edl"]
 
 

@@ -79,7 +79,7 @@ def test_options_and_class_counts_reach_the_loss():
     shifted = LOGITS - jnp.asarray([0.25, 0.0, 0.0])
     np.testing.assert_allclose(value, -jax.nn.log_softmax(shifted)[:, 0], rtol=1e-5)
     linear = {"parameters": [0.0, 0.0, 1, 0, 0, 0, 0, 0]}  # a list, as JSON gives
-    value = quick_jit(resolve_loss("taylor_glo", linear))(LOGITS, LABELS)
+    value = quick_jit(resolve_loss("taylor_polynomial", linear))(LOGITS, LABELS)
     np.testing.assert_allclose(value, [-1.0], rtol=1e-5)
 
 
@@ -98,7 +98,7 @@ def test_options_and_class_counts_reach_the_loss():
         ("taylor_ce", {"order": np.int64(0)}, r"order is np.int64\(0\); expected a whole number"),
         ("tempered", {"temperature": jnp.float32(-5)}, r"temperature is -5\.0; expected a"),
         ("bi_tempered", {"t2": jnp.float32(0.5)}, r"t2 is 0\.5; expected a finite"),
-        ("taylor_glo", {"parameters": "none"}, "expected 8 numbers"),
+        ("taylor_polynomial", {"parameters": "none"}, "expected 8 numbers"),
         ("tempered", {"temperature": -5.0}, "temperature is -5.0"),
         ("tempered", {"beta": 5.0}, "with options temperature: .*'beta'"),
         ("ldam", {}, "the loss 'ldam', .*missing .* 'class_counts'"),

@@ -88,7 +88,8 @@ def evolve(
         )
         strategy, own = build_strategy(config, problem.sample)
         params = own if params is None else params
-    check("params", params, type(strategy.default_params) | None)
+    defaults = jax.eval_shape(lambda: strategy.default_params)  # CMA-ES computes them
+    check("params", params, type(defaults) | None)
     mesh = device_mesh(POPULATION, devices)
     chunk = check("generations_per_chunk", generations_per_chunk, Count)
     options = {"generations": generations, "chunk": chunk, "mesh": mesh}

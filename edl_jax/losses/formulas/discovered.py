@@ -12,7 +12,7 @@ from edl_jax.errors import ConfigError
 from edl_jax.losses.inputs import log_softmax
 from edl_jax.losses.lift import Candidates, formula, formula_of_weights
 
-# Cross-entropy's derivatives at w = p = 1/2, in the order of the parameters of `taylor_glo`.
+# Cross-entropy's derivatives at w = p = 1/2, in the order of the parameters of `taylor_polynomial`.
 CROSS_ENTROPY_EXPANSION = (0.5, 0.5, 1.0, -2.0, 8.0, 2.0, -4.0, 0.0)
 
 
@@ -31,7 +31,7 @@ def baikal(c: Candidates, *, epsilon: Annotated[float, Ge(1e-30), Le(1)] = 1e-7)
 
 
 @formula_of_weights
-def taylor_glo(
+def taylor_polynomial(
     x: jax.Array,
     weights: jax.Array,
     where: jax.Array | None,
