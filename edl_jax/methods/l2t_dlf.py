@@ -39,9 +39,9 @@ class L2TDLF(LossMethod, Checked):
 
     looks_at: ClassVar[str] = "training images, and validation images with their labels"
 
-    steps: Count = 5
+    steps: Count = 15
     """How many steps of the student the teacher looks ahead."""
-    every: Count = 5
+    every: Count = 15
     """How often the teacher looks ahead, learns and sets the loss, in steps."""
     learning_rate: NotNegative = 0.002
     """Learning rate of the teacher, by Adam; 0 keeps the first loss."""

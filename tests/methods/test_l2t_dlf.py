@@ -59,11 +59,11 @@ def test_the_first_loss_has_cross_entropys_gradient_at_a_right_prediction(first)
     logits = np.log(np.stack([p, *[(1 - p) / 3] * 3], axis=-1)).astype(np.float32)
     labels = np.zeros(4, np.int32)
 
-    def total(logits):
+    def total(logits, labels):
         losses = L2TDLF().losses(first, logits, labels)
         return losses.sum(), losses
 
-    gradient, losses = jax.jit(jax.grad(total, has_aux=True))(logits)
+    gradient, losses = jax.jit(jax.grad(total, has_aux=True))(logits, labels)
     np.testing.assert_allclose(losses, -4 * p / (1 + p), rtol=1e-5)
     # Of `-log p_y` it is `-(1 - p_y)`; the other factor is 1 at `p_y = 1`.
     expected = -(1 - p) * 4 * p / (1 + p) ** 2
@@ -151,7 +151,7 @@ def test_a_classifier_that_it_teaches_reads_digits():
         data=DataConfig(name="digits", val_examples=300),
         width=8,
         batch_size=64,
-        epochs=15,
+        epochs=8,
     )
     result = train(config)
     assert result.test_accuracy > 0.95
