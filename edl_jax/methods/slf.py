@@ -7,10 +7,10 @@ Ours, since the paper leaves it open or we could not read it:
 - The gates learn from validation images: their gradient is that of the validation cross-entropy
   after a few further steps. On the training loss they would choose whichever loss is smallest.
 - The decision network is one number for each gate, without an input.
-- Each loss is scaled to cross-entropy's mean gradient length by logits, on random logits, and the
-  weights of the gates are divided by their sum. So gates choose the kind of loss, not the length of
-  the step. (Scaled on the batches of the training, a loss that is nearly at its minimum would grow
-  without bound.)
+- Each loss is scaled to cross-entropy's mean gradient length by logits, on random logits with
+  labels drawn from their softmax, and the weights of the gates are divided by their sum. So gates
+  choose the kind of loss, not the length of the step. (Scaled on the batches of the training, a
+  loss that is nearly at its minimum would grow without bound.)
 - The set, the temperatures (they fall geometrically), and how the gates learn: by Adam, within 3
   of 0.
 """
@@ -87,12 +87,13 @@ class SLF(Checked, LossMethod):
     def init(self, key: jax.Array, num_classes: int) -> Any:
         """All gates are on half of the time."""
         gates = jnp.zeros(len(self.candidates), jnp.float32)
-        key, key_logits = jax.random.split(key)
+        key, key_logits, key_labels = jax.random.split(key, 3)
         logits = _SPREAD * jax.random.normal(key_logits, (_PAIRS, num_classes), jnp.float32)
+        labels = jax.random.categorical(key_labels, logits)  # as probable as the logits say
         return {
             "gates": gates,
             "adam": self._adam.init(gates),
-            "scales": scales_of(self._set, logits, jnp.zeros(_PAIRS, jnp.int32)),
+            "scales": scales_of(self._set, logits, labels),
             "temperature": jnp.float32(self.temperature),
             "key": key,
         }
