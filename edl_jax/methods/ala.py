@@ -7,12 +7,15 @@ with a baseline, from several children.
 
 Ours, since the paper leaves it open or we could not read it:
 - The children are the classifier itself some steps ahead, each under a Phi of its own, on the same
-  batches; one of them, drawn by the policy like the others, is how the training goes on. There is
-  no replay.
+  batches. They explore; the training goes on with the change that the policy makes on average, so
+  that a policy that has learned nothing leaves the loss as it is. There is no replay.
 - The baseline of a child is the mean reward of the others, which leaves the gradient unbiased.
 - One small network decides on every entry of Phi: down, as it is, or up. It sees the entry and the
   one across the diagonal, the mean probabilities that validation images of the one class get for
   the other, these against their moving averages, progress, and the metric.
+- Entries stay near the identity's, and those off the diagonal change less, by a factor of the other
+  classes' number. (Without bounds, negative entries reward any confident prediction, right or
+  wrong, and the loss saturates.)
 - The loss is multiplied by 4, so that at a probability of 1 its gradient is cross-entropy's.
 """
 
@@ -54,9 +57,9 @@ class ALA(Checked, LossMethod):
     children: Annotated[int, Ge(2)] = 4
     """Number of changes that are tried each time."""
     change: Positive = 0.1
-    """By how much an entry of the matrix changes at a time."""
+    """By how much a diagonal entry of the matrix changes at a time."""
     limit: Annotated[float, Gt(0), Lt(1)] = 0.5
-    """By how much an entry may differ from the identity's."""
+    """By how much a diagonal entry may differ from 1."""
     hidden: Count = 32
     """Width of the policy's hidden layer."""
     learning_rate: Positive = 0.01

@@ -7,10 +7,12 @@ Ours, since the paper leaves it open or we could not read it:
 - The gates learn from validation images: their gradient is that of the validation cross-entropy
   after a few further steps. On the training loss they would choose whichever loss is smallest.
 - The decision network is one number for each gate, without an input.
-- Each loss is scaled to cross-entropy's mean gradient length by the logits on the last batch, and
-  the weights of the gates are divided by their sum. So gates choose the kind of loss, not the
-  length of the step.
-- The set, the temperatures (they fall geometrically) and Adam for the gates.
+- Each loss is scaled to cross-entropy's mean gradient length by logits, on random logits with
+  labels drawn from their softmax, and the weights of the gates are divided by their sum. So gates
+  choose the kind of loss, not the length of the step. (Scaled on the batches of the training, a
+  loss that is nearly at its minimum would grow without bound.)
+- The set, the temperatures (they fall geometrically), and how the gates learn: by Adam, within 3
+  of 0.
 """
 
 import dataclasses
@@ -31,7 +33,7 @@ from edl_jax.losses.method import METHODS, LossMethod, Student
 from edl_jax.losses.searched import Losses, SearchedLoss
 
 _LIMIT = 3.0  # of a gate, which is then on in 95 % of the steps: it can still change
-_TINY = 1e-8  # beside gradient lengths, so that a loss without a gradient is not divided by 0
+_PAIRS, _SPREAD = 1000, 3.0  # random logits by which losses are scaled: how many, and their std
 
 
 @METHODS.register("slf")
@@ -41,7 +43,6 @@ class SLF(Checked, LossMethod):
 
     References:
       Liu and Lai, Stochastic Loss Function, AAAI 2020.
-      https://ojs.aaai.org/index.php/AAAI/article/view/5925
     """
 
     looks_at: ClassVar[str] = "training images, and labels of validation images"
@@ -59,11 +60,11 @@ class SLF(Checked, LossMethod):
     """Number of steps between two updates of the gates."""
     steps: Count = 1
     """Number of further steps after which the validation loss teaches the gates."""
-    learning_rate: Positive = 0.1
+    learning_rate: Positive = 0.2
     """Learning rate of the gates."""
     temperature: Positive = 2.0
     """Temperature of the Gumbel-softmax at the start; high ones blend the losses."""
-    final_temperature: Positive = 0.5
+    final_temperature: Positive = 1.0
     """Temperature at the end; low ones turn each loss on or off."""
 
     def __post_init__(self) -> None:
@@ -86,11 +87,13 @@ class SLF(Checked, LossMethod):
     def init(self, key: jax.Array, num_classes: int) -> Any:
         """All gates are on half of the time."""
         gates = jnp.zeros(len(self.candidates), jnp.float32)
-        alike = jnp.zeros((1, num_classes), jnp.float32)  # as a classifier begins
+        key, key_logits, key_labels = jax.random.split(key, 3)
+        logits = _SPREAD * jax.random.normal(key_logits, (_PAIRS, num_classes), jnp.float32)
+        labels = jax.random.categorical(key_labels, logits)  # as probable as the logits say
         return {
             "gates": gates,
             "adam": self._adam.init(gates),
-            "scales": scales_of(self._set, alike, jnp.zeros(1, jnp.int32)),
+            "scales": scales_of(self._set, logits, labels),
             "temperature": jnp.float32(self.temperature),
             "key": key,
         }
@@ -107,7 +110,6 @@ class SLF(Checked, LossMethod):
         cooled = (self.final_temperature / self.temperature) ** student.progress
         state = {
             **state,
-            "scales": scales_of(self._set, student.logits, student.labels),
             "temperature": jnp.float32(self.temperature) * cooled,
             "key": key,
         }
@@ -146,5 +148,4 @@ def scales_of(losses: Sequence[Losses], logits: jax.Array, labels: jax.Array) ->
         gradients = jax.grad(lambda x: loss(x, labels).sum())(logits)
         return jnp.linalg.norm(gradients, axis=-1).mean()
 
-    asked = length(cross_entropy) + _TINY
-    return jnp.stack([asked / (length(loss) + _TINY) for loss in losses])
+    return jnp.stack([length(cross_entropy) / length(loss) for loss in losses])

@@ -174,8 +174,6 @@ def test_two_devices_train_with_it():
 @pytest.mark.slow
 def test_a_classifier_learns_digits():
     data = DataConfig(name="digits", val_examples=256)
-    config = TrainConfig(
-        loss="slf(learning_rate=0.5)", data=data, model="resnet8", width=8, epochs=12, batch_size=64
-    )
+    config = TrainConfig(loss="slf", data=data, model="resnet8", width=8, epochs=12, batch_size=64)
     result = train(config, devices=jax.devices()[:1])
     assert result.test_accuracy > 0.95
