@@ -92,7 +92,7 @@ class MeTAL(Checked):
                 logits = _logits(weights, learned.norms, support, query)
                 if self.inner_loss == "cross_entropy":
                     return _cross_entropy(logits[0])
-                return learned_loss(*losses, weights, *logits)
+                return learned_loss(losses, weights, *logits)
 
             gradient = jax.grad(loss)(weights)
             return jax.tree.map(lambda w, g: w - self.inner_rate * g, weights, gradient), None
@@ -137,16 +137,13 @@ class StepLoss(NamedTuple):
 
 
 def learned_loss(
-    of_support: StepLoss,
-    of_query: StepLoss,
-    weights: list[Layer],
-    support: jax.Array,
-    query: jax.Array,
+    losses: Any, weights: list[Layer], support: jax.Array, query: jax.Array
 ) -> jax.Array:
     """The loss of a step, for logits `[ways, n, ways]`; the first axis is the class.
 
     The queries' labels are not used: the order of the rows does not matter.
     """
+    of_support, of_query = losses
     ways = len(support)
     means = jnp.stack([w.mean() for w in jax.tree.leaves(weights)])
     cross_entropy = _cross_entropy(support)

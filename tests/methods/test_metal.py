@@ -36,7 +36,7 @@ def test_the_loss_of_a_step_is_that_of_the_formulas():
     support, query = rng.normal(size=(WAYS, 1, WAYS)), rng.normal(size=(WAYS, 3, WAYS))
     losses = jax.tree.map(lambda x: x[1], learned.losses)  # of the second step
     with jax.enable_x64(True):
-        found = jax.jit(learned_loss)(*losses, learned.weights, support, query)
+        found = jax.jit(learned_loss)(losses, learned.weights, support, query)
 
     def normalized(x):
         return (x - np.mean(x)) / np.std(x, ddof=1)
