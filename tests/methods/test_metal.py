@@ -10,7 +10,7 @@ from scipy import special
 
 from edl_jax import DataConfig, TrainConfig, train
 from edl_jax.errors import ConfigError
-from edl_jax.losses.by_name import resolve_loss
+from edl_jax.losses.by_name import resolve_method
 from edl_jax.methods.metal import MeTAL, learned_loss
 from edl_jax.training.few_shot import FewShotConfig, MetaTraining, meta_train
 from edl_jax.training.training import load_shared
@@ -105,7 +105,7 @@ def test_maml_begins_with_the_same_classifier_and_has_no_losses():
 
 def test_train_says_how_to_run_it_instead():
     data = DataConfig("digits", train_examples=128, test_examples=50)
-    assert resolve_loss("metal(width=8)") == MeTAL(width=8)
+    assert resolve_method("metal(width=8)") == MeTAL(width=8)
     for given in ({"config": TrainConfig(loss="metal", data=data)}, {"loss": MeTAL()}):
         with pytest.raises(ConfigError, match="so train cannot use it"):
             train(**{"data": data, "model": "resnet8", **given})
