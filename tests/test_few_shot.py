@@ -96,6 +96,7 @@ def test_training_classes_and_test_classes_are_apart_and_pixels_are_normalized()
 
 def test_a_run_that_was_stopped_resumes_to_the_same_result(tmp_path, monkeypatch):
     whole = meta_train(Pixels(), source(), CONFIG, run_dir=tmp_path / "whole")
+    assert len({row["train_loss"] for row in whole.history}) == 3  # each step has its own tasks
     advance = MetaTraining.advance
 
     def stopped(self, state, n):
