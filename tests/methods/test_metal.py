@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import special
@@ -97,6 +96,9 @@ def test_maml_begins_with_the_same_classifier_and_has_no_losses():
     metal = begun(TINY, adapting=False)
     jax.tree.map(np.testing.assert_array_equal, maml.weights, metal.weights)
     assert (len(maml.losses), len(metal.losses)) == (0, 2)
+    with jax.enable_x64(True):
+        abstract = jax.eval_shape(lambda: TINY.init(jax.random.key(0), SHAPE, WAYS))
+    assert {x.dtype for x in jax.tree.leaves(abstract)} == {np.dtype(np.float32)}
     # At first adapters change nothing.
     assert not any(np.any(part.scale) or np.any(part.shift) for part in metal.losses)
 
@@ -111,13 +113,13 @@ def test_train_says_how_to_run_it_instead():
 
 @pytest.mark.slow
 def test_five_way_one_shot_on_digits_is_learned():
-    config = FewShotConfig(steps=200, test_tasks=100)
-    method = MeTAL(width=16)
+    config, method = FewShotConfig(steps=200, queries=5, test_tasks=200), MeTAL(width=16)
     result = meta_train(method, "digits", config)
     run = MetaTraining(method, load_shared(DataConfig("digits")), config)
-    before = run.evaluate(run.init(run.key_init).learned, run.key_test, 100)[1].mean()
+    before = run.evaluate(run.init(run.key_init).learned, run.key_test, 200)[1].mean()
     assert result.test_accuracy > before + 0.1
-    assert result.test_accuracy > 0.6
-    assert result.history[-1]["train_accuracy"] > result.history[0]["train_accuracy"]
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(result.learned))
-    assert jnp.ndim(result.test_loss) == 0
+    assert result.history[-1]["train_accuracy"] > 0.6
+    # New tasks of the same classes, which were in no step: 5 standard errors apart at most.
+    again = result.evaluate(200, seed=1)
+    spread = again.std() * np.sqrt(2 / 200)
+    assert abs(again.mean() - result.test_accuracy) < 5 * spread
