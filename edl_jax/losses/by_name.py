@@ -101,6 +101,8 @@ def resolve_method(name: str) -> LossMethod | SearchedLoss | None:
     try:
         return METHODS[name](**options)
     except TypeError as error:
+        if name in PRETRAINED:  # options of neither
+            return None
         known = ", ".join(inspect.signature(METHODS[name]).parameters)
         raise ConfigError(f"the learned loss {name!r}, with options {known}: {error}") from error
 
