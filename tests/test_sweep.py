@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -23,7 +24,9 @@ import pytest
 from edl_jax import SEVERITIES, PretrainConfig, TrainConfig
 from edl_jax.data.config import DataConfig
 from edl_jax.errors import ConfigError, EDLError, RunFolderError
+from edl_jax.losses import LOSSES
 from edl_jax.runs.folder import RunFolder
+from edl_jax.studies import cells, executors
 from edl_jax.studies.ablate import AblateConfig
 from edl_jax.studies.executors import open_executor
 from edl_jax.studies.sweep import CELLS, Grid, points, sweep, with_fields
@@ -258,6 +261,7 @@ class Job:
         ({"epochs.deep": (1,)}, "TrainConfig.epochs is {'deep': 1}; expected a whole number"),
         ({"epochs": (1, 0)}, "TrainConfig.epochs is 0"),
         ({"augmentation.cutout": (-1,)}, "cutout is -1"),
+        ({"data": (1,), "data.name": ("digits",)}, "values are of data, data.name, seed; expected"),
     ],
 )
 def test_a_field_that_is_none_or_cannot_be_is_refused_before_anything_runs(values, message):
@@ -288,6 +292,7 @@ def test_a_grid_on_the_command_line_is_the_one_in_a_file():
         "train.width": (8, None),
         "pretrain.strategy.std_init": (0.1, 1),
         "pretrain.use_crossover": (True, False),
+        "train.optimizer.options": ({"momentum": 0.9, "nesterov": True}, None),
     }
     words = spec.str_from_instance(grid)
     assert words[:2] == [
@@ -298,6 +303,35 @@ def test_a_grid_on_the_command_line_is_the_one_in_a_file():
     for wrong in ("train.loss", "=", "train.loss="):
         with pytest.raises(ValueError, match="FIELD=VALUE"):
             spec.instance_from_str([wrong])
+    with pytest.raises(ValueError, match=r"train\.width is given twice"):
+        spec.instance_from_str(["train.width=4", "train.width=8"])
+
+
+def test_what_is_registered_anew_counts_in_a_process_that_served_before():
+    """In this one: what it kept for the old code is dropped, and only where something changed."""
+    name = "registered_for_this_test"
+
+    def packed(value):
+        own = [
+            {name: lambda c, x=value: x} if table is LOSSES else {} for table in executors._TABLES
+        ]
+        return executors._packed(*own)
+
+    def kept_after(parts):
+        cells.kept(lambda made: object(), pickle.dumps(0), "its identity")
+        run, cell = executors._packed(lambda config: {}), executors._packed(0, {})
+        assert executors._attempt_packed(run, parts, cell) == {}
+        return cells.kept.cache_info().currsize
+
+    cells.kept.cache_clear()
+    executors._register.cache_clear()
+    first, second = packed(1), packed(2)
+    try:
+        assert (kept_after(first), LOSSES[name](None)) == (0, 1)
+        assert kept_after(first) == 1
+        assert (kept_after(second), LOSSES[name](None)) == (0, 2)
+    finally:
+        del LOSSES[name]
 
 
 def test_a_cell_that_fails_is_told_the_others_go_on_and_it_is_tried_again(tmp_path):

@@ -195,3 +195,35 @@ def test_a_model_of_your_own_takes_the_settings_that_are_given_or_refuses_them()
 
     train(dataclasses.replace(CONFIG, width=4), model=sized, data=source())
     assert {*widths} == {4}
+
+
+class Watching(Linear):
+    """Keeps a look at what it computes; `grows` with each call."""
+
+    grows = False
+
+    def __call__(self, images):
+        logits = super().__call__(images)
+        self.logits = nnx.Intermediate(logits)  # as `sow` does
+        if self.grows:
+            self.seen = nnx.Variable(logits)
+        return logits
+
+
+def test_what_a_model_lets_one_see_is_dropped_and_one_that_makes_variables_is_refused(monkeypatch):
+    watched, plain = (train(CONFIG, model=model, data=source()) for model in (Watching, Linear))
+    assert_close(watched.params, plain.params, rtol=0)
+    monkeypatch.setattr(Watching, "grows", True)
+    with pytest.raises(ConfigError, match=r"Watching'> cannot be used \(its call makes variables"):
+        train(CONFIG, model=Watching, data=source())
+
+
+def test_an_average_has_the_dtype_of_the_weights(tmp_path):
+    def half(rngs, num_classes, in_channels):
+        model = Linear(rngs, num_classes, in_channels)
+        nnx.update(model, jax.tree.map(lambda x: x.astype(jnp.bfloat16), nnx.state(model)))
+        return model
+
+    config = dataclasses.replace(CONFIG, ema_decay=0.5)
+    found = train(config, model=half, data=source(), run_dir=tmp_path)
+    assert {x.dtype.name for x in jax.tree.leaves(found.params)} == {"bfloat16"}

@@ -101,7 +101,10 @@ def load_dataset(config: DataConfig | None = None, source: ArraySource | None = 
     elif name.startswith(_FOLDER):
         folder = user_path(name.removeprefix(_FOLDER))
         files = find_images(folder)
-        stats = [(path, path.stat()) for paths in files.values() for path in paths]
+        try:
+            stats = [(path, path.stat()) for paths in files.values() for path in paths]
+        except OSError as error:  # such as of a link to nothing
+            raise DataError(f"{error.filename} cannot be read ({error.strerror}).") from error
         key = tuple((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats)
         origin = _Origin(key, lambda: read_folder(folder, files, size))
     else:

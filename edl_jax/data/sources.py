@@ -121,11 +121,17 @@ def _in_words(arrays: Any) -> str:
 
 
 def find_images(root: Path) -> dict[str, list[Path]]:
-    """The images of a folder's train/ and test/, or else of all, split once by a fixed seed."""
+    """The images of a folder's train/ and test/, or else of all, split once; in a fixed order.
+
+    The order is random, so that the first images of a split are of all classes.
+    """
     splits = [root / "train", root / "test"]
     tops = splits if all(split.is_dir() for split in splits) else [root]
     known = {*require("PIL.Image").registered_extensions()}
-    images = [[x for x in sorted(top.glob("*/*")) if x.suffix.lower() in known] for top in tops]
+    images = []
+    for top in tops:
+        paths = [x for x in sorted(top.glob("[!.]*/[!.]*")) if x.suffix.lower() in known]
+        images.append([paths[row] for row in np.random.default_rng(0).permutation(len(paths))])
     classes = [sorted({path.parent.name for path in paths}) for paths in images]
     if len(classes[0]) < 2 or classes[-1] != classes[0]:
         told = {top.name: names for top, names in zip(tops, classes, strict=True)}
@@ -135,8 +141,7 @@ def find_images(root: Path) -> dict[str, list[Path]]:
         )
     if tops == [root]:
         count = max(len(images[0]) // 5, 1)  # one image in five is for testing
-        shuffled = [images[0][row] for row in np.random.default_rng(0).permutation(len(images[0]))]
-        images = [shuffled[count:], shuffled[:count]]
+        images = [images[0][count:], images[0][:count]]
     return dict(zip(("train", "test"), images, strict=True))
 
 
@@ -149,7 +154,7 @@ def read_folder(root: Path, files: dict[str, list[Path]], image_size: int | None
         for path in paths:
             try:
                 images.append(decode_image(path.read_bytes(), 3, image_size))
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, require("PIL.Image").DecompressionBombError) as error:
                 raise DataError(f"{path} cannot be read as an image ({error}).") from error
             if images[-1].shape != images[0].shape:
                 found, first = (f"{x.shape[1]} x {x.shape[0]}" for x in (images[-1], images[0]))

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -26,6 +27,7 @@ from edl_jax.objective import MARGINS, SEVERITIES
 from edl_jax.runs.describing import describe
 from edl_jax.runs.folder import Row
 from edl_jax.strategies import MUTATIONS, STRATEGIES
+from edl_jax.studies.cells import kept
 from edl_jax.studies.figures import check_libraries
 
 _TABLES: Any = (DATASETS, LOSSES, MARGINS, MODELS, MUTATIONS, SEVERITIES, STRATEGIES)
@@ -102,13 +104,13 @@ def results(
             yield key, attempt(row_of, run, *cell)
         return
     own = [{k: x for k, x in table.items() if not table.is_protected(k)} for table in _TABLES]
-    shared, ahead, waiting = _packed(run, own), iter(cells.items()), {}
+    shared, ahead, waiting = (_packed(run), _packed(*own)), iter(cells.items()), {}
     workers = getattr(pool, "_max_workers", None) or len(cells)  # a cluster does not tell
     try:
         while True:
             # Few at a time: what waits, and all that it holds, takes memory.
             for key, cell in itertools.islice(ahead, 2 * workers - len(waiting)):
-                waiting[pool.submit(_attempt_packed, shared, _packed(*cell))] = key
+                waiting[pool.submit(_attempt_packed, *shared, _packed(*cell))] = key
             if not waiting:
                 break
             # Looked at in turn: jobs of submitit are no futures of the standard library.
@@ -137,13 +139,18 @@ def _packed(*parts: object) -> bytes:
     return cloudpickle.dumps(parts)
 
 
-def _attempt_packed(shared: bytes, cell: bytes) -> Row:
+def _attempt_packed(run: bytes, registered: bytes, cell: bytes) -> Row:
     """`attempt` a cell in another process, with all that the user registered in the first."""
-    run, registered = pickle.loads(shared)
-    for table, parts in zip(_TABLES, registered, strict=True):
-        for name, part in parts.items():
+    _register(registered)
+    return attempt(row_of, *pickle.loads(run), *pickle.loads(cell))
+
+
+@functools.lru_cache(maxsize=1)  # until something else is registered
+def _register(parts: bytes) -> None:
+    kept.cache_clear()  # the code of the user's own losses and models may have changed
+    for table, own in zip(_TABLES, pickle.loads(parts), strict=True):
+        for name, part in own.items():
             table.register(name)(part)
-    return attempt(row_of, run, *pickle.loads(cell))
 
 
 @contextlib.contextmanager

@@ -150,7 +150,12 @@ def points(grid: Mapping[str, Sequence[Any]] | Sequence[Point]) -> list[Point]:
 def with_fields(config: Config, values: Point) -> Config:
     """A copy of a dataclass with other values of some fields, by dotted name."""
     changes, names = {}, [field.name for field in dataclasses.fields(config)]  # pyright: ignore
-    for name, value in unflatten_dict(dict(values), sep=".").items():
+    try:
+        nested = unflatten_dict(dict(values), sep=".")
+    except TypeError as error:
+        expected = "either a field or some of its own fields"
+        raise ConfigError(f"values are of {', '.join(values)}; expected {expected}.") from error
+    for name, value in nested.items():
         if name not in names:
             raise ConfigError(
                 f"{type(config).__name__} has no field {name!r}; expected one of "
@@ -181,8 +186,10 @@ def _grid_of(words: Sequence[str]) -> dict[str, tuple[Any, ...]]:
         name, _, text = word.partition("=")
         if not text:
             raise ValueError(f"{word!r} is no FIELD=VALUE,VALUE,...")
+        if name in grid:
+            raise ValueError(f"{name} is given twice; expected all of its values once, with commas")
         # Commas within brackets, such as of poly(epsilon=1,alpha=2), do not separate values.
-        grid[name] = tuple(map(_value_of, re.split(r",(?![^(\[]*[)\]])", text)))
+        grid[name] = tuple(map(_value_of, re.split(r",(?![^(\[{]*[)\]}])", text)))
     return grid
 
 

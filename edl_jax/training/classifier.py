@@ -65,7 +65,7 @@ class Classifier:
         model: Any = nnx.merge(self.graph, params, own, others, copy=True)
         model.train()
         logits = model(images)
-        others = nnx.state(model, nnx.Not(nnx.Any(nnx.Param, nnx.RngKey)))
+        others = nnx.state(model, nnx.Not(nnx.Any(nnx.Param, nnx.RngKey, nnx.Intermediate)))
         return logits, as_words(nnx.merge_state(keys, others))
 
     def evaluated(self, weights: Weights, images: jax.Array) -> jax.Array:
@@ -94,7 +94,11 @@ def make_build(
     def logits() -> jax.Array:
         module = factory(rngs=nnx.Rngs(0), **options)
         module.train()
-        return module(jnp.zeros((2, *shape), dtype))  # pyright: ignore[reportCallIssue]
+        before = jax.tree.structure(nnx.state(module))
+        found = module(jnp.zeros((2, *shape), dtype))  # pyright: ignore[reportCallIssue]
+        if jax.tree.structure(nnx.state(module, nnx.Not(nnx.Intermediate))) != before:
+            raise ValueError("its call makes variables, or leaves some out")
+        return found
 
     if model is not None:
         try:

@@ -219,8 +219,10 @@ class Learner:
             return ()
         step = state.step.astype(jnp.float32)
         decay = jnp.minimum(self.config.ema_decay, (1 + step) / (10 + step))  # as in TensorFlow
-        mean = lambda x, y: (1 - decay) * x + decay * y if _is_floating(x) else x  # noqa: E731
-        return jax.tree.map(mean, new, state.average)
+        mean = lambda x, y: (1 - decay) * x + decay * y  # noqa: E731
+        return jax.tree.map(
+            lambda x, y: mean(x, y).astype(x.dtype) if _is_floating(x) else x, new, state.average
+        )
 
     def evaluated_logits(self, state: TrainState, images: jax.Array) -> jax.Array:
         """Logits in evaluation mode, of the averaged weights where there are some."""

@@ -79,3 +79,28 @@ def test_sixteen_bits_a_pixel_are_scaled_and_wider_ones_refused(tmp_path):
     image_of(gray.astype(np.float32)).save(tmp_path / "train" / "a" / "x.tiff")
     with pytest.raises(DataError, match=r"x\.tiff cannot be read as an image \(its mode is 'F'"):
         loaded(tmp_path)
+
+
+def test_the_first_images_of_a_split_are_of_all_classes_and_hidden_ones_of_none(tmp_path):
+    for split in ("train", "test"):
+        for label, name in enumerate(("a", "b", "c", ".ipynb_checkpoints")):
+            for index in range(8):
+                write(tmp_path / split / name / f"{index}.png", 10 * label + index)
+    (tmp_path / "train" / "a" / "._0.png").write_bytes(b"of another system")
+    data = loaded(tmp_path, train_examples=12, test_examples=12)
+    assert data.class_names == ("a", "b", "c")
+    for labels in (data.train_labels, data.test_labels):
+        assert {*np.asarray(labels).tolist()} == {0, 1, 2}
+
+
+def test_images_that_cannot_be_read_are_named(tmp_path, monkeypatch):
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            write(tmp_path / split / name / "x.png", 7)
+    (tmp_path / "train" / "a" / "y.png").symlink_to(tmp_path / "nothing")
+    with pytest.raises(DataError, match=r"y\.png cannot be read \(No such file"):
+        loaded(tmp_path)
+    (tmp_path / "train" / "a" / "y.png").unlink()
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(DataError, match=r"x\.png cannot be read as an image"):
+        loaded(tmp_path)
