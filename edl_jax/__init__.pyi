@@ -13,6 +13,7 @@ from edl_jax.losses import (
     Student as Student,
     load_pretrained as load_pretrained,
 )
+from edl_jax.methods import METHODS as METHODS
 from edl_jax.models import MODELS as MODELS
 from edl_jax.networks import (
     ClassAgnosticNetwork as ClassAgnosticNetwork,

@@ -61,6 +61,7 @@ def test_there_are_blocks():
         "docs/drop_in.md": 5,
         "docs/export.md": 1,
         "docs/extend.md": 5,
+        "docs/learned_losses.md": 2,
         "docs/studies.md": 1,
         "docs/train.md": 2,
     }
