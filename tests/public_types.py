@@ -41,6 +41,7 @@ def look_parts_up(key: jax.Array, logits: jax.Array, labels: jax.Array) -> None:
     assert_type(edl_jax.DATASETS["digits"](), edl_jax.ArraySource)
     assert_type(list(edl_jax.STRATEGIES), list[str])
     assert_type(list(edl_jax.MODELS), list[str])
+    assert_type(list(edl_jax.METHODS), list[str])
     mutation = edl_jax.MUTATIONS["logistic"]
     assert_type(mutation.init(key, (2, 3)), jax.Array)
     network = edl_jax.PairNetwork(10, (16,), "silu", rngs=nnx.Rngs(0))
