@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from edl_jax import ClassAgnosticNetwork, PairNetwork, load_pretrained
+from edl_jax import ClassAgnosticNetwork, PairNetwork
 from tests.baseline_losses import (
     EVERY,
     NAMES,
@@ -207,10 +207,11 @@ def test_soft_labels_in_blocks_of_classes(num_classes, monkeypatch):
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("classes", [5, 10])  # without and with lanes
-def test_a_call_outside_jit_compiles_nothing_after_the_first(classes, caplog):
+@pytest.mark.parametrize(("name", "classes"), [("edl", 5), ("edl", 10), ("bi_tempered", 5)])
+def test_a_call_outside_jit_compiles_nothing_after_the_first(name, classes, caplog):
+    """With fewer than 8 classes and with more, which go by lanes."""
     logits, labels = np.zeros((4, classes), np.float32), np.zeros(4, np.int32)
-    loss = load_pretrained()
+    loss = loss_of(name)
     gradient = jax.grad(lambda x: loss(x, labels).sum())
     loss(logits, labels), gradient(logits)
     with jax.log_compiles(True):

@@ -1,6 +1,7 @@
 """Losses as solutions, scored by short trainings; and the searches on them."""
 
 import dataclasses
+from functools import partial
 from unittest import mock
 
 import jax
@@ -12,7 +13,7 @@ from edl_jax import TrainConfig, train
 from edl_jax.checked import Count
 from edl_jax.errors import ConfigError, EDLError
 from edl_jax.evolution.evolve import evolve
-from edl_jax.losses import formula
+from edl_jax.losses import LOSSES
 from edl_jax.losses.by_name import list_methods, resolve_loss, resolve_method
 from edl_jax.losses.method import METHODS
 from edl_jax.losses.searched import SearchedLoss
@@ -44,12 +45,6 @@ def scaled(solution):
     return lambda logits, labels: solution * CROSS_ENTROPY(logits, labels)
 
 
-@formula
-def scaled_cross_entropy(c, *, factor=1.0):
-    """`-factor log p_y`."""
-    return -factor * c.log_p()
-
-
 def sample(key):
     return jax.random.uniform(key)
 
@@ -72,6 +67,7 @@ def errors(problem):
     return np.asarray(problem.eval(key, factors, problem.init(key))[0])
 
 
+@pytest.mark.slow
 def test_fitness_is_the_error_after_a_training_with_each_loss(dataset, problem, errors):
     mesh = device_mesh(AXIS, jax.devices()[:1])
     short = dataclasses.replace(CONFIG, warmup_epochs=CONFIG.warmup_epochs * STEPS / 90)
@@ -98,6 +94,7 @@ def test_fitness_is_the_error_after_a_training_with_each_loss(dataset, problem, 
         np.testing.assert_allclose(errors[index], wrong, atol=0.021)
 
 
+@pytest.mark.slow
 def test_all_losses_of_a_generation_have_the_same_draw_and_what_diverges_is_worst(problem, errors):
     assert errors[1] == errors[4]
     assert errors[3] == 1.0
@@ -122,7 +119,7 @@ def test_a_search_finds_what_trains_better(problem):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Steepest(SearchedLoss):
-    """Of some factors of cross-entropy the one with the least error."""
+    """Of some degrees of label smoothing the one with the least error."""
 
     looks_at = "labels of validation images"
 
@@ -130,10 +127,11 @@ class Steepest(SearchedLoss):
 
     def search(self, key, task):
         assert task.num_classes == 10
-        problem = task.trainings(sample, scaled, STEPS)
-        factors = jnp.linspace(0.0, 1.0, self.count)
-        fitness, _, _ = problem.eval(key, factors, problem.init(key))
-        return f"scaled_cross_entropy(factor={factors[jnp.argmin(fitness)]})"
+        smoothing = lambda alpha: partial(LOSSES["label_smoothing"], alpha=alpha)  # noqa: E731
+        problem = task.trainings(sample, smoothing, STEPS)
+        degrees = jnp.linspace(1.0, 0.0, self.count)
+        fitness, _, _ = problem.eval(key, degrees, problem.init(key))
+        return f"label_smoothing(alpha={degrees[jnp.argmin(fitness)]})"
 
     steps = STEPS
 
@@ -148,14 +146,14 @@ METHODS.register("steepest")(Steepest)
 @pytest.mark.slow
 def test_train_searches_first(dataset, tmp_path):
     found = train(CONFIG, loss=Steepest(), run_dir=tmp_path / "run")
-    given = train(CONFIG, loss="scaled_cross_entropy(factor=1.0)")
+    given = train(CONFIG, loss="label_smoothing(alpha=0.0)")
     assert found.test_nll == given.test_nll
     again = train(CONFIG, loss=Steepest(), run_dir=tmp_path / "run")
     assert again.test_nll == found.test_nll
-    kept = read_json(tmp_path / "run" / "search" / "results.json")
+    kept = read_json(tmp_path / "run" / "search" / "found.json")
     assert kept.pop("cpu_seconds") > 0
     images = {"trainings": 2, "images": 2 * STEPS * 32, "validation_images": 100}
-    assert kept == {"loss": "scaled_cross_entropy(factor=1.0)", **images}
+    assert kept == {"loss": "label_smoothing(alpha=0.0)", **images}
     with pytest.raises(EDLError, match="another configuration"):
         train(CONFIG, loss=Steepest(count=4), run_dir=tmp_path / "run")
 
@@ -163,7 +161,7 @@ def test_train_searches_first(dataset, tmp_path):
 @pytest.mark.slow
 def test_a_comparison_searches_once_for_all_seeds_and_says_what_that_took(tmp_path):
     config = CompareConfig(
-        losses=("scaled_cross_entropy",), methods=("steepest",), num_seeds=2, train=CONFIG
+        losses=("label_smoothing(alpha=0.0)",), methods=("steepest",), num_seeds=2, train=CONFIG
     )
     study = compare(config, run_dir=tmp_path / "run", executor=1)
     same, found = study.table.to_dict("records")
@@ -171,7 +169,7 @@ def test_a_comparison_searches_once_for_all_seeds_and_says_what_that_took(tmp_pa
     (mean,) = [name for name in same if name.startswith("accuracy") and "mean" in name]
     assert found[mean] == same[mean]
     (search,) = study.tables["What was searched for"].to_dict("records")
-    assert search["found"] == "scaled_cross_entropy(factor=1.0)"
+    assert search["found"] == "label_smoothing(alpha=0.0)"
     assert search["trainings"] == 2
     with mock.patch.object(Steepest, "search", side_effect=AssertionError):
         again = compare(config, run_dir=tmp_path / "run", executor=1)

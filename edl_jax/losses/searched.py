@@ -24,13 +24,24 @@ class Task:
         classifier that `loss(solution)`, a function of logits and labels, has trained for so many
         steps; a `TrainingProblem`.
       run_dir: a folder in which the search may keep what it needs to resume, or None.
+      devices: those that the classifier will be trained on; all if empty.
       progress: whether to show it.
     """
 
     num_classes: int
     trainings: Callable[[Callable[..., Any], Callable[[Any], Losses], int], Any]
     run_dir: Path | None = None
+    devices: tuple[Any, ...] = ()
     progress: bool = False
+
+    def options(self, population_size: int) -> dict[str, Any]:
+        """Further arguments of `evolve`: a checkpoint after each generation, and what it runs on.
+
+        It runs on as many devices as the population can be divided among.
+        """
+        counts = [n for n in range(1, 1 + len(self.devices)) if population_size % n == 0]
+        devices = self.devices[: counts[-1]] if counts else None
+        return {"generations_per_chunk": 1, "devices": devices, "progress": self.progress}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -110,7 +110,8 @@ class ALA(Checked, LossMethod):
         rewards = jax.lax.map(reward, actions)  # in turn, so that memory does not grow
         gradient = policy_gradient(state["policy"], features, actions, rewards)
         descent = jax.tree.map(jnp.negative, gradient)
-        updates, adam = optax.adam(self.learning_rate).update(descent, state["adam"])
+        with jax.numpy_dtype_promotion("standard"):  # which Adam needs
+            updates, adam = optax.adam(self.learning_rate).update(descent, state["adam"])
         policy: Any = optax.apply_updates(state["policy"], updates)
         probabilities = jnp.exp(log_probabilities(policy, features))
         return {
@@ -173,7 +174,7 @@ def features_of(
     """What the policy sees of every entry, `[num_classes, num_classes, features]`."""
     of_pairs = [y for x in (deviation, confusion, confusion_change) for y in (x, x.T)]
     of_all = [jnp.full_like(deviation, x) for x in (progress, metric, metric_change)]
-    return jnp.stack([*of_pairs, jnp.eye(len(deviation)), *of_all], axis=-1)
+    return jnp.stack([*of_pairs, jnp.eye(len(deviation), dtype=deviation.dtype), *of_all], axis=-1)
 
 
 def initial_policy(key: jax.Array, hidden: int) -> dict[str, jax.Array]:

@@ -72,12 +72,12 @@ class ELF(SearchedLoss):
             params=strategy.default_params.replace(std_init=self.std_init),
             draws=self.draws,
             run_dir=task.run_dir,
-            progress=task.progress,
+            **task.options(self.population_size),
         )
         return loss(found.solution)
 
     @property
     def num_trainings(self) -> int:
         """Of all generations, and of the choice at the end."""
-        chosen_from = self.population_size // 4 + 1
+        chosen_from = max(1, self.population_size // 4) + 1
         return self.population_size * self.generations + self.draws * chosen_from

@@ -126,7 +126,7 @@ class GLO(SearchedLoss):
             key,
             draws=self.draws,
             run_dir=task.run_dir and task.run_dir / name,
-            progress=task.progress,
+            **task.options(self.population_size),
             **options,
         )
         return np.asarray(found.solution)

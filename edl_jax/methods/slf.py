@@ -121,7 +121,8 @@ class SLF(Checked, LossMethod):
 
         def learned() -> tuple[jax.Array, Any]:
             gradient = jax.grad(ahead)(state["gates"])
-            updates, adam = self._adam.update(gradient, state["adam"])
+            with jax.numpy_dtype_promotion("standard"):  # which Adam needs
+                updates, adam = self._adam.update(gradient, state["adam"])
             return jnp.clip(state["gates"] + updates, -_LIMIT, _LIMIT), adam
 
         as_before = lambda: (state["gates"], state["adam"])  # noqa: E731

@@ -73,7 +73,7 @@ class TaylorGLO(SearchedLoss):
             params=jax.jit(params)(),
             draws=self.draws,
             run_dir=task.run_dir,
-            progress=task.progress,
+            **task.options(self.population_size),
         )
         parameters = tuple(float(f"{x:.6g}") for x in found.solution.tolist())
         return f"taylor_polynomial(parameters={parameters})"

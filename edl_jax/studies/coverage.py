@@ -17,7 +17,8 @@ from edl_jax.checked import Checked, Count, Distinct, OneOf, check
 from edl_jax.data.datasets import Dataset, load_dataset
 from edl_jax.errors import ConfigError
 from edl_jax.losses import EvolvedLoss
-from edl_jax.losses.by_name import check_loss_name, load_pretrained
+from edl_jax.losses.by_name import check_loss_name, load_pretrained, resolve_method
+from edl_jax.losses.searched import SearchedLoss
 from edl_jax.objective import MARGINS, SEVERITIES, measure
 from edl_jax.pairs import REGIMES, Mixture, Pairs, sample_pairs
 from edl_jax.runs.describing import describe
@@ -68,6 +69,9 @@ class CoverageConfig(Checked):
         super().__post_init__()
         for name in (*self.losses, self.evolved):
             check_loss_name(name)
+            if isinstance(resolve_method(name), SearchedLoss):
+                expected = "the loss that `edl train --method` found, in its search/found.json"
+                raise ConfigError(f"{name!r} is yet to be searched for; expected {expected}.")
         last = self.train.epochs
         if list(self.epochs) != sorted({*self.epochs}) or self.epochs[-1] > last:
             raise ConfigError(

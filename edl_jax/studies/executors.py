@@ -22,6 +22,7 @@ from tqdm import tqdm
 from edl_jax.data import DATASETS
 from edl_jax.errors import ConfigError, EDLError, InputError, shortened
 from edl_jax.losses import LOSSES
+from edl_jax.methods import METHODS
 from edl_jax.models import MODELS
 from edl_jax.objective import MARGINS, SEVERITIES
 from edl_jax.runs.describing import describe
@@ -30,7 +31,7 @@ from edl_jax.strategies import MUTATIONS, STRATEGIES
 from edl_jax.studies.cells import kept
 from edl_jax.studies.figures import check_libraries
 
-_TABLES: Any = (DATASETS, LOSSES, MARGINS, MODELS, MUTATIONS, SEVERITIES, STRATEGIES)
+_TABLES: Any = (DATASETS, LOSSES, MARGINS, METHODS, MODELS, MUTATIONS, SEVERITIES, STRATEGIES)
 
 
 @contextlib.contextmanager

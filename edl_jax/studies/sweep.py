@@ -59,7 +59,8 @@ def sweep(
         None: this process on an accelerator, one a core on a CPU.
       seed_field: dotted name of the field that takes the seeds.
       folder: where rows are kept; nothing is written by default. Sweeps of one
-        `run` may share it, with any bases.
+        `run` may share it, with any bases. A cell is known by its configuration alone: put what
+        else its row depends on, such as a digest of the data, into the folder's identity.
       progress: whether to show a progress bar.
 
     Returns:

@@ -8,6 +8,7 @@ from annotated_types import Ge, Lt
 from edl_jax.checked import Checked, Count, NotNegative, OneOf, Positive, Seed
 from edl_jax.data.augmentation import Augmentation
 from edl_jax.data.config import DataConfig
+from edl_jax.data.datasets import Dataset
 from edl_jax.errors import ConfigError
 from edl_jax.losses.by_name import check_loss_name, scale_of
 from edl_jax.methods import METHODS  # noqa: F401 - so that they have names
@@ -68,3 +69,13 @@ class TrainConfig(Checked):
                 f"TrainConfig.loss is {self.loss!r}, whose margins are of angles; expected a "
                 "head_scale with it, such as 30."
             )
+
+
+def check_validation(config: TrainConfig, dataset: Dataset, who: str) -> None:
+    """Refuse data without validation images in memory."""
+    if dataset.streamed or not config.data.val_examples:
+        raise ConfigError(
+            f"{who} looks at validation images, of which there are {config.data.val_examples}"
+            f"{', streamed' if dataset.streamed else ''}; expected TrainConfig.data with "
+            "val_examples of at least 1, and stream False."
+        )

@@ -206,7 +206,8 @@ class MetaTraining:
 
         differentiated = jax.value_and_grad(objective, has_aux=True)
         (loss, accuracy), gradient = differentiated(state.learned)
-        updates, optimizer = self.optimizer.update(gradient, state.optimizer, state.learned)
+        with jax.numpy_dtype_promotion("standard"):  # which Adam needs
+            updates, optimizer = self.optimizer.update(gradient, state.optimizer, state.learned)
         learned: Any = optax.apply_updates(state.learned, updates)
         going = state.step % self.period > 0  # the period has begun before
         loss_sum = jnp.where(going, state.loss_sum, 0.0) + loss

@@ -21,12 +21,13 @@ from edl_jax.models import ModelFactory
 from edl_jax.runs.describing import describe
 from edl_jax.runs.folder import own_parts
 from edl_jax.training.classifier import AXIS, Classifier, Weights, on_cpu
-from edl_jax.training.config import TrainConfig
+from edl_jax.training.config import TrainConfig, check_validation
 from edl_jax.training.metrics import Sums, sums_of
 from edl_jax.training.optimizers import LOSS, MODEL, Optimizer, make_optimizer, make_schedule
 from edl_jax.training.state import Batch, TrainState, evaluated
 
 _OF_LOSS = 2**32 - 1  # folded into the key of the initial state
+_VALIDATION = 2**32 - 1  # and into that of all steps
 
 
 class Learner:
@@ -131,14 +132,19 @@ class Learner:
         batch = batch_at(state.step)
         after, logits, targets = self._descended(state, key, batch, losses, self.classifier)
 
-        def validation(at: TrainState = after, classifier: Classifier = self.classifier) -> Batch:
+        def validated(at: TrainState, first: jax.Array) -> Batch:
             assert held_out is not None  # refused above
             images, labels = held_out
             size = min(self.config.batch_size, len(labels))
-            rows = state.step % len(labels) * size + jnp.arange(size, dtype=jnp.int32)
-            rows %= len(labels)
+            rows = (first + jnp.arange(size, dtype=jnp.int32)) % len(labels)
             weights = at.params[MODEL], at.statistics
-            return classifier.evaluated(weights, images[rows]), labels[rows]
+            # A loss may look every so many steps, in a conditional.
+            return self.in_loops.evaluated(weights, images[rows]), labels[rows]
+
+        def validation() -> Batch:
+            count = len(self.dataset.val_labels)
+            size = min(self.config.batch_size, count)
+            return validated(after, state.step % count * size % count)
 
         def lookahead(losses: Losses, steps: int) -> Batch:
             # What `losses` reads is equal on all devices. So its mean over them is the same, and
@@ -153,7 +159,10 @@ class Learner:
 
             # Activations are computed again on the way back: a step keeps its state alone.
             at, _ = jax.lax.scan(jax.checkpoint(further), after, length=steps)
-            return validation(at, self.in_loops)
+            # Not in turn: who looks every so many steps would never see some of the images.
+            drawn = jax.random.fold_in(jax.random.fold_in(key, _VALIDATION), state.step)
+            count = len(self.dataset.val_labels)
+            return validated(at, jax.random.randint(drawn, (), 0, count, jnp.int32))
 
         progress = after.step.astype(jnp.float32) / self.total_steps
         student = Student(after.step, progress, logits, targets, validation, lookahead)
@@ -237,16 +246,6 @@ class Learner:
         """The logits that the loss would see in a step."""
         images, _ = self._prepared(state, key, batch)
         return self.classifier.trained((state.params[MODEL], state.statistics), images)[0]
-
-
-def check_validation(config: TrainConfig, dataset: Dataset, who: str) -> None:
-    """Refuse data without validation images in memory."""
-    if dataset.streamed or not config.data.val_examples:
-        raise ConfigError(
-            f"{who} looks at validation images, of which there are {config.data.val_examples}"
-            f"{', streamed' if dataset.streamed else ''}; expected TrainConfig.data with "
-            "val_examples of at least 1, and stream False."
-        )
 
 
 def _is_floating(x: jax.Array) -> bool:

@@ -12,7 +12,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from evosax.types import Population, Solution
+from jax.sharding import Mesh
 
 from edl_jax.data.datasets import Dataset
 from edl_jax.evolution.problems import Evaluated, Summand, static_self
@@ -21,17 +23,16 @@ from edl_jax.losses.by_name import resolve_loss
 from edl_jax.losses.method import Losses, LossMethod
 from edl_jax.losses.searched import SearchedLoss, Task
 from edl_jax.models import ModelFactory
-from edl_jax.runs.describing import describe
-from edl_jax.runs.devices import device_mesh
+from edl_jax.runs.describing import describe, describe_config
 from edl_jax.runs.folder import read_json
 from edl_jax.runs.storage import write_atomically
 from edl_jax.training.classifier import AXIS
-from edl_jax.training.config import TrainConfig
-from edl_jax.training.learner import Learner, check_validation
+from edl_jax.training.config import TrainConfig, check_validation
+from edl_jax.training.learner import Learner
 from edl_jax.training.optimizers import Optimizer
 from edl_jax.training.state import Batch
 
-RESULTS = "results.json"
+FOUND = "found.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +76,7 @@ class TrainingProblem(Summand):
             config, warmup_epochs=min(share * config.warmup_epochs, config.epochs)
         )
         self.steps, self._sample, self._dataset = steps, sample, dataset
-        mesh = device_mesh(AXIS, jax.local_devices()[:1])
+        mesh = Mesh(np.asarray(jax.local_devices()[:1]), (AXIS,))
         parts = {"model": model, "optimizer": optimizer}
         candidate = _Candidate(sample, loss)
         self.learner = Learner(
@@ -85,7 +86,9 @@ class TrainingProblem(Summand):
     @property
     def described_as(self) -> str:
         """What tells it from other problems."""
-        return f"{self.steps} steps of {describe(self.learner.identity())}"
+        learner = self.learner
+        recipe = describe_config(learner.config)
+        return f"{self.steps} steps of {recipe} with {describe(learner.identity())}"
 
     @static_self
     def sample(self, key: jax.Array) -> Solution:
@@ -113,9 +116,10 @@ class TrainingProblem(Summand):
             at = begun._replace(loss_state=solution)
             step = lambda _, at: self.learner.step(at, key_steps, batch_at)  # noqa: E731
             at = jax.lax.fori_loop(0, self.steps, step, at)
-            logits = self.learner.evaluated_logits(at, val_images)
-            wrong = jnp.mean(jnp.argmax(logits, axis=-1) != val_labels, dtype=jnp.float32)
-            return jnp.where(at.failed_step >= 0, 1.0, wrong)
+            is_wrong = lambda x: jnp.argmax(self.learner.evaluated_logits(at, x[0][None])) != x[1]  # noqa: E731
+            # Not all images at once, since all losses are evaluated together.
+            wrong = jax.lax.map(is_wrong, (val_images, val_labels), batch_size=size)
+            return jnp.where(at.failed_step >= 0, 1.0, jnp.mean(wrong, dtype=jnp.float32))
 
         # The learner is written for one device of the axis "data": here an axis of one.
         of_device = jax.vmap(error, axis_name=AXIS, axis_size=1, in_axes=None)
@@ -129,6 +133,7 @@ def search(
     dataset: Dataset,
     run_dir: Path,
     *,
+    devices: tuple[Any, ...] = (),
     progress: bool = False,
     **parts: Any,
 ) -> dict[str, Any]:
@@ -136,23 +141,30 @@ def search(
 
     Returns:
       `loss`, the name by which it can be chosen again: with options, or a file in `run_dir`; and
-      what it took: `trainings`, `images` seen by them, `validation_images`, and `cpu_seconds`.
+      what it took: `trainings`, `images` seen by them, `validation_images`, and `cpu_seconds` (of
+      the process that ended it).
     """
-    if (run_dir / RESULTS).exists():
-        return read_json(run_dir / RESULTS)
+    if (run_dir / FOUND).exists():
+        found = read_json(run_dir / FOUND)
+        return found | {"loss": _placed(found["loss"], run_dir)}
     began = time.process_time()
     trainings = partial(TrainingProblem, config, dataset, **parts)
-    task = Task(dataset.num_classes, trainings, run_dir, progress)
+    task = Task(dataset.num_classes, trainings, run_dir, devices, progress)
     loss = method.search(jax.random.key(method.seed), task)
     if isinstance(loss, EvolvedLoss):
-        loss.save(path := run_dir / "loss.safetensors")
-        loss = str(path)
+        loss.save(run_dir / (name := "loss.safetensors"))
+        loss = name
     looked = config.data.val_examples if method.validates else 0
     images = method.num_trainings * getattr(method, "steps", 0) * config.batch_size
     found = {"loss": loss, "trainings": method.num_trainings, "images": images}
     found |= {"validation_images": looked, "cpu_seconds": round(time.process_time() - began, 1)}
-    write_atomically(run_dir / RESULTS, json.dumps(found).encode())
-    return found
+    write_atomically(run_dir / FOUND, json.dumps(found).encode())
+    return found | {"loss": _placed(loss, run_dir)}
+
+
+def _placed(loss: str, run_dir: Path) -> str:
+    """The name of a loss; that of a file with its folder, which may have been moved."""
+    return str(run_dir / loss) if loss.endswith(".safetensors") else loss
 
 
 def found(learner: Learner, run_dir: Path | None = None, *, progress: bool = False) -> Learner:
@@ -161,6 +173,8 @@ def found(learner: Learner, run_dir: Path | None = None, *, progress: bool = Fal
     given = parts.pop("loss"), learner.config, learner.dataset
     with contextlib.ExitStack() as stack:
         run_dir = run_dir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        name = search(*given, run_dir, progress=progress, **parts)["loss"]
+        devices = tuple(learner.mesh.devices.flat)
+        options = {"devices": devices, "progress": progress, **parts}
+        name = search(*given, run_dir, **options)["loss"]
         loss = resolve_loss(name)
     return Learner(*given[1:], loss, learner.mesh, **parts)

@@ -144,6 +144,7 @@ def test_options_that_cannot_work_are_refused(wrong):
         ALA(**wrong)
 
 
+@pytest.mark.slow
 def test_two_devices_train_with_it():
     config = dataclasses.replace(SMALL, augmentation=Augmentation(crop=False, mixup=0.2))
     loss = ALA(metric="nll", every=2, steps=1, children=2)

@@ -348,7 +348,7 @@ SMALL = TrainConfig(
 @pytest.mark.slow
 def test_a_training_searches_first_and_its_search_resumes(tmp_path):
     once = train(SMALL, model=Linear, run_dir=tmp_path)
-    name = read_json(tmp_path / "search/results.json")["loss"]
+    name = read_json(tmp_path / "search/found.json")["loss"]
     assert train(SMALL, model=Linear, run_dir=tmp_path).history == once.history
     assert train(SMALL, model=Linear, loss=name).test_nll == once.test_nll
 

@@ -134,6 +134,7 @@ def test_it_keeps_its_dtypes_under_strict_promotion_of_wide_numbers(soft):
         assert check_loss(L2TDLF(), CLASSES, soft=soft)
 
 
+@pytest.mark.slow
 def test_two_devices_teach_as_one():
     loss = L2TDLF(steps=2, every=2)
     devices = [jax.devices()[:n] for n in (1, 2)]

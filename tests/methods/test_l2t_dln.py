@@ -158,6 +158,7 @@ def test_it_keeps_its_dtypes_under_strict_promotion_of_wide_numbers(soft):
         assert check_loss(L2TDLN(), CLASSES, soft=soft)
 
 
+@pytest.mark.slow
 def test_two_devices_teach_as_one():
     devices = [jax.devices()[:n] for n in (1, 2)]
     one, two = (train(SMALL, loss=TINY, model=Plain, devices=x).loss_state for x in devices)

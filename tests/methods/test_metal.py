@@ -63,6 +63,7 @@ def test_the_loss_of_a_step_is_that_of_the_formulas():
     np.testing.assert_allclose(found, cross_entropy + of_support + of_query, rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inner_loss", ["learned", "cross_entropy"])
 def test_the_outer_gradient_equals_finite_differences(inner_loss):
     method = dataclasses.replace(TINY, inner_loss=inner_loss)

@@ -162,6 +162,7 @@ def test_candidates_are_static_losses(name):
         SLF(candidates=("cross_entropy", name))
 
 
+@pytest.mark.slow
 def test_two_devices_train_with_it():
     config = dataclasses.replace(SMALL, augmentation=Augmentation(crop=False, mixup=0.2))
     loss = SLF(candidates=("cross_entropy", "gce"), every=2)

@@ -53,7 +53,7 @@ def test_a_training_searches_first_and_by_an_object_too(tmp_path):
         epochs=1,
     )
     once = train(config, model=Linear, run_dir=tmp_path)
-    name = read_json(tmp_path / "search/results.json")["loss"]
+    name = read_json(tmp_path / "search/found.json")["loss"]
     assert train(config, model=Linear, run_dir=tmp_path).history == once.history
     assert train(config, model=Linear, loss=name).test_nll == once.test_nll
     given = TaylorGLO(population_size=4, generations=2, steps=2)

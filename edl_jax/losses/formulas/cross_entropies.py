@@ -126,6 +126,7 @@ def log_tempered_softmax(x: jax.Array, t: float, mask: jax.Array | None) -> jax.
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
+@partial(jax.jit, static_argnums=2)  # or outside of one the loop was compiled in every call
 def _normalizer(x: jax.Array, mask: jax.Array | None, t: float) -> jax.Array:
     """The number `[..., 1]` with which `exp_t(x - number)` sum to 1, by Newton's method."""
 
