@@ -19,8 +19,7 @@ from edl_jax.data.datasets import Dataset
 from edl_jax.losses.by_name import resolve_loss
 from edl_jax.models import MODELS, layers
 from edl_jax.runs.devices import device_mesh
-from edl_jax.training.classifier import AXIS
-from edl_jax.training.learner import Learner
+from edl_jax.training.learner import AXIS, Learner
 from edl_jax.training.trainer import Trainer
 
 NUM_CLASSES = 10

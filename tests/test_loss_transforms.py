@@ -207,6 +207,7 @@ def test_soft_labels_in_blocks_of_classes(num_classes, monkeypatch):
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow  # outside jit every operation is a program
 @pytest.mark.parametrize(("name", "classes"), [("edl", 5), ("edl", 10), ("bi_tempered", 5)])
 def test_a_call_outside_jit_compiles_nothing_after_the_first(name, classes, caplog):
     """With fewer than 8 classes and with more, which go by lanes."""

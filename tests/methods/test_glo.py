@@ -261,6 +261,7 @@ def task_of(target):
     return Task(3, lambda sample, loss, steps: Likeness(sample, loss, target))
 
 
+@pytest.mark.slow
 def test_breeding_reaches_baikal_from_random_formulas():
     size, size_of_population = 8, 512
     breeding = GeneticProgramming(size_of_population, size, ARITY, needs=NEEDS)
@@ -292,6 +293,7 @@ def test_breeding_reaches_baikal_from_random_formulas():
     assert best < 1e-9
 
 
+@pytest.mark.slow
 def test_seeds_begin_and_coefficients_follow():
     formula = "-1.5 * log(p) + 0.7 * w / p"
     target = values_of(functools.partial(LOSSES["expression"], formula=formula))
