@@ -161,7 +161,7 @@ def test_train_searches_first(dataset, tmp_path):
 @pytest.mark.slow
 def test_a_comparison_searches_once_for_all_seeds_and_says_what_that_took(tmp_path):
     config = CompareConfig(
-        losses=("label_smoothing(alpha=0.0)",), methods=("steepest",), num_seeds=2, train=CONFIG
+        losses=("label_smoothing(alpha=0)",), methods=("steepest",), num_seeds=2, train=CONFIG
     )
     study = compare(config, run_dir=tmp_path / "run", executor=1)
     same, found = study.table.to_dict("records")
