@@ -27,8 +27,8 @@ class Student(NamedTuple):
       validation: `() -> (logits, labels)`, as above but of the next `batch_size` validation images
         in turn, the same on every device, as the classifier sees them now. Computed only where
         it is called; needs `val_examples`, and images in memory.
-      lookahead: `(losses, steps) -> (logits, labels)`: of validation images that the step draws, so
-        many steps on, had the classifier been trained with `losses(logits, labels) -> [batch]` on
+      lookahead: `(losses, steps) -> (logits, labels)`: what `validation` would give so many steps
+        on, had the classifier been trained with `losses(logits, labels) -> [batch]` on
         the batches that come next (after an epoch's last its first again), by its own optimizer.
         Differentiable in all that `losses` reads, which has to be equal on all devices, as the
         derivatives are.

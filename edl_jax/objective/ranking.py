@@ -137,7 +137,7 @@ def _comparisons(
         # What rounding can cause is allowed. In this form, NaN and infinity keep no margin.
         is_kept = loss - losses + float(jnp.finfo(jnp.float32).eps) * size >= asked
         # Two counts, each below 2^16, in one number: to sum it takes a third of the time.
-        both = ((milder & ~is_kept).astype(jnp.int32) << 16) + milder
+        both = ((milder & ~is_kept).astype(jnp.int32) << 16) + milder.astype(jnp.int32)
         sums = jnp.stack([both.sum(), both.sum(where=regimes == regime)])
         return jnp.stack([sums >> 16, sums & 0xFFFF], axis=-1)
 

@@ -27,7 +27,6 @@ from edl_jax.training.optimizers import LOSS, MODEL, Optimizer, make_optimizer, 
 from edl_jax.training.state import Batch, TrainState, evaluated
 
 _OF_LOSS = 2**32 - 1  # folded into the key of the initial state
-_VALIDATION = 2**32 - 1  # and into that of all steps
 
 
 class Learner:
@@ -132,19 +131,15 @@ class Learner:
         batch = batch_at(state.step)
         after, logits, targets = self._descended(state, key, batch, losses, self.classifier)
 
-        def validated(at: TrainState, first: jax.Array) -> Batch:
+        def validation(at: TrainState = after) -> Batch:
             assert held_out is not None  # refused above
             images, labels = held_out
             size = min(self.config.batch_size, len(labels))
-            rows = (first + jnp.arange(size, dtype=jnp.int32)) % len(labels)
+            rows = state.step % len(labels) * size + jnp.arange(size, dtype=jnp.int32)
+            rows %= len(labels)
             weights = at.params[MODEL], at.statistics
             # A loss may look every so many steps, in a conditional.
             return self.in_loops.evaluated(weights, images[rows]), labels[rows]
-
-        def validation() -> Batch:
-            count = len(self.dataset.val_labels)
-            size = min(self.config.batch_size, count)
-            return validated(after, state.step % count * size % count)
 
         def lookahead(losses: Losses, steps: int) -> Batch:
             # What `losses` reads is equal on all devices. So its mean over them is the same, and
@@ -159,10 +154,7 @@ class Learner:
 
             # Activations are computed again on the way back: a step keeps its state alone.
             at, _ = jax.lax.scan(jax.checkpoint(further), after, length=steps)
-            # Not in turn: who looks every so many steps would never see some of the images.
-            drawn = jax.random.fold_in(jax.random.fold_in(key, _VALIDATION), state.step)
-            count = len(self.dataset.val_labels)
-            return validated(at, jax.random.randint(drawn, (), 0, count, jnp.int32))
+            return validation(at)
 
         progress = after.step.astype(jnp.float32) / self.total_steps
         student = Student(after.step, progress, logits, targets, validation, lookahead)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edl_jax.studies.statistics import Sample, compare_paired, describe, holm
+from edl_jax.studies.statistics import Sample, compare_paired, holm, summarize
 
 HERE = Path(__file__).parent
 
@@ -54,7 +54,7 @@ def of_edl() -> list[str]:
     for name, (mine, theirs), found, corrected in zip(
         recipes, pairs, tests, holm([x.p for x in tests]), strict=True
     ):
-        reached = [with_std(describe(values)) for values in (theirs, mine)]
+        reached = [with_std(summarize(values)) for values in (theirs, mine)]
         d = found.difference
         cells = [
             str(len(mine)),
