@@ -94,13 +94,11 @@ def evolve(
     chunk = check("generations_per_chunk", generations_per_chunk, Count)
     options = {"generations": generations, "chunk": chunk, "mesh": mesh}
     evolution = Evolution(problem, strategy, params, **options)
+    key, parts = checked_key(key), {"problem": problem, "strategy": strategy, "params": params}
     identity = lambda: {  # noqa: E731
-        "key": jax.random.key_data(checked_key(key)).tolist(),
+        "key": jax.random.key_data(key).tolist(),
         "generations": generations,
-        "parts": {
-            name: describe(part)
-            for name, part in (("problem", problem), ("strategy", strategy), ("params", params))
-        },
+        "parts": {name: describe(part) for name, part in parts.items()},
     }
     with contextlib.ExitStack() as stack:
         folder = first_does(
@@ -108,7 +106,7 @@ def evolve(
             share=False,
         )
         kept = {"folder": folder, "progress": progress and is_first()}
-        return run_evolution(evolution, checked_key(key), draws, **kept)[0]
+        return run_evolution(evolution, key, draws, **kept)[0]
 
 
 def run_evolution(
